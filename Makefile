@@ -1,0 +1,30 @@
+# Each target works on a fresh clone: it makes .venv and installs what it needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: install demo test check clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (about two minutes the first time)"
+	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[all]"
+	@touch $@
+
+# Clips to an animated photo. CLIPS=folder trains on your own videos, INIT=none trains the U-Net from nothing.
+demo: $(STAMP)
+	@$(BIN)/python recipes/demo.py $(if $(CLIPS),--clips "$(CLIPS)") $(if $(INIT),--init "$(INIT)") $(if $(IMAGE),--image "$(IMAGE)") $(if $(STEPS),--steps "$(STEPS)")
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf out
