@@ -1,0 +1,139 @@
+"""Convolutional blocks of the U-Net: ResNet, transformer, and the three kinds of level.
+
+Hidden states are (B, N, H, W, C) with channels last in memory from end to end: attention, linear layers and
+channels-last convolutions then all see views of the same memory. Knows nothing of timesteps or motion: `emb` is a vector.
+Module and parameter names are the official checkpoint's.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cinemo.unet.attention import FramePositions, TransformerBlock
+
+
+def conv_frames(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Apply a 2-D convolution to every frame: (B, N, H, W, C) -> (B, N, H', W', C')."""
+    out = conv(x.flatten(0, 1).permute(0, 3, 1, 2))
+    return out.permute(0, 2, 3, 1).contiguous().unflatten(0, x.shape[:2])
+
+
+def norm_clip(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    """GroupNorm with statistics over all frames of a clip, as the official ResNets have it.
+
+    The frames are stacked into one tall image, which is a view and takes the fast channels-last kernel.
+    """
+    return norm(x.flatten(1, 2).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).reshape(x.shape)
+
+
+def norm_frames(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    """GroupNorm with statistics per frame, as the official transformers have it."""
+    return norm(x.flatten(0, 1).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).reshape(x.shape)
+
+
+class ResnetBlock(nn.Module):
+    """Two convolutions with the embedding added between them; a 1x1 shortcut where the width changes."""
+
+    def __init__(self, in_channels: int, out_channels: int, emb_dim: int, groups: int, eps: float) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, in_channels, eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.time_emb_proj = nn.Linear(emb_dim, out_channels)
+        self.norm2 = nn.GroupNorm(groups, out_channels, eps)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        if in_channels != out_channels:
+            self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x (B, N, H, W, C), emb (B, E) -> (B, N, H, W, C')"""
+        hidden = conv_frames(self.conv1, F.silu(norm_clip(self.norm1, x)))
+        hidden = hidden + self.time_emb_proj(F.silu(emb))[:, None, None, None]
+        hidden = conv_frames(self.conv2, F.silu(norm_clip(self.norm2, hidden)))
+        return hidden + (conv_frames(self.conv_shortcut, x) if hasattr(self, "conv_shortcut") else x)
+
+
+class Transformer(nn.Module):
+    """Per-frame norm, 1x1 projection, one transformer block, projection back, skip."""
+
+    def __init__(self, channels: int, num_heads: int, text_dim: int, groups: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.proj_in = nn.Conv2d(channels, channels, 1)
+        self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, num_heads, text_dim)])
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor, text: Tensor, positions: FramePositions) -> Tensor:
+        hidden = conv_frames(self.proj_in, norm_frames(self.norm, x))
+        hidden = self.transformer_blocks[0](hidden.flatten(2, 3), text, positions).reshape(x.shape)
+        return x + conv_frames(self.proj_out, hidden)
+
+
+class Resample(nn.Module):
+    """The convolution that leads to the next level: stride 2 on the way down, stride 1 after enlarging on the way up."""
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=stride, padding=1)
+
+
+class Level(nn.Module):
+    """One level of the U-Net: pairs of ResNet and (where `num_heads` is given) transformer, then maybe a resample."""
+
+    def __init__(
+        self, widths: Sequence[tuple[int, int]], num_heads: int | None, emb_dim: int, text_dim: int, groups: int, eps: float
+    ) -> None:
+        """widths: (channels in, channels out) of each ResNet."""
+        super().__init__()
+        self.resnets = nn.ModuleList([ResnetBlock(i, o, emb_dim, groups, eps) for i, o in widths])
+        if num_heads is not None:
+            self.attentions = nn.ModuleList([Transformer(o, num_heads, text_dim, groups) for _, o in widths])
+
+    def layer(self, index: int, x: Tensor, emb: Tensor, text: Tensor, positions: FramePositions) -> Tensor:
+        x = self.resnets[index](x, emb)
+        return self.attentions[index](x, text, positions) if hasattr(self, "attentions") else x
+
+
+class DownLevel(Level):
+    def forward(self, x: Tensor, emb: Tensor, text: Tensor, positions: FramePositions) -> tuple[Tensor, list[Tensor]]:
+        """Returns the states for the next level and those that the way up takes back, in order."""
+        skips = []
+        for index in range(len(self.resnets)):
+            x = self.layer(index, x, emb, text, positions)
+            skips.append(x)
+        if hasattr(self, "downsamplers"):
+            x = conv_frames(self.downsamplers[0].conv, x)
+            skips.append(x)
+        return x, skips
+
+
+class UpLevel(Level):
+    def forward(
+        self, x: Tensor, skips: list[Tensor], emb: Tensor, text: Tensor, positions: FramePositions
+    ) -> Tensor:
+        """Takes its skips from the end of `skips`, and enlarges to the size of the next one that is left there."""
+        for index in range(len(self.resnets)):
+            x = self.layer(index, torch.cat((x, skips.pop()), dim=-1), emb, text, positions)
+        if hasattr(self, "upsamplers"):
+            x = conv_frames(self.upsamplers[0].conv, enlarge(x, skips[-1].shape[2:4]))
+        return x
+
+
+class MidLevel(nn.Module):
+    """ResNet, transformer, ResNet at the smallest size."""
+
+    def __init__(self, channels: int, num_heads: int, emb_dim: int, text_dim: int, groups: int, eps: float) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList([ResnetBlock(channels, channels, emb_dim, groups, eps) for _ in range(2)])
+        self.attentions = nn.ModuleList([Transformer(channels, num_heads, text_dim, groups)])
+
+    def forward(self, x: Tensor, emb: Tensor, text: Tensor, positions: FramePositions) -> Tensor:
+        x = self.attentions[0](self.resnets[0](x, emb), text, positions)
+        return self.resnets[1](x, emb)
+
+
+def enlarge(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Nearest-neighbour enlargement of every frame to (H, W): the skip's size, so sizes that do not halve work too."""
+    out = F.interpolate(x.flatten(0, 1).permute(0, 3, 1, 2), size=tuple(size), mode="nearest")
+    return out.permute(0, 2, 3, 1).contiguous().unflatten(0, x.shape[:2])

@@ -1,0 +1,218 @@
+"""CinemoUNet: noisy motion residuals, image latents, text, motion bucket and timestep -> prediction.
+
+Builds the levels and joins the image with the residuals (Algorithm 1, line 9). Knows nothing of noise schedules, losses
+or prompts. `CinemoUNet.from_pretrained` reads the official checkpoint's unet/ directory as it is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
+from diffusers.utils import BaseOutput
+from torch import Tensor, nn
+
+from cinemo.unet.attention import frame_positions
+from cinemo.unet.blocks import DownLevel, MidLevel, Resample, UpLevel, conv_frames, norm_clip
+
+# Keys of the official config.json that this model fixes. Another value would change the arithmetic, so it is refused.
+FIXED_CONFIG: dict[str, Any] = {
+    "act_fn": "silu",
+    "addition_embed_type": "motion_ids",
+    "center_input_sample": False,
+    "class_embed_type": None,
+    "class_embeddings_concat": False,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "cross_attention_norm": None,
+    "downsample_padding": 1,
+    "dual_cross_attention": False,
+    "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "mid_block_only_cross_attention": None,
+    "mid_block_scale_factor": 1,
+    "mid_block_type": "UNetMidBlock3DCrossAttn",
+    "num_attention_heads": None,
+    "num_class_embeds": None,
+    "only_cross_attention": False,
+    "projection_class_embeddings_input_dim": None,
+    "resnet_out_scale_factor": 1.0,
+    "resnet_skip_time_act": False,
+    "resnet_time_scale_shift": "default",
+    "time_cond_proj_dim": None,
+    "time_embedding_act_fn": None,
+    "time_embedding_dim": None,
+    "time_embedding_type": "positional",
+    "timestep_post_act": None,
+    "transformer_layers_per_block": 1,
+    "upcast_attention": False,
+    "use_linear_projection": False,
+}
+# Keys that change nothing here: heads of an unused embedding, the size a model was first trained at.
+UNUSED_CONFIG = ("addition_embed_type_num_heads", "sample_size")
+
+
+@dataclass
+class CinemoUNetOutput(BaseOutput):
+    """sample: (B, C, F, h, w), the prediction for the motion frames."""
+
+    sample: Tensor
+
+
+class CinemoUNet(ModelMixin, ConfigMixin):
+    """The residual motion U-Net. The defaults are the paper's full size (911,092,740 parameters).
+
+    in_channels, out_channels: latent channels. block_out_channels: width of each level, widest last.
+    attention_head_dim: NUMBER of heads, for all levels or one each (the official files use the name so).
+    cross_attention_dim: width of the text features. addition_time_embed_dim: width of the motion bucket's sinusoid.
+    Raises ValueError for widths that heads or norm groups do not divide, and for unknown block types.
+    """
+
+    _keys_to_ignore_on_load_unexpected = (r".*rotary_emb\.freqs",)
+    _supports_gradient_checkpointing = False
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 4,
+        out_channels: int = 4,
+        block_out_channels: Sequence[int] = (320, 640, 1280, 1280),
+        attention_head_dim: int | Sequence[int] = 8,
+        layers_per_block: int = 2,
+        cross_attention_dim: int = 768,
+        norm_num_groups: int = 32,
+        norm_eps: float = 1e-5,
+        addition_time_embed_dim: int = 256,
+        down_block_types: Sequence[str] = ("CrossAttnDownBlock3D",) * 3 + ("DownBlock3D",),
+        up_block_types: Sequence[str] = ("UpBlock3D",) + ("CrossAttnUpBlock3D",) * 3,
+    ) -> None:
+        super().__init__()
+        widths = list(block_out_channels)
+        levels = len(widths)
+        heads = [attention_head_dim] * levels if isinstance(attention_head_dim, int) else list(attention_head_dim)
+        check_config(widths, heads, norm_num_groups, down_block_types, up_block_types)
+        emb_dim = widths[0] * 4
+        shared = (emb_dim, cross_attention_dim, norm_num_groups, norm_eps)
+
+        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+        self.time_embedding = TimestepEmbedding(widths[0], emb_dim)
+        self.add_embedding = TimestepEmbedding(addition_time_embed_dim, emb_dim)
+        nn.init.zeros_(self.add_embedding.linear_2.weight)  # a model without motion control starts unchanged by it
+
+        self.down_blocks = nn.ModuleList()
+        skip_widths = [widths[0]]
+        previous = widths[0]
+        for level, width in enumerate(widths):
+            chain = [previous] + [width] * layers_per_block
+            block = DownLevel(
+                list(zip(chain[:-1], chain[1:], strict=True)),
+                heads[level] if down_block_types[level].startswith("CrossAttn") else None,
+                *shared,
+            )
+            skip_widths += [width] * layers_per_block
+            if level < levels - 1:
+                block.downsamplers = nn.ModuleList([Resample(width, stride=2)])
+                skip_widths.append(width)
+            self.down_blocks.append(block)
+            previous = width
+
+        self.mid_block = MidLevel(widths[-1], heads[-1], *shared)
+
+        self.up_blocks = nn.ModuleList()
+        previous = widths[-1]
+        for index, level in enumerate(reversed(range(levels))):
+            width = widths[level]
+            chain = [previous] + [width] * layers_per_block
+            block = UpLevel(
+                [(hidden + skip_widths.pop(), width) for hidden in chain],
+                heads[level] if up_block_types[index].startswith("CrossAttn") else None,
+                *shared,
+            )
+            if level > 0:
+                block.upsamplers = nn.ModuleList([Resample(width, stride=1)])
+            self.up_blocks.append(block)
+            previous = width
+
+        self.conv_norm_out = nn.GroupNorm(norm_num_groups, widths[0], norm_eps)
+        self.conv_out = nn.Conv2d(widths[0], out_channels, 3, padding=1)
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Take the official config.json's surplus keys out, refusing those whose value this model does not compute."""
+        for name, fixed in FIXED_CONFIG.items():
+            if name in config_dict and config_dict[name] != fixed:
+                raise ValueError(
+                    f"unet/config.json has {name} = {config_dict[name]!r}, but this U-Net computes only {fixed!r}; "
+                    "use a checkpoint of the Cinemo architecture"
+                )
+        known = {k: v for k, v in config_dict.items() if k not in FIXED_CONFIG and k not in UNUSED_CONFIG}
+        return super().extract_init_dict(known, **kwargs)
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: int | float | Tensor,
+        encoder_hidden_states: Tensor,
+        image_latents: Tensor,
+        motion_bucket: Tensor,
+        return_dict: bool = True,
+    ) -> CinemoUNetOutput | tuple[Tensor]:
+        """Predict the noise (or velocity) of noisy motion residuals.
+
+        sample: (B, C, F, h, w) noisy residuals. timestep: one number or (B,), 0..999.
+        encoder_hidden_states: (B, T, D) text features. image_latents: (B, C, 1, h, w), scaled.
+        motion_bucket: (B,), the id that the checkpoint was trained on (see cinemo.checkpoint for the mapping).
+        Returns (B, C, F, h, w) as `.sample`.
+        """
+        batch, _, frames = sample.shape[:3]
+        dtype = sample.dtype
+
+        def embed(value: Tensor, width: int, mlp: nn.Module) -> Tensor:
+            wave = get_timestep_embedding(
+                value.expand(batch), width, flip_sin_to_cos=True, downscale_freq_shift=0
+            )  # float32 whatever the model is: a timestep of 981 needs it
+            return mlp(wave.to(dtype))
+
+        time = torch.as_tensor(timestep, device=sample.device)
+        motion = torch.as_tensor(motion_bucket, device=sample.device)
+        emb = embed(time.reshape(-1), self.config["block_out_channels"][0], self.time_embedding)
+        emb = emb + embed(motion.reshape(-1), self.config["addition_time_embed_dim"], self.add_embedding)
+
+        clip = torch.cat((image_latents, image_latents + sample), dim=2)  # Algorithm 1, line 9
+        positions = frame_positions(frames + 1, dtype, sample.device)
+
+        x = conv_frames(self.conv_in, clip.permute(0, 2, 3, 4, 1))
+        skips = [x]
+        for down in self.down_blocks:
+            x, more = down(x, emb, encoder_hidden_states, positions)
+            skips += more
+        x = self.mid_block(x, emb, encoder_hidden_states, positions)
+        for up in self.up_blocks:
+            x = up(x, skips, emb, encoder_hidden_states, positions)
+        x = F.silu(norm_clip(self.conv_norm_out, x))
+        out = conv_frames(self.conv_out, x[:, 1:]).permute(0, 4, 1, 2, 3)  # the image's own frame is dropped
+        return CinemoUNetOutput(sample=out) if return_dict else (out,)
+
+
+def check_config(
+    widths: Sequence[int], heads: Sequence[int], groups: int, down_types: Sequence[str], up_types: Sequence[str]
+) -> None:
+    """Raise ValueError where a U-Net cannot be built, naming the field, its value and what would do."""
+    for name, value in (("attention_head_dim", heads), ("down_block_types", down_types), ("up_block_types", up_types)):
+        if len(value) != len(widths):
+            raise ValueError(f"{name} has {len(value)} entries for {len(widths)} block_out_channels; give one a level")
+    for kind in (*down_types, *up_types):
+        if kind not in ("CrossAttnDownBlock3D", "DownBlock3D", "CrossAttnUpBlock3D", "UpBlock3D"):
+            raise ValueError(f"block type {kind!r} is unknown; use [CrossAttn]DownBlock3D and [CrossAttn]UpBlock3D")
+    for width, number in zip(widths, heads, strict=True):
+        if width % groups or width % number:
+            raise ValueError(
+                f"block_out_channels {width} is not divisible by norm_num_groups {groups} and {number} heads; "
+                "change one of them"
+            )
