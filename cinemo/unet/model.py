@@ -75,7 +75,6 @@ class CinemoUNet(ModelMixin, ConfigMixin):
     """
 
     _keys_to_ignore_on_load_unexpected = (r".*rotary_emb\.freqs",)
-    _supports_gradient_checkpointing = False
 
     @register_to_config
     def __init__(

@@ -1,0 +1,62 @@
+"""Motion residuals and the training loss (paper, Algorithm 1 and Eq. 3).
+
+Knows latents and a noise schedule given as numbers. Knows nothing of frameworks, data sets, prompts or optimizers: the
+caller draws timesteps and noise, so that it alone decides what they derive from.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def motion_residuals(latents: Tensor) -> Tensor:
+    """Every later frame minus the first (Algorithm 1, line 5): (B, C, N, h, w) -> (B, C, N - 1, h, w)."""
+    return latents[:, :, 1:] - latents[:, :, :1]
+
+
+def add_noise(residuals: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
+    """Noised residuals M_t (line 8). residuals, noise: (B, C, F, h, w); alpha_bar: (B,)."""
+    alpha_bar = alpha_bar.view(-1, 1, 1, 1, 1)
+    return alpha_bar.sqrt() * residuals + (1 - alpha_bar).sqrt() * noise
+
+
+def prediction_target(residuals: Tensor, noise: Tensor, alpha_bar: Tensor, prediction_type: str) -> Tensor:
+    """What the U-Net is to predict: the noise (Eq. 3, "epsilon") or the velocity ("v_prediction", Salimans and Ho 2022).
+
+    Shapes as in add_noise. Raises ValueError for another prediction_type.
+    """
+    if prediction_type == "epsilon":
+        return noise
+    if prediction_type == "v_prediction":
+        alpha_bar = alpha_bar.view(-1, 1, 1, 1, 1)
+        return alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * residuals
+    raise ValueError(f"prediction_type {prediction_type!r} is unknown; use 'epsilon' or 'v_prediction'")
+
+
+def training_loss(
+    unet: Callable[..., Any],
+    latents: Tensor,
+    text: Tensor,
+    motion_bucket: Tensor,
+    timesteps: Tensor,
+    noise: Tensor,
+    alphas_cumprod: Tensor,
+    prediction_type: str = "epsilon",
+    reduction: str = "mean",
+) -> Tensor:
+    """Eq. 3 for one batch of clips.
+
+    unet: CinemoUNet or anything called like it (a DeepSpeed engine). latents: (B, C, N, h, w), scaled, frame 0 the
+    image. text: (B, T, D). motion_bucket: (B,), as the U-Net sees it. timesteps: int64 (B,). noise: (B, C, N - 1, h, w).
+    alphas_cumprod: (T,), of the noise schedule. Returns the mean over all elements, in float32; with reduction "none",
+    the mean of each clip (B,). Raises ValueError for an unknown prediction_type.
+    """
+    residuals = motion_residuals(latents)
+    alpha_bar = alphas_cumprod.to(latents.device, latents.dtype)[timesteps]
+    noisy = add_noise(residuals, noise, alpha_bar)
+    predicted = unet(noisy, timesteps, text, latents[:, :, :1], motion_bucket).sample
+    target = prediction_target(residuals, noise, alpha_bar, prediction_type)
+    per_clip = F.mse_loss(predicted.float(), target.float(), reduction="none").mean(dim=(1, 2, 3, 4))
+    return per_clip if reduction == "none" else per_clip.mean()
