@@ -1,0 +1,143 @@
+"""What happens to one clip on its way to a dataset: drawn, decoded, scored, encoded.
+
+Plain functions from row to row, and one class that holds the VAE. Knows nothing of Ray, of files of the dataset, or of
+other clips: what a row becomes depends on the row alone, so a job that is killed and run again gives the same rows.
+A fault of one video is a row with a reason, never an exception.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+from pydantic import BaseModel, Field, model_validator
+
+from cinemo.motion import motion_bucket, motion_score
+from cinemo.video import SAMPLING_VERSION, VideoError, probe, sample_clip
+from pipelines import records
+from pipelines.records import Reason
+
+Row = dict[str, Any]
+
+
+class SamplingConfig(BaseModel, frozen=True, extra="forbid"):
+    """How clips are taken from a video (paper, section 4.1)."""
+
+    clips_per_video: int = Field(1, ge=1, description="clips taken from each video")
+    num_frames: int = Field(16, ge=2, description="frames in a clip")
+    min_interval: int = Field(3, ge=1, description="smallest distance between sampled frames, in frames of the video")
+    max_interval: int = Field(10, ge=1, description="largest distance between sampled frames, in frames of the video")
+    seed: int = Field(0, ge=0, description="clips are drawn from (seed, video, number of the clip), from nothing else")
+
+    @model_validator(mode="after")
+    def _interval_is_a_range(self) -> "SamplingConfig":
+        if self.min_interval > self.max_interval:
+            raise ValueError(
+                f"--min-interval {self.min_interval} is above --max-interval {self.max_interval}; swap or widen them"
+            )
+        return self
+
+
+def draw_span(sampling: SamplingConfig, uri: str, number: int, video_frames: int) -> tuple[int, int] | None:
+    """(start, interval) of a video's clip `number`, in frames; None when even the smallest interval does not fit.
+
+    The interval is uniform in min_interval..max_interval, cut to the longest that fits; the start is uniform over what
+    is left. Both come from a hash and integer arithmetic: the same on every machine and with every library version.
+    """
+    digest = hashlib.sha256(f"{sampling.seed}\n{uri}\n{number}".encode()).digest()
+    first, second = (int.from_bytes(digest[i : i + 8], "big") for i in (0, 8))
+    gaps = sampling.num_frames - 1
+    interval = sampling.min_interval + first % (sampling.max_interval - sampling.min_interval + 1)
+    interval = min(interval, (video_frames - 1) // gaps)
+    if interval < sampling.min_interval:
+        return None
+    return second % (video_frames - gaps * interval), interval
+
+
+def make_spans(video: Mapping[str, Any], sampling: SamplingConfig, size: tuple[int, int]) -> list[Row]:
+    """A video (uri, caption, fault) -> the rows of its clips, with ids; or one reject row for the whole video.
+
+    Reads the video's header. Two clips of one video never start at the same frame, so that (uri, start_frame) names a
+    clip among the rejects; a draw that repeats a start gives no further clip.
+    """
+    row = {"uri": video["uri"], "caption": video["caption"]}
+    if video["fault"]:
+        return [reject(row, "source", Reason.BAD_CAPTION, video["fault"])]
+    try:
+        info = probe(video["uri"])
+    except VideoError as error:
+        return [reject(row, "probe", Reason(error.reason), str(error))]
+    except Exception as error:
+        return [reject(row, "probe", Reason.INTERNAL, f"{type(error).__name__}: {error}")]
+    spans: dict[int, Row] = {}
+    for number in range(sampling.clips_per_video):
+        drawn = draw_span(sampling, video["uri"], number, info.num_frames)
+        if drawn is None:
+            needed = (sampling.num_frames - 1) * sampling.min_interval + 1
+            message = (
+                f"{info.num_frames} frames; {sampling.num_frames} at interval {sampling.min_interval} need {needed}"
+            )
+            return [reject(row, "probe", Reason.TOO_SHORT, message)]
+        start, interval = drawn
+        identity = records.clip_id(video["uri"], start, interval, sampling.num_frames, size, SAMPLING_VERSION)
+        span = {**row, "clip_id": identity, "start_frame": start, "interval": interval, "fps": info.fps}
+        spans.setdefault(start, span)
+    return list(spans.values())
+
+
+def decode(row: Mapping[str, Any], num_frames: int, size: tuple[int, int]) -> Row:
+    """A span -> the same row with frames (uint8 N, H, W, 3 as bytes), score and bucket; or its reject row.
+
+    A row that is a reject already passes through.
+    """
+    if row["reason"]:
+        return dict(row)
+    try:
+        frames = sample_clip(row["uri"], row["start_frame"], row["interval"], num_frames=num_frames, size=size)
+        score = motion_score(frames)
+    except VideoError as error:
+        return reject(row, "decode", Reason(error.reason), str(error))
+    except Exception as error:
+        return reject(row, "decode", Reason.INTERNAL, f"{type(error).__name__}: {error}")
+    return {**row, "frames": frames.tobytes(), "score": score, "bucket": motion_bucket(score)}
+
+
+def reject(row: Mapping[str, Any], stage: str, reason: Reason, message: str) -> Row:
+    """The reject row of a video or of a span: where it failed, why, and the sentence that says so."""
+    return {**row, "stage": stage, "reason": reason.value, "message": message}
+
+
+class Encoder:
+    """The VAE (and, on request, the text encoder) of a model directory, loaded once per process."""
+
+    def __init__(self, model: str, num_frames: int, size: tuple[int, int], embed_text: bool, device: str) -> None:
+        import torch
+
+        from cinemo import checkpoint
+
+        directory = checkpoint.resolve(model)
+        self.shape = (1, num_frames, *size, 3)
+        self.vae = checkpoint.load_vae(directory, dtype=torch.float32, device=device)
+        self.text = checkpoint.load_text(directory, dtype=torch.float32, device=device) if embed_text else None
+
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        """Rows with frames -> rows with latents (posterior mean, scaled, float16) and no frames; rejects pass through.
+
+        One clip at a time: its 16 frames fill a GPU, and a clip's latents then never depend on its neighbours.
+        """
+        for row in records.iter_rows(table):
+            yield records.row_table(row if row["reason"] else self.encode(row))
+
+    def encode(self, row: Mapping[str, Any]) -> Row:
+        """One decoded clip -> the same row with latents (N, C, h, w) and text_embeds (T, D) as float16 bytes."""
+        import numpy as np
+
+        from cinemo.pipeline import encode_frames, encode_prompts
+
+        frames = np.frombuffer(row["frames"], np.uint8).reshape(self.shape)
+        latents = encode_frames(self.vae, frames)[0].transpose(0, 1).half().cpu().numpy()
+        encoded = {**row, "frames": None, "latents": latents.tobytes(), "latents_shape": latents.shape}
+        if self.text is not None:
+            text = encode_prompts(*self.text, [row["caption"]])[0].half().cpu().numpy()
+            encoded |= {"text_embeds": text.tobytes(), "text_shape": text.shape}
+        return encoded

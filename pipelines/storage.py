@@ -1,0 +1,109 @@
+"""Files by path or URI: atomic put, listing, and reading back what is already done.
+
+Knows pyarrow.fs (local paths, file://, s3://, gs://). Knows nothing of clips or training. A path without a scheme is a
+local path. Whatever is not complete has a name that starts with a dot, and no reader here looks at such names.
+"""
+
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.fs
+
+
+def absolute(uri: str) -> str:
+    """A local path made absolute, without file://; any other URI as it is. Two names of one place become one."""
+    if uri.startswith("file://"):
+        uri = uri.removeprefix("file://")
+    return uri.rstrip("/") if "://" in uri else os.path.abspath(os.path.expanduser(uri))
+
+
+def is_local(uri: str) -> bool:
+    """Whether the URI names a path on this machine."""
+    return "://" not in absolute(uri)
+
+
+def join(uri: str, *names: str) -> str:
+    """The URI of a file or a folder below another."""
+    return "/".join([uri.rstrip("/"), *names])
+
+
+def filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The file system of a path or URI, and the path in it. Raises ValueError for a scheme that pyarrow cannot open."""
+    if is_local(uri):
+        return pyarrow.fs.LocalFileSystem(), absolute(uri)
+    try:
+        return pyarrow.fs.FileSystem.from_uri(uri)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ValueError(f"cannot open {uri}: {error}; use a local path, s3://, gs:// or hdfs://") from error
+
+
+def put(uri: str, data: bytes) -> None:
+    """Write a file whole or not at all: beside its place first, then renamed. Replaces what is there."""
+    files, path = filesystem(uri)
+    folder, name = path.rsplit("/", 1)
+    files.create_dir(folder, recursive=True)
+    aside = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}"
+    with files.open_output_stream(aside) as stream:
+        stream.write(data)
+    files.move(aside, path)
+
+
+def read(uri: str) -> bytes | None:
+    """The bytes of a file, None when there is no such file."""
+    files, path = filesystem(uri)
+    if files.get_file_info(path).type != pyarrow.fs.FileType.File:
+        return None
+    with files.open_input_stream(path) as stream:
+        return stream.read()
+
+
+def put_json(uri: str, value: Any) -> None:
+    """Write JSON, unless the file already says the same: a job that is done again then changes no file."""
+    data = (json.dumps(value, indent=2) + "\n").encode()
+    if read(uri) != data:
+        put(uri, data)
+
+
+def read_json(uri: str) -> Any:
+    """The value in a JSON file, None when there is no such file. Raises ValueError when it is not JSON."""
+    data = read(uri)
+    if data is None:
+        return None
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise ValueError(f"{uri} is not JSON ({error}); it was not written by these jobs") from error
+
+
+def list_files(uri: str, suffixes: tuple[str, ...]) -> list[str]:
+    """URIs of all complete files below a folder that end in one of the suffixes (any case), sorted."""
+    files, root = filesystem(uri)
+    infos = files.get_file_info(pyarrow.fs.FileSelector(root, recursive=True, allow_not_found=True))
+    below = [info.path[len(root) :].lstrip("/") for info in infos if info.type == pyarrow.fs.FileType.File]
+    kept = [name for name in below if name.lower().endswith(suffixes) and "/." not in f"/{name}"]
+    return [join(absolute(uri), name) for name in sorted(kept)]
+
+
+def read_columns(uri: str, schema: pa.Schema) -> pa.Table:
+    """These columns of all Parquet files below a folder, in the order of their names. Reads no other column."""
+    files, _ = filesystem(uri)
+    paths = [filesystem(name)[1] for name in list_files(uri, (".parquet",))]
+    return pyarrow.dataset.dataset(paths, schema=schema, filesystem=files, format="parquet").to_table()
+
+
+def upload(folder: Path, uri: str) -> None:
+    """Copy a local folder to a URI, over what is there."""
+    files, path = filesystem(uri)
+    pyarrow.fs.copy_files(str(folder), path, destination_filesystem=files)
+
+
+def remove(uri: str) -> None:
+    """Delete a file, if there is one."""
+    files, path = filesystem(uri)
+    if files.get_file_info(path).type == pyarrow.fs.FileType.File:
+        files.delete_file(path)
