@@ -57,7 +57,9 @@ def to_rgb(picture: Image.Image, name: str) -> np.ndarray:
     """PIL image -> uint8 (H, W, 3). Raises ValueError as read_image."""
     width, height = picture.size
     if width * height > MAX_PIXELS:
-        raise ValueError(f"{name} is {width} x {height} pixels; at most {MAX_PIXELS:,} are taken, so scale it down first")
+        raise ValueError(
+            f"{name} is {width} x {height} pixels; at most {MAX_PIXELS:,} are taken, so scale it down first"
+        )
     if min(width, height) < MIN_SIDE:
         raise ValueError(f"{name} is {width} x {height} pixels; each side needs at least {MIN_SIDE}")
     try:
@@ -83,8 +85,8 @@ def check_array(array: np.ndarray) -> np.ndarray:
 def fit_pixels(image: np.ndarray, height: int, width: int) -> Tensor:
     """Scale a photo to cover height x width, cut the centre, and normalise: the official preparation, for any size.
 
-    image: uint8 (H, W, 3). Returns float32 (1, 3, height, width) in [-1, 1]. Bilinear without antialiasing, and scaled to
-    one pixel more than needed, because the official weights were trained and measured so.
+    image: uint8 (H, W, 3). Returns float32 (1, 3, height, width) in [-1, 1]. Bilinear without antialiasing, and scaled
+    to one pixel more than needed, because the official weights were trained and measured so.
     """
     source = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255.0
     scale = max((height + 1) / source.shape[-2], (width + 1) / source.shape[-1])

@@ -6,6 +6,7 @@ points: 0 is still, 19 is the most motion.
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 
 import numpy as np
 
@@ -35,8 +36,7 @@ def neighbour_ssim(frames: np.ndarray) -> np.ndarray:
     count, height, width, _ = frames.shape
     if count < 2 or height < 7 or width < 7:
         raise ValueError(f"frames are {count} of {height} x {width}; SSIM needs at least 2 frames of 7 x 7 pixels")
-    pairs = zip(frames[:-1], frames[1:], strict=True)
-    return np.array([structural_similarity(a, b, channel_axis=-1, data_range=255) for a, b in pairs])
+    return np.array([structural_similarity(a, b, channel_axis=-1, data_range=255) for a, b in pairwise(frames)])
 
 
 def motion_bucket(score: float) -> int:
@@ -55,7 +55,9 @@ def motion_id(bucket: int, mapping: Mapping[str, str]) -> int:
     Raises ValueError for a bucket outside 0..19 and for a mapping that this version does not know.
     """
     if isinstance(bucket, bool) or int(bucket) != bucket or not 0 <= bucket < NUM_BUCKETS:
-        raise ValueError(f"motion_bucket {bucket} is outside 0..{NUM_BUCKETS - 1}; 0 is still, {NUM_BUCKETS - 1} the most")
+        raise ValueError(
+            f"motion_bucket {bucket} is outside 0..{NUM_BUCKETS - 1}; 0 is still, {NUM_BUCKETS - 1} the most"
+        )
     kind = mapping.get("kind")
     if kind == UNIFORM_MOTION["kind"]:
         return int(bucket)

@@ -23,7 +23,7 @@ def add_noise(residuals: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
 
 
 def prediction_target(residuals: Tensor, noise: Tensor, alpha_bar: Tensor, prediction_type: str) -> Tensor:
-    """What the U-Net is to predict: the noise (Eq. 3, "epsilon") or the velocity ("v_prediction", Salimans and Ho 2022).
+    """What the U-Net is to predict: the noise ("epsilon", Eq. 3) or the velocity ("v_prediction", Salimans and Ho).
 
     Shapes as in add_noise. Raises ValueError for another prediction_type.
     """
@@ -49,8 +49,8 @@ def training_loss(
     """Eq. 3 for one batch of clips.
 
     unet: CinemoUNet or anything called like it (a DeepSpeed engine). latents: (B, C, N, h, w), scaled, frame 0 the
-    image. text: (B, T, D). motion_bucket: (B,), as the U-Net sees it. timesteps: int64 (B,). noise: (B, C, N - 1, h, w).
-    alphas_cumprod: (T,), of the noise schedule. Returns the mean over all elements, in float32; with reduction "none",
+    image. text: (B, T, D). motion_bucket: (B,), as the U-Net sees it. timesteps: int64 (B,). noise:
+    (B, C, N - 1, h, w). alphas_cumprod: (T,), of the noise schedule. Returns the mean over all elements, in float32; with reduction "none",
     the mean of each clip (B,). Raises ValueError for an unknown prediction_type.
     """
     residuals = motion_residuals(latents)

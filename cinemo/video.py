@@ -1,8 +1,8 @@
 """Video files: sample a clip from one, write one.
 
-Knows containers, timestamps and pixels. Knows nothing of motion scores, latents or Ray. A clip is read by seeking to the
-keyframe before its first frame, decoding to its last and resizing inside the decoder, so that no full-size RGB frame
-and no frame outside the clip's span is ever made.
+Knows containers, timestamps and pixels. Knows nothing of motion scores, latents or Ray. A clip is read by seeking to
+the keyframe before its first frame, decoding to its last and resizing inside the decoder, so that no full-size RGB
+frame and no frame past the clip's end is ever made.
 """
 
 import os
@@ -35,7 +35,7 @@ class VideoError(ValueError):
 
 
 class VideoInfo(NamedTuple):
-    """What the container says, without decoding. Width and height are as shown, after rotation metadata is applied."""
+    """What the container says, without decoding. Width and height are as coded, before any rotation."""
 
     num_frames: int
     fps: float
@@ -49,7 +49,11 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         rate = frame_rate(stream)
         count = stream.frames
         if not count:  # webm and ts do not store it
-            seconds = stream.duration * stream.time_base if stream.duration else Fraction(container.duration or 0, av.time_base)
+            seconds = (
+                stream.duration * stream.time_base
+                if stream.duration
+                else Fraction(container.duration or 0, av.time_base)
+            )
             count = round(seconds * rate)
         return VideoInfo(int(count), float(rate), stream.width, stream.height)
 
@@ -69,7 +73,9 @@ def sample_clip(
     unreadable, too short for the span, or corrupt within it; ValueError for a negative start or an interval below 1.
     """
     if start < 0 or interval < 1 or num_frames < 1:
-        raise ValueError(f"start {start}, interval {interval}, num_frames {num_frames}: need start >= 0, the others >= 1")
+        raise ValueError(
+            f"start {start}, interval {interval}, num_frames {num_frames}: need start >= 0, the others >= 1"
+        )
     with open_stream(path) as (container, stream):
         ticks = 1 / (frame_rate(stream) * stream.time_base)  # timestamp units a frame
         origin = stream.start_time or 0
@@ -103,7 +109,9 @@ def open_stream(path: str | os.PathLike[str]) -> Iterator[tuple[Any, Any]]:
             raise VideoError("no_video", f"{path} has no video stream")
         stream = streams[0]
         if stream.width * stream.height > MAX_FRAME_PIXELS:
-            raise VideoError("too_large", f"video {path} is {stream.width} x {stream.height}; at most 8192 x 4608 is taken")
+            raise VideoError(
+                "too_large", f"video {path} is {stream.width} x {stream.height}; at most 8192 x 4608 is taken"
+            )
         if not stream.width or not stream.height:
             raise VideoError("unreadable", f"video {path} has no frame size; its header is damaged")
         stream.codec_context.thread_count = 1  # the callers run one decoder a core
@@ -158,7 +166,7 @@ def render(frame: Any, size: tuple[int, int] | None) -> np.ndarray:
     scale = max(height / frame.height, width / frame.width)
     full_height = max(height, round(frame.height * scale))
     full_width = max(width, round(frame.width * scale))
-    rgb = frame.reformat(width=full_width, height=full_height, format="rgb24", interpolation="BICUBIC").to_ndarray()
+    rgb = frame.reformat(width=full_width, height=full_height, format="rgb24", interpolation="BILINEAR").to_ndarray()
     top, left = (full_height - height) // 2, (full_width - width) // 2
     return np.ascontiguousarray(np.rot90(rgb[top : top + height, left : left + width], turns))
 
@@ -169,24 +177,31 @@ def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: float = 8
     frames: uint8 (N, H, W, 3), RGB; an odd height or width gets one repeated row or column in mp4. The file appears
     complete or not at all. Raises ValueError for other arrays, endings, or an fps outside 1..240.
     """
-    path = Path(path)
+    path = check_output(path, fps)
     frames = np.asarray(frames)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or len(frames) == 0:
         raise ValueError(f"frames are {frames.dtype} {frames.shape}; pass uint8 (N, H, W, 3) with N >= 1")
-    if not 1 <= fps <= 240:
-        raise ValueError(f"fps {fps} is outside 1..240")
-    writers = {".mp4": write_mp4, ".gif": write_animation, ".webp": write_animation}
-    if path.suffix.lower() not in writers:
-        raise ValueError(f"output {path} ends in {path.suffix or 'nothing'}; use .mp4, .gif or .webp")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, aside = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix.lower(), dir=path.parent)
     os.close(handle)
     try:
-        writers[path.suffix.lower()](aside, frames, fps)
+        WRITERS[path.suffix.lower()](aside, frames, fps)
         os.chmod(aside, 0o644)  # mkstemp makes it private
         os.replace(aside, path)
     finally:
         Path(aside).unlink(missing_ok=True)
+
+
+def check_output(path: str | os.PathLike[str], fps: float) -> Path:
+    """The path, if write_video can write there; so that a caller learns it before hours of work. Raises ValueError."""
+    path = Path(path)
+    if path.suffix.lower() not in WRITERS:
+        raise ValueError(f"output {path} ends in {path.suffix or 'nothing'}; use {', '.join(WRITERS)}")
+    if path.is_dir():
+        raise ValueError(f"output {path} is a directory; name a file in it, such as {path / 'out.mp4'}")
+    if not 1 <= fps <= 240:
+        raise ValueError(f"fps {fps} is outside 1..240")
+    return path
 
 
 def write_mp4(path: str, frames: np.ndarray, fps: float) -> None:
@@ -205,3 +220,6 @@ def write_mp4(path: str, frames: np.ndarray, fps: float) -> None:
 def write_animation(path: str, frames: np.ndarray, fps: float) -> None:
     pictures = [Image.fromarray(frame) for frame in frames]
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0)
+
+
+WRITERS = {".mp4": write_mp4, ".gif": write_animation, ".webp": write_animation}

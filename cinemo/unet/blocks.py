@@ -1,8 +1,8 @@
 """Convolutional blocks of the U-Net: ResNet, transformer, and the three kinds of level.
 
 Hidden states are (B, N, H, W, C) with channels last in memory from end to end: attention, linear layers and
-channels-last convolutions then all see views of the same memory. Knows nothing of timesteps or motion: `emb` is a vector.
-Module and parameter names are the official checkpoint's.
+channels-last convolutions then all see views of the same memory. Knows nothing of timesteps or motion: `emb` is a
+vector. Module and parameter names are the official checkpoint's.
 """
 
 from collections.abc import Sequence
@@ -71,7 +71,7 @@ class Transformer(nn.Module):
 
 
 class Resample(nn.Module):
-    """The convolution that leads to the next level: stride 2 on the way down, stride 1 after enlarging on the way up."""
+    """The convolution towards the next level: stride 2 on the way down, stride 1 after enlarging on the way up."""
 
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__()
@@ -82,7 +82,13 @@ class Level(nn.Module):
     """One level of the U-Net: pairs of ResNet and (where `num_heads` is given) transformer, then maybe a resample."""
 
     def __init__(
-        self, widths: Sequence[tuple[int, int]], num_heads: int | None, emb_dim: int, text_dim: int, groups: int, eps: float
+        self,
+        widths: Sequence[tuple[int, int]],
+        num_heads: int | None,
+        emb_dim: int,
+        text_dim: int,
+        groups: int,
+        eps: float,
     ) -> None:
         """widths: (channels in, channels out) of each ResNet."""
         super().__init__()
@@ -109,9 +115,7 @@ class DownLevel(Level):
 
 
 class UpLevel(Level):
-    def forward(
-        self, x: Tensor, skips: list[Tensor], emb: Tensor, text: Tensor, positions: FramePositions
-    ) -> Tensor:
+    def forward(self, x: Tensor, skips: list[Tensor], emb: Tensor, text: Tensor, positions: FramePositions) -> Tensor:
         """Takes its skips from the end of `skips`, and enlarges to the size of the next one that is left there."""
         for index in range(len(self.resnets)):
             x = self.layer(index, torch.cat((x, skips.pop()), dim=-1), emb, text, positions)

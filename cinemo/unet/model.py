@@ -6,6 +6,7 @@ or prompts. `CinemoUNet.from_pretrained` reads the official checkpoint's unet/ d
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -110,7 +111,7 @@ class CinemoUNet(ModelMixin, ConfigMixin):
         for level, width in enumerate(widths):
             chain = [previous] + [width] * layers_per_block
             block = DownLevel(
-                list(zip(chain[:-1], chain[1:], strict=True)),
+                list(pairwise(chain)),
                 heads[level] if down_block_types[level].startswith("CrossAttn") else None,
                 *shared,
             )

@@ -1,0 +1,289 @@
+"""The model directory: find it, load its parts, write a new one, identify it.
+
+Reads the official repository's layout as it is (unet/ vae/ vae_temporal_decoder/ text_encoder/ tokenizer/ scheduler/)
+and ours, which adds cinemo.json. Knows files and components. Knows nothing of sampling or training.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cinemo.motion import OFFICIAL_MOTION, UNIFORM_MOTION
+
+if TYPE_CHECKING:  # torch and diffusers take seconds to import, and `cinemo info` needs neither
+    import torch
+
+BUILTIN = {"builtin:tiny": Path(__file__).parent / "builtin" / "tiny"}
+CARD_NAME = "cinemo.json"
+FORMAT_VERSION = 1
+VAES = {"temporal": "vae_temporal_decoder", "frame": "vae"}
+WEIGHTS = ("*.safetensors", "*.bin")
+# Every official model was trained with these, whatever its scheduler_config.json says.
+OFFICIAL_SCHEDULE = {
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "num_train_timesteps": 1000,
+    "steps_offset": 1,
+    "clip_sample": False,
+    "timestep_spacing": "leading",
+    "set_alpha_to_one": False,
+}
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What cinemo.json says. Without the file: the official motion mapping, and any size or length is taken."""
+
+    motion: dict[str, str] = field(default_factory=lambda: dict(UNIFORM_MOTION))
+    sizes: list[tuple[int, int]] | None = None  # trained (height, width), pixels; the first is the default
+    lengths: list[int] | None = None  # trained numbers of frames; the first is the default
+    lineage: dict[str, Any] = field(default_factory=dict)  # dataset fingerprint, run id, code version, ...
+    format_version: int = FORMAT_VERSION
+
+
+def resolve(model: str | os.PathLike[str]) -> Path:
+    """A MODEL as users write it -> its directory. model: "builtin:tiny", a directory, or a hub id (owner/name).
+
+    Raises ValueError when there is no such model or it has no U-Net.
+    """
+    name = os.fspath(model)
+    if name in BUILTIN:
+        directory = BUILTIN[name]
+    elif name.startswith("builtin:"):
+        raise ValueError(f"model {name} is unknown; the built-in ones are {', '.join(BUILTIN)}")
+    elif Path(name).is_dir():
+        directory = Path(name)
+    elif Path(name).exists():
+        raise ValueError(f"model {name} is a file; pass the directory that holds unet/, vae/ and text_encoder/")
+    else:
+        directory = download(name)
+    if not list_weights(directory / "unet"):
+        raise ValueError(
+            f"model {name} has no U-Net (looked for unet/*.safetensors and unet/*.bin); is it a model directory?"
+        )
+    return directory
+
+
+def download(name: str) -> Path:
+    """Fetch a hub repository, or find it in the local cache. Raises ValueError."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    missing = f"model {name} is neither builtin:tiny, nor a directory, nor a repository that can be reached on the hub"
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise ValueError(f"{missing}; check the path")
+    try:
+        parts = ("unet", *VAES.values(), "text_encoder", "tokenizer", "scheduler")
+        return Path(snapshot_download(name, allow_patterns=[*(f"{part}/*" for part in parts), "*.json"]))
+    except (HFValidationError, OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{missing} ({type(error).__name__}); check the name, the network or HF_HOME") from error
+
+
+def list_weights(directory: Path) -> list[Path]:
+    return sorted(path for pattern in WEIGHTS for path in directory.glob(pattern))
+
+
+def fingerprint(directory: str | os.PathLike[str]) -> str:
+    """sha256 over the sorted file digests of a model directory, or of one part of it such as vae/. Hex.
+
+    Raises ValueError when there is nothing to identify.
+    """
+    root = Path(directory)
+    files = sorted(path for path in root.rglob("*") if path.is_file() and not path.name.startswith("."))
+    if not files:
+        raise ValueError(f"{root} holds no files; there is no model to identify")
+    total = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        total.update(f"{path.relative_to(root).as_posix()} {digest}\n".encode())
+    return total.hexdigest()
+
+
+def read_card(directory: str | os.PathLike[str]) -> ModelCard:
+    """cinemo.json of a model directory, or what its absence means. Raises ValueError for one that cannot be read."""
+    path = Path(directory) / CARD_NAME
+    if not path.exists():
+        return ModelCard(motion=dict(OFFICIAL_MOTION))
+    try:
+        raw = json.loads(path.read_text())
+        if raw.get("format_version") != FORMAT_VERSION:
+            raise ValueError(f"format_version {raw.get('format_version')} is not {FORMAT_VERSION}; upgrade cinemo")
+        raw["sizes"] = [(int(height), int(width)) for height, width in raw["sizes"]] if raw.get("sizes") else None
+        return ModelCard(**raw)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be used: {error}") from error
+
+
+def write_card(directory: str | os.PathLike[str], card: ModelCard) -> None:
+    (Path(directory) / CARD_NAME).write_text(json.dumps(asdict(card), indent=2, sort_keys=True) + "\n")
+
+
+def load_unet(directory: str | os.PathLike[str], dtype: "torch.dtype | None" = None, device: str = "cpu") -> Any:
+    """The U-Net of a model directory, in evaluation mode; dtype None keeps float32. Raises ValueError."""
+    from cinemo.unet import CinemoUNet
+
+    return load_part(CinemoUNet, Path(directory) / "unet", dtype).to(device).eval()
+
+
+def vae_name(directory: str | os.PathLike[str], kind: str = "auto") -> str:
+    """The subdirectory of the VAE that `kind` means: "temporal", "frame", or "auto" (temporal where there is one).
+
+    Raises ValueError when the directory has no such VAE.
+    """
+    if kind not in (*VAES, "auto"):
+        raise ValueError(f"vae {kind!r} is unknown; use 'temporal', 'frame' or 'auto'")
+    wanted = list(VAES) if kind == "auto" else [kind]
+    for name in wanted:
+        if list_weights(Path(directory) / VAES[name]):
+            return VAES[name]
+    raise ValueError(
+        f"model {directory} has no VAE in {' or '.join(VAES[name] + '/' for name in wanted)}; try vae='auto'"
+    )
+
+
+def load_vae(
+    directory: str | os.PathLike[str], kind: str = "auto", dtype: "torch.dtype | None" = None, device: str = "cpu"
+) -> Any:
+    """AutoencoderKL or AutoencoderKLTemporalDecoder, in evaluation mode. kind as in vae_name. Raises ValueError."""
+    from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
+
+    name = vae_name(directory, kind)
+    cls = AutoencoderKLTemporalDecoder if name == VAES["temporal"] else AutoencoderKL
+    return load_part(cls, Path(directory) / name, dtype).to(device).eval()
+
+
+def load_text(
+    directory: str | os.PathLike[str], dtype: "torch.dtype | None" = None, device: str = "cpu"
+) -> tuple[Any, Any]:
+    """(CLIPTokenizer, CLIPTextModel) of a model directory. Raises ValueError."""
+    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # a bar for the 36 tensors of a text encoder says nothing
+    root = Path(directory)
+    if not (root / "tokenizer").is_dir() or not list_weights(root / "text_encoder"):
+        raise ValueError(f"model {root} has no tokenizer/ or no text_encoder/; copy them from the model it came from")
+    tokenizer = CLIPTokenizer.from_pretrained(root / "tokenizer")
+    return tokenizer, load_part(CLIPTextModel, root / "text_encoder", dtype).to(device).eval()
+
+
+def load_scheduler(directory: str | os.PathLike[str]) -> Any:
+    """DDIMScheduler of a model directory; the official layout's is forced to the schedule its models were trained with.
+
+    Raises ValueError when scheduler/ is missing.
+    """
+    from diffusers import DDIMScheduler
+
+    root = Path(directory)
+    if not (root / "scheduler" / "scheduler_config.json").exists():
+        raise ValueError(f"model {root} has no scheduler/scheduler_config.json; copy it from the model it came from")
+    config = DDIMScheduler.load_config(root / "scheduler")
+    if not (root / CARD_NAME).exists():
+        config |= OFFICIAL_SCHEDULE
+    return DDIMScheduler.from_config(config)
+
+
+def load_part(cls: Any, directory: Path, dtype: "torch.dtype | None") -> Any:
+    """from_pretrained of one part, from safetensors or .bin, with one sentence for whatever is wrong with its files."""
+    import torch
+
+    name = "dtype" if cls.__module__.startswith("transformers") else "torch_dtype"
+    try:
+        return cls.from_pretrained(directory, **{name: dtype or torch.float32})
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        first_line = str(error).strip().split("\n")[0]
+        raise ValueError(f"{directory} cannot be loaded as {cls.__name__}: {first_line}") from error
+
+
+def load_lavie(path: str | os.PathLike[str], **config: Any) -> Any:
+    """A full-size CinemoUNet that starts from LaVie's base weights (paper, section 3.1).
+
+    path: lavie_base.pt, its state dict plain or under "ema". The motion embedding, which LaVie lacks, starts at zero
+    effect. config: CinemoUNet arguments, for weights of another size. Raises ValueError when names or shapes differ.
+    """
+    import torch
+
+    from cinemo.unet import CinemoUNet
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"LaVie weights {path} cannot be read: {str(error).splitlines()[0]}") from error
+    state = state.get("ema", state)
+    unet = CinemoUNet(**config)
+    own = unet.state_dict()
+    wrong = [name for name in state if name not in own or own[name].shape != state[name].shape]
+    missing = [name for name in own if name not in state and not name.startswith("add_embedding.")]
+    if wrong or missing:
+        raise ValueError(
+            f"{path} is not LaVie's U-Net: {len(wrong)} names or shapes differ and {len(missing)} are missing, "
+            f"{(wrong + missing)[0]} first"
+        )
+    unet.load_state_dict({k: v for k, v in state.items() if not k.endswith("rotary_emb.freqs")}, strict=False)
+    return unet
+
+
+def export_model(source: str | os.PathLike[str], unet: Any, output: str | os.PathLike[str], card: ModelCard) -> Path:
+    """Write a whole model directory: `unet`, the other parts of `source`, and `card`.
+
+    It appears complete or not at all; an existing output is replaced by a rename. Returns the output path.
+    """
+    source, output = Path(source), Path(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    try:
+        for name in (*VAES.values(), "text_encoder", "tokenizer", "scheduler"):
+            if (source / name).is_dir():
+                shutil.copytree(source / name, aside / name)
+        load_scheduler(source).save_pretrained(aside / "scheduler")  # as forced: with a card it is taken at its word
+        unet.save_pretrained(aside / "unet")
+        write_card(aside, card)
+        aside.chmod(0o755)
+        if output.exists():
+            retired = Path(tempfile.mkdtemp(prefix=f".{output.name}-old-", dir=output.parent))
+            os.rename(output, retired / output.name)
+            os.rename(aside, output)
+            shutil.rmtree(retired)
+        else:
+            os.rename(aside, output)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return output
+
+
+def describe(directory: Path) -> dict[str, Any]:
+    """What `cinemo info` shows: parts with their parameters, card, fingerprint. Reads headers, never the weights."""
+    from safetensors import safe_open
+
+    parts: dict[str, int | str] = {}
+    for part in ("unet", *VAES.values(), "text_encoder"):
+        files = list_weights(directory / part)
+        if not files:
+            continue
+        if any(path.suffix == ".bin" for path in files):
+            parts[part] = "in .bin, not counted"
+            continue
+        count = 0
+        for path in files:
+            with safe_open(path, framework="numpy") as file:
+                count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+        parts[part] = count
+    card = read_card(directory)
+    return {
+        "directory": str(directory),
+        "fingerprint": fingerprint(directory),
+        "sizes": ", ".join(f"{h} x {w}" for h, w in card.sizes) if card.sizes else "any",
+        "lengths": ", ".join(map(str, card.lengths)) if card.lengths else "any",
+        "parameters": parts,
+        "motion": card.motion,
+        "lineage": card.lineage,
+    }

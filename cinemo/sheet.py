@@ -1,0 +1,35 @@
+"""Contact sheets: rows of frames with a label above each, as one picture.
+
+Knows pixels and text. Knows nothing of models or files.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+MARGIN = 6  # pixels between frames
+INK, PAPER = (30, 30, 30), (250, 250, 248)
+
+
+def contact_sheet(rows: Sequence[tuple[str, np.ndarray]], columns: int = 6, frame_width: int = 192) -> Image.Image:
+    """Each row: a label and `columns` frames spread evenly over its clip, the first and the last among them.
+
+    rows: (label, uint8 (N, H, W, 3)), all clips of one aspect. frame_width: pixels. Raises ValueError for no rows.
+    """
+    if not rows:
+        raise ValueError("a contact sheet needs at least one row")
+    height, width = rows[0][1].shape[1:3]
+    frame_height = round(frame_width * height / width)
+    font = ImageFont.load_default(size=14)
+    label_height = 22
+    row_height = label_height + frame_height + MARGIN
+    sheet = Image.new("RGB", (MARGIN + columns * (frame_width + MARGIN), MARGIN + len(rows) * row_height), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for row, (label, clip) in enumerate(rows):
+        top = MARGIN + row * row_height
+        draw.text((MARGIN, top), label, INK, font)
+        for column, index in enumerate(np.linspace(0, len(clip) - 1, columns).round().astype(int)):
+            frame = Image.fromarray(clip[index]).resize((frame_width, frame_height), Image.Resampling.LANCZOS)
+            sheet.paste(frame, (MARGIN + column * (frame_width + MARGIN), top + label_height))
+    return sheet
