@@ -36,8 +36,8 @@ class PrepareConfig(clips.SamplingConfig, frozen=True):
     input: str = Field(description="folder of videos, or a CSV file with WebVid's columns")
     output: str = Field(description="folder or URI of the dataset; the same command again finishes what is there")
     model: str = Field("builtin:tiny", description="model whose VAE encodes: builtin:tiny, a directory, or a hub id")
-    height: int | None = Field(None, ge=8, description="pixels; default: what the model was trained at, else 320")
-    width: int | None = Field(None, ge=8, description="pixels; default: what the model was trained at, else 512")
+    height: int | None = Field(None, ge=16, multiple_of=8, description="pixels; default: the model's, else 320")
+    width: int | None = Field(None, ge=16, multiple_of=8, description="pixels; default: the model's, else 512")
     embed_text: bool = Field(False, description="store text embeddings too, so that training needs no text encoder")
     encoders: int = Field(1, ge=1, description="processes that run the VAE, one CPU each")
     gpus: int = Field(0, ge=0, description="GPUs for the VAE, one process each, in place of --encoders")
@@ -119,18 +119,14 @@ def write_block(rows: pa.Table, output: str, size: tuple[int, int]) -> pa.Table:
 def frame_size(config: PrepareConfig) -> tuple[int, int]:
     """(H, W) in pixels: the flags, else the model's first trained size, else the paper's.
 
-    Raises ValueError when only one of the two is given, or the model cannot take the size.
+    Raises ValueError when only one of the two is given. Any size is encoded; whether a U-Net takes it, training checks.
     """
     if (config.height is None) != (config.width is None):
         raise ValueError(f"--height {config.height} and --width {config.width} go together; give both or neither")
     sizes = checkpoint.read_card(checkpoint.resolve(config.model)).sizes
     if config.height is None or config.width is None:
         return sizes[0] if sizes else DEFAULT_SIZE
-    size = (config.height, config.width)
-    if sizes and size not in sizes:
-        known = ", ".join(f"{height} x {width}" for height, width in sizes)
-        raise ValueError(f"--height {size[0]} --width {size[1]} is no size of {config.model}; it takes {known}")
-    return size
+    return config.height, config.width
 
 
 def settings(config: PrepareConfig) -> dict[str, Any]:

@@ -5,13 +5,27 @@ Knows counting and the clock. Knows nothing of what is counted.
 
 import sys
 import time
+from collections.abc import Callable
+
+
+def to_stderr(line: str) -> None:
+    """Show a line to whoever watches the job."""
+    print(line, file=sys.stderr, flush=True)
 
 
 class Progress:
     """Counts towards a total and says how fast it goes; `began` were done before, and do not count for the speed."""
 
-    def __init__(self, job: str, unit: str, total: int, began: int = 0, every_s: float = 2.0) -> None:
-        self.job, self.unit, self.total, self.began, self.every_s = job, unit, total, began, every_s
+    def __init__(
+        self,
+        job: str,
+        unit: str,
+        total: int,
+        began: int = 0,
+        every_s: float = 2.0,
+        show: Callable[[str], object] = to_stderr,
+    ) -> None:
+        self.job, self.unit, self.total, self.began, self.every_s, self.show = job, unit, total, began, every_s, show
         self.count = began
         self.start = self.spoken = time.monotonic()
 
@@ -21,11 +35,7 @@ class Progress:
         now = time.monotonic()
         if now - self.spoken >= self.every_s or self.count >= self.total:
             self.spoken = now
-            self.say(note)
-
-    def say(self, note: str = "") -> None:
-        """Print the line now."""
-        print(self.line(note), file=sys.stderr, flush=True)
+            self.show(self.line(note))
 
     def rate(self) -> float:
         """Units per second since the start."""

@@ -26,15 +26,19 @@ class Log:
     def __init__(self, client: Any = None, run_id: str | None = None, uri: str | None = None) -> None:
         self.client, self.run_id, self.uri = client, run_id, uri
 
-    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Numbers at a step."""
+    def metrics(self, values: Mapping[str, float]) -> None:
+        """Numbers that a run has once."""
+        self.series([(0, values)])
+
+    def series(self, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        """Numbers of several steps, (step, values), in one request."""
 
         def send() -> None:
             from mlflow.entities import Metric
             from mlflow.utils.time import get_current_time_millis
 
             now = get_current_time_millis()
-            metrics = [Metric(name, float(value), now, step) for name, value in values.items()]
+            metrics = [Metric(name, float(number), now, step) for step, row in rows for name, number in row.items()]
             self.client.log_batch(self.run_id, metrics=metrics)
 
         self._try(send)

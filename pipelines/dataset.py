@@ -1,0 +1,99 @@
+"""A prepared dataset, as training reads it: its description, any clip by position, and the order of clips.
+
+Reads single clips from Parquet when they are needed, so that a worker's memory does not grow with the dataset. The
+order depends on (seed, epoch) alone: not on files, workers or speed. Knows nothing of models.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from pipelines import records, storage
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One training clip. latents: float32 (N, C, h, w), scaled. text_embeds: float32 (T, D), if they were prepared."""
+
+    clip_id: str
+    caption: str
+    bucket: int
+    latents: np.ndarray
+    text_embeds: np.ndarray | None
+
+
+def read_description(uri: str) -> dict[str, Any]:
+    """dataset.json. Raises ValueError when there is none, or it is of another schema version."""
+    found = storage.read_json(storage.join(uri, "dataset.json"))
+    if found is None:
+        raise ValueError(f"--dataset {uri} holds no dataset.json; run or finish ray_jobs/prepare.py with this output")
+    if found.get("schema_version") != records.SCHEMA_VERSION:
+        raise ValueError(
+            f"--dataset {uri} has schema version {found.get('schema_version')}, this code reads "
+            f"{records.SCHEMA_VERSION}; prepare it again"
+        )
+    return found
+
+
+class ClipReader:
+    """Clips by position, 0..len-1 in the order of their ids, whatever files they are in."""
+
+    def __init__(self, uri: str) -> None:
+        self.files = storage.list_files(storage.join(uri, "data"), (".parquet",))
+        ids: list[str] = []
+        places: list[tuple[int, int, int]] = []
+        for number, name in enumerate(self.files):
+            file = self._open(number)
+            ids += file.read(columns=["clip_id"])["clip_id"].to_pylist()
+            for group in range(file.metadata.num_row_groups):
+                places += [(number, group, row) for row in range(file.metadata.row_group(group).num_rows)]
+            assert len(ids) == len(places), name
+        self.places = np.array(places, np.int32).reshape(-1, 3)[np.argsort(ids)]
+        # Enough to hold the row groups of a few steps; neighbours in a group are rarely wanted together.
+        self._group = functools.lru_cache(maxsize=32)(self._read_group)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, position: int) -> Clip:
+        number, group, row = (int(value) for value in self.places[position])
+        table = self._group(number, group)
+        values = {name: table[name][row].as_py() for name in ("clip_id", "caption", "bucket")}
+        text = _tensor(table, "text_embeds", row) if "text_embeds" in table.column_names else None
+        return Clip(**values, latents=_tensor(table, "latents", row), text_embeds=text)
+
+    def _open(self, number: int) -> pq.ParquetFile:
+        files, path = storage.filesystem(self.files[number])
+        return pq.ParquetFile(path, filesystem=files)
+
+    def _read_group(self, number: int, group: int) -> Any:
+        return self._open(number).read_row_group(group)
+
+
+def _tensor(table: Any, name: str, row: int) -> np.ndarray:
+    column = table[name].slice(row, 1).combine_chunks()
+    return column.to_numpy_ndarray()[0].astype(np.float32)
+
+
+def batch_positions(count: int, total_batch: int, seed: int, step: int) -> list[int]:
+    """Positions of the clips of one step's whole batch, over all workers; step counts from 0.
+
+    Clips come in epochs, each a permutation of all of them by (seed, epoch); a batch may reach into the next epoch.
+    """
+    places = range(step * total_batch, (step + 1) * total_batch)
+    return [int(_permutation(count, seed, place // count)[place % count]) for place in places]
+
+
+def share(batch: Sequence[int], rank: int, world: int, micro_batch: int) -> list[list[int]]:
+    """What one worker takes of a step's batch: one list of micro_batch positions for each accumulation round."""
+    rounds = range(0, len(batch), world * micro_batch)
+    return [list(batch[start + rank * micro_batch : start + (rank + 1) * micro_batch]) for start in rounds]
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(count)

@@ -1,0 +1,18 @@
+"""`python ray_jobs/train.py --dataset URI --output URI [--preset tiny|base] [--zero-stage 0..3]`: dataset -> model."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from pipelines import train
+from ray_jobs import common
+
+
+def needs_cpus(config: train.TrainConfig) -> int:
+    """One CPU for each worker."""
+    return config.num_workers
+
+
+if __name__ == "__main__":
+    sys.exit(common.main(train.TrainConfig, train.check, train.run, needs_cpus))
