@@ -101,7 +101,8 @@ class CinemoPipeline(DiffusionPipeline):
         size) by scaling and a centre cut. motion_bucket: 0 (still) to 19; raw_motion_id replaces the model's mapping.
         guidance_scale: 1 or less skips the negative prompt. dct_cutoff, dct_timestep: DCTInit's p and tau.
         image_latents (B, C, 1, h, w), scaled, replace encoding (image may then be None); latents (B, C, F, h, w)
-        replace the initial noise and DCTInit, and fix the number of frames. decode_chunk_size: frames a VAE call decodes.
+        replace the initial noise and DCTInit, and fix the number of frames.
+        decode_chunk_size: frames a VAE call decodes.
         callback_on_step_end(pipeline, step, timestep, {"latents": ...}) may return a dict with new "latents".
         A sample's result depends on its own seed and settings alone, never on its batch. Raises ValueError.
         """

@@ -50,8 +50,9 @@ def training_loss(
 
     unet: CinemoUNet or anything called like it (a DeepSpeed engine). latents: (B, C, N, h, w), scaled, frame 0 the
     image. text: (B, T, D). motion_bucket: (B,), as the U-Net sees it. timesteps: int64 (B,). noise:
-    (B, C, N - 1, h, w). alphas_cumprod: (T,), of the noise schedule. Returns the mean over all elements, in float32; with reduction "none",
-    the mean of each clip (B,). Raises ValueError for an unknown prediction_type.
+    (B, C, N - 1, h, w). alphas_cumprod: (T,), of the noise schedule.
+    Returns the mean over all elements, in float32; with reduction "none", the mean of each clip (B,).
+    Raises ValueError for an unknown prediction_type.
     """
     residuals = motion_residuals(latents)
     alpha_bar = alphas_cumprod.to(latents.device, latents.dtype)[timesteps]

@@ -195,10 +195,10 @@ def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: float = 8
 def check_output(path: str | os.PathLike[str], fps: float) -> Path:
     """The path, if write_video can write there; so that a caller learns it before hours of work. Raises ValueError."""
     path = Path(path)
-    if path.suffix.lower() not in WRITERS:
-        raise ValueError(f"output {path} ends in {path.suffix or 'nothing'}; use {', '.join(WRITERS)}")
     if path.is_dir():
         raise ValueError(f"output {path} is a directory; name a file in it, such as {path / 'out.mp4'}")
+    if path.suffix.lower() not in WRITERS:
+        raise ValueError(f"output {path} ends in {path.suffix or 'nothing'}; use {', '.join(WRITERS)}")
     if not 1 <= fps <= 240:
         raise ValueError(f"fps {fps} is outside 1..240")
     return path

@@ -1,0 +1,50 @@
+"""What tests share: golden numbers of the official code, and small real video files."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden() -> Any:
+    """golden("sampling") -> the arrays of golden/sampling.npz."""
+    return lambda name: dict(np.load(GOLDEN / f"{name}.npz"))
+
+
+@pytest.fixture(scope="session")
+def checkpoint() -> Path:
+    """A small model directory in the official layout."""
+    return GOLDEN / "checkpoint"
+
+
+@pytest.fixture(scope="session")
+def moving_frames() -> np.ndarray:
+    """uint8 (60, 72, 96, 3): a photo that slides two pixels a frame; frame k shows columns from 2 k on."""
+    from skimage.data import astronaut
+
+    photo = astronaut()[100:172]
+    return np.stack([photo[:, 2 * k : 2 * k + 96] for k in range(60)])
+
+
+@pytest.fixture(scope="session")
+def moving_video(moving_frames: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from cinemo.video import write_video
+
+    path = tmp_path_factory.mktemp("video") / "moving.mp4"
+    write_video(path, moving_frames, fps=24)
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared_clips() -> Path:
+    """The folder of real clips beside the repository, for tests that want other people's encoders."""
+    folder = Path(__file__).parents[1].parent / "shared" / "clips"
+    if not folder.is_dir():
+        pytest.skip("no ../shared/clips beside the repository: real clips are not part of it")
+    return folder

@@ -1,0 +1,167 @@
+"""The model directory: finding, loading, identifying, exporting."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from cinemo import checkpoint as model_directory
+from cinemo.checkpoint import ModelCard, export_model, fingerprint, load_scheduler, read_card, resolve
+from cinemo.motion import OFFICIAL_MOTION, UNIFORM_MOTION
+from cinemo.unet import CinemoUNet
+
+TINY = {
+    "block_out_channels": (32, 64),
+    "attention_head_dim": 1,
+    "layers_per_block": 1,
+    "cross_attention_dim": 48,
+    "norm_num_groups": 8,
+    "addition_time_embed_dim": 32,
+    "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
+    "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"),
+}
+
+
+@pytest.fixture
+def copy(checkpoint: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(checkpoint, tmp_path / "model"))
+
+
+def test_the_official_layout_gets_the_official_meaning(checkpoint: Path) -> None:
+    card = read_card(checkpoint)
+    assert card.motion == OFFICIAL_MOTION
+    assert card.sizes is None
+    config = load_scheduler(checkpoint).config  # the file says scaled_linear 0.00085..0.012
+    assert (config.beta_schedule, config.beta_start, config.beta_end) == ("linear", 1e-4, 0.02)
+
+
+def test_the_final_alpha_is_the_official_one(golden: Any, checkpoint: Path) -> None:
+    assert float(load_scheduler(checkpoint).final_alpha_cumprod) == float(golden("sampling")["final_alpha_cumprod"])
+
+
+def test_an_exported_model_is_complete_and_keeps_its_card(checkpoint: Path, tmp_path: Path) -> None:
+    unet = CinemoUNet(**TINY)
+    card = ModelCard(sizes=[(64, 96)], lengths=[16], lineage={"dataset": "abc", "steps": 100})
+    out = export_model(checkpoint, unet, tmp_path / "new" / "model", card)
+    assert read_card(out) == card
+    assert card.motion == UNIFORM_MOTION
+    again = model_directory.load_unet(resolve(out))
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in unet.state_dict().items())
+    assert load_scheduler(out).config.beta_schedule == "linear"  # as trained, not as the source's file says
+    assert sorted(p.name for p in out.parent.iterdir()) == ["model"]
+
+
+def test_exporting_again_replaces_the_model_whole(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    export_model(checkpoint, CinemoUNet(**TINY), out, ModelCard(lineage={"run": "first"}))
+    before = fingerprint(out)
+    export_model(checkpoint, CinemoUNet(**TINY), out, ModelCard(lineage={"run": "second"}))
+    assert read_card(out).lineage == {"run": "second"}
+    assert fingerprint(out) != before
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_an_export_that_fails_leaves_the_old_model(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    export_model(checkpoint, CinemoUNet(**TINY), out, ModelCard())
+    before = fingerprint(out)
+
+    class Broken:
+        def save_pretrained(self, path: Path) -> None:
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        export_model(checkpoint, Broken(), out, ModelCard())
+    assert fingerprint(out) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_fingerprint_follows_the_bytes_alone(copy: Path, checkpoint: Path) -> None:
+    assert fingerprint(copy) == fingerprint(checkpoint)
+    config = copy / "unet" / "config.json"
+    config.write_text(config.read_text() + " ")
+    assert fingerprint(copy) != fingerprint(checkpoint)
+    assert fingerprint(copy / "vae") == fingerprint(checkpoint / "vae")
+
+
+def test_weights_in_bin_load_as_well(copy: Path) -> None:
+    from safetensors.torch import load_file
+
+    expected = model_directory.load_unet(copy).state_dict()
+    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    assert all(torch.equal(v, expected[k]) for k, v in model_directory.load_unet(resolve(copy)).state_dict().items())
+
+
+def test_a_directory_without_a_part_says_which(copy: Path) -> None:
+    cases = {
+        "text_encoder": (model_directory.load_text, "no text_encoder/"),
+        "scheduler": (load_scheduler, "no scheduler/"),
+        "unet": (resolve, "no U-Net"),
+    }
+    for part, (load, words) in cases.items():
+        shutil.rmtree(copy / part)
+        with pytest.raises(ValueError, match=words):
+            load(copy)
+
+
+@pytest.mark.parametrize(("removed", "kind"), [("vae", "frame"), ("vae_temporal_decoder", "temporal")])
+def test_either_vae_may_be_missing(copy: Path, removed: str, kind: str) -> None:
+    shutil.rmtree(copy / removed)
+    model_directory.load_vae(copy, "auto")
+    with pytest.raises(ValueError, match="no VAE in"):
+        model_directory.load_vae(copy, kind)
+
+
+@pytest.mark.parametrize("name", ["builtin:huge", "/no/such/model", "nope", "a/b/c", __file__])
+def test_a_model_that_is_not_there_is_named(name: str) -> None:
+    with pytest.raises(ValueError, match="model"):
+        resolve(name)
+
+
+@pytest.mark.parametrize("text", ["not json", '{"format_version": 99}', '{"format_version": 1, "colour": 3}', "[]"])
+def test_a_broken_card_names_its_file(copy: Path, text: str) -> None:
+    (copy / "cinemo.json").write_text(text)
+    with pytest.raises(ValueError, match=r"cinemo\.json cannot be used"):
+        read_card(copy)
+
+
+def test_broken_weights_get_one_sentence(copy: Path) -> None:
+    (copy / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"junk")
+    with pytest.raises(ValueError, match="cannot be loaded as CinemoUNet"):
+        model_directory.load_unet(copy)
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_lavie_weights_start_a_unet_without_motion_control(tmp_path: Path, wrapped: bool) -> None:
+    donor = CinemoUNet(**TINY).state_dict()
+    lavie = {name: value for name, value in donor.items() if not name.startswith("add_embedding.")}
+    torch.save({"ema": lavie} if wrapped else lavie, tmp_path / "lavie_base.pt")
+    unet = model_directory.load_lavie(tmp_path / "lavie_base.pt", **TINY)
+    assert all(torch.equal(unet.state_dict()[name], value) for name, value in lavie.items())
+    assert not unet.add_embedding.linear_2.weight.any()
+
+
+def test_lavie_s_names_are_ours_less_the_motion_embedding() -> None:
+    lavie = json.loads((Path(__file__).parent / "golden" / "lavie_full_keys.json").read_text())
+    with torch.device("meta"):
+        own = {name: list(value.shape) for name, value in CinemoUNet().state_dict().items()}
+    assert {name: shape for name, shape in own.items() if not name.startswith("add_embedding.")} == lavie
+
+
+def test_other_weights_are_not_taken_for_lavie_s(tmp_path: Path) -> None:
+    torch.save({"conv_in.weight": torch.zeros(1)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="not LaVie's U-Net"):
+        model_directory.load_lavie(tmp_path / "other.pt", **TINY)
+
+
+def test_ours_keeps_its_own_schedule(checkpoint: Path, tmp_path: Path) -> None:
+    out = export_model(checkpoint, CinemoUNet(**TINY), tmp_path / "model", ModelCard())
+    DDIMScheduler(beta_start=2e-4, beta_end=0.02, prediction_type="v_prediction").save_pretrained(out / "scheduler")
+    config = load_scheduler(out).config
+    assert (config.beta_start, config.prediction_type) == (2e-4, "v_prediction")

@@ -1,0 +1,132 @@
+"""The `cinemo` command as a person runs it: output, exit codes, sentences."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from PIL import Image
+
+from cinemo.cli import main
+from cinemo.video import probe
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cinemo(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Run the command line in this process, which saves its four seconds of imports."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def run(*arguments: object) -> Result:
+        code = 0
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return Result(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from skimage.data import coffee
+
+    path = tmp_path_factory.mktemp("photo") / "coffee.png"
+    Image.fromarray(coffee()).save(path)
+    return path
+
+
+def refused(result: Result, words: str, code: int = 2) -> None:
+    assert result.code == code, result.err
+    assert words in result.err
+    assert len(result.err.strip().splitlines()) == 1
+
+
+Command = Callable[..., Result]
+
+
+def test_animate_writes_a_video_and_says_what_it_measured(photo: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """As a process of its own, from another directory: what a person does."""
+    command = [sys.executable, "-m", "cinemo.cli", "animate", photo, "--prompt", "", "--model", checkpoint]
+    command += ["--height", "64", "--width", "96", "--steps", "2", "--output", "a/b.mp4"]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path, env=os.environ)
+    assert result.returncode == 0, result.stderr
+    assert probe(tmp_path / "a" / "b.mp4") == (16, 8.0, 96, 64)
+    assert "measured motion bucket" in result.stdout
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["b.mp4"]
+
+
+def test_animate_refuses_bad_input_with_one_sentence(
+    cinemo: Command, photo: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "hollow").mkdir()
+    model = ("--model", checkpoint)
+    small = (*model, "--height", 64, "--width", 96, "--steps", 1)
+    cases: list[tuple[tuple[object, ...], str]] = [
+        ((tmp_path / "none.png", *model), "none.png does not exist"),
+        ((tmp_path / "empty.png", *model), "is empty"),
+        ((tmp_path / "text.png", *model), "not an image"),
+        ((photo, "--model", tmp_path / "hollow"), "has no U-Net"),
+        ((photo, "--model", "no-such-model"), "no-such-model"),
+        ((photo, *small, "--motion-bucket", 25), "motion_bucket 25 is outside 0..19"),
+        ((photo, *model, "--height", 65), "multiples of 8"),
+        ((photo, *small, "--output", tmp_path / "out.txt"), "ends in .txt"),
+        ((photo, *small, "--output", tmp_path), "is a directory"),
+        ((photo, *small, "--device", "abacus"), "device abacus"),
+    ]
+    if not torch.cuda.is_available():
+        cases.append(((photo, *small, "--device", "cuda"), "torch sees no GPU"))
+    before = sorted(tmp_path.rglob("*"))
+    for arguments, words in cases:
+        output = () if "--output" in arguments else ("--output", tmp_path / "out.mp4")
+        refused(cinemo("animate", *arguments, "--prompt", "x", *output), words)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_unwritable_output_is_a_failure_not_a_traceback(
+    cinemo: Command, photo: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    small = ("--model", checkpoint, "--height", 64, "--width", 96, "--steps", 1)
+    refused(
+        cinemo("animate", photo, "--prompt", "x", *small, "--output", tmp_path / "file" / "out.mp4"), "file", code=1
+    )
+
+
+def test_score_prints_a_line_a_video_and_goes_on_past_bad_ones(
+    cinemo: Command, moving_video: Path, tmp_path: Path
+) -> None:
+    result = cinemo("score", moving_video, tmp_path / "none.mp4", moving_video, "--height", 72, "--width", 96, "--json")
+    assert result.code == 2
+    assert "none.mp4 does not exist" in result.err
+    rows = [json.loads(line) for line in result.out.splitlines()]
+    assert len(rows) == 2
+    assert rows[0] == rows[1]
+    assert (rows[0]["frames"], rows[0]["interval"]) == (16, 3)
+    assert 0 < rows[0]["score"] < 1
+    assert "bucket" in cinemo("score", moving_video).out
+
+
+def test_info_shows_the_parts_and_the_fingerprint(cinemo: Command, checkpoint: Path) -> None:
+    facts = json.loads(cinemo("info", checkpoint, "--json").out)
+    assert facts["parameters"]["unet"] > 2_000_000
+    assert len(facts["fingerprint"]) == 64
+    assert "official-demo-100" in cinemo("info", checkpoint).out
+
+
+def test_unknown_flags_are_bad_usage(cinemo: Command) -> None:
+    assert cinemo("animate", "--nonsense").code == 2
+    assert cinemo("no-such-command").code == 2
