@@ -139,11 +139,11 @@ def settings(config: PrepareConfig) -> dict[str, Any]:
         "score_definition": SCORE_DEFINITION,
         "sampling_version": SAMPLING_VERSION,
         "input": storage.absolute(config.input),
-        "vae_fingerprint": checkpoint.fingerprint(directory / checkpoint.vae_name(directory)),
-        "text_fingerprint": checkpoint.fingerprint(directory / "text_encoder") if config.embed_text else None,
         **chosen,
         "height": height,
         "width": width,
+        "vae_fingerprint": checkpoint.fingerprint(directory / checkpoint.vae_name(directory)),
+        "text_fingerprint": checkpoint.fingerprint(directory / "text_encoder") if config.embed_text else None,
     }
 
 

@@ -237,7 +237,7 @@ def read_losses(output: str) -> list[float]:
     return [float(row["loss"]) for row in csv.DictReader(io.StringIO(text))]
 
 
-def smooth(values: list[float], width: int = 20) -> list[float]:
-    """Mean of the last `width` values at every place."""
-    windows = [values[max(0, end - width) : end] for end in range(1, len(values) + 1)]
+def smooth(values: list[float], reach: int = 5) -> list[float]:
+    """Mean of every value and its neighbours up to `reach` steps away."""
+    windows = [values[max(0, place - reach) : place + reach + 1] for place in range(len(values))]
     return [sum(window) / len(window) for window in windows]

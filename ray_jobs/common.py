@@ -109,19 +109,20 @@ def sentence(problem: Any) -> str:
 
 def connect(num_cpus: int, verbose: bool) -> None:
     """Join the cluster of RAY_ADDRESS (set under `ray job submit`), or start one here for the time of the job."""
-    # Ray 2.60 starts clusters with token authentication; a client that does not say so is turned away.
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
     if not verbose:
         warnings.filterwarnings("ignore")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    import ray
-
     variables = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     joins = "RAY_ADDRESS" in os.environ
-    if not joins:
+    if joins:
+        # Ray 2.60 clusters ask for a token, and turn away a client that does not say that it has one.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    else:
         variables["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
+    import ray
+
     ray.init(
         address=None if joins else "local",
         # On a small machine stages share cores: with fewer logical CPUs than it needs at once, a job waits for ever.

@@ -1,0 +1,57 @@
+"""What the tests of the dataflows share: one local cluster, a folder of videos, a dataset made from it."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from cinemo.synthetic import write_clips
+from pipelines import prepare
+from ray_jobs import common
+
+NUM_VIDEOS = 6
+SMALL = {"num_frames": 6, "height": 32, "width": 48}  # a few frames of a few cells: a training step takes 0.1 s
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A local cluster, connected to as the jobs do."""
+    common.connect(4, verbose=False)
+    yield
+    common.disconnect()
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Captioned videos, one whose second half is garbage, and one of two frames."""
+    folder = tmp_path_factory.mktemp("videos")
+    write_clips(folder, NUM_VIDEOS, size=(64, 96), num_frames=60)
+    good = sorted(folder.glob("*.mp4"))[0].read_bytes()
+    (folder / "broken.mp4").write_bytes(good[: len(good) // 2])
+    brief = tmp_path_factory.mktemp("brief")
+    write_clips(brief, 1, size=(64, 96), num_frames=2)
+    shutil.copy(next(brief.glob("*.mp4")), folder / "brief.mp4")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepare_config(videos: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> prepare.PrepareConfig:
+    output = tmp_path_factory.mktemp("prepared") / "ds"
+    return prepare.PrepareConfig(
+        input=str(videos), output=str(output), model=str(checkpoint), clips_per_video=3, clips_per_file=4, **SMALL
+    )
+
+
+@pytest.fixture(scope="session")
+def summary(prepare_config: prepare.PrepareConfig, ray_cluster: None) -> dict[str, Any]:
+    """What the prepare job said about the dataset at prepare_config.output."""
+    return prepare.run(prepare_config)
+
+
+def rows(output: str | Path, folder: str = "data") -> list[dict[str, Any]]:
+    """All rows of a dataset, latents included, in an order that does not depend on files."""
+    table = pq.read_table(f"{output}/{folder}")
+    return sorted(table.to_pylist(), key=lambda row: (row["uri"], row["start_frame"] or 0))

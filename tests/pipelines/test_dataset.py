@@ -1,0 +1,47 @@
+"""Reading a dataset for training: any clip by position, and an order that depends on the seed alone."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines import dataset, prepare
+from tests.pipelines.conftest import rows
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 3))
+def test_every_epoch_takes_every_clip_once(count: int, batch: int, seed: int) -> None:
+    epochs = 3
+    steps = -(-epochs * count // batch)
+    taken = [position for step in range(steps) for position in dataset.batch_positions(count, batch, seed, step)]
+    for epoch in range(epochs):
+        assert sorted(taken[epoch * count : (epoch + 1) * count]) == list(range(count))
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
+def test_workers_share_a_batch_without_loss_or_overlap(world: int, micro: int, rounds: int) -> None:
+    batch = list(range(100, 100 + world * micro * rounds))
+    shares = [dataset.share(batch, rank, world, micro) for rank in range(world)]
+    assert all(len(share) == rounds and all(len(part) == micro for part in share) for share in shares)
+    assert sorted(position for share in shares for part in share for position in part) == batch
+
+
+def test_reader_gives_each_row_of_the_files_in_the_order_of_ids(
+    prepare_config: prepare.PrepareConfig, summary: dict[str, Any]
+) -> None:
+    reader = dataset.ClipReader(prepare_config.output)
+    stored = sorted(rows(prepare_config.output), key=lambda row: row["clip_id"])
+    assert len(reader) == len(stored) == summary["counts"]["clips"]
+    for position in reversed(range(len(reader))):
+        clip, row = reader[position], stored[position]
+        assert (clip.clip_id, clip.caption, clip.bucket) == (row["clip_id"], row["caption"], row["bucket"])
+        assert clip.latents.shape == (6, 4, 4, 6)
+        np.testing.assert_array_equal(clip.latents.ravel(), np.array(row["latents"], np.float32))
+
+
+def test_a_folder_that_was_not_prepared_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no dataset.json"):
+        dataset.read_description(str(tmp_path))

@@ -1,0 +1,115 @@
+"""The prepare dataflow on a real local cluster: what it writes, what it counts, what it refuses."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cinemo import checkpoint as model_directory
+from cinemo.motion import SCORE_DEFINITION, motion_bucket
+from cinemo.pipeline import encode_frames, encode_prompts
+from cinemo.video import sample_clip
+from pipelines import parts, prepare
+from tests.pipelines.conftest import NUM_VIDEOS, rows
+
+pytestmark = pytest.mark.ray
+
+
+def every_file(output: str) -> dict[str, tuple[int, int, bytes]]:
+    """Name -> (inode, time, content) of all files of a dataset."""
+    paths = [path for path in Path(output).rglob("*") if path.is_file()]
+    return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
+
+
+def test_every_row_is_what_the_method_makes_of_its_span(
+    prepare_config: prepare.PrepareConfig, summary: dict[str, Any], checkpoint: Path
+) -> None:
+    vae = model_directory.load_vae(checkpoint)
+    stored = rows(prepare_config.output)
+    assert len(stored) == summary["counts"]["clips"] >= NUM_VIDEOS
+    for row in stored[::4]:
+        frames = sample_clip(row["uri"], row["start_frame"], row["interval"], 6, (32, 48))
+        latents = encode_frames(vae, frames[None])[0].transpose(0, 1).half().numpy()
+        np.testing.assert_allclose(np.array(row["latents"]).reshape(6, 4, 4, 6), latents, atol=2e-3)
+        assert row["bucket"] == motion_bucket(row["score"])
+        assert (row["num_frames"], row["height"], row["width"]) == (6, 32, 48)
+        assert row["caption"] or Path(row["uri"]).stem == "brief"
+
+
+def test_counts_add_up_and_faults_are_rows(prepare_config: prepare.PrepareConfig, summary: dict[str, Any]) -> None:
+    manifest = json.loads((Path(prepare_config.output) / "dataset.json").read_text())
+    counts, rejects = manifest["counts"], rows(prepare_config.output, "rejects")
+    stored = rows(prepare_config.output)
+    assert counts["videos"] == NUM_VIDEOS + 2
+    assert counts["videos"] == len({row["uri"] for row in stored + rejects})
+    assert counts["clips"] == len(stored) == len({row["clip_id"] for row in stored})
+    assert counts["rejected_videos"] + counts["rejected_clips"] == sum(counts["rejects"].values()) == len(rejects)
+    assert Counter(row["reason"] for row in rejects) == counts["rejects"]
+    assert {Path(row["uri"]).stem: row["reason"] for row in rejects}["brief"] == "too_short"
+    assert sum(manifest["bucket_histogram"]) == counts["clips"]
+    assert manifest["score_definition"] == SCORE_DEFINITION
+    assert {"broken"} <= {Path(row["uri"]).stem for row in rejects}
+    assert all(row["message"] and row["stage"] for row in rejects)
+
+
+def test_rerun_of_a_finished_job_changes_no_file(
+    prepare_config: prepare.PrepareConfig, summary: dict[str, Any]
+) -> None:
+    before = every_file(prepare_config.output)
+    again = prepare.run(prepare_config)
+    assert every_file(prepare_config.output) == before
+    assert again["fingerprint"] == summary["fingerprint"]
+
+
+def test_a_part_that_was_lost_is_made_again_and_nothing_else(
+    prepare_config: prepare.PrepareConfig, summary: dict[str, Any], tmp_path: Path
+) -> None:
+    before = every_file(prepare_config.output)
+    lost = sorted(Path(prepare_config.output, "data").iterdir())[0]
+    expected = rows(prepare_config.output)
+    lost.unlink()
+    (Path(prepare_config.output) / "dataset.json").unlink()
+    again = prepare.run(prepare_config)
+    after = every_file(prepare_config.output)
+    assert again["fingerprint"] == summary["fingerprint"]
+    assert rows(prepare_config.output) == expected
+    kept = [name for name in before if name not in (str(lost), str(Path(prepare_config.output) / "dataset.json"))]
+    assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
+
+
+def test_a_clip_that_was_written_twice_is_kept_once(
+    prepare_config: prepare.PrepareConfig, summary: dict[str, Any]
+) -> None:
+    expected = rows(prepare_config.output)
+    first = sorted(Path(prepare_config.output, "data").iterdir())[0]
+    (first.parent / "part-zz.parquet").write_bytes(first.read_bytes())
+    assert len(rows(prepare_config.output)) > len(expected)
+    parts.drop_duplicates(prepare_config.output)
+    assert rows(prepare_config.output) == expected
+
+
+def test_text_embeddings_are_those_of_the_captions(
+    prepare_config: prepare.PrepareConfig, ray_cluster: None, checkpoint: Path, tmp_path: Path
+) -> None:
+    changes = {"output": str(tmp_path / "ds"), "embed_text": True, "clips_per_video": 1}
+    config = prepare_config.model_copy(update=changes)
+    prepare.run(config)
+    text = model_directory.load_text(checkpoint)
+    for row in rows(config.output)[:3]:
+        expected = encode_prompts(*text, [row["caption"]])[0]
+        stored = torch.tensor(row["text_embeds"]).reshape(expected.shape)
+        torch.testing.assert_close(stored.float(), expected, atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize(("name", "value"), [("min_interval", 2), ("seed", 1), ("num_frames", 7), ("embed_text", True)])
+def test_another_setting_does_not_mix_with_what_is_there(
+    prepare_config: prepare.PrepareConfig, summary: dict[str, Any], name: str, value: Any
+) -> None:
+    before = every_file(prepare_config.output)
+    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')}: .* was made with {name}"):
+        prepare.run(prepare_config.model_copy(update={name: value}))
+    assert every_file(prepare_config.output) == before

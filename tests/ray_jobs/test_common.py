@@ -1,0 +1,65 @@
+"""Arguments of a job: flags over YAML over defaults, nothing from the environment, one sentence for what is wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.prepare import PrepareConfig
+from pipelines.train import TrainConfig
+from ray_jobs import common
+
+GIVEN = ["--input", "in", "--output", "out"]
+
+
+def test_flags_win_over_yaml_and_yaml_over_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("input: yaml-in\noutput: yaml-out\nclips_per_video: 4\nmax-interval: 9\nembed_text: true\n")
+    config, verbose = common.read_arguments(
+        PrepareConfig, ["--config", str(file), "--clips-per-video", "2", "--verbose"]
+    )
+    assert (config.input, config.clips_per_video, config.max_interval, config.embed_text) == ("yaml-in", 2, 9, True)
+    assert config.min_interval == 3
+    assert verbose
+
+
+def test_the_environment_changes_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MODEL", "SEED", "INPUT", "model", "seed"):
+        monkeypatch.setenv(name, "7")
+    config, _ = common.read_arguments(PrepareConfig, GIVEN)
+    assert (config.model, config.seed, config.input) == ("builtin:tiny", 0, "in")
+
+
+def test_a_preset_gives_defaults_that_flags_win_over() -> None:
+    arguments = ["--dataset", "d", "--output", "o", "--preset", "base", "--num-workers", "8", "--zero-stage", "3"]
+    config, _ = common.read_arguments(TrainConfig, [*arguments, "--learning-rate", "3e-5"])
+    assert (config.total_batch, config.zero_stage, config.learning_rate) == (80, 3, 3e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "--input is required; --output is required"),
+        ([*GIVEN, "--bogus", "1"], "unrecognized arguments: --bogus 1; see --help"),
+        ([*GIVEN, "--seed", "x"], "--seed x: input should be a valid integer"),
+        ([*GIVEN, "--clips-per-video", "0"], "--clips-per-video 0: input should be greater than or equal to 1"),
+        ([*GIVEN, "--min-interval", "11"], "--min-interval 11 is above --max-interval 10"),
+        ([*GIVEN, "--height", "65"], "--height 65: input should be a multiple of 8"),
+        ([*GIVEN, "--config", "/nowhere.yaml"], "--config /nowhere.yaml cannot be read"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence_with_the_flag(arguments: list[str], sentence: str) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  (the message is what is tested)
+        common.read_arguments(PrepareConfig, arguments)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [("a: [", "cannot be read"), ("- a", "is no mapping"), ("inputs: x", "--inputs is no setting of this job")],
+)
+def test_a_config_file_that_is_none_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=sentence):
+        common.read_arguments(PrepareConfig, [*GIVEN, "--config", str(file)])
