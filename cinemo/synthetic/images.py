@@ -75,7 +75,7 @@ def fractal_noise(rng: np.random.Generator) -> np.ndarray:
     spectrum = 1.0 / np.maximum(np.hypot(fy, fx), 1.0 / height) ** rng.uniform(1.1, 2.0)
     layers = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((3, height, width))) * spectrum, s=(height, width))
     layers /= layers.std(axis=(1, 2), keepdims=True)
-    colours = rng.normal(0, 0.25, (3, 3)) + 0.25  # rows share a positive part: mostly grey variation, as in nature
+    colours = rng.normal(0, 0.15, (3, 3)) + 0.4  # the positive part is shared: mostly grey variation, as in nature
     values = 0.5 + 0.25 * np.einsum("lhw,lc->hwc", layers, colours) + rng.uniform(-0.15, 0.15, 3)
     return to_uint8(values)
 
@@ -104,7 +104,7 @@ def dead_leaves(rng: np.random.Generator) -> np.ndarray:
     height, width = CANVAS_SIZE
     texture = photo_crop(photo(TRAINING_PHOTOS[rng.integers(len(TRAINING_PHOTOS))]), rng) / 255.0
     values = fractal_noise(rng) / 255.0
-    palette = np.clip(rng.uniform(0, 1, 3) + rng.normal(0, 0.3, (12, 3)), 0, 1)
+    palette = np.clip(rng.uniform(0, 1, (12, 1)) + rng.normal(0, 0.2, (12, 3)), 0, 1)
     for _ in range(rng.integers(40, 140)):
         radius = min(8 / np.sqrt(rng.uniform(0.003, 1)), 140)
         cy, cx = rng.uniform(0, height), rng.uniform(0, width)

@@ -1,0 +1,101 @@
+"""Draws plans: canvases and motions become frames.
+
+Knows how to sample a canvas along a camera's path. Works on any device and on many clips at once, so that a training
+loop can make its own clips on its GPU. Knows nothing of files and of what is worth learning.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from cinemo.synthetic.images import CANVAS_SIZE, canvas
+from cinemo.synthetic.plan import Plan
+
+
+@lru_cache(maxsize=4096)
+def _canvas_tensor(index: int, held_out: bool, device: torch.device) -> torch.Tensor:
+    """A canvas as uint8 (3, 288, 432) on the device, kept there."""
+    return torch.tensor(canvas(index, held_out)).permute(2, 0, 1).contiguous().to(device)
+
+
+def render(
+    plans: list[Plan],
+    size: tuple[int, int] = (128, 192),
+    num_frames: int = 16,
+    frame_step: float = 1.0,
+    device: torch.device | str = "cpu",
+    middle: tuple[int, int] | None = None,
+) -> torch.Tensor:
+    """Frames of B plans: uint8 (B, N, H, W, 3) on the device.
+
+    frame_step: time from one frame to the next; 1/6 makes a video in which every sixth frame is a frame of the clip.
+    middle: (H, W) of the part around the middle of the frames that is wanted; all of it when None.
+    """
+    device = torch.device(device)
+    height = size[0]
+    time = torch.arange(num_frames, device=device, dtype=torch.float32) * frame_step
+    rows, columns = middle or size
+    y, x = torch.meshgrid(
+        (torch.arange(rows, device=device) + 0.5 - rows / 2) / height,
+        (torch.arange(columns, device=device) + 0.5 - columns / 2) / height,
+        indexing="ij",
+    )
+    clips = []
+    for plan in plans:
+        scene = _canvas_tensor(plan.scene, plan.held_out, device).float()
+        pixels = _sample(scene, *_camera(plan, time, x, y), plan)
+        if plan.object_scene >= 0:
+            pixels = _draw_object(pixels, plan, time, x, y)
+        amplitude, speed, phase = plan.flicker
+        gain = 1 + amplitude * (torch.sin(time * speed + phase) - np.sin(phase))
+        matrix = torch.tensor(plan.colour, dtype=torch.float32, device=device)
+        if plan.flicker[0] or not np.array_equal(plan.colour, np.eye(3)):
+            pixels = torch.einsum("oc,cnhw->onhw", matrix, pixels) * gain[:, None, None]
+        clips.append(pixels.clamp(0, 255).round().byte().permute(1, 2, 3, 0))
+    return torch.stack(clips)
+
+
+def _camera(plan: Plan, time: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where each output pixel looks: x and y (N, H, W) in window heights from the window's first middle."""
+    t = time[:, None, None]
+    amplitude, number, speed, phase = plan.wave
+    if amplitude:
+        along = torch.hypot(x, y) if plan.radial else y
+        # Minus the wave at time 0: the first frame is the undisturbed picture, as for every other kind.
+        swing = torch.sin(2 * np.pi * number * along - speed * t - phase)
+        swing = amplitude * (swing - torch.sin(2 * np.pi * number * along - phase))
+        radius = along.clamp(min=0.05)
+        return (x + swing * x / radius, y + swing * y / radius) if plan.radial else (x + swing, y.expand_as(swing))
+    scale = torch.exp(-plan.zoom * t)
+    # The content turns by +angle, so the place that a pixel shows is found by turning back.
+    cos, sin = torch.cos(plan.rotation * t) * scale, torch.sin(plan.rotation * t) * scale
+    return cos * x + sin * y + plan.velocity[0] * t, cos * y - sin * x + plan.velocity[1] * t
+
+
+def _sample(scene: torch.Tensor, x: torch.Tensor, y: torch.Tensor, plan: Plan) -> torch.Tensor:
+    """Bilinear samples (3, N, H, W) of a canvas at window coordinates; mirrored beyond its border."""
+    across = CANVAS_SIZE[0] / CANVAS_SIZE[1]
+    u = 2 * plan.centre[0] - 1 + x * (2 * plan.height * across)
+    v = 2 * plan.centre[1] - 1 + y * (2 * plan.height)
+    grid = torch.stack((-u if plan.flip else u, v), dim=-1)
+    frames, height, width, _ = grid.shape
+    flat = grid.view(1, frames * height, width, 2)
+    return F.grid_sample(scene[None], flat, padding_mode="reflection", align_corners=False)[0].view(
+        3, frames, height, width
+    )
+
+
+def _draw_object(
+    pixels: torch.Tensor, plan: Plan, time: torch.Tensor, x: torch.Tensor, y: torch.Tensor
+) -> torch.Tensor:
+    """Lay the moving shape over pixels (3, N, H, W); its edge is as soft as one pixel of a 128-pixel window."""
+    t = time[:, None, None]
+    dx = x - plan.object_start[0] - plan.object_velocity[0] * t
+    dy = y - plan.object_start[1] - plan.object_velocity[1] * t
+    half_width, half_height, power = plan.object_size
+    inside = (dx / half_width).abs() ** power + (dy / half_height).abs() ** power
+    alpha = ((1 - inside) * (64 * min(half_width, half_height) / power)).clamp(-0.5, 0.5) + 0.5
+    texture = _canvas_tensor(plan.object_scene, plan.held_out, pixels.device).float()
+    return pixels + alpha * (_sample(texture, dx, dy, plan) - pixels)
