@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 # Clips to an animated photo. CLIPS=folder trains on your own videos, INIT=none trains the U-Net from nothing.
 demo: $(STAMP)
-	@$(BIN)/python recipes/demo.py $(if $(CLIPS),--clips "$(CLIPS)") $(if $(INIT),--init "$(INIT)") $(if $(IMAGE),--image "$(IMAGE)") $(if $(STEPS),--steps "$(STEPS)")
+	@$(BIN)/python recipes/demo.py $(if $(CLIPS),--clips "$(CLIPS)") $(if $(INIT),--init "$(INIT)") $(if $(IMAGE),--image "$(IMAGE)") $(if $(STEPS),--steps "$(STEPS)") $(if $(OUT),--output "$(OUT)")
 
 check: $(STAMP)
 	$(BIN)/ruff check .

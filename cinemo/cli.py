@@ -36,6 +36,7 @@ class Vae(StrEnum):
     frame = "frame"
 
 
+EXAMPLE_PHOTO = "chelsea.png"  # one of scikit-image's, which the built-in model never saw
 ModelOption = Annotated[str, typer.Option(help="builtin:tiny, a model directory, or a hub id")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto")]
 
@@ -164,12 +165,12 @@ def demo(
     """Animate an example photo with three prompts at three motion buckets, and write a sheet of all nine."""
     from cinemo.image import read_image
     from cinemo.sheet import contact_sheet
-    from cinemo.synthetic import example_photo
+    from cinemo.synthetic.images import photo as bundled_photo
     from cinemo.video import write_video
 
     if output.suffix.lower() != ".png":
         raise ValueError(f"output {output} must end in .png")
-    photo = read_image(image) if image is not None else example_photo()
+    photo = read_image(image) if image is not None else bundled_photo(EXAMPLE_PHOTO)
     pipe = load(model, device)
     prompts = ("the camera pans left", "the camera zooms in", "the camera pans up")
     buckets = (2, 8, 14)

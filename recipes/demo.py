@@ -1,0 +1,149 @@
+"""`make demo`: clips -> dataset -> training -> an animated photo, by the same jobs that a cluster runs.
+
+Knows the order of the commands and where they put things. Each step is a command that can be run by hand, and says so.
+Running it again goes on where it stopped.
+"""
+
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ROOT = Path(__file__).resolve().parents[1]
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+SYNTHETIC_CLIPS = 48
+
+
+def main(
+    clips: Annotated[Path | None, typer.Option(help="folder of videos to train on; default: synthetic ones")] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(help="photo to animate; default: the first in images/ beside --clips, or a bundled one"),
+    ] = None,
+    init: Annotated[str, typer.Option(help="builtin:tiny, a model directory, or none to train from nothing")] = "",
+    steps: Annotated[int, typer.Option(help="training steps")] = 100,
+    prompt: Annotated[str, typer.Option(help="what the photo should do")] = "the camera pans left",
+    output: Annotated[Path, typer.Option(help="folder for everything that comes out")] = Path("out"),
+) -> None:
+    """From clips to an animated photo in one command."""
+    began = time.monotonic()
+    init = init or "builtin:tiny"
+    output.mkdir(parents=True, exist_ok=True)
+    photo = find_photo(clips, image, output)
+    videos = clips or output / "clips"
+
+    if clips is None:
+        step(1, f"drawing {SYNTHETIC_CLIPS} synthetic clips with known motion into {videos}")
+        draw_clips(videos)
+    else:
+        step(1, f"taking the clips in {clips}")
+    # Several spans of each video, and short videos too: a demo has few of them.
+    many = ["--clips-per-video", "2" if clips is None else "8", "--min-interval", "1"]
+
+    step(2, "decoding, scoring and encoding them (Ray Data)")
+    dataset = output / "dataset"
+    job("prepare.py", "--input", str(videos), "--output", str(dataset), "--model", "builtin:tiny", *many)
+
+    step(3, f"training preset tiny for {steps} steps with 2 DeepSpeed workers (Ray Train), from {init}")
+    rate = [] if init == "none" else ["--learning-rate", "1e-4"]  # a trained model is only nudged
+    run = output / "train"
+    job("train.py", "--dataset", str(dataset), "--output", str(run), "--preset", "tiny", "--init", init,
+        "--max-steps", str(steps), "--num-workers", "2", "--total-batch", "4", "--micro-batch", "2", *rate)  # fmt: skip
+
+    step(4, f"animating {photo} with the trained model")
+    animation, sheet = output / "animation.mp4", output / "sheet.png"
+    animate(run / "model", photo, prompt, animation, sheet)
+
+    places = {
+        "animation": animation,
+        "contact sheet": sheet,
+        "loss curve": run / "loss.png",
+        "dataset": dataset,
+        "model directory": run / "model",
+        "MLflow database": output / "mlflow.db",
+    }
+    typer.echo(f"\ndone in {time.monotonic() - began:.0f} s")
+    for name, place in places.items():
+        typer.echo(f"  {name:<16} {place}")
+    python = Path(sys.executable)
+    cinemo = shown(python.with_name("cinemo"))
+    typer.echo("\nnext, try:")
+    typer.echo(f'  {cinemo} animate {photo} --prompt "the camera zooms in" --model {run / "model"} --steps 20')
+    typer.echo(f"  {shown(python)} ray_jobs/train.py --dataset {dataset} --output {output / 'zero3'} --zero-stage 3")
+    typer.echo(f"  {shown(python.with_name('mlflow'))} ui --backend-store-uri sqlite:///{output / 'mlflow.db'}")
+
+
+def step(number: int, text: str) -> None:
+    typer.echo(f"\n[{number}/4] {text}")
+
+
+def job(name: str, *arguments: str) -> None:
+    """Run a job as a user would, its progress shown as it comes. Ends the demo with the job's exit code if it fails."""
+    command = [sys.executable, str(ROOT / "ray_jobs" / name), *arguments]
+    typer.echo(f"      {shlex.join([shown(Path(command[0])), f'ray_jobs/{name}', *arguments])}")
+    code = subprocess.run(command).returncode
+    if code == 3:
+        typer.echo("      many videos were rejected (see rejects/ in the dataset); going on with the rest", err=True)
+    elif code:
+        raise typer.Exit(code)
+
+
+def shown(path: Path) -> str:
+    """A path as short as it can be written from here."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def draw_clips(folder: Path) -> None:
+    from cinemo.synthetic import write_clips
+
+    if not (folder / "captions.csv").exists():  # written last, so it says that the folder is whole
+        write_clips(folder, SYNTHETIC_CLIPS)
+
+
+def find_photo(clips: Path | None, image: Path | None, output: Path) -> Path:
+    """The photo to animate. Raises typer.BadParameter when the one that was named is not there."""
+    if image is not None:
+        if not image.is_file():
+            raise typer.BadParameter(f"{image} does not exist; name a photo", param_hint="--image")
+        return image
+    if clips is not None:
+        if not clips.is_dir():
+            raise typer.BadParameter(f"{clips} is not a folder; name one that holds videos", param_hint="--clips")
+        beside = sorted(p for p in clips.parent.glob("images/*") if p.suffix.lower() in PHOTO_SUFFIXES)
+        if beside:
+            return beside[0]
+    from PIL import Image
+
+    from cinemo.cli import EXAMPLE_PHOTO
+    from cinemo.synthetic.images import photo
+
+    path = output / "photo.png"
+    Image.fromarray(photo(EXAMPLE_PHOTO)).save(path)
+    return path
+
+
+def animate(model: Path, photo: Path, prompt: str, animation: Path, sheet: Path) -> None:
+    """The video, and a sheet of the photo at three motion buckets."""
+    from cinemo import CinemoPipeline
+    from cinemo.image import read_image
+    from cinemo.motion import motion_bucket, motion_score
+    from cinemo.sheet import contact_sheet
+    from cinemo.video import write_video
+
+    pipe = CinemoPipeline.from_pretrained(model)
+    buckets = [2, 8, 14]
+    clips = pipe([read_image(photo)] * 3, prompt, motion_bucket=buckets, num_inference_steps=20).frames
+    write_video(animation, clips[1])
+    rows = [
+        (f'"{prompt}", asked for motion bucket {bucket}, measured {motion_bucket(motion_score(clip))}', clip)
+        for bucket, clip in zip(buckets, clips, strict=True)
+    ]
+    contact_sheet(rows).save(sheet)
+
+
+if __name__ == "__main__":
+    typer.run(main)
