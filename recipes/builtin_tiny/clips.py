@@ -1,0 +1,109 @@
+"""Training clips made while training: drawn, scored and encoded on the training device, and used a few times each.
+
+Knows synthetic plans, SSIM in torch and the VAE. Knows nothing of the U-Net. There is no data set on disk.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from cinemo.motion import motion_bucket, motion_score
+from cinemo.synthetic.plan import make_plan
+from cinemo.synthetic.render import render
+
+SIZE, NUM_FRAMES = (128, 192), 16  # what the built-in model is made for
+CELL = 8  # pixels a latent cell, per side
+ENCODE_CHUNK = 64  # frames a VAE call
+
+
+@dataclass
+class Batch:
+    """latents: (B, C, N, h, w), scaled. tokens: int64 (B, 77). bucket: (B,)."""
+
+    latents: Tensor
+    tokens: Tensor
+    bucket: Tensor
+
+
+def mean_ssim(frames: Tensor) -> Tensor:
+    """cinemo.motion.motion_score of many clips at once: uint8 (B, N, H, W, 3) -> float32 (B,), within 1e-3.
+
+    scikit-image takes 50 ms a clip on one core, as long as a training step.
+    """
+    pixels = frames.permute(0, 1, 4, 2, 3).float()
+    means = F.avg_pool2d(pixels.flatten(0, 2)[:, None], 7, stride=1)
+    squares = F.avg_pool2d(pixels.flatten(0, 2)[:, None] ** 2, 7, stride=1)
+    products = F.avg_pool2d((pixels[:, :-1] * pixels[:, 1:]).flatten(0, 2)[:, None], 7, stride=1)
+    batch, count = frames.shape[:2]
+    means, squares = means.view(batch, count, -1), squares.view(batch, count, -1)
+    a, b = means[:, :-1], means[:, 1:]
+    unbiased = 49 / 48  # sample covariance over a 7 x 7 window, as scikit-image has it
+    variance = unbiased * (squares - means**2)
+    covariance = unbiased * (products.view(batch, count - 1, -1) - a * b)
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    ssim = (2 * a * b + c1) * (2 * covariance + c2)
+    ssim = ssim / ((a**2 + b**2 + c1) * (variance[:, :-1] + variance[:, 1:] + c2))
+    return ssim.mean(dim=(1, 2)).clamp(max=1.0)
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, frames: Tensor) -> Tensor:
+    """uint8 (B, N, H, W, 3) -> scaled latents (B, C, N, h, w) in float16."""
+    pixels = frames.flatten(0, 1).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.autocast(frames.device.type, torch.bfloat16):
+        parts = [vae.encode(part).latent_dist.mean for part in pixels.split(ENCODE_CHUNK)]
+    latents = torch.cat(parts).float() * vae.config.scaling_factor
+    return latents.half().unflatten(0, frames.shape[:2]).transpose(1, 2)
+
+
+class ClipPool:
+    """The newest clips, as latents: grows by a few clips a step up to its capacity, then replaces the oldest.
+
+    Making a clip costs about as much as a training step on it, so on a CPU each is used several times. All clips of a
+    pool have one size: `cells` (h, w) around the middle of the frames, and the first `num_frames` frames.
+    """
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        tokenizer: CLIPTokenizer,
+        kinds: tuple[str, ...],
+        cells: tuple[int, int],
+        num_frames: int,
+        capacity: int,
+    ) -> None:
+        self.vae, self.tokenizer, self.kinds = vae, tokenizer, kinds
+        self.middle = (cells[0] * CELL, cells[1] * CELL)
+        self.num_frames, self.capacity, self.device = num_frames, capacity, vae.device
+        self.latents = torch.zeros(
+            capacity, vae.config.latent_channels, num_frames, *cells, dtype=torch.float16, device=self.device
+        )
+        self.tokens = torch.zeros(capacity, tokenizer.model_max_length, dtype=torch.int64, device=self.device)
+        self.bucket = torch.zeros(capacity, device=self.device)
+        self.made = 0
+
+    def add(self, count: int, first_seed: int) -> None:
+        """Make `count` clips, seeds first_seed and following."""
+        plans = [make_plan(first_seed + i, kinds=self.kinds) for i in range(count)]
+        frames = render(plans, SIZE, self.num_frames, device=self.device, middle=self.middle)
+        slots = (torch.arange(count) + self.made).remainder(self.capacity).to(self.device)
+        self.latents[slots] = encode(self.vae, frames)
+        if self.device.type == "cuda":
+            scores = mean_ssim(frames).tolist()
+        else:
+            scores = [motion_score(clip) for clip in frames.numpy()]  # on a CPU scikit-image is the faster of the two
+        self.bucket[slots] = torch.tensor([float(motion_bucket(score)) for score in scores], device=self.device)
+        captions = [plan.caption for plan in plans]
+        ids = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        self.tokens[slots] = ids.to(self.device)
+        self.made += count
+
+    def draw(self, batch: int, rng: np.random.Generator) -> Batch:
+        """A random batch of the clips that are there."""
+        index = torch.from_numpy(rng.integers(min(self.made, self.capacity), size=batch)).to(self.device)
+        return Batch(self.latents[index].float(), self.tokens[index], self.bucket[index])

@@ -1,0 +1,157 @@
+"""What both training stages share: the device, checkpoint files, the average of the weights, the log.
+
+Knows tensors and files. Knows nothing of the models or of their data.
+"""
+
+import csv
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+MAX_FILE_BYTES = 15 * 2**20  # checkpoint files travel one by one: each stays under 16 MiB
+LOG_SECONDS = 20.0
+
+
+def pick_device() -> torch.device:
+    """CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def save_checkpoint(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write the tensors to folder/part-0.safetensors and so on, in files under 16 MiB.
+
+    A stop at any moment leaves the old checkpoint or the new one: the files are written to a folder beside it, and the
+    folders are then exchanged. Raises ValueError for one tensor that is larger than a file may be.
+    """
+    parts: list[dict[str, torch.Tensor]] = [{}]
+    used = 0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * tensor.element_size()
+        if size > MAX_FILE_BYTES:
+            raise ValueError(f"tensor {name} has {size} bytes, more than {MAX_FILE_BYTES}; make the model smaller")
+        if used + size > MAX_FILE_BYTES:
+            parts.append({})
+            used = 0
+        parts[-1][name] = tensor.detach().cpu().contiguous()
+        used += size
+    aside, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    for leftover in (aside, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    aside.mkdir(parents=True)
+    for number, part in enumerate(parts):
+        save_file(part, aside / f"part-{number}.safetensors")
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(aside, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_checkpoint(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors that save_checkpoint wrote; empty where there is no checkpoint."""
+    if not folder.exists():  # a stop between the two renames leaves the last one under its other name
+        folder = folder.with_name(folder.name + ".old")
+    tensors: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob("part-*.safetensors")):
+        tensors.update(load_file(path))
+    return tensors
+
+
+class Training:
+    """Parameters, AdamW and the running average of one stage: steps, and becomes a checkpoint and back."""
+
+    def __init__(self, parameters: Iterable[tuple[str, torch.nn.Parameter]], lr: float, betas: tuple[float, float]):
+        self.parameters = {name: p for name, p in parameters if p.requires_grad}
+        self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=lr, betas=betas, weight_decay=0.01)
+        self.samples = 0  # seen so far: schedules count samples, so that any batch size follows the same curve
+        self.steps = 0
+
+    def step(self, loss: torch.Tensor, lr: float, batch_size: int, ema_samples: float, max_norm: float = 1.0) -> float:
+        """One update from a scalar loss; returns the gradient's norm. The average spans about ema_samples samples."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), max_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.steps += 1
+        self.samples += batch_size
+        # Early on, the window is a tenth of what was seen: an average that still holds random weights is no use.
+        window = min(ema_samples, self.samples / 10) / batch_size
+        share = min(1.0, 1.0 / max(window, 1.0))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), share)
+        return float(norm)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """All that a restart needs. Half precision: weights as float16, Adam's moments, of wide range, as bfloat16."""
+        tensors = {"counters": torch.tensor([self.samples, self.steps])}
+        tensors |= {f"weights.{name}": p.detach().half() for name, p in self.parameters.items()}
+        tensors |= {f"average.{name}": p.half() for name, p in self.average.items()}
+        for name, p in self.parameters.items():
+            moments = self.optimizer.state.get(p, {})
+            for key in ("exp_avg", "exp_avg_sq"):
+                if key in moments:
+                    tensors[f"{key}.{name}"] = moments[key].bfloat16()
+        return tensors
+
+    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Continue from state(). Raises ValueError when the checkpoint is of another model."""
+        missing = [name for name in self.parameters if f"weights.{name}" not in tensors]
+        if missing:
+            raise ValueError(f"the checkpoint lacks {missing[0]}: it is of another model; choose another --out folder")
+        self.samples, self.steps = (int(n) for n in tensors["counters"])
+        with torch.no_grad():
+            for name, p in self.parameters.items():
+                p.copy_(tensors[f"weights.{name}"])
+                self.average[name].copy_(tensors[f"average.{name}"])
+                if f"exp_avg.{name}" in tensors:
+                    self.optimizer.state[p] = {
+                        "step": torch.tensor(float(self.steps)),
+                        "exp_avg": tensors[f"exp_avg.{name}"].to(p),
+                        "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(p),
+                    }
+
+
+def learning_rate(samples: int, total: int, peak: float, warmup: int) -> float:
+    """Linear warm-up over the first samples, then a cosine down to a fiftieth of the peak."""
+    if samples < warmup:
+        return peak * (samples + 1) / warmup
+    progress = min(1.0, (samples - warmup) / max(1, total - warmup))
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+class Log:
+    """A CSV file with a line about every 20 seconds: means of what was noted since the last line."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.started = self.last = time.monotonic()
+        self.noted: dict[str, list[float]] = {}
+
+    def note(self, samples: int, **values: float) -> None:
+        """Remember values of one step; write and print a line when it is time."""
+        for key, value in values.items():
+            self.noted.setdefault(key, []).append(value)
+        if time.monotonic() - self.last >= LOG_SECONDS:
+            self.flush(samples)
+
+    def flush(self, samples: int) -> None:
+        """Write the line now."""
+        now = time.monotonic()
+        line: dict[str, float] = {"samples": samples, "seconds": round(now - self.started, 1)}
+        line |= {key: round(sum(v) / len(v), 6) for key, v in self.noted.items()}
+        fresh = not self.path.exists()
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, line)
+            if fresh:
+                writer.writeheader()
+            writer.writerow(line)
+        print("  ".join(f"{key} {value}" for key, value in line.items()), flush=True)
+        self.noted, self.last = {}, now

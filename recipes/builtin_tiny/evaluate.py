@@ -1,0 +1,114 @@
+"""How well a built-in model animates held-out photos: direction, amount and the image kept.
+
+Measures pixels of finished animations with scikit-image. Knows nothing of training or of the U-Net.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from scipy.stats import spearmanr
+from skimage.color import rgb2gray
+from skimage.registration import phase_cross_correlation
+
+from cinemo.motion import motion_bucket, motion_score
+from cinemo.synthetic import plain_caption
+from cinemo.synthetic.images import HELD_OUT_PHOTOS, photo
+
+MOVES = (("pan", "left"), ("pan", "right"), ("pan", "up"), ("pan", "down"), ("zoom", "in"), ("zoom", "out"))
+BUCKETS = (0, 4, 8, 12, 16, 19)
+GAP = 2  # frames between the two that are compared: far enough to see a slow motion, near enough to overlap
+
+
+def fitted_photo(name: str, size: tuple[int, int] = (128, 192)) -> np.ndarray:
+    """The middle of a bundled photo at the model's size: uint8 (H, W, 3)."""
+    image = Image.fromarray(photo(name))
+    scale = min(image.width / size[1], image.height / size[0])
+    width, height = size[1] * scale, size[0] * scale
+    left, top = (image.width - width) / 2, (image.height - height) / 2
+    box = (left, top, left + width, top + height)
+    return np.asarray(image.resize(size[::-1], Image.Resampling.LANCZOS, box=box))
+
+
+def shift(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """How far the content moved, in pixels (down, right), by phase correlation of two grey pictures (H, W)."""
+    window = np.hanning(before.shape[0])[:, None] * np.hanning(before.shape[1])[None]
+    a, b = (before - before.mean()) * window, (after - after.mean()) * window
+    moved, _, _ = phase_cross_correlation(a, b, upsample_factor=4)
+    return -moved
+
+
+def camera_motion(frames: np.ndarray) -> tuple[float, float, float]:
+    """Motion of the content over a clip, uint8 (N, H, W, 3): pixels right, pixels down, pixels outward.
+
+    The last is the mean, over the four quarters of the frame, of their shift outward; zooming in is positive.
+    """
+    grey = rgb2gray(frames)
+    height, width = grey.shape[1:]
+    total, outward = np.zeros(2), 0.0
+    for before, after in zip(grey[:-GAP:GAP], grey[GAP::GAP], strict=True):
+        total += shift(before, after)
+        for rows, down in ((slice(0, height // 2), -1), (slice(height // 2, height), 1)):
+            for columns, right in ((slice(0, width // 2), -1), (slice(width // 2, width), 1)):
+                part = shift(before[rows, columns], after[rows, columns])
+                outward += float(part[0] * down + part[1] * right) / 4
+    return float(total[1]), float(total[0]), outward
+
+
+def agrees(frames: np.ndarray, kind: str, direction: str) -> bool:
+    """Whether the measured motion has the direction of a pan or zoom; a camera that turns left moves content right."""
+    right, down, outward = camera_motion(frames)
+    measured = {"left": right, "right": -right, "up": down, "down": -down, "in": outward, "out": -outward}[direction]
+    return measured > 0.5  # half a pixel over the whole clip: no motion is no agreement
+
+
+def animate_photos(pipe: Any, jobs: Sequence[dict[str, Any]], batch: int, **settings: Any) -> list[np.ndarray]:
+    """Frames of many animations; a job holds image, prompt, motion_bucket and seed."""
+    clips: list[np.ndarray] = []
+    for start in range(0, len(jobs), batch):
+        group = jobs[start : start + batch]
+        columns = {key: [job[key] for job in group] for key in group[0]}
+        clips.extend(pipe(**columns, **settings).frames)
+    return clips
+
+
+def direction_score(
+    pipe: Any,
+    per_move: int = 3,
+    moves: Sequence[tuple[str, str]] = MOVES,
+    bucket: int = 12,
+    batch: int = 6,
+    **settings: Any,
+) -> dict[str, float]:
+    """Share of animations whose motion agrees with the prompt, by move and "all"; chance is about a half."""
+    jobs, truths = [], []
+    for kind, direction in moves:
+        for number in range(per_move):
+            image = fitted_photo(HELD_OUT_PHOTOS[number % len(HELD_OUT_PHOTOS)])
+            prompt = plain_caption(kind, direction)
+            jobs.append({"image": image, "prompt": prompt, "motion_bucket": bucket, "seed": number})
+            truths.append((kind, direction))
+    hits: dict[str, list[bool]] = {}
+    for clip, (kind, direction) in zip(animate_photos(pipe, jobs, batch, **settings), truths, strict=True):
+        hits.setdefault(f"{kind} {direction}", []).append(agrees(clip, kind, direction))
+    scores = {move: float(np.mean(found)) for move, found in hits.items()}
+    return scores | {"all": float(np.mean([hit for found in hits.values() for hit in found]))}
+
+
+def motion_control(pipe: Any, prompt: str = "the camera pans left", **settings: Any) -> tuple[float, dict[int, float]]:
+    """Spearman correlation of requested and measured bucket, and the mean measured bucket of each requested one."""
+    jobs = [
+        {"image": fitted_photo(name), "prompt": prompt, "motion_bucket": bucket, "seed": 0}
+        for bucket in BUCKETS
+        for name in HELD_OUT_PHOTOS
+    ]
+    measured = [motion_bucket(motion_score(clip)) for clip in animate_photos(pipe, jobs, batch=6, **settings)]
+    requested = [job["motion_bucket"] for job in jobs]
+    means = {b: float(np.mean([m for m, r in zip(measured, requested, strict=True) if r == b])) for b in BUCKETS}
+    return float(spearmanr(requested, measured).statistic), means
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of two uint8 pictures, in dB."""
+    return float(10 * np.log10(255**2 / np.mean((a.astype(np.float64) - b) ** 2)))

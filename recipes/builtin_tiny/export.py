@@ -1,0 +1,100 @@
+"""From checkpoint files to a model directory, and to numbers and pictures of what it does.
+
+    python recipes/builtin_tiny/export.py --out out/tiny --model cinemo/builtin/tiny
+
+Knows the directory's layout. Trains nothing.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler
+from PIL import Image
+
+from cinemo.checkpoint import ModelCard, write_card
+from cinemo.pipeline import CinemoPipeline
+from cinemo.synthetic.images import HELD_OUT_PHOTOS
+from recipes.builtin_tiny.clips import NUM_FRAMES, SIZE
+from recipes.builtin_tiny.evaluate import direction_score, fitted_photo, motion_control, psnr
+from recipes.builtin_tiny.text import write_tokenizer
+from recipes.builtin_tiny.train_unet import SCHEDULER, load_trained
+
+SHEET_PROMPTS = ("the camera pans left", "the camera pans up", "the camera zooms in")
+SHEET_SETTINGS: dict[str, Any] = {"num_inference_steps": 20, "guidance_scale": 3.0}
+
+
+def write_model(out: Path, directory: Path) -> None:
+    """Write the averaged weights of the checkpoints in `out` as a model directory, float16, replacing what is there."""
+    vae, _, text_encoder, unet, samples = load_trained(out)
+    aside = directory.with_name(directory.name + ".new")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    write_tokenizer(aside / "tokenizer")
+    for name, part in (("vae", vae), ("text_encoder", text_encoder), ("unet", unet)):
+        part.half().save_pretrained(aside / name)
+    DDIMScheduler(**SCHEDULER).save_pretrained(aside / "scheduler")
+    lineage = {"recipe": "recipes/builtin_tiny", "samples": samples}
+    write_card(aside, ModelCard(sizes=[SIZE], lengths=[NUM_FRAMES], lineage=lineage))
+    shutil.rmtree(directory, ignore_errors=True)
+    aside.rename(directory)
+
+
+def load_pipeline(out: Path, device: torch.device | str = "cpu") -> CinemoPipeline:
+    """The pipeline of the checkpoints in `out`, without a model directory between."""
+    vae, tokenizer, text_encoder, unet, _ = load_trained(out)
+    parts = [part.to(device) for part in (vae, text_encoder, unet)]
+    card = ModelCard(sizes=[SIZE], lengths=[NUM_FRAMES])
+    pipe = CinemoPipeline(parts[0], parts[1], tokenizer, parts[2], DDIMScheduler(**SCHEDULER), card)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def write_sheet(pipe: CinemoPipeline, path: Path, bucket: int = 12) -> None:
+    """A picture of animations: a row for each held-out photo and prompt, six frames of each."""
+    rows = []
+    for name in HELD_OUT_PHOTOS:
+        count = len(SHEET_PROMPTS)
+        images = [fitted_photo(name, SIZE)] * count
+        clips = pipe(images, list(SHEET_PROMPTS), motion_bucket=bucket, seed=[0] * count, **SHEET_SETTINGS).frames
+        rows += [np.concatenate([clip[i] for i in range(0, NUM_FRAMES, 3)], axis=1) for clip in clips]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate(rows)).save(path)
+
+
+def measure(pipe: CinemoPipeline, per_move: int) -> dict[str, Any]:
+    """The numbers of the model card: direction, motion control, and frame 0 against the photo."""
+    correlation, means = motion_control(pipe, **SHEET_SETTINGS)
+    kept = []
+    for name in HELD_OUT_PHOTOS:
+        image = fitted_photo(name, SIZE)
+        frames = pipe(image, "nothing moves", motion_bucket=0, num_inference_steps=2).frames
+        kept.append(psnr(frames[0, 0], image))
+    return {
+        "direction": direction_score(pipe, per_move, **SHEET_SETTINGS),
+        "bucket_spearman": round(correlation, 3),
+        "bucket_measured": means,
+        "first_frame_psnr_db": round(float(np.mean(kept)), 2),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoints")
+    parser.add_argument("--model", type=Path, required=True, help="model directory to write")
+    parser.add_argument("--measure", type=int, default=0, metavar="N", help="animations a move for the numbers")
+    arguments = parser.parse_args()
+    write_model(arguments.out, arguments.model)
+    pipe = CinemoPipeline.from_pretrained(arguments.model)
+    pipe.set_progress_bar_config(disable=True)
+    write_sheet(pipe, arguments.out / "sheet.png")
+    if arguments.measure:
+        print(json.dumps(measure(pipe, arguments.measure), indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Train the built-in model, or go on training it: the one command of this recipe.
+
+    python recipes/builtin_tiny/run.py --out out/tiny --minutes 9
+
+Does what is due next: the VAE until it has seen its share, then the U-Net; every call continues where the last one
+stopped. Knows what fits a CPU and what fits a GPU.
+"""
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a GPU machine has the checkout, not the package
+
+from recipes.builtin_tiny.common import pick_device
+from recipes.builtin_tiny.export import load_pipeline, write_sheet
+from recipes.builtin_tiny.train_unet import train_unet
+from recipes.builtin_tiny.train_vae import train_vae
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of everything. Samples are counted from the very start, over all calls."""
+
+    vae_samples: int
+    vae_batch: int
+    unet_samples: int
+    unet_batch: int
+    reuse: float  # uses of a clip: making one is dear on a CPU and cheap on a GPU
+
+
+PLANS = {
+    "cpu": Plan(vae_samples=32_000, vae_batch=16, unet_samples=24_000, unet_batch=8, reuse=6),
+    "cuda": Plan(vae_samples=1_000_000, vae_batch=128, unet_samples=1_000_000, unet_batch=64, reuse=3),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoints, logs and sheet")
+    parser.add_argument("--minutes", type=float, required=True, help="stop after so long, and be continued later")
+    arguments = parser.parse_args()
+    out, deadline = arguments.out, time.monotonic() + 60 * arguments.minutes
+    out.mkdir(parents=True, exist_ok=True)
+    device = pick_device()
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+    plan = PLANS[device.type]
+
+    def minutes_left() -> float:
+        return (deadline - time.monotonic()) / 60
+
+    seen = train_vae(out, minutes_left(), plan.vae_samples, plan.vae_batch)
+    print(f"vae: {seen} of {plan.vae_samples} samples", flush=True)
+    if seen < plan.vae_samples or minutes_left() < 0:
+        return
+    seen = train_unet(out, minutes_left(), plan.unet_samples, plan.unet_batch, plan.reuse)
+    print(f"unet: {seen} of {plan.unet_samples} samples", flush=True)
+    write_sheet(load_pipeline(out, device), out / "sheet.png")
+
+
+if __name__ == "__main__":
+    main()

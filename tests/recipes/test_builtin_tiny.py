@@ -1,0 +1,108 @@
+"""The recipe of the built-in model, at tiny size: it trains, stops, goes on, and exports what the pipeline loads."""
+
+import numpy as np
+import pytest
+import torch
+
+from cinemo.motion import motion_score
+from cinemo.pipeline import CinemoPipeline
+from cinemo.synthetic import make_clip, render
+from cinemo.synthetic.plan import make_plan
+from recipes.builtin_tiny.clips import mean_ssim
+from recipes.builtin_tiny.common import MAX_FILE_BYTES, Training, load_checkpoint, save_checkpoint
+from recipes.builtin_tiny.evaluate import agrees, fitted_photo
+from recipes.builtin_tiny.export import write_model
+from recipes.builtin_tiny.train_unet import Lesson, train_unet
+from recipes.builtin_tiny.train_vae import train_vae
+
+LESSONS = (Lesson(0.5, ("pan",), (4, 6), 4, 0.0), Lesson(1.0, ("pan", "still"), (4, 6), 6, 0.5))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Checkpoints after three steps of each stage, the third in a second call."""
+    out = tmp_path_factory.mktemp("tiny")
+    for total in (4, 6):
+        assert train_vae(out, minutes=5, total=total, batch=2, pictures=4) == total
+    for total in (4, 6):
+        seen = train_unet(out, minutes=5, total=total, batch=2, reuse=4, curriculum=LESSONS, capacity=4)
+        assert seen == total
+    return out
+
+
+@pytest.mark.parametrize("stage", ["vae", "unet"])
+def test_a_second_call_continues_from_the_checkpoint(trained, stage):
+    saved = load_checkpoint(trained / stage)
+    assert saved["counters"].tolist() == [6, 3]
+    assert any(name.startswith("exp_avg_sq.") for name in saved)
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in saved.values())
+
+
+def test_checkpoint_files_can_travel(trained):
+    files = [path for path in trained.rglob("*") if path.is_file()]
+    assert max(path.stat().st_size for path in files) < 16 * 2**20
+    assert all(len(path.relative_to(trained).parts) <= 2 for path in files)
+
+
+def test_the_exported_directory_animates(trained, tmp_path):
+    write_model(trained, tmp_path / "model")
+    pipe = CinemoPipeline.from_pretrained(tmp_path / "model")
+    frames = pipe(fitted_photo("coffee.png"), "the camera pans left", num_inference_steps=1, guidance_scale=1).frames
+    assert frames.shape == (1, 16, 128, 192, 3)
+    assert pipe.scheduler.config.prediction_type == "v_prediction"
+
+
+def test_training_goes_on_as_if_it_had_not_stopped():
+    def make() -> tuple[torch.nn.Linear, Training]:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(8, 8)
+        return model, Training(model.named_parameters(), lr=1e-2, betas=(0.9, 0.99))
+
+    def run(model: torch.nn.Linear, training: Training, steps: range) -> None:
+        for step in steps:
+            x = torch.randn(4, 8, generator=torch.Generator().manual_seed(step))
+            training.step((model(x) - x).square().mean(), 1e-2, batch_size=4, ema_samples=8)
+
+    whole, training = make()
+    run(whole, training, range(6))
+    halves, first = make()
+    run(halves, first, range(3))
+    resumed, second = make()
+    second.restore(first.state())
+    run(resumed, second, range(3, 6))
+    assert torch.allclose(whole.weight, resumed.weight, atol=2e-3)
+    assert torch.allclose(training.average["weight"], second.average["weight"], atol=2e-3)
+
+
+def test_a_checkpoint_of_another_model_is_refused():
+    small, large = torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 2)
+    state = Training(small.named_parameters(), lr=1e-3, betas=(0.9, 0.99)).state()
+    with pytest.raises(ValueError, match="another model"):
+        Training(large.named_parameters(), lr=1e-3, betas=(0.9, 0.99)).restore(state)
+
+
+def test_large_checkpoints_are_split_and_replaced_as_a_whole(tmp_path):
+    tensors = {f"t{i}": torch.full((2**21,), float(i)) for i in range(4)}  # 8 MiB each
+    save_checkpoint(tmp_path / "state", tensors)
+    save_checkpoint(tmp_path / "state", tensors | {"t3": torch.zeros(3)})
+    files = list((tmp_path / "state").iterdir())
+    assert max(path.stat().st_size for path in files) < 16 * 2**20
+    assert load_checkpoint(tmp_path / "state")["t3"].tolist() == [0, 0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+    with pytest.raises(ValueError, match="t9"):
+        save_checkpoint(tmp_path / "state", {"t9": torch.zeros(MAX_FILE_BYTES // 4 + 1)})
+
+
+def test_the_fast_ssim_is_the_motion_score():
+    frames = render([make_plan(seed) for seed in (1, 2, 3)], (64, 96), 4)
+    expected = [motion_score(clip.numpy()) for clip in frames]
+    assert np.allclose(mean_ssim(frames).numpy(), expected, atol=1e-3)
+
+
+def test_the_judge_of_directions_knows_true_motion():
+    found = 0
+    for seed in range(12):
+        clip = make_clip(seed, kinds=("pan", "zoom"), held_out=True)
+        opposite = clip.frames[::-1]  # time backwards: every direction turns around
+        found += agrees(clip.frames, clip.kind, clip.direction) and not agrees(opposite, clip.kind, clip.direction)
+    assert found >= 10
