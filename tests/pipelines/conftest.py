@@ -13,7 +13,7 @@ from pipelines import prepare
 from ray_jobs import common
 
 NUM_VIDEOS = 6
-SMALL = {"num_frames": 6, "height": 32, "width": 48}  # a few frames of a few cells: a training step takes 0.1 s
+SMALL = {"num_frames": 4, "height": 64, "width": 64}  # few frames and the fewest cells: a training step is short
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from cinemo.synthetic import write_clips
 from tests.pipelines.conftest import rows
 from tests.ray_jobs import jobs
 
-SMALL = ["--num-frames", "6", "--height", "32", "--width", "48", "--clips-per-video", "4", "--clips-per-file", "1"]
+SMALL = ["--num-frames", "4", "--height", "64", "--width", "64", "--clips-per-video", "4", "--clips-per-file", "1"]
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_bad_input_exits_2_with_one_sentence_and_writes_nothing(
 def test_a_killed_job_is_finished_by_the_same_command_with_nothing_twice_and_nothing_lost(
     tmp_path: Path, checkpoint: Path
 ) -> None:
-    write_clips(tmp_path / "v", 10, size=(64, 96), num_frames=60)
+    write_clips(tmp_path / "v", 6, size=(64, 96), num_frames=60)
     (tmp_path / "v" / "broken.mp4").write_bytes((tmp_path / "v" / "captions.csv").read_bytes())
     arguments = ["--input", "v", "--model", str(checkpoint), *SMALL]
 

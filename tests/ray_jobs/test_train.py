@@ -10,7 +10,7 @@ from pipelines import train
 from tests.pipelines.plain import plain_losses
 from tests.ray_jobs import jobs
 
-SMALL = ["--num-frames", "6", "--height", "32", "--width", "48", "--clips-per-video", "2"]
+SMALL = ["--num-frames", "4", "--height", "64", "--width", "64", "--clips-per-video", "2"]
 
 
 def test_bad_input_exits_2_with_one_sentence_and_writes_nothing(tmp_path: Path) -> None:
@@ -37,16 +37,16 @@ def test_a_killed_run_goes_on_from_its_checkpoint_with_the_losses_of_an_uninterr
     assert code == 0, errors
     given = {"dataset": str(tmp_path / "ds"), "init": "none", "components": str(checkpoint), "micro_batch": "2"}
     flags = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", value)]
-    arguments = [*flags, "--output", "run", "--zero-stage", "2", "--max-steps", "30", "--checkpoint-every", "3"]
+    arguments = [*flags, "--output", "run", "--zero-stage", "2", "--max-steps", "15", "--checkpoint-every", "3"]
 
     saved = tmp_path / "run" / "checkpoints"
     jobs.kill_when(jobs.start("train", tmp_path, *arguments), lambda: list(saved.glob("step_0000006/state/*")))
     assert not (tmp_path / "run" / "model").exists()
     code, summary, errors = jobs.finish(jobs.start("train", tmp_path, *arguments))
     assert code == 0, errors
-    assert "train  1/30" not in errors  # it did not begin anew
-    assert summary["steps"] == 30
-    expected = plain_losses(train.TrainConfig(**given, output="unused"), 30)
+    assert "train  1/15" not in errors  # it did not begin anew
+    assert summary["steps"] == 15
+    expected = plain_losses(train.TrainConfig(**given, output="unused"), 15)
     np.testing.assert_allclose(train.read_losses(str(tmp_path / "run")), expected, rtol=1e-4)
     assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "mlflow.db").exists()
