@@ -1,0 +1,117 @@
+"""The README tells the truth: its commands run, its files exist, its table is what the command prints."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BIN = Path(sys.executable).parent
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[str]:
+    """Every line of the bash blocks that uses the installed project; make targets have a test of their own."""
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    return [line for line in lines if line.startswith(("cinemo ", "python "))]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the README says is there: photo.jpg and clips/. Jobs are named from the repository's root."""
+    from cinemo.synthetic import write_clips
+    from cinemo.synthetic.images import photo
+
+    folder = tmp_path_factory.mktemp("readme")
+    Image.fromarray(photo("coffee.png")).save(folder / "photo.jpg")
+    write_clips(folder / "clips", 8)
+    (folder / "ray_jobs").symlink_to(ROOT / "ray_jobs")
+    return folder
+
+
+@pytest.mark.ray
+def test_the_commands_run_as_they_stand_there(folder: Path) -> None:
+    assert len(commands()) >= 6
+    environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    for command in commands():
+        done = subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    for name in ("left.mp4", "mine.mp4", "out/dataset/dataset.json", "out/train/model/cinemo.json"):
+        assert (folder / name).exists()
+
+
+def test_make_targets_and_their_variables_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target, rest in re.findall(r"`?make (\w+)((?: [A-Z]+=\S+)*)", README):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+        for variable in re.findall(r"([A-Z]+)=", rest):
+            assert f"$({variable})" in makefile
+
+
+def test_everything_in_the_file_tree_exists_and_every_module_is_in_it() -> None:
+    tree = blocks("text")[0]
+    folder = Path()
+    named: set[str] = set()
+    for line in tree.splitlines():
+        name = line.split()[0]
+        path = Path(name) if not line.startswith(" ") else folder / name
+        if not line.startswith(" "):
+            folder = Path(name)
+        assert (ROOT / path).exists(), path
+        named.add(path.as_posix())
+        named |= {(folder / extra).as_posix() for extra in re.findall(r"[(; ](\w+\.py):", line)}
+    for package in ("cinemo", "pipelines"):
+        for module in (ROOT / package).glob("*.py"):
+            assert module.name == "__init__.py" or f"{package}/{module.name}" in named, (
+                f"{module.name} is not in the tree"
+            )
+
+
+def test_pictures_and_links_point_at_files() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("http") or (ROOT / target).exists(), target
+
+
+def test_the_python_example_names_real_arguments() -> None:
+    import ast
+    import inspect
+
+    from cinemo import CinemoPipeline
+
+    known = {
+        "from_pretrained": inspect.signature(CinemoPipeline.from_pretrained).parameters,
+        "pipe": inspect.signature(CinemoPipeline.__call__).parameters,
+    }
+    for node in ast.walk(ast.parse(blocks("python")[0])):
+        if isinstance(node, ast.Call):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            assert {keyword.arg for keyword in node.keywords} <= set(known[name])
+
+
+def test_the_conformance_table_is_what_the_command_prints() -> None:
+    done = subprocess.run([sys.executable, "benchmarks/conformance.py"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for row in done.stdout.strip().splitlines()[2:]:
+        promise, _, bound = (cell.strip() for cell in row.strip("|").split("|"))
+        assert re.search(rf"\| {re.escape(promise)} \|[^|]*\| {re.escape(bound)} \|", README), promise
+
+
+def test_help_of_every_command_in_the_documents_knows_its_flags() -> None:
+    """Flags that operations.md and the README show for a job are flags of that job."""
+    text = README + (ROOT / "docs" / "operations.md").read_text()
+    for job in ("prepare", "train"):
+        shown = subprocess.run(
+            [sys.executable, f"ray_jobs/{job}.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+        for command in re.findall(rf"python ray_jobs/{job}\.py([^`]*?)(?:```|\n\n|\npython|\ncinemo)", text):
+            for flag in re.findall(r"--[a-z-]+", shlex.quote(command)):
+                assert flag in shown, f"{job}.py has no {flag}"
