@@ -163,7 +163,10 @@ def check(config: PrepareConfig) -> None:
 def run(config: PrepareConfig) -> dict[str, Any]:
     """Do the job, or what is left of it; returns the summary. Needs a running Ray; raises ValueError as check does."""
     check(config)
-    output, began = storage.absolute(config.output), time.monotonic()
+    # Workers have working directories of their own.
+    paths = {"output": storage.absolute(config.output), "model": storage.absolute_model(config.model)}
+    config = config.model_copy(update=paths)
+    output, began = config.output, time.monotonic()
     with tracking.start("prepare", output, config.tracking_uri, config.model_dump()) as log:
         wanted = {video["uri"] for video in sources.read(config.input).select(["uri"]).to_pylist()}
         if storage.read_json(storage.join(output, "dataset.json")) is None or wanted - parts.videos(output):
@@ -175,6 +178,8 @@ def run(config: PrepareConfig) -> dict[str, Any]:
             for part in build(config).iter_rows():
                 progress.add(part["clips"] + part["rejects"])
         parts.drop_duplicates(output)
+        if lost := wanted - parts.videos(output):
+            raise RuntimeError(f"{len(lost)} videos left no row in {output}; is it the same place on every node?")
         manifest = describe(output, settings(config))
         storage.put_json(storage.join(output, "dataset.json"), manifest)
         counts, seconds = manifest["counts"], time.monotonic() - began

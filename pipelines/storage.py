@@ -22,6 +22,14 @@ def absolute(uri: str) -> str:
     return uri.rstrip("/") if "://" in uri else os.path.abspath(os.path.expanduser(uri))
 
 
+def absolute_model(model: str) -> str:
+    """A MODEL as users write it, the same for processes in other working directories: a directory becomes absolute."""
+    if model == "none":
+        return model
+    kind, colon, path = model.rpartition(":") if model.startswith("lavie:") else ("", "", model)
+    return kind + colon + os.path.abspath(path) if os.path.exists(path) else model
+
+
 def is_local(uri: str) -> bool:
     """Whether the URI names a path on this machine."""
     return "://" not in absolute(uri)

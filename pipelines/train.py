@@ -88,6 +88,7 @@ def settings(config: TrainConfig) -> dict[str, Any]:
     """Everything that a resumed run must share with its beginning, by the name of its flag."""
     free = {"output", "max_steps", "checkpoint_every", "max_failures", "tracking_uri"}
     chosen = config.model_dump(exclude=free)
+    chosen["init"] = storage.absolute_model(config.init)
     chosen["dataset"] = dataset.read_description(config.dataset)["fingerprint"]
     chosen["components"] = checkpoint.fingerprint(config.source)
     return chosen
@@ -163,7 +164,11 @@ class Mailbox:
 def run(config: TrainConfig) -> dict[str, Any]:
     """Train, or go on training; returns the summary. Needs a running Ray; raises ValueError as check does."""
     check(config)
-    output, began = storage.absolute(config.output), time.monotonic()
+    # Workers have working directories of their own.
+    paths = {name: storage.absolute(getattr(config, name)) for name in ("dataset", "output")}
+    paths |= {name: storage.absolute_model(getattr(config, name)) for name in ("init", "components")}
+    config = config.model_copy(update=paths)
+    output, began = config.output, time.monotonic()
     found = dataset.read_description(config.dataset)
     with tracking.start("train", output, config.tracking_uri, config.model_dump()) as log:
         log.tags({"dataset_fingerprint": found["fingerprint"], "init": config.init})

@@ -119,7 +119,7 @@ def connect(num_cpus: int, verbose: bool) -> None:
     if joins:
         # Ray 2.60 clusters ask for a token, and turn away a client that does not say that it has one.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
-    else:
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # `ray job submit --working-dir` brings the code along itself
         variables["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
     import ray
 
