@@ -88,7 +88,7 @@ def fit_pixels(image: np.ndarray, height: int, width: int) -> Tensor:
     image: uint8 (H, W, 3). Returns float32 (1, 3, height, width) in [-1, 1]. Bilinear without antialiasing, and scaled
     to one pixel more than needed, because the official weights were trained and measured so.
     """
-    source = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255.0
+    source = torch.tensor(image).permute(2, 0, 1)[None].float() / 255.0
     scale = max((height + 1) / source.shape[-2], (width + 1) / source.shape[-1])
     scaled = F.interpolate(
         source, scale_factor=scale, mode="bilinear", align_corners=False, recompute_scale_factor=False
