@@ -49,6 +49,9 @@ def test_loss_falls_below_half_and_equals_plain_pytorch_at_every_zero_stage(
     np.testing.assert_allclose(losses, reference, rtol=1e-4)
     assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:20])
     check_export(config, said)
+    check_tracked(tmp_path, config, said)
+    with pytest.raises(ValueError, match=r"--seed: the run in .* has 0, this command 1"):
+        train.check(config.model_copy(update={"seed": 1}))
 
 
 def check_export(config: train.TrainConfig, said: dict[str, Any]) -> None:
@@ -64,21 +67,6 @@ def check_export(config: train.TrainConfig, said: dict[str, Any]) -> None:
     assert frames.shape == (1, 4, 64, 64, 3)
 
 
-def test_a_longer_run_goes_on_where_the_shorter_one_ended(
-    train_config: train.TrainConfig, reference: list[float], tmp_path: Path
-) -> None:
-    config = train_config.model_copy(update={"output": str(tmp_path / "run"), "max_steps": 7})
-    train.run(config)
-    before = (tmp_path / "run" / "losses.csv").read_text()
-    said = train.run(config.model_copy(update={"max_steps": 14}))
-    assert said["steps"] == 14
-    assert (tmp_path / "run" / "losses.csv").read_text().startswith(before)
-    np.testing.assert_allclose(train.read_losses(config.output), reference[:14], rtol=1e-4)
-    check_tracked(tmp_path, config, said)
-    with pytest.raises(ValueError, match=r"--seed: the run in .* has 0, this command 1"):
-        train.run(config.model_copy(update={"seed": 1}))
-
-
 def check_tracked(folder: Path, config: train.TrainConfig, said: dict[str, Any]) -> None:
     """MLflow's database beside the output has the run with parameters, metrics, tags and the loss curve."""
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
@@ -88,8 +76,8 @@ def check_tracked(folder: Path, config: train.TrainConfig, said: dict[str, Any])
     assert run.data.tags["dataset_fingerprint"] == said["dataset_fingerprint"]
     assert run.data.tags["model_fingerprint"] == said["model_fingerprint"]
     history = {metric.step: metric.value for metric in client.get_metric_history(said["run_id"], "loss")}
-    assert sorted(history) == list(range(8, 15))
-    assert history[14] == pytest.approx(train.read_losses(config.output)[-1])
+    assert sorted(history) == list(range(1, STEPS + 1))
+    assert history[STEPS] == pytest.approx(train.read_losses(config.output)[-1])
     assert [file.path for file in client.list_artifacts(said["run_id"])] == ["loss.png"]
 
 
