@@ -65,7 +65,7 @@ class ClipPool:
     """The newest clips, as latents: grows by a few clips a step up to its capacity, then replaces the oldest.
 
     Making a clip costs about as much as a training step on it, so on a CPU each is used several times. All clips of a
-    pool have one size: `cells` (h, w) around the middle of the frames, and the first `num_frames` frames.
+    pool have one size: `cells` (h, w) around the middle of the frames, and num_frames frames, frame_step apart in time.
     """
 
     def __init__(
@@ -75,11 +75,13 @@ class ClipPool:
         kinds: tuple[str, ...],
         cells: tuple[int, int],
         num_frames: int,
+        frame_step: float,
         capacity: int,
     ) -> None:
         self.vae, self.tokenizer, self.kinds = vae, tokenizer, kinds
         self.middle = (cells[0] * CELL, cells[1] * CELL)
-        self.num_frames, self.capacity, self.device = num_frames, capacity, vae.device
+        self.num_frames, self.frame_step = num_frames, frame_step
+        self.capacity, self.device = capacity, vae.device
         self.latents = torch.zeros(
             capacity, vae.config.latent_channels, num_frames, *cells, dtype=torch.float16, device=self.device
         )
@@ -90,7 +92,7 @@ class ClipPool:
     def add(self, count: int, first_seed: int) -> None:
         """Make `count` clips, seeds first_seed and following."""
         plans = [make_plan(first_seed + i, kinds=self.kinds) for i in range(count)]
-        frames = render(plans, SIZE, self.num_frames, device=self.device, middle=self.middle)
+        frames = render(plans, SIZE, self.num_frames, self.frame_step, self.device, self.middle)
         slots = (torch.arange(count) + self.made).remainder(self.capacity).to(self.device)
         self.latents[slots] = encode(self.vae, frames)
         if self.device.type == "cuda":

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from cinemo.residual import training_loss
@@ -44,15 +45,19 @@ class Lesson:
     kinds: tuple[str, ...]
     cells: tuple[int, int]  # of the latents, h and w
     num_frames: int
+    frame_step: float  # time between frames; the bucket is that of the frames that are seen
+    batches: int  # clips a step, in units of the hardware's batch
     drop_prompt: float  # share of samples that see an empty prompt, for guidance
 
 
-# Small windows first: a step on 8 x 12 cells and 8 frames costs a seventh of one on a whole clip, and motion is local.
-# Large motions of the whole picture first: the fastest way to learn what left and right mean.
+# Two frames first: what "left" does to a picture is then a matter of that picture, and a step costs an eighth. From
+# there to more frames, and at last to the whole clip. Small windows do for most of it, because motion is local.
 CURRICULUM = (
-    Lesson(0.50, ("pan",), (8, 12), 8, 0.0),
-    Lesson(0.90, ("pan", "zoom", "still"), (8, 12), 16, 0.1),
-    Lesson(1.00, ("pan", "zoom", "still"), (16, 24), 16, 0.1),
+    Lesson(0.615, ("pan",), (8, 12), 2, 2.0, 4, 0.0),
+    Lesson(0.75, ("pan", "zoom"), (8, 12), 4, 2.0, 2, 0.0),
+    Lesson(0.865, ("pan", "zoom"), (8, 12), 8, 1.0, 2, 0.0),
+    Lesson(0.985, ("pan", "zoom", "still"), (8, 12), 16, 1.0, 1, 0.1),
+    Lesson(1.00, ("pan", "zoom", "still"), (16, 24), 16, 1.0, 1, 0.1),
 )
 
 
@@ -110,7 +115,7 @@ def train_unet(
     out: Path,
     minutes: float,
     total: int,
-    batch: int,
+    base_batch: int,
     reuse: float,
     lr: float = 1e-3,
     curriculum: tuple[Lesson, ...] = CURRICULUM,
@@ -118,7 +123,8 @@ def train_unet(
 ) -> int:
     """Train for at most `minutes` or until `total` samples were seen since the very start; returns samples seen.
 
-    Continues from out/unet where that exists; needs out/vae. reuse: how often a clip is used on average.
+    Continues from out/unet where that exists; needs out/vae. base_batch: clips a step in the last
+    lesson, more in the earlier ones. reuse: how often a clip is used on average.
     """
     deadline = time.monotonic() + 60 * minutes
     device = pick_device()
@@ -135,11 +141,17 @@ def train_unet(
     pool: ClipPool | None = None
     taught, owed = -1.0, 0.0
     log, last_save = Log(out / "unet.csv"), time.monotonic()
+    # On a CPU the backward pass of the fused attention is slow for windows this small.
+    kernels = (
+        [SDPBackend.MATH] if device.type == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
+    )
     while training.samples < total and time.monotonic() < deadline:
         lesson = next(lesson for lesson in curriculum if training.samples < lesson.until * total)
         rng = np.random.default_rng([1, training.samples])
+        batch = base_batch * lesson.batches
         if pool is None or lesson.until != taught:
-            pool = ClipPool(vae, tokenizer, lesson.kinds, lesson.cells, lesson.num_frames, capacity)
+            shape = (lesson.cells, lesson.num_frames, lesson.frame_step)
+            pool = ClipPool(vae, tokenizer, lesson.kinds, *shape, capacity)
             taught, owed = lesson.until, float(min(capacity, 8 * batch))
         owed += batch / reuse
         if owed >= min(batch, 8):  # several at once: a VAE call on few frames wastes time
@@ -153,12 +165,12 @@ def train_unet(
         # Stratified over the batch: every batch sees every noise level, which steadies the gradient.
         level = (np.arange(batch) + rng.random(batch)) / batch
         timesteps = torch.from_numpy((level * len(alphas)).astype(np.int64)).to(device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16), sdpa_kernel(kernels):
             text = text_encoder(tokens).last_hidden_state
             per_clip = training_loss(
                 unet, data.latents, text, data.bucket, timesteps, noise, alphas, "v_prediction", reduction="none"
             )
-        rate = learning_rate(training.samples, total, lr, WARMUP)
+        rate = learning_rate(training.samples, total, lr, WARMUP, hold=0.8)
         norm = training.step(per_clip.mean(), rate, batch, ema_samples=total / 20)
         half = batch // 2
         log.note(

@@ -109,10 +109,14 @@ def reconstruction_loss(
     return 4 * squared + 0.3 * error.abs().mean() + 0.2 * edges + 1e-4 * kl, squared
 
 
-def train_vae(out: Path, minutes: float, total: int, batch: int = 16, lr: float = 1e-3, pictures: int = 384) -> int:
+def train_vae(
+    out: Path, minutes: float, whole: int, total: int, batch: int = 16, lr: float = 1e-3, pictures: int = 384
+) -> int:
     """Train for at most `minutes` or until `total` samples were seen since the very start; returns samples seen.
 
-    Continues from out/vae where that exists. `pictures` is how many canvases it learns from.
+    After `whole` samples the encoder stands still and the decoder alone goes on: from then on latents keep their
+    meaning, and the U-Net can be trained beside it. Continues from out/vae where that exists. `pictures` is how many
+    canvases it learns from.
     """
     deadline = time.monotonic() + 60 * minutes
     device = pick_device()
@@ -122,22 +126,29 @@ def train_vae(out: Path, minutes: float, total: int, batch: int = 16, lr: float 
     saved = load_checkpoint(out / "vae")
     if saved:
         training.restore(saved)
+    if training.samples >= total:
+        return training.samples
     data = load_pictures(pictures, device)
     log, last_save = Log(out / "vae.csv"), time.monotonic()
     while training.samples < total and time.monotonic() < deadline:
         generator = torch.Generator().manual_seed(training.samples)  # the same crops wherever the run was cut
         pixels = random_crops(data, batch, CROP, generator).contiguous(memory_format=torch.channels_last)
+        frozen = training.samples >= whole
+        vae.encoder.requires_grad_(not frozen)
+        vae.quant_conv.requires_grad_(not frozen)
         theta = random_warp(batch, generator, device) if training.steps % 4 == 0 else None
         with torch.autocast(device.type, torch.bfloat16):
             loss, squared = reconstruction_loss(vae, pixels, theta)
-        norm = training.step(
-            loss, learning_rate(training.samples, total, lr, WARMUP), batch, ema_samples=total / 20, max_norm=0.5
-        )
+        if frozen:
+            rate = learning_rate(training.samples - whole, total - whole, lr / 2, WARMUP)
+        else:
+            rate = learning_rate(training.samples, whole, lr, WARMUP)
+        norm = training.step(loss, rate, batch, ema_samples=whole / 20, max_norm=0.5)
         log.note(training.samples, loss=loss.item(), mse=squared.item(), norm=norm)
         if time.monotonic() - last_save > SAVE_SECONDS:
             save_checkpoint(out / "vae", training.state())
             last_save = time.monotonic()
-    save_checkpoint(out / "vae", training.state())
+    save_checkpoint(out / "vae", training.state(finished=training.samples >= total))
     return training.samples
 
 
