@@ -115,13 +115,22 @@ class DownLevel(Level):
 
 
 class UpLevel(Level):
-    def forward(self, x: Tensor, skips: list[Tensor], emb: Tensor, text: Tensor, positions: FramePositions) -> Tensor:
-        """Takes its skips from the end of `skips`, and enlarges to the size of the next one that is left there."""
-        for index in range(len(self.resnets)):
-            x = self.layer(index, torch.cat((x, skips.pop()), dim=-1), emb, text, positions)
-        if hasattr(self, "upsamplers"):
-            x = conv_frames(self.upsamplers[0].conv, enlarge(x, skips[-1].shape[2:4]))
-        return x
+    def forward(
+        self,
+        x: Tensor,
+        skips: list[Tensor],
+        size: Sequence[int],
+        emb: Tensor,
+        text: Tensor,
+        positions: FramePositions,
+    ) -> Tensor:
+        """skips: one for each ResNet, the last one first to be used; size: (H, W) that the next level wants.
+
+        `skips` is read, never changed: DeepSpeed's ZeRO 3 hands every module a copy of the lists it is called with.
+        """
+        for index, skip in enumerate(reversed(skips)):
+            x = self.layer(index, torch.cat((x, skip), dim=-1), emb, text, positions)
+        return conv_frames(self.upsamplers[0].conv, enlarge(x, size)) if hasattr(self, "upsamplers") else x
 
 
 class MidLevel(nn.Module):

@@ -194,7 +194,9 @@ class CinemoUNet(ModelMixin, ConfigMixin):
             skips += more
         x = self.mid_block(x, emb, encoder_hidden_states, positions)
         for up in self.up_blocks:
-            x = up(x, skips, emb, encoder_hidden_states, positions)
+            skips, own = skips[: -len(up.resnets)], skips[-len(up.resnets) :]
+            size = skips[-1].shape[2:4] if skips else x.shape[2:4]
+            x = up(x, own, size, emb, encoder_hidden_states, positions)
         x = F.silu(norm_clip(self.conv_norm_out, x))
         out = conv_frames(self.conv_out, x[:, 1:]).permute(0, 4, 1, 2, 3)  # the image's own frame is dropped
         return CinemoUNetOutput(sample=out) if return_dict else (out,)
