@@ -232,9 +232,16 @@ def load_lavie(path: str | os.PathLike[str], **config: Any) -> Any:
     return unet
 
 
-def export_model(source: str | os.PathLike[str], unet: Any, output: str | os.PathLike[str], card: ModelCard) -> Path:
+def export_model(
+    source: str | os.PathLike[str],
+    unet: Any,
+    output: str | os.PathLike[str],
+    card: ModelCard,
+    prediction_type: str | None = None,
+) -> Path:
     """Write a whole model directory: `unet`, the other parts of `source`, and `card`.
 
+    prediction_type: what this U-Net predicts, where that differs from the source's scheduler.
     It appears complete or not at all; an existing output is replaced by a rename. Returns the output path.
     """
     source, output = Path(source), Path(output)
@@ -244,7 +251,9 @@ def export_model(source: str | os.PathLike[str], unet: Any, output: str | os.Pat
         for name in (*VAES.values(), "text_encoder", "tokenizer", "scheduler"):
             if (source / name).is_dir():
                 shutil.copytree(source / name, aside / name)
-        load_scheduler(source).save_pretrained(aside / "scheduler")  # as forced: with a card it is taken at its word
+        scheduler = load_scheduler(source)  # as forced: beside a card, the file is taken at its word
+        scheduler.register_to_config(prediction_type=prediction_type or scheduler.config.prediction_type)
+        scheduler.save_pretrained(aside / "scheduler")
         unet.save_pretrained(aside / "unet")
         write_card(aside, card)
         aside.chmod(0o755)

@@ -47,6 +47,10 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     num_workers: int = Field(2, ge=1, description="training processes")
     gpu: bool = Field(False, description="one GPU for each worker")
     max_steps: int = Field(100, ge=1, description="optimizer steps in all, those before a resume included")
+    prediction_type: Literal["auto", "epsilon", "v_prediction"] = Field(
+        "auto",
+        description="what the U-Net learns to predict; auto: as init's model, and from nothing the noise (Eq. 3)",
+    )
     total_batch: int = Field(8, ge=1, description="clips in a step, over all workers and accumulation rounds")
     micro_batch: int = Field(4, ge=1, description="clips that a worker takes at once")
     learning_rate: float = Field(2e-3, gt=0, description="Adam's, after the warm-up")
@@ -77,6 +81,13 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     def has_model(self) -> bool:
         """Whether the U-Net starts from a model directory, not from nothing or LaVie's weights."""
         return self.init != "none" and not self.init.startswith("lavie:")
+
+    @property
+    def predicts(self) -> str:
+        """What the U-Net predicts: "epsilon" or "v_prediction"."""
+        if self.prediction_type != "auto":
+            return self.prediction_type
+        return checkpoint.load_scheduler(self.source).config.prediction_type if self.has_model else "epsilon"
 
     @property
     def source(self) -> Path:

@@ -45,6 +45,7 @@ def loop(settings: dict[str, Any]) -> dict[str, Any]:
     source = config.source
     motion = checkpoint.read_card(source).motion if config.has_model else UNIFORM_MOTION
     schedule = checkpoint.load_scheduler(source)
+    predicts = config.predicts
     embed = text_features(source, device)
     clips = dataset.ClipReader(config.dataset)
     engine = start_engine(config, load_unet(config, source), world)
@@ -64,8 +65,7 @@ def loop(settings: dict[str, Any]) -> dict[str, Any]:
             batch = [clips[position] for position in mine]
             inputs = draw_batch(config, step, batch, embed, motion, schedule.config.num_train_timesteps)
             latents, text, ids, timesteps, noise = (tensor.to(device) for tensor in inputs)
-            alphas, predicts = schedule.alphas_cumprod, schedule.config.prediction_type
-            loss = training_loss(engine, latents, text, ids, timesteps, noise, alphas, predicts)
+            loss = training_loss(engine, latents, text, ids, timesteps, noise, schedule.alphas_cumprod, predicts)
             engine.backward(loss)
             engine.step()
             total += loss.detach() * len(mine) / config.total_batch
@@ -218,9 +218,10 @@ def export(
         },
     )
     if storage.is_local(output):
-        return checkpoint.fingerprint(checkpoint.export_model(source, unet, Path(output) / "model", card))
+        model = checkpoint.export_model(source, unet, Path(output) / "model", card, config.predicts)
+        return checkpoint.fingerprint(model)
     with tempfile.TemporaryDirectory() as folder:
-        model = checkpoint.export_model(source, unet, Path(folder) / "model", card)
+        model = checkpoint.export_model(source, unet, Path(folder) / "model", card, config.predicts)
         storage.upload(model, storage.join(output, "model"))
         return checkpoint.fingerprint(model)
 

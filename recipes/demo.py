@@ -142,7 +142,9 @@ def animate(model: Path, photo: Path, prompt: str, animation: Path, sheet: Path)
         (f'"{prompt}", asked for motion bucket {bucket}, measured {motion_bucket(motion_score(clip))}', clip)
         for bucket, clip in zip(buckets, clips, strict=True)
     ]
-    contact_sheet(rows).save(sheet)
+    aside = sheet.with_name(f".{sheet.name}")
+    contact_sheet(rows).save(aside, format="PNG")
+    aside.replace(sheet)
 
 
 if __name__ == "__main__":

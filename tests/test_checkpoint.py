@@ -55,6 +55,11 @@ def test_an_exported_model_is_complete_and_keeps_its_card(checkpoint: Path, tmp_
     assert sorted(p.name for p in out.parent.iterdir()) == ["model"]
 
 
+def test_an_export_says_what_its_unet_predicts(checkpoint: Path, tmp_path: Path) -> None:
+    out = export_model(checkpoint, CinemoUNet(**TINY), tmp_path / "model", ModelCard(), "v_prediction")
+    assert load_scheduler(out).config.prediction_type == "v_prediction"
+
+
 def test_exporting_again_replaces_the_model_whole(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "model"
     export_model(checkpoint, CinemoUNet(**TINY), out, ModelCard(lineage={"run": "first"}))

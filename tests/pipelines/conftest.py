@@ -38,11 +38,9 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def prepare_config(videos: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> prepare.PrepareConfig:
+def prepare_config(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> prepare.PrepareConfig:
     output = tmp_path_factory.mktemp("prepared") / "ds"
-    return prepare.PrepareConfig(
-        input=str(videos), output=str(output), model=str(checkpoint), clips_per_video=3, clips_per_file=4, **SMALL
-    )
+    return prepare.PrepareConfig(input=str(videos), output=str(output), clips_per_video=3, clips_per_file=4, **SMALL)
 
 
 @pytest.fixture(scope="session")

@@ -26,15 +26,15 @@ def every_file(output: str) -> dict[str, tuple[int, int, bytes]]:
 
 
 def test_every_row_is_what_the_method_makes_of_its_span(
-    prepare_config: prepare.PrepareConfig, summary: dict[str, Any], checkpoint: Path
+    prepare_config: prepare.PrepareConfig, summary: dict[str, Any]
 ) -> None:
-    vae = model_directory.load_vae(checkpoint)
+    vae = model_directory.load_vae(model_directory.resolve(prepare_config.model))
     stored = rows(prepare_config.output)
     assert len(stored) == summary["counts"]["clips"] >= NUM_VIDEOS
     for row in stored[::4]:
         frames = sample_clip(row["uri"], row["start_frame"], row["interval"], 4, (64, 64))
         latents = encode_frames(vae, frames[None])[0].transpose(0, 1).half().numpy()
-        np.testing.assert_allclose(np.array(row["latents"]).reshape(4, 4, 8, 8), latents, atol=2e-3)
+        np.testing.assert_allclose(np.array(row["latents"]).reshape(latents.shape), latents, rtol=1e-3, atol=2e-3)
         assert row["bucket"] == motion_bucket(row["score"])
         assert (row["num_frames"], row["height"], row["width"]) == (4, 64, 64)
         assert row["caption"] or Path(row["uri"]).stem == "brief"
@@ -93,12 +93,12 @@ def test_a_clip_that_was_written_twice_is_kept_once(
 
 
 def test_text_embeddings_are_those_of_the_captions(
-    prepare_config: prepare.PrepareConfig, ray_cluster: None, checkpoint: Path, tmp_path: Path
+    prepare_config: prepare.PrepareConfig, ray_cluster: None, tmp_path: Path
 ) -> None:
     changes = {"output": str(tmp_path / "ds"), "embed_text": True, "clips_per_video": 1}
     config = prepare_config.model_copy(update=changes)
     prepare.run(config)
-    text = model_directory.load_text(checkpoint)
+    text = model_directory.load_text(model_directory.resolve(config.model))
     for row in rows(config.output)[:3]:
         expected = encode_prompts(*text, [row["caption"]])[0]
         stored = torch.tensor(row["text_embeds"]).reshape(expected.shape)

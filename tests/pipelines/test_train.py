@@ -16,26 +16,25 @@ from pipelines import prepare, train
 from tests.pipelines.plain import plain_losses
 
 pytestmark = pytest.mark.ray
-STEPS = 30
+STEPS = 100
+COMPARED = 15  # from nothing and at this rate, a difference in the last bit grows tenfold every few steps
 
 
 @pytest.fixture(scope="session")
-def train_config(prepare_config: prepare.PrepareConfig, summary: dict[str, Any], checkpoint: Path) -> train.TrainConfig:
-    """A run of the tiny preset from nothing; `output` is for each test to set."""
+def train_config(prepare_config: prepare.PrepareConfig, summary: dict[str, Any]) -> train.TrainConfig:
+    """The tiny preset from nothing, on small synthetic clips; `output` is for each test to set."""
     return train.TrainConfig(
         dataset=prepare_config.output,
         output="unset",
         init="none",
-        components=str(checkpoint),
         max_steps=STEPS,
-        micro_batch=2,
-        checkpoint_every=10,
+        checkpoint_every=50,
     )
 
 
 @pytest.fixture(scope="session")
 def reference(train_config: train.TrainConfig) -> list[float]:
-    return plain_losses(train_config, STEPS)
+    return plain_losses(train_config, COMPARED)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -46,8 +45,8 @@ def test_loss_falls_below_half_and_equals_plain_pytorch_at_every_zero_stage(
     said = train.run(config)
     losses = train.read_losses(config.output)
     assert said["steps"] == len(losses) == STEPS
-    np.testing.assert_allclose(losses, reference, rtol=1e-4)
-    assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:20])
+    np.testing.assert_allclose(losses[:COMPARED], reference, rtol=1e-4)
+    assert np.mean(losses[-20:]) < 0.5 * np.mean(losses[:20])
     check_export(config, said)
     check_tracked(tmp_path, config, said)
     with pytest.raises(ValueError, match=r"--seed: the run in .* has 0, this command 1"):
