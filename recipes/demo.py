@@ -27,12 +27,12 @@ def main(
     init: Annotated[str, typer.Option(help="builtin:tiny, a model directory, or none to train from nothing")] = "",
     steps: Annotated[int, typer.Option(help="training steps")] = 100,
     prompt: Annotated[str, typer.Option(help="what the photo should do")] = "the camera pans left",
+    sampling_steps: Annotated[int, typer.Option(help="denoising steps of the animation")] = 20,
     output: Annotated[Path, typer.Option(help="folder for everything that comes out")] = Path("out"),
 ) -> None:
     """From clips to an animated photo in one command."""
     began = time.monotonic()
     init = init or "builtin:tiny"
-    output.mkdir(parents=True, exist_ok=True)
     photo = find_photo(clips, image, output)
     videos = clips or output / "clips"
 
@@ -56,7 +56,7 @@ def main(
 
     step(4, f"animating {photo} with the trained model")
     animation, sheet = output / "animation.mp4", output / "sheet.png"
-    animate(run / "model", photo, prompt, animation, sheet)
+    animate(run / "model", photo, prompt, sampling_steps, animation, sheet)
 
     places = {
         "animation": animation,
@@ -121,12 +121,13 @@ def find_photo(clips: Path | None, image: Path | None, output: Path) -> Path:
     from cinemo.cli import EXAMPLE_PHOTO
     from cinemo.synthetic.images import photo
 
+    output.mkdir(parents=True, exist_ok=True)
     path = output / "photo.png"
     Image.fromarray(photo(EXAMPLE_PHOTO)).save(path)
     return path
 
 
-def animate(model: Path, photo: Path, prompt: str, animation: Path, sheet: Path) -> None:
+def animate(model: Path, photo: Path, prompt: str, steps: int, animation: Path, sheet: Path) -> None:
     """The video, and a sheet of the photo at three motion buckets."""
     from cinemo import CinemoPipeline
     from cinemo.image import read_image
@@ -136,7 +137,7 @@ def animate(model: Path, photo: Path, prompt: str, animation: Path, sheet: Path)
 
     pipe = CinemoPipeline.from_pretrained(model)
     buckets = [2, 8, 14]
-    clips = pipe([read_image(photo)] * 3, prompt, motion_bucket=buckets, num_inference_steps=20).frames
+    clips = pipe([read_image(photo)] * 3, prompt, motion_bucket=buckets, num_inference_steps=steps).frames
     write_video(animation, clips[1])
     rows = [
         (f'"{prompt}", asked for motion bucket {bucket}, measured {motion_bucket(motion_score(clip))}', clip)
