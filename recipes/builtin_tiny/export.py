@@ -8,6 +8,7 @@ Knows the directory's layout. Trains nothing.
 import argparse
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a file, Python sees only its own folder
 
 from cinemo.checkpoint import ModelCard, write_card
 from cinemo.pipeline import CinemoPipeline
@@ -25,7 +28,7 @@ from recipes.builtin_tiny.text import write_tokenizer
 from recipes.builtin_tiny.train_unet import SCHEDULER, load_trained
 
 SHEET_PROMPTS = ("the camera pans left", "the camera pans up", "the camera zooms in")
-SHEET_SETTINGS: dict[str, Any] = {"num_inference_steps": 20, "guidance_scale": 3.0}
+SHEET_SETTINGS: dict[str, Any] = {"num_inference_steps": 10, "guidance_scale": 2.0}
 
 
 def write_model(out: Path, directory: Path) -> None:
@@ -40,6 +43,8 @@ def write_model(out: Path, directory: Path) -> None:
     DDIMScheduler(**SCHEDULER).save_pretrained(aside / "scheduler")
     lineage = {"recipe": "recipes/builtin_tiny", "samples": samples}
     write_card(aside, ModelCard(sizes=[SIZE], lengths=[NUM_FRAMES], lineage=lineage))
+    for path in aside.rglob("*.safetensors"):
+        path.chmod(0o644)  # safetensors writes files that their owner alone can read
     shutil.rmtree(directory, ignore_errors=True)
     aside.rename(directory)
 

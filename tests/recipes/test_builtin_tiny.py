@@ -15,7 +15,10 @@ from recipes.builtin_tiny.export import write_model
 from recipes.builtin_tiny.train_unet import Lesson, train_unet
 from recipes.builtin_tiny.train_vae import train_vae
 
-LESSONS = (Lesson(0.5, ("pan",), (4, 6), 2, 2.0, 1, 0.0), Lesson(1.0, ("pan", "still"), (4, 6), 4, 1.0, 1, 0.5))
+LESSONS = (
+    Lesson(0.5, ("pan",), (4, 6), 2, 2.0, 1, 0.0, 1.0),
+    Lesson(1.0, ("pan", "still"), (4, 6), 4, 1.0, 1, 0.5, 2.0),
+)
 
 
 @pytest.fixture(scope="module")
