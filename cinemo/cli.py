@@ -159,6 +159,7 @@ def demo(
     model: ModelOption = "builtin:tiny",
     image: Annotated[Path | None, typer.Option(help="a photo of yours; default: one that comes along")] = None,
     steps: Annotated[int, typer.Option(help="denoising steps (DDIM)")] = 10,
+    guidance_scale: Annotated[float, typer.Option(help="how strongly the prompt acts; 1 or less is off")] = 2.0,
     seed: Annotated[int, typer.Option(help="the same seed gives the same videos")] = 0,
     device: DeviceOption = "auto",
 ) -> None:
@@ -177,8 +178,8 @@ def demo(
     rows: list[tuple[str, np.ndarray]] = []
     for prompt in prompts:
         typer.echo(f"animating: {prompt}", err=True)
-        wishes = {"motion_bucket": list(buckets), "num_inference_steps": steps, "seed": seed}
-        clips = pipe([photo] * len(buckets), prompt, **wishes).frames
+        wishes = {"motion_bucket": list(buckets), "num_inference_steps": steps, "guidance_scale": guidance_scale}
+        clips = pipe([photo] * len(buckets), prompt, seed=seed, **wishes).frames
         for bucket, clip in zip(buckets, clips, strict=True):
             write_video(output.parent / f"{output.stem}-{prompt.replace(' ', '-')}-{bucket}.mp4", clip)
             rows.append((f"{prompt}, motion bucket {bucket}", clip))

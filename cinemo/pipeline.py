@@ -184,9 +184,7 @@ def encode_pixels(vae: Any, pixels: Tensor, chunk: int = 16) -> Tensor:
 def encode_frames(vae: Any, frames: np.ndarray) -> Tensor:
     """Clips -> latents, frame by frame (Algorithm 1, line 4): uint8 (B, N, H, W, 3) -> (B, C, N, h, w)."""
     batch, count = frames.shape[:2]
-    pixels = (
-        torch.from_numpy(np.ascontiguousarray(frames)).flatten(0, 1).permute(0, 3, 1, 2).float() / 255.0 * 2.0 - 1.0
-    )
+    pixels = torch.tensor(frames).flatten(0, 1).permute(0, 3, 1, 2).float() / 255.0 * 2.0 - 1.0
     return encode_pixels(vae, pixels).unflatten(0, (batch, count)).transpose(1, 2)
 
 

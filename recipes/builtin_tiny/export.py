@@ -1,4 +1,4 @@
-"""From checkpoint files to a model directory, and to numbers and pictures of what it does.
+"""From checkpoint files to a model directory, and to a picture of what it does.
 
     python recipes/builtin_tiny/export.py --out out/tiny --model cinemo/builtin/tiny
 
@@ -6,29 +6,26 @@ Knows the directory's layout. Trains nothing.
 """
 
 import argparse
-import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from diffusers import DDIMScheduler
-from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a file, Python sees only its own folder
 
 from cinemo.checkpoint import ModelCard, write_card
 from cinemo.pipeline import CinemoPipeline
+from cinemo.sheet import contact_sheet
 from cinemo.synthetic.images import HELD_OUT_PHOTOS
 from recipes.builtin_tiny.clips import NUM_FRAMES, SIZE
-from recipes.builtin_tiny.evaluate import direction_score, fitted_photo, motion_control, psnr
+from recipes.builtin_tiny.evaluate import SETTINGS, fitted_photo
 from recipes.builtin_tiny.text import write_tokenizer
 from recipes.builtin_tiny.train_unet import SCHEDULER, load_trained
 
 SHEET_PROMPTS = ("the camera pans left", "the camera pans up", "the camera zooms in")
-SHEET_SETTINGS: dict[str, Any] = {"num_inference_steps": 10, "guidance_scale": 2.0}
 
 
 def write_model(out: Path, directory: Path) -> None:
@@ -60,45 +57,24 @@ def load_pipeline(out: Path, device: torch.device | str = "cpu") -> CinemoPipeli
 
 
 def write_sheet(pipe: CinemoPipeline, path: Path, bucket: int = 12) -> None:
-    """A picture of animations: a row for each held-out photo and prompt, six frames of each."""
-    rows = []
+    """A picture of animations: a row for each held-out photo and prompt."""
+    rows: list[tuple[str, np.ndarray]] = []
     for name in HELD_OUT_PHOTOS:
-        count = len(SHEET_PROMPTS)
-        images = [fitted_photo(name, SIZE)] * count
-        clips = pipe(images, list(SHEET_PROMPTS), motion_bucket=bucket, seed=[0] * count, **SHEET_SETTINGS).frames
-        rows += [np.concatenate([clip[i] for i in range(0, NUM_FRAMES, 3)], axis=1) for clip in clips]
+        images = [fitted_photo(name, SIZE)] * len(SHEET_PROMPTS)
+        clips = pipe(images, list(SHEET_PROMPTS), motion_bucket=bucket, seed=0, **SETTINGS).frames
+        rows += [(f"{name}: {prompt}", clip) for prompt, clip in zip(SHEET_PROMPTS, clips, strict=True)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate(rows)).save(path)
-
-
-def measure(pipe: CinemoPipeline, per_move: int) -> dict[str, Any]:
-    """The numbers of the model card: direction, motion control, and frame 0 against the photo."""
-    correlation, means = motion_control(pipe, **SHEET_SETTINGS)
-    kept = []
-    for name in HELD_OUT_PHOTOS:
-        image = fitted_photo(name, SIZE)
-        frames = pipe(image, "nothing moves", motion_bucket=0, num_inference_steps=2).frames
-        kept.append(psnr(frames[0, 0], image))
-    return {
-        "direction": direction_score(pipe, per_move, **SHEET_SETTINGS),
-        "bucket_spearman": round(correlation, 3),
-        "bucket_measured": means,
-        "first_frame_psnr_db": round(float(np.mean(kept)), 2),
-    }
+    contact_sheet(rows).save(path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoints")
     parser.add_argument("--model", type=Path, required=True, help="model directory to write")
-    parser.add_argument("--measure", type=int, default=0, metavar="N", help="animations a move for the numbers")
     arguments = parser.parse_args()
     write_model(arguments.out, arguments.model)
     pipe = CinemoPipeline.from_pretrained(arguments.model)
-    pipe.set_progress_bar_config(disable=True)
     write_sheet(pipe, arguments.out / "sheet.png")
-    if arguments.measure:
-        print(json.dumps(measure(pipe, arguments.measure), indent=2))
 
 
 if __name__ == "__main__":
