@@ -53,7 +53,7 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     )
     total_batch: int = Field(8, ge=1, description="clips in a step, over all workers and accumulation rounds")
     micro_batch: int = Field(4, ge=1, description="clips that a worker takes at once")
-    learning_rate: float = Field(2e-3, gt=0, description="Adam's, after the warm-up")
+    learning_rate: float = Field(2e-3, gt=0, description="Adam's, after the warm-up; 1e-4 from trained weights")
     warmup_steps: int = Field(5, ge=0, description="steps over which the learning rate rises to its value")
     grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     prompt_drop: float = Field(0.5, ge=0, le=1, description="share of prompts replaced by the empty one (paper: 0.5)")
@@ -65,7 +65,10 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     @model_validator(mode="before")
     @classmethod
     def _preset_gives_defaults(cls, given: dict[str, Any]) -> dict[str, Any]:
-        return {**PRESETS.get(given.get("preset", "tiny"), {}), **given}
+        chosen = {**PRESETS.get(given.get("preset", "tiny"), {}), **given}
+        if chosen.get("init", "builtin:tiny") != "none":  # trained weights are nudged, not thrown about
+            chosen.setdefault("learning_rate", 1e-4)
+        return chosen
 
     @model_validator(mode="after")
     def _batch_divides(self) -> "TrainConfig":

@@ -50,10 +50,9 @@ def main(
     job("prepare.py", "--input", str(videos), "--output", str(dataset), "--model", "builtin:tiny", *many)
 
     step(3, f"training preset tiny for {steps} steps with 2 DeepSpeed workers (Ray Train), from {init}")
-    rate = [] if init == "none" else ["--learning-rate", "1e-4"]  # a trained model is only nudged
     run = output / "train"
     job("train.py", "--dataset", str(dataset), "--output", str(run), "--preset", "tiny", "--init", init,
-        "--max-steps", str(steps), "--num-workers", "2", "--total-batch", "4", "--micro-batch", "2", *rate)  # fmt: skip
+        "--max-steps", str(steps), "--num-workers", "2", "--total-batch", "4", "--micro-batch", "2")  # fmt: skip
 
     step(4, f"animating {photo} with the trained model")
     animation, sheet = output / "animation.mp4", output / "sheet.png"

@@ -119,3 +119,10 @@ def test_preset_base_is_the_papers_run_and_a_flag_wins_over_it() -> None:
     config = train.TrainConfig(dataset="a", output="b", preset="base", num_workers=8, learning_rate=3e-4)
     assert (config.total_batch, config.prompt_drop, config.init) == (80, 0.5, "lavie:lavie_base.pt")
     assert config.learning_rate == 3e-4
+
+
+def test_trained_weights_get_a_smaller_learning_rate_than_random_ones() -> None:
+    rates = {
+        init: train.TrainConfig(dataset="a", output="b", init=init).learning_rate for init in ("none", "builtin:tiny")
+    }
+    assert rates["builtin:tiny"] < rates["none"] / 10
