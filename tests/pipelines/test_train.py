@@ -29,6 +29,8 @@ def train_config(prepare_config: prepare.PrepareConfig, summary: dict[str, Any])
         output="unset",
         init="none",
         max_steps=STEPS,
+        total_batch=4,
+        micro_batch=2,
         checkpoint_every=50,
     )
 
@@ -98,7 +100,7 @@ def changed_dataset(config: train.TrainConfig, folder: Path, **changes: Any) -> 
         ),
         ({"score_definition": "flow-v1"}, r"made with score_definition flow-v1, but .* has ssim-rgb-u7-v1"),
         ({"text_fingerprint": "4567"}, r"made with text_fingerprint 4567"),
-        ({"counts": {"clips": 7}}, r"has 7 clips, fewer than --total-batch 8"),
+        ({"counts": {"clips": 3}}, r"has 3 clips, fewer than --total-batch 4"),
         ({"schema_version": 99}, r"has schema version 99, this code reads 1"),
     ],
 )
