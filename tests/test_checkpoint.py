@@ -13,17 +13,7 @@ from cinemo import checkpoint as model_directory
 from cinemo.checkpoint import ModelCard, export_model, fingerprint, load_scheduler, read_card, resolve
 from cinemo.motion import OFFICIAL_MOTION, UNIFORM_MOTION
 from cinemo.unet import CinemoUNet
-
-TINY = {
-    "block_out_channels": (32, 64),
-    "attention_head_dim": 1,
-    "layers_per_block": 1,
-    "cross_attention_dim": 48,
-    "norm_num_groups": 8,
-    "addition_time_embed_dim": 32,
-    "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
-    "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"),
-}
+from tests.tiny import TINY
 
 
 @pytest.fixture

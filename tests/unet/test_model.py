@@ -11,17 +11,7 @@ import torch
 
 from cinemo.unet import CinemoUNet
 from cinemo.unet.attention import relative_position_bucket
-
-TINY = {
-    "block_out_channels": (32, 64),
-    "attention_head_dim": 1,
-    "layers_per_block": 1,
-    "cross_attention_dim": 16,
-    "norm_num_groups": 8,
-    "addition_time_embed_dim": 32,
-    "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
-    "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"),
-}
+from tests.tiny import TINY
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +77,7 @@ def test_sizes_that_do_not_halve_work(size: tuple[int, int]) -> None:
     unet = CinemoUNet(**TINY).eval()
     with torch.no_grad():
         out = unet(
-            torch.randn(2, 4, 3, *size), 7, torch.randn(2, 5, 16), torch.randn(2, 4, 1, *size), torch.tensor([0, 19])
+            torch.randn(2, 4, 3, *size), 7, torch.randn(2, 5, 48), torch.randn(2, 4, 1, *size), torch.tensor([0, 19])
         ).sample
     assert out.shape == (2, 4, 3, *size)
 
@@ -98,7 +88,7 @@ def test_every_parameter_learns() -> None:
     for value in unet.parameters():  # away from the zero starts, which hold back what feeds them
         torch.nn.init.normal_(value, std=0.1)
     unet(
-        torch.randn(1, 4, 3, 8, 8), 7, torch.randn(1, 5, 16), torch.randn(1, 4, 1, 8, 8), torch.tensor([3])
+        torch.randn(1, 4, 3, 8, 8), 7, torch.randn(1, 5, 48), torch.randn(1, 4, 1, 8, 8), torch.tensor([3])
     ).sample.sum().backward()
     assert [name for name, value in unet.named_parameters() if value.grad is None or not value.grad.any()] == []
 
