@@ -1,37 +1,37 @@
-"""Video files: sample a clip from one, write one.
+"""Sample clips from video files (and, from `videowrite`, write them).
 
-Knows containers, timestamps and pixels. Knows nothing of motion scores, latents or Ray. A clip is read by seeking to
-the keyframe before its first frame, decoding to its last and resizing inside the decoder, so that no full-size RGB
-frame and no frame past the clip's end is ever made.
+Knows timestamps and pixels. Knows nothing of motion scores, latents or Ray. A clip is read by seeking to the keyframe
+before its first frame, decoding to its last and resizing inside the decoder: no full-size RGB frame and no frame past
+the clip's end is ever made, and in H.264 no frame that neither the clip nor another frame needs.
 """
 
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from bisect import bisect_left, bisect_right, insort
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import av
 import numpy as np
-from PIL import Image
+from av.video.reformatter import VideoReformatter
+
+from cinemo.videofile import OpenVideo, Source, VideoError, open_video
+from cinemo.videowrite import check_output, write_video
+
+__all__ = [
+    "SAMPLING_VERSION",
+    "VIDEO_SUFFIXES",
+    "VideoError",
+    "VideoInfo",
+    "check_output",
+    "probe",
+    "sample_clip",
+    "sample_clips",
+    "write_video",
+]
 
 SAMPLING_VERSION = "pts-cover-crop-v1"  # part of every clip id; change it when the same span would give other pixels
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".gif")
-MAX_FRAME_PIXELS = 8192 * 4608
-CRF = 18  # visually lossless H.264
-
-
-class VideoError(ValueError):
-    """A video that cannot be used. `reason` is one of missing, unreadable, no_video, too_short, too_large, corrupt."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-    def __reduce__(self) -> tuple[Any, ...]:  # two arguments, which Exception's own pickling would lose
-        return (type(self), (self.reason, str(self)))
 
 
 class VideoInfo(NamedTuple):
@@ -43,183 +43,233 @@ class VideoInfo(NamedTuple):
     height: int
 
 
-def probe(path: str | os.PathLike[str]) -> VideoInfo:
-    """Read frame count, frames per second and size (pixels) from the container. Raises VideoError."""
-    with open_stream(path) as (container, stream):
-        rate = frame_rate(stream)
-        count = stream.frames
-        if not count:  # webm and ts do not store it
-            seconds = (
-                stream.duration * stream.time_base
-                if stream.duration
-                else Fraction(container.duration or 0, av.time_base)
-            )
-            count = round(seconds * rate)
-        return VideoInfo(int(count), float(rate), stream.width, stream.height)
+def probe(source: Source) -> VideoInfo:
+    """Read frame count, frames per second and size (pixels) from the container.
+
+    source: a path or a seekable binary file object, which is read from its beginning and stays open.
+    Raises VideoError.
+    """
+    with open_video(source) as video:
+        return VideoInfo(video.num_frames, float(video.rate), video.stream.width, video.stream.height)
 
 
 def sample_clip(
-    path: str | os.PathLike[str],
-    start: int,
-    interval: int,
-    num_frames: int = 16,
-    size: tuple[int, int] | None = None,
+    source: Source, start: int, interval: int, num_frames: int = 16, size: tuple[int, int] | None = None
 ) -> np.ndarray:
     """Frames start, start + interval, ... of a video, scaled to cover `size` and cut to its centre.
 
+    source: a path or a seekable binary file object, which is read from its beginning and stays open.
     start, interval: in frames of the video at its average rate; frames are found by timestamp, so a variable frame rate
     gives the picture shown at that time. size: (H, W) pixels, or None for the video's own.
-    Returns uint8 (num_frames, H, W, 3), RGB, upright. Raises VideoError (a ValueError) when the video is missing,
-    unreadable, too short for the span, or corrupt within it; ValueError for a negative start or an interval below 1.
+    Returns uint8 (num_frames, H, W, 3), RGB, upright, transparency laid over white. Raises VideoError (a ValueError)
+    when the video is missing, unreadable, too short for the span, or corrupt within it; ValueError for a negative start
+    or an interval below 1.
     """
-    if start < 0 or interval < 1 or num_frames < 1:
-        raise ValueError(
-            f"start {start}, interval {interval}, num_frames {num_frames}: need start >= 0, the others >= 1"
-        )
-    with open_stream(path) as (container, stream):
-        ticks = 1 / (frame_rate(stream) * stream.time_base)  # timestamp units a frame
-        origin = stream.start_time or 0
-        targets = [origin + (start + interval * k) * ticks for k in range(num_frames)]
-        try:
-            frames = pick_frames(decode_from(container, stream, targets[0], ticks), targets, ticks)
-            clip = [render(frame, size) for frame in frames]
-        except (av.FFmpegError, OSError) as error:
-            raise VideoError("corrupt", f"video {path} cannot be decoded from frame {start} on ({error})") from error
-        if len(clip) < num_frames:
-            at = start + interval * len(clip)
-            if at < stream.frames:  # the container promises a frame that the decoder did not give
-                raise VideoError("corrupt", f"video {path} is damaged: frame {at} of {stream.frames} cannot be decoded")
-            raise VideoError("too_short", f"video {path} ends before frame {at}; take a smaller start or interval")
+    [clip] = sample_clips(source, [(start, interval)], num_frames, size)
+    if isinstance(clip, VideoError):
+        raise clip
+    return clip
+
+
+def sample_clips(
+    source: Source,
+    spans: Sequence[tuple[int, int]],
+    num_frames: int = 16,
+    size: tuple[int, int] | None = None,
+) -> Iterator[np.ndarray | VideoError]:
+    """For every span (start, interval) what sample_clip returns, or its VideoError; the file is opened once.
+
+    Raises VideoError where the fault is the whole video's, ValueError for a negative start or an interval below 1.
+    """
+    for start, interval in spans:
+        if start < 0 or interval < 1 or num_frames < 1:
+            raise ValueError(
+                f"start {start}, interval {interval}, num_frames {num_frames}: need start >= 0, the others >= 1"
+            )
+    with open_video(source) as video:
+        for start, interval in spans:
+            try:
+                yield read_span(video, start, interval, num_frames, size)
+            except VideoError as error:
+                yield error
+
+
+def read_span(video: OpenVideo, start: int, interval: int, num_frames: int, size: tuple[int, int] | None) -> np.ndarray:
+    """One span of an open video, as sample_clip. Raises VideoError."""
+    name, stream = video.name, video.stream
+    ticks = 1 / (video.rate * stream.time_base)  # timestamp units a frame
+    origin = stream.start_time or 0
+    targets = [origin + (start + interval * k) * ticks for k in range(num_frames)]
+    try:
+        clip = read_lean(video, targets, ticks, size)
+        if clip is None:
+            frames = pick_frames(decode_from(video, targets, ticks, None), targets, ticks)
+            clip = list(render_all(frames, size))
+    except av.FFmpegError as error:
+        raise VideoError("corrupt", f"video {name} cannot be decoded from frame {start} on ({error})") from error
+    except OSError as error:  # the file object's own: the video may be sound
+        raise VideoError("unreadable", f"video {name} cannot be read from frame {start} on ({error})") from error
+    if len(clip) < num_frames:
+        at = start + interval * len(clip)
+        if at < stream.frames:  # the container promises a frame that the decoder did not give
+            raise VideoError("corrupt", f"video {name} is damaged: frame {at} of {stream.frames} cannot be decoded")
+        raise VideoError("too_short", f"video {name} ends before frame {at}; take a smaller start or interval")
     return np.stack(clip)
 
 
-@contextmanager
-def open_stream(path: str | os.PathLike[str]) -> Iterator[tuple[Any, Any]]:
-    """The container and its first video stream, with one decoding thread; closed on leaving. Raises VideoError."""
-    path = os.fspath(path)
-    try:
-        container = av.open(path, metadata_errors="ignore")
-    except FileNotFoundError:
-        raise VideoError("missing", f"video {path} does not exist; check the path") from None
-    except (av.FFmpegError, OSError) as error:
-        raise VideoError("unreadable", f"video {path} cannot be opened ({error}); is it a video file?") from None
-    with container:
-        streams = [s for s in container.streams.video if s.codec_context is not None]
-        if not streams:
-            raise VideoError("no_video", f"{path} has no video stream")
-        stream = streams[0]
-        if stream.width * stream.height > MAX_FRAME_PIXELS:
-            raise VideoError(
-                "too_large", f"video {path} is {stream.width} x {stream.height}; at most 8192 x 4608 is taken"
-            )
-        if not stream.width or not stream.height:
-            raise VideoError("unreadable", f"video {path} has no frame size; its header is damaged")
-        stream.codec_context.thread_count = 1  # the callers run one decoder a core
-        yield container, stream
+def read_lean(
+    video: OpenVideo, targets: list[Fraction], ticks: Fraction, size: tuple[int, int] | None
+) -> list[np.ndarray] | None:
+    """The pictures at `targets` from no more decoding than they need, or None where that cannot be sure of them.
+
+    H.264 only: its packets say which frames no other frame refers to, in so many words. HEVC's do not (a frame of a
+    higher temporal layer may refer to one marked so), and in other codecs few frames are so. Nor AVI, which does not
+    store when a frame is shown.
+    """
+    if video.stream.codec_context.name != "h264" or video.container.format.name == "avi":
+        return None
+    seen: list[int] = []
+    shown: list[int] = []
+    clip: list[np.ndarray] = []
+    frames = pick_frames(decode_from(video, targets, ticks, seen), targets, ticks)
+    for picture in render_all(watch(frames, shown), size):
+        clip.append(picture)
+    # Any frame left out is one that was not wanted, if every picture is the one that the timestamps ask for. It is not
+    # where a frame is damaged, a timestamp is absent or the video ends within the span.
+    return clip if shown == [on_screen(seen, target, ticks) for target in targets] else None
 
 
-def frame_rate(stream: Any) -> Fraction:
-    return stream.average_rate or stream.guessed_rate or Fraction(25)
+def watch(frames: Iterable[Any], shown: list[int]) -> Iterator[Any]:
+    """The frames themselves; their timestamps are put in `shown`."""
+    for frame in frames:
+        shown.append(frame.pts)
+        yield frame
 
 
-def decode_from(container: Any, stream: Any, target: Fraction, ticks: Fraction) -> Iterator[Any]:
-    """Decoded frames in display order, from the keyframe at or before `target`."""
-    container.seek(max(0, int(target)), stream=stream, backward=True)
-    frames = container.decode(stream)
-    first = next(frames, None)
-    if first is None or (first.pts is not None and first.pts > target + ticks / 2):
-        container.seek(stream.start_time or 0, stream=stream)  # an index that overshoots: start from the beginning
-        first, frames = None, container.decode(stream)
+def on_screen(timestamps: list[int], target: Fraction, ticks: Fraction) -> int | None:
+    """Which of the sorted timestamps is on screen at `target`: the rule of pick_frames, without frames."""
+    exact = bisect_left(timestamps, target - ticks / 2)
+    if exact < len(timestamps) and timestamps[exact] <= target + ticks / 2:
+        return timestamps[exact]
+    return timestamps[exact - 1] if exact else None
+
+
+def decode_from(video: OpenVideo, targets: list[Fraction], ticks: Fraction, seen: list[int] | None) -> Iterator[Any]:
+    """Decoded frames in display order, from a keyframe at or before the first target.
+
+    With a list `seen`, frames that nobody needs are left out and the packets' timestamps put there, sorted.
+    """
+    container, stream, target = video.container, video.stream, targets[0]
+    begin = stream.start_time or 0
+    second = 1 / stream.time_base
+    # An index may overshoot, and finds keyframes by decoding time, which is before the time they are shown: step back.
+    for back in (0, 2, 8, 32, None):
+        offset = begin if back is None else max(begin, int(target - back * second))
+        container.seek(offset, stream=stream, backward=True)
+        frames = decode(video, targets, ticks, seen)
+        first = next(frames, None)
+        early = first is not None and (first.pts is None or first.pts <= target + ticks / 2)
+        if early or offset == begin:
+            break
     if first is not None:
         yield first
     yield from frames
 
 
-def pick_frames(frames: Iterator[Any], targets: list[Fraction], ticks: Fraction) -> list[Any]:
+def decode(video: OpenVideo, targets: list[Fraction], ticks: Fraction, seen: list[int] | None) -> Iterator[Any]:
+    """Decoded frames from where the container stands; `seen` as in decode_from."""
+    context, packets = video.stream.codec_context, video.container.demux(video.stream)
+    if seen is None:
+        context.skip_frame = "DEFAULT"
+        for packet in packets:
+            yield from packet.decode()
+        return
+    seen.clear()
+    for packet, wanted in mark_wanted(packets, targets, ticks, seen):
+        context.skip_frame = "DEFAULT" if wanted else "NONREF"
+        yield from packet.decode()
+    yield from context.decode(None)  # what waits for its turn to be shown
+
+
+def mark_wanted(
+    packets: Iterable[Any], targets: list[Fraction], ticks: Fraction, seen: list[int]
+) -> Iterator[tuple[Any, bool]]:
+    """Packets up to the last that a target needs, each with whether its own frame is one that a target may show.
+
+    Reads ahead only until that is known: packets come in decoding order, not in the order they are shown.
+    """
+    limits = [target + ticks / 2 for target in targets]  # past them a frame is no longer the target's
+    waiting: deque[Any] = deque()
+    clock = float("-inf")  # no packet to come is shown before this
+
+    def verdict(packet: Any) -> bool | None:
+        if packet.pts is None:
+            return True
+        at = bisect_left(limits, packet.pts)
+        if at == len(limits):
+            return False
+        if packet.pts >= limits[at] - ticks:
+            return True
+        if bisect_right(seen, limits[at]) > bisect_right(seen, packet.pts):
+            return False  # another frame comes between it and the target
+        return True if clock > limits[at] else None
+
+    for packet in packets:
+        if packet.size:  # the demuxer's last one is empty
+            waiting.append(packet)
+        if packet.pts is not None:
+            insort(seen, packet.pts)
+        clock = float("inf") if packet.dts is None else packet.dts
+        while waiting and (wanted := verdict(waiting[0])) is not None:
+            yield waiting.popleft(), wanted
+        if not waiting and clock > limits[-1]:
+            return
+
+
+def pick_frames(frames: Iterable[Any], targets: list[Fraction], ticks: Fraction) -> Iterator[Any]:
     """For every target time the frame on screen then; fewer than targets when the video ends or breaks before."""
-    picked: list[Any] = []
+    waiting = deque(targets)
     shown = None
     for frame in frames:
         if frame.pts is None or frame.is_corrupt:
             continue
         # A frame is on screen until the next one: half a frame of slack takes in rounded timestamps.
-        while shown is not None and len(picked) < len(targets) and frame.pts > targets[len(picked)] + ticks / 2:
-            picked.append(shown)
+        while shown is not None and waiting and frame.pts > waiting[0] + ticks / 2:
+            waiting.popleft()
+            yield shown
         shown = frame
-        if len(picked) < len(targets) and abs(frame.pts - targets[len(picked)]) <= ticks / 2:
-            picked.append(frame)  # exact: no need to decode its successor
-        if len(picked) == len(targets):
-            break
+        if waiting and abs(frame.pts - waiting[0]) <= ticks / 2:
+            waiting.popleft()
+            yield frame  # exact: no need to decode its successor
+        if not waiting:
+            return
     if shown is not None:
         end = shown.pts + max(ticks / 2, shown.duration or 0)
-        while len(picked) < len(targets) and targets[len(picked)] < end:
-            picked.append(shown)
-    return picked
+        while waiting and waiting.popleft() < end:
+            yield shown
 
 
-def render(frame: Any, size: tuple[int, int] | None) -> np.ndarray:
-    """One decoded frame as uint8 (H, W, 3): scaled by the decoder's own scaler, cut, turned upright."""
-    turns = round(getattr(frame, "rotation", 0) / 90) % 4
-    height, width = size if size is not None else (frame.height, frame.width)
-    if size is not None and turns % 2:
-        height, width = width, height
-    scale = max(height / frame.height, width / frame.width)
-    full_height = max(height, round(frame.height * scale))
-    full_width = max(width, round(frame.width * scale))
-    rgb = frame.reformat(width=full_width, height=full_height, format="rgb24", interpolation="BILINEAR").to_ndarray()
-    top, left = (full_height - height) // 2, (full_width - width) // 2
-    return np.ascontiguousarray(np.rot90(rgb[top : top + height, left : left + width], turns))
+def render_all(frames: Iterable[Any], size: tuple[int, int] | None) -> Iterator[np.ndarray]:
+    """Decoded frames as uint8 (H, W, 3): scaled by FFmpeg's scaler in this thread, cut, turned upright."""
+    scaler, alpha_scaler = VideoReformatter(), VideoReformatter()  # kept for a clip: setting one up takes a while
+    for frame in frames:
+        turns = round(getattr(frame, "rotation", 0) / 90) % 4
+        height, width = size if size is not None else (frame.height, frame.width)
+        if size is not None and turns % 2:
+            height, width = width, height
+        scale = max(height / frame.height, width / frame.width)
+        full_height = max(height, round(frame.height * scale))
+        full_width = max(width, round(frame.width * scale))
+        shape = {"width": full_width, "height": full_height, "interpolation": "BILINEAR", "threads": 1}
+        rgb = scaler.reformat(frame, format="rgb24", **shape).to_ndarray()
+        if frame.format.name == "pal8" or any(component.is_alpha for component in frame.format.components):
+            alpha = alpha_scaler.reformat(frame, format="rgba", **shape).to_ndarray()[..., 3:]
+            rgb = over_white(rgb, alpha)
+        top, left = (full_height - height) // 2, (full_width - width) // 2
+        yield np.ascontiguousarray(np.rot90(rgb[top : top + height, left : left + width], turns))
 
 
-def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: float = 8) -> None:
-    """Write frames as .mp4 (H.264, plays while loading), .gif or .webp, by the path's ending.
-
-    frames: uint8 (N, H, W, 3), RGB; an odd height or width gets one repeated row or column in mp4. The file appears
-    complete or not at all. Raises ValueError for other arrays, endings, or an fps outside 1..240.
-    """
-    path = check_output(path, fps)
-    frames = np.asarray(frames)
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or len(frames) == 0:
-        raise ValueError(f"frames are {frames.dtype} {frames.shape}; pass uint8 (N, H, W, 3) with N >= 1")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix.lower(), dir=path.parent)
-    os.close(handle)
-    try:
-        WRITERS[path.suffix.lower()](aside, frames, fps)
-        os.chmod(aside, 0o644)  # mkstemp makes it private
-        os.replace(aside, path)
-    finally:
-        Path(aside).unlink(missing_ok=True)
-
-
-def check_output(path: str | os.PathLike[str], fps: float) -> Path:
-    """The path, if write_video can write there; so that a caller learns it before hours of work. Raises ValueError."""
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"output {path} is a directory; name a file in it, such as {path / 'out.mp4'}")
-    if path.suffix.lower() not in WRITERS:
-        raise ValueError(f"output {path} ends in {path.suffix or 'nothing'}; use {', '.join(WRITERS)}")
-    if not 1 <= fps <= 240:
-        raise ValueError(f"fps {fps} is outside 1..240")
-    return path
-
-
-def write_mp4(path: str, frames: np.ndarray, fps: float) -> None:
-    _, height, width, _ = frames.shape
-    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    with av.open(path, "w", options={"movflags": "+faststart"}) as container:
-        stream: Any = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": str(CRF)}
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-
-
-def write_animation(path: str, frames: np.ndarray, fps: float) -> None:
-    pictures = [Image.fromarray(frame) for frame in frames]
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0)
-
-
-WRITERS = {".mp4": write_mp4, ".gif": write_animation, ".webp": write_animation}
+def over_white(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """uint8 (H, W, 3) under uint8 (H, W, 1) opacity, on white: what image.py does with a photo."""
+    mixed = rgb.astype(np.uint16) * alpha + 255 * (255 - alpha.astype(np.uint16))
+    return ((mixed + 127) // 255).astype(np.uint8)
