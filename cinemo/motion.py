@@ -51,9 +51,10 @@ def neighbour_ssim(frames: np.ndarray) -> np.ndarray:
 @cache
 def _compiled() -> Callable[[np.ndarray], np.ndarray]:
     """`_column_ssim` as machine code."""
-    from numba import njit  # 0.25 s to import; bucket arithmetic does not need it
+    from numba import njit, types  # 0.25 s to import; bucket arithmetic does not need it
 
-    signature = "float64[:, ::1](uint8[:, :, ::1])"
+    # Read-only, as arrays out of Ray's object store are; one that may be written is taken too.
+    signature = types.float64[:, ::1](types.Array(types.uint8, 3, "C", readonly=True))
     try:
         return njit(signature, nogil=True, error_model="numpy", cache=True)(_column_ssim)
     except RuntimeError as error:  # neither our folder nor the user's can be written: compile in every process
