@@ -1,0 +1,124 @@
+"""What a job reads: any list of videos becomes tables (uri, caption, fault), streamed; and one video becomes a file.
+
+A source is a folder of videos, a .csv, .jsonl, .ndjson (each also .gz) or .parquet list, a folder of .parquet files, or
+WebDataset .tar shards (one, a folder, or a pattern such as shards/{000..127}.tar; lists may be patterns as well). It
+may be local or anything that fsspec opens, and so may each video.
+
+A uri is absolute and unique: two names of one local place are one uri. A video listed twice is taken once, with its
+first caption. A video without a caption gets the empty prompt. What is wrong with one row is a fault in it, which names
+file and line, and becomes a reject; what is wrong with the source is a ValueError.
+
+folder.py, manifests.py and webdataset.py read each kind, places.py knows addresses, media.py opens videos.
+"""
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyarrow as pa
+
+from cinemo.video import VIDEO_SUFFIXES
+from pipelines.sources import folder, manifests, places, webdataset
+from pipelines.sources.media import open_video
+from pipelines.sources.rows import Row
+from pipelines.sources.seen import Seen
+
+__all__ = ["CHUNK", "VIDEO", "check", "iter_videos", "open_video", "read"]
+
+VIDEO = pa.schema([("uri", pa.string()), ("caption", pa.string()), ("fault", pa.string())])
+CHUNK = 65536  # rows of a table at most
+
+
+def iter_videos(source: str, uri_column: str | None = None, caption_column: str | None = None) -> Iterator[pa.Table]:
+    """The videos of a source as tables of schema VIDEO of at most CHUNK rows; fault is null where there is none.
+
+    The order is the source's own, or that of names in a folder, and always the same. Memory: one chunk, and 8 bytes a
+    video. Raises ValueError as `check` does; OSError when storage fails on the way.
+    """
+    seen = Seen()
+    with _naming(source):
+        rows = _rows(source, uri_column, caption_column)
+        while chunk := list(itertools.islice(rows, CHUNK)):
+            fresh = seen.add([uri for uri, _, _ in chunk])
+            columns = [pa.array(column, pa.string()) for column in zip(*chunk, strict=True)]
+            table = pa.Table.from_arrays(columns, schema=VIDEO).filter(pa.array(fresh))
+            if table.num_rows:
+                yield table
+
+
+def check(source: str, uri_column: str | None = None, caption_column: str | None = None) -> None:
+    """Refuse a source that cannot be read, before a cluster is touched. Reads only its beginning.
+
+    Raises ValueError, one sentence that starts with `--input {source}`, when it does not exist, is of no known kind,
+    lacks a column, lists no video, or when its driver is not installed or not let in.
+    """
+    with _naming(source):
+        try:
+            kind, files = _resolve(places.absolute(source), uri_column, caption_column)
+            if kind == ".tar":  # not _rows, which read a shard to its end
+                found = any(webdataset.holds_video(shard) for shard in files)
+            else:
+                found = next(_rows(source, uri_column, caption_column), None) is not None
+        except ValueError:
+            raise
+        # Drivers have exceptions of their own, such as botocore's NoCredentialsError, that share no class.
+        except Exception as error:
+            raise ValueError(f"it cannot be read: {type(error).__name__}: {error}") from error
+        if not found:
+            raise ValueError(_NO_VIDEO)
+
+
+def read(source: str) -> pa.Table:
+    """All videos of a source in one table, sorted by uri; for those that fit in memory. Raises ValueError as check."""
+    check(source)
+    return pa.concat_tables(iter_videos(source)).sort_by("uri")
+
+
+_KINDS = f"a folder of videos, a list ({', '.join(manifests.SUFFIXES)}), or WebDataset .tar shards"
+_NO_VIDEO = f"it lists no video; videos end in {', '.join(VIDEO_SUFFIXES)}"
+
+
+def _rows(source: str, uri_column: str | None, caption_column: str | None) -> Iterator[Row]:
+    """All rows, those listed twice too. Of many files the first must be good; a later bad one is a row with a fault."""
+    uri = places.absolute(source)
+    kind, files = _resolve(uri, uri_column, caption_column)
+    if kind == folder.VIDEOS:
+        yield from folder.rows(uri, uri_column, caption_column)
+        return
+    for index, file in enumerate(files):
+        try:
+            yield from webdataset.rows(file) if kind == ".tar" else manifests.rows(file, uri_column, caption_column)
+        except (ValueError, FileNotFoundError) as error:
+            if index == 0:
+                raise
+            yield file, "", f"it cannot be read: {error}"
+
+
+def _resolve(uri: str, uri_column: str | None, caption_column: str | None) -> tuple[str, Iterator[str]]:
+    """What a source is, "videos", ".tar" or the suffix of a list, and its files (none for a folder of videos)."""
+    if places.base_name(uri).lower().endswith(webdataset.COMPRESSED):
+        raise ValueError(webdataset.UNPACK)
+    first = next(webdataset.expand(uri))
+    kind = ".tar" if places.base_name(first).lower().endswith(".tar") else manifests.kind(first)
+    files = webdataset.expand(uri)
+    if kind is None or not places.is_file(first):
+        if not places.is_folder(first):
+            known = f"is neither a folder nor a file of a known kind; give {_KINDS}"
+            raise ValueError(
+                known if kind is None and places.is_file(first) else f"{first} does not exist; give {_KINDS}"
+            )
+        kind = folder.kind(uri)
+        if not kind:
+            raise ValueError(_NO_VIDEO)
+        files = folder.files(uri, kind)
+    if kind == ".tar" and (uri_column or caption_column):
+        raise ValueError("tar shards have no columns; leave out --uri-column and --caption-column")
+    return kind, files
+
+
+@contextmanager
+def _naming(source: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"--input {source}: {error}") from error

@@ -1,0 +1,110 @@
+"""One video by its uri: local path, remote file, or a span of bytes in a tar shard.
+
+Knows file objects. Knows nothing of containers or frames; that is cinemo.video.
+"""
+
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO, cast
+
+from cinemo.video import VideoError
+from pipelines.sources import places, webdataset
+
+# An index at the end, a jump back, then one clip in sequence: aligned blocks of one request each, of which fsspec keeps
+# the last 32, so that what was read is not asked for again.
+BLOCK = 1 << 20
+_CACHE = "blockcache"
+
+
+@contextmanager
+def open_video(uri: str) -> Iterator[str | BinaryIO]:
+    """What cinemo.video takes: a local path as it is, anything else a seekable binary file whose `.name` is the uri.
+
+    Of a remote file only what is read is fetched, BLOCK bytes a request; a web server that answers no ranges has the
+    file copied to a temporary one first. A member of a local tar is read in place. A driver's faults while reading come
+    out as OSError, whatever class they are.
+    Raises VideoError "missing" when there is no such file, "unreadable" when it cannot be opened.
+    """
+    uri = places.absolute(uri)
+    span = webdataset.parse(uri)
+    if span is None and places.is_local(uri):
+        if not os.path.exists(uri):
+            raise VideoError("missing", f"video {uri} does not exist; check the path")
+        yield uri
+        return
+    try:
+        window = _open_window(uri, span)
+    except FileNotFoundError:
+        raise VideoError("missing", f"video {uri} does not exist; check the address") from None
+    # Drivers have exceptions of their own, such as botocore's NoCredentialsError and aiohttp's ClientError.
+    except Exception as error:
+        raise VideoError("unreadable", f"video {uri} cannot be opened: {_sentence(error)}") from error
+    with io.BufferedReader(window) as file:
+        yield file
+
+
+class _Window(io.RawIOBase):
+    """Bytes offset to offset + size of an open file, which is closed with it. Its faults are OSErrors."""
+
+    def __init__(self, name: str, file: BinaryIO, offset: int, size: int) -> None:
+        self.name = name
+        self._file, self._offset, self._size, self._at = file, offset, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        if at < 0:
+            raise ValueError(f"seek to {at}, before the beginning of {self.name}")
+        self._at = at
+        return at
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        count = min(len(buffer), max(0, self._size - self._at))
+        try:
+            self._file.seek(self._offset + self._at)
+            data = self._file.read(count)
+        except OSError:
+            raise
+        except Exception as error:
+            raise OSError(f"{self.name} cannot be read: {_sentence(error)}") from error
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
+def _open_window(uri: str, span: tuple[str, int, int] | None) -> _Window:
+    if span is not None:
+        shard, offset, size = span
+        return _Window(uri, places.open_binary(shard, BLOCK, _CACHE), offset, size)
+    file = places.open_binary(uri, BLOCK, _CACHE)
+    try:
+        size = file.seek(0, os.SEEK_END)
+    except (OSError, ValueError):  # fsspec's stream from a server without ranges
+        file = _copy(file)
+        size = file.seek(0, os.SEEK_END)
+    return _Window(uri, file, 0, size)
+
+
+def _copy(stream: BinaryIO) -> BinaryIO:
+    with stream:
+        copy = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 - the window closes it
+        shutil.copyfileobj(stream, copy, BLOCK)
+    return copy
+
+
+def _sentence(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)

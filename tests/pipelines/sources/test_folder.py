@@ -1,0 +1,86 @@
+"""Folders: every video below, in order, with the caption beside it or in captions.csv."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from pipelines import sources
+from tests.pipelines.sources.conftest import Listed
+
+
+def captions(rows: list[dict[str, str]]) -> dict[str, str]:
+    return {Path(row["uri"]).name: row["caption"] for row in rows}
+
+
+def test_folder_is_searched_to_its_leaves_and_captions_stand_beside_videos(tmp_path: Path, listed: Listed) -> None:
+    for name in ("b.mp4", "a.MOV", "deep/c.webm", "deep.mp4", "notes.pdf", ".hidden.mp4", ".cache/d.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "b.txt").write_text(" a boat\n")
+    (tmp_path / "b.json").write_text('{"caption": "not this one"}')
+    (tmp_path / "deep/c.json").write_text(json.dumps({"text": "a cat"}))
+    rows = listed(tmp_path)
+    assert [row["uri"] for row in rows] == sorted(row["uri"] for row in rows)
+    assert captions(rows) == {"a.MOV": "", "b.mp4": "a boat", "deep.mp4": "", "c.webm": "a cat"}
+    assert [row["fault"] for row in rows] == [None] * 4
+
+
+def test_captions_csv_comes_first_and_what_it_lacks_is_listed_all_the_same(tmp_path: Path, listed: Listed) -> None:
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "b.mp4").touch()
+    (tmp_path / "a.txt").write_text("not this one")
+    (tmp_path / "b.txt").write_text("a boat")
+    (tmp_path / "captions.csv").write_text(
+        "videoid,contentUrl,name,page_dir,duration\n1,./a.mp4,a car,,2\n2,gone.mp4,x,,2\n"
+    )
+    assert captions(listed(tmp_path)) == {"a.mp4": "a car", "gone.mp4": "x", "b.mp4": "a boat"}
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "fault"),
+    [
+        ("a.json", b"{", "a.json holds no caption: Expecting"),
+        ("a.json", b'["a cat"]', "a.json holds no caption: it is not an object"),
+        ("a.json", b'{"caption": 7}', "a.json holds no caption: it is of type int"),
+        ("a.json", b'{"caption": "\\ud800"}', "a.json holds no caption: it is not UTF-8"),
+        ("a.txt", b"\xff\xfe", "a.txt holds no caption: 'utf-8' codec"),
+    ],
+)
+def test_a_caption_that_cannot_be_read_is_a_fault_of_its_video(
+    tmp_path: Path, listed: Listed, name: str, data: bytes, fault: str
+) -> None:
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / name).write_bytes(data)
+    (row,) = listed(tmp_path)
+    assert row["uri"] == str(tmp_path / "a.mp4")
+    assert row["caption"] == ""
+    assert row["fault"].startswith(fault)
+
+
+def test_a_video_whose_name_is_not_utf8_is_a_fault_and_the_others_are_listed(tmp_path: Path, listed: Listed) -> None:
+    (tmp_path / "a.mp4").touch()
+    with open(os.fsencode(tmp_path) + b"/\xff.mp4", "wb"):
+        pass
+    good, bad = listed(tmp_path)
+    assert good["uri"] == str(tmp_path / "a.mp4")
+    assert "not UTF-8; rename it" in bad["fault"]
+
+
+def test_a_linked_folder_is_searched_and_a_link_to_a_folder_above_is_not(tmp_path: Path, listed: Listed) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/a.mp4").touch()
+    (tmp_path / "in/deep").mkdir(parents=True)
+    (tmp_path / "in/deep/up").symlink_to(tmp_path / "in")
+    (tmp_path / "in/link").symlink_to(tmp_path / "elsewhere")
+    assert [row["uri"] for row in listed(tmp_path / "in")] == [str(tmp_path / "in/link/a.mp4")]
+
+
+def test_captions_csv_without_columns_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "captions.csv").write_text("film,words\na.mp4,b\n")
+    with pytest.raises(ValueError, match=r"captions.csv has no column for the video; found are film, words"):
+        sources.check(str(tmp_path))
+    with pytest.raises(ValueError, match="found are film, words"):
+        next(sources.iter_videos(str(tmp_path)))

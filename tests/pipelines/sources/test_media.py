@@ -1,0 +1,92 @@
+"""One video by its uri, from wherever it lies, without fetching more than is read."""
+
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cinemo.video import VideoError, probe, sample_clip
+from pipelines import sources
+from pipelines.sources import media
+
+
+def test_a_local_path_is_given_as_it_is(video: Path) -> None:
+    for uri in (str(video), f"file://{video}", f"{video.parent}/../{video.parent.name}/v.mp4"):
+        with sources.open_video(uri) as path:
+            assert path == str(video)
+
+
+def test_a_video_in_a_zip_file_plays(tmp_path: Path, video: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.write(video, "a/b.mp4")
+    uri = f"zip://a/b.mp4::file://{tmp_path}/x.zip"
+    with sources.open_video(uri) as file:
+        assert not isinstance(file, str)
+        assert file.name == f"zip://a/b.mp4::{tmp_path}/x.zip"
+        np.testing.assert_array_equal(sample_clip(file, 3, 4, 2), sample_clip(video, 3, 4, 2))
+
+
+@pytest.mark.parametrize("web", [True, False], indirect=True, ids=["ranges", "no ranges"])
+def test_a_video_on_a_web_server_plays(tmp_path: Path, video: Path, web: tuple[str, Any]) -> None:
+    (tmp_path / "v.mp4").write_bytes(video.read_bytes())
+    with sources.open_video(f"{web[0]}/v.mp4") as file:
+        assert not isinstance(file, str)
+        assert file.name == f"{web[0]}/v.mp4"
+        np.testing.assert_array_equal(sample_clip(file, 3, 4, 2), sample_clip(video, 3, 4, 2))
+
+
+def test_what_is_not_read_is_not_fetched_and_nothing_is_fetched_twice(tmp_path: Path, web: tuple[str, Any]) -> None:
+    address, server = web
+    data = np.random.default_rng(0).bytes(24 * media.BLOCK)
+    (tmp_path / "large.mp4").write_bytes(data)
+    with sources.open_video(f"{address}/large.mp4") as file:
+        assert not isinstance(file, str)
+        for at in (0, len(data) - 1000, 0, 10 * media.BLOCK, 10 * media.BLOCK + 70_000, len(data) - 500):
+            file.seek(at)
+            assert file.read(400) == data[at : at + 400]
+    assert server.sent <= 4 * media.BLOCK
+
+
+def test_an_s3_object_plays(bucket: Any, video: Path) -> None:
+    bucket.put(str(video), "videos/deep/v.mp4")
+    with sources.open_video("s3://videos/deep/v.mp4") as file:
+        assert not isinstance(file, str)
+        assert probe(file) == probe(video)
+
+
+def test_what_is_missing_is_said_to_be(tmp_path: Path, bucket: Any, web: tuple[str, Any]) -> None:
+    for uri in (str(tmp_path / "no.mp4"), "s3://videos/no.mp4", f"{web[0]}/no.mp4", f"{tmp_path}/no.tar#a.mp4@512+9"):
+        with pytest.raises(VideoError, match="does not exist") as caught, sources.open_video(uri):
+            pass
+        assert caught.value.reason == "missing"
+        assert uri in str(caught.value)
+
+
+def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)  # as where it is not installed
+    with pytest.raises(VideoError, match="install gcsfs") as caught, sources.open_video("gs://b/c.mp4"):
+        pass
+    assert caught.value.reason == "unreadable"
+    with pytest.raises(ValueError, match=r"^--input gs://b/c.csv: .*install gcsfs"):
+        sources.check("gs://b/c.csv")
+    with (
+        pytest.raises(VideoError, match="Protocol not known: nosuch") as caught,
+        sources.open_video("nosuch://b/c.mp4"),
+    ):
+        pass
+    assert caught.value.reason == "unreadable"
+
+
+def test_a_server_that_goes_away_while_reading_is_an_oserror(tmp_path: Path, web: tuple[str, Any]) -> None:
+    address, _ = web
+    (tmp_path / "v.mp4").write_bytes(bytes(3 * media.BLOCK))
+    with sources.open_video(f"{address}/v.mp4") as file:
+        assert not isinstance(file, str)
+        assert len(file.read(10)) == 10
+        (tmp_path / "v.mp4").unlink()
+        file.seek(2 * media.BLOCK)
+        with pytest.raises(OSError):  # noqa: PT011 - the driver's words differ between versions
+            file.read(10)

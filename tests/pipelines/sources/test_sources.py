@@ -1,0 +1,171 @@
+"""Sources as jobs use them: streamed in chunks, each video once, from anywhere, refused in one sentence."""
+
+import hashlib
+import itertools
+import time
+import tracemalloc
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.json
+import pyarrow.parquet
+import pytest
+
+from pipelines import sources
+from pipelines.sources.seen import Seen
+from tests.pipelines.sources.conftest import Listed
+from tests.pipelines.sources.test_webdataset import write_shard
+
+
+def test_chunks_are_full_and_a_video_of_an_earlier_chunk_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "CHUNK", 4)
+    uris = ["a", "b", "a", "c", "d", "b", "e", f"file://{tmp_path}/a", "e", "d", "./c", "b", "f"]
+    (tmp_path / "list.csv").write_text("uri,caption\n" + "".join(f"{uri},{i}\n" for i, uri in enumerate(uris)))
+    tables = list(sources.iter_videos(str(tmp_path / "list.csv")))
+    assert [table.schema for table in tables] == [sources.VIDEO] * 3
+    assert [[Path(uri).name for uri in table["uri"].to_pylist()] for table in tables] == [
+        ["a", "b", "c"],
+        ["d", "e"],
+        ["f"],
+    ]
+    assert [table["caption"].to_pylist() for table in tables] == [["0", "1", "3"], ["4", "6"], ["12"]]
+
+
+def test_seen_agrees_with_a_set() -> None:
+    seen, known, random = Seen(), set(), np.random.default_rng(0)
+    for _ in range(50):
+        uris = [str(i) for i in random.integers(0, 3000, random.integers(1, 300))]
+        expected = [not (uri in known or known.add(uri)) for uri in uris]  # type: ignore[func-returns-value]
+        assert seen.add(uris).tolist() == expected
+    assert sum(len(run) for run in seen._runs) == len(known)
+    assert all(len(long) >= 2 * len(short) for long, short in itertools.pairwise(seen._runs))
+
+
+def test_the_first_rows_come_before_the_rest_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "CHUNK", 2)
+    write_shard(tmp_path / "0.tar", {f"{i}.mp4": b"" for i in range(4)})
+    tables = sources.iter_videos(str(tmp_path / "{0..999999999999}.tar"))
+    assert sum(table.num_rows for table in itertools.islice(tables, 3)) == 6
+
+
+def test_memory_does_not_grow_with_the_source(tmp_path: Path) -> None:
+    path, count = tmp_path / "list.csv", 300_000
+    with path.open("w") as file:
+        file.write("videoid,contentUrl,duration,page_dir,name\n")
+        for i in range(count):
+            name = hashlib.md5(str(i).encode()).hexdigest()
+            file.write(f"{i},https://host/{name}.mp4,PT5S,{i // 1000:06}_000050,a caption of some words {name}\n")
+    began = time.perf_counter()
+    assert sum(table.num_rows for table in sources.iter_videos(str(path))) == count
+    seconds = time.perf_counter() - began
+    tracemalloc.start()
+    rows = 0
+    for table in sources.iter_videos(str(path)):
+        rows += table.num_rows
+        if rows == 2 * sources.CHUNK:
+            early = tracemalloc.get_traced_memory()[1]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    print(f"{count} rows in {seconds:.1f} s, peak {peak / 1e6:.1f} MB, {early / 1e6:.1f} MB after two chunks")
+    assert rows == count
+    assert peak < 48e6  # all rows as Python objects take 100 MB
+    assert peak < early + 24 * count  # what is kept is 8 bytes a video, and twice that while runs are merged
+    assert seconds < 15
+
+
+@pytest.mark.parametrize("kind", ["folder", "captions.csv", "list.jsonl", "list.parquet", "shard", "simplecache"])
+def test_a_source_on_s3_lists_what_lies_there(tmp_path: Path, bucket: Any, listed: Listed, kind: str) -> None:
+    for name in ("in/a.mp4", "in/deep/b.mp4"):
+        bucket.pipe(f"videos/{name}", b"")
+    bucket.pipe("videos/in/a.txt", b"a boat")
+    bucket.pipe("videos/list.jsonl", b'{"uri": "in/a.mp4", "caption": "a boat"}\n{"uri": "./in/x/../deep/b.mp4"}\n')
+    source = {"folder": "s3://videos/in/", "captions.csv": "s3://videos/in"}.get(kind, f"s3://videos/{kind}")
+    uris = ["s3://videos/in/a.mp4", "s3://videos/in/deep/b.mp4"]
+    if kind == "captions.csv":
+        bucket.pipe("videos/in/captions.csv", b"contentUrl,name\na.mp4,a boat\n")
+    elif kind == "list.parquet":
+        (tmp_path / "a.jsonl").write_bytes(bucket.cat("videos/list.jsonl"))
+        pyarrow.parquet.write_table(pyarrow.json.read_json(tmp_path / "a.jsonl"), tmp_path / "a.parquet")
+        bucket.put(str(tmp_path / "a.parquet"), "videos/list.parquet")
+    elif kind == "shard":
+        bucket.put(
+            str(write_shard(tmp_path / "s.tar", {"a.mp4": b"x", "a.txt": b"a boat", "b.mp4": b"y"})), "videos/s/0.tar"
+        )
+        source, uris = "s3://videos/s", ["s3://videos/s/0.tar#a.mp4@512+1", "s3://videos/s/0.tar#b.mp4@2560+1"]
+    elif kind == "simplecache":
+        source = "simplecache::s3://videos/list.jsonl"
+        uris = [f"simplecache::{uri}" for uri in uris]
+    rows = listed(source)
+    assert [(row["uri"], row["caption"], row["fault"]) for row in rows] == [
+        (uris[0], "a boat", None),
+        (uris[1], "", None),
+    ]
+    for row, data in zip(rows, (b"x", b"y") if kind == "shard" else (b"", b""), strict=True):
+        with sources.open_video(row["uri"]) as file:
+            assert not isinstance(file, str)
+            assert file.read() == data
+
+
+def test_a_folder_and_a_list_in_a_zip_file_are_sources(tmp_path: Path, listed: Listed, video: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.write(video, "in/a.mp4")
+        archive.writestr("in/a.txt", "a boat")
+        archive.writestr("list.csv", "uri,caption\nin/a.mp4,a boat\n")
+    for source in ("zip://::file://", "zip://in::file://", "zip://list.csv::file://"):
+        assert listed(f"{source}{tmp_path}/x.zip") == [
+            {"uri": f"zip://in/a.mp4::{tmp_path}/x.zip", "caption": "a boat", "fault": None}
+        ]
+
+
+def test_a_list_on_a_web_server_names_videos_beside_it(tmp_path: Path, listed: Listed, web: tuple[str, Any]) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/list.csv").write_text("uri\na.mp4\nhttps://else.where/b.mp4\n")
+    rows = listed(f"{web[0]}/d/list.csv?signature=a/b")
+    assert [row["uri"] for row in rows] == [f"{web[0]}/d/a.mp4", "https://else.where/b.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("nowhere", "does not exist"),
+        ("nowhere.csv", "does not exist"),
+        ("{3..5}.tar", "3.tar does not exist"),
+        ("empty", "lists no video"),
+        ("header.csv", "lists no video"),
+        ("empty.csv", "no column for the video; found are \\(none\\)"),
+        ("empty.jsonl", "no column for the video; found are \\(none\\)"),
+        ("a.pdf", "neither a folder nor a file of a known kind; give a folder of videos"),
+        ("s3://videos/none", "does not exist"),
+        ("s3://nobody/list.csv", "does not exist"),
+        ("http://127.0.0.1:9/list.csv", "cannot be read: .*127.0.0.1:9"),
+    ],
+)
+def test_a_source_that_is_none_is_refused(tmp_path: Path, bucket: Any, name: str, sentence: str) -> None:
+    (tmp_path / "empty").mkdir()
+    for file in ("a.pdf", "empty.csv", "empty.jsonl"):
+        (tmp_path / file).touch()
+    (tmp_path / "header.csv").write_text("uri,caption\n")
+    source = name if "://" in name else str(tmp_path / name)
+    with pytest.raises(ValueError, match=sentence) as caught:
+        sources.check(source)
+    assert str(caught.value).startswith(f"--input {source}")
+    if name != "header.csv" and "127" not in name:  # an empty list is fine there, and storage that fails an OSError
+        with pytest.raises(ValueError, match=sentence):
+            list(sources.iter_videos(source))
+
+
+def test_who_is_not_let_in_is_told_so(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    type(bucket).clear_instance_cache()
+    with pytest.raises(ValueError, match=r"^--input s3://videos/list.csv: it cannot be read: .*[Cc]redential"):
+        sources.check("s3://videos/list.csv")
+
+
+def test_one_table_of_everything_is_sorted(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("uri\nb\na\n")
+    assert [Path(uri).name for uri in sources.read(str(tmp_path / "list.csv"))["uri"].to_pylist()] == ["a", "b"]
