@@ -5,6 +5,7 @@ the components and their order. Knows nothing of files (cinemo.checkpoint), sche
 """
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -171,20 +172,35 @@ def vae_factor(vae: Any) -> int:
     return int(2 ** (len(vae.config.block_out_channels) - 1))
 
 
-@torch.no_grad()
-def encode_pixels(vae: Any, pixels: Tensor, chunk: int = 16) -> Tensor:
+def encode_pixels(vae: Any, pixels: Tensor) -> Tensor:
     """Posterior mean times the scaling factor: (B, 3, H, W) in [-1, 1] -> (B, C, h, w) in the VAE's dtype.
 
     The official code draws from the posterior; the mean makes frame 0 repeatable and nearer to the input.
     """
-    parts = pixels.to(vae.device, vae.dtype).split(chunk)
-    return torch.cat([vae.encode(part).latent_dist.mean for part in parts]) * vae.config.scaling_factor
+    return encode_posterior(vae, pixels)[0]
+
+
+@torch.no_grad()
+def encode_posterior(vae: Any, pixels: Tensor, chunk: int = 16) -> tuple[Tensor, Tensor]:
+    """Mean and log-variance of the scaled latents: (B, 3, H, W) in [-1, 1] -> twice (B, C, h, w).
+
+    A draw is mean + exp(log-variance / 2) * noise. chunk: pictures that the VAE takes at once.
+    """
+    scale = vae.config.scaling_factor
+    parts = [vae.encode(part).latent_dist for part in pixels.to(vae.device, vae.dtype).split(chunk)]
+    logvar = torch.cat([part.logvar for part in parts]) + 2 * math.log(scale)
+    return torch.cat([part.mean for part in parts]) * scale, logvar
+
+
+def to_pixels(frames: np.ndarray) -> Tensor:
+    """Frames as a VAE takes them: uint8 (N, H, W, 3) -> float32 (N, 3, H, W) in [-1, 1]."""
+    return torch.tensor(frames).permute(0, 3, 1, 2).float() / 255.0 * 2.0 - 1.0
 
 
 def encode_frames(vae: Any, frames: np.ndarray) -> Tensor:
     """Clips -> latents, frame by frame (Algorithm 1, line 4): uint8 (B, N, H, W, 3) -> (B, C, N, h, w)."""
     batch, count = frames.shape[:2]
-    pixels = torch.tensor(frames).flatten(0, 1).permute(0, 3, 1, 2).float() / 255.0 * 2.0 - 1.0
+    pixels = to_pixels(frames.reshape(-1, *frames.shape[2:]))
     return encode_pixels(vae, pixels).unflatten(0, (batch, count)).transpose(1, 2)
 
 

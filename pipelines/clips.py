@@ -2,22 +2,30 @@
 
 Plain functions from row to row, and one class that holds the VAE. Knows nothing of Ray, of files of the dataset, or of
 other clips: what a row becomes depends on the row alone, so a job that is killed and run again gives the same rows.
-A fault of one video is a row with a reason, never an exception.
+A fault of one video is a row with a reason, never an exception. Whatever touches a file of a stranger goes through
+`run`, which may be a plain call or one into a process of its own.
 """
 
+import functools
 import hashlib
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, Field, model_validator
 
-from cinemo.motion import motion_bucket, motion_score
-from cinemo.video import SAMPLING_VERSION, VideoError, probe, sample_clip
-from pipelines import records
+from cinemo.motion import motion_bucket, neighbour_ssim
+from cinemo.video import SAMPLING_VERSION, VideoError, VideoInfo, probe, sample_clip
+from pipelines import records, sources
+from pipelines.isolation import ChildDied, Sandbox
 from pipelines.records import Reason
 
 Row = dict[str, Any]
+Run = Callable[..., Any]  # (function, *arguments) -> what the function returns or raises
+
+ATTEMPTS = 2  # for a clip that kills its decoder: the first may have been the machine's fault
 
 
 class SamplingConfig(BaseModel, frozen=True, extra="forbid"):
@@ -27,6 +35,9 @@ class SamplingConfig(BaseModel, frozen=True, extra="forbid"):
     num_frames: int = Field(16, ge=2, description="frames in a clip")
     min_interval: int = Field(3, ge=1, description="smallest distance between sampled frames, in frames of the video")
     max_interval: int = Field(10, ge=1, description="largest distance between sampled frames, in frames of the video")
+    scene_cut: float | None = Field(
+        None, ge=-1, le=1, description="reject clips with neighbouring frames of a lower SSIM; default: keep them"
+    )
     seed: int = Field(0, ge=0, description="clips are drawn from (seed, video, number of the clip), from nothing else")
 
     @model_validator(mode="after")
@@ -54,7 +65,61 @@ def draw_span(sampling: SamplingConfig, uri: str, number: int, video_frames: int
     return second % (video_frames - gaps * interval), interval
 
 
-def make_spans(video: Mapping[str, Any], sampling: SamplingConfig, size: tuple[int, int]) -> list[Row]:
+@functools.cache
+def in_sandbox(timeout: float) -> Run:
+    """A `run` with one child process a process: what hangs or crashes there is a VideoError here.
+
+    timeout: seconds for one call.
+    """
+    sandbox = Sandbox(warm_up)
+
+    def run(function: Callable[..., Any], *arguments: Any) -> Any:
+        for _ in range(ATTEMPTS):
+            try:
+                return sandbox.call(function, *arguments, timeout=timeout)
+            except TimeoutError as error:
+                raise VideoError("timeout", f"{error}; raise --clip-timeout if the storage is slow") from None
+            except ChildDied as error:
+                last = error
+        raise VideoError("crashed", f"the decoder died of it {ATTEMPTS} times: {last}")
+
+    return run
+
+
+def warm_up() -> None:
+    """Load and compile what decoding and scoring need: seconds on a new node, and not the first clip's fault."""
+    neighbour_ssim(np.zeros((2, 8, 8, 3), np.uint8))
+
+
+def directly(function: Callable[..., Any], *arguments: Any) -> Any:
+    """A `run` that is a plain call."""
+    return function(*arguments)
+
+
+def probe_video(uri: str) -> VideoInfo:
+    """What the header of a video says, wherever it is. Raises VideoError."""
+    with sources.open_video(uri) as video:
+        return probe(video)
+
+
+def read_clip(
+    uri: str, start: int, interval: int, num_frames: int, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, float, float]:
+    """A clip, the SSIM of its neighbouring frames, and the seconds that decoding and scoring took.
+
+    Returns uint8 (N, H, W, 3) and float64 (N - 1,). Raises VideoError.
+    """
+    began = time.perf_counter()
+    with sources.open_video(uri) as video:
+        frames = sample_clip(video, start, interval, num_frames=num_frames, size=size)
+    decoded = time.perf_counter()
+    similar = neighbour_ssim(frames)
+    return frames, similar, decoded - began, time.perf_counter() - decoded
+
+
+def make_spans(
+    video: Mapping[str, Any], sampling: SamplingConfig, size: tuple[int, int], run: Run = directly
+) -> list[Row]:
     """A video (uri, caption, fault) -> the rows of its clips, with ids; or one reject row for the whole video.
 
     Reads the video's header. Two clips of one video never start at the same frame, so that (uri, start_frame) names a
@@ -64,11 +129,9 @@ def make_spans(video: Mapping[str, Any], sampling: SamplingConfig, size: tuple[i
     if video["fault"]:
         return [reject(row, "source", Reason.BAD_CAPTION, video["fault"])]
     try:
-        info = probe(video["uri"])
-    except VideoError as error:
-        return [reject(row, "probe", Reason(error.reason), str(error))]
+        info = run(probe_video, video["uri"])
     except Exception as error:
-        return [reject(row, "probe", Reason.INTERNAL, f"{type(error).__name__}: {error}")]
+        return [fault(row, "probe", error)]
     spans: dict[int, Row] = {}
     for number in range(sampling.clips_per_video):
         drawn = draw_span(sampling, video["uri"], number, info.num_frames)
@@ -85,21 +148,33 @@ def make_spans(video: Mapping[str, Any], sampling: SamplingConfig, size: tuple[i
     return list(spans.values())
 
 
-def decode(row: Mapping[str, Any], num_frames: int, size: tuple[int, int]) -> Row:
+def decode(row: Mapping[str, Any], sampling: SamplingConfig, size: tuple[int, int], run: Run = directly) -> Row:
     """A span -> the same row with frames (uint8 N, H, W, 3 as bytes), score and bucket; or its reject row.
 
     A row that is a reject already passes through.
     """
     if row["reason"]:
         return dict(row)
+    start, interval = row["start_frame"], row["interval"]
     try:
-        frames = sample_clip(row["uri"], row["start_frame"], row["interval"], num_frames=num_frames, size=size)
-        score = motion_score(frames)
-    except VideoError as error:
-        return reject(row, "decode", Reason(error.reason), str(error))
+        frames, similar, decode_s, score_s = run(read_clip, row["uri"], start, interval, sampling.num_frames, size)
     except Exception as error:
-        return reject(row, "decode", Reason.INTERNAL, f"{type(error).__name__}: {error}")
-    return {**row, "frames": frames.tobytes(), "score": score, "bucket": motion_bucket(score)}
+        return fault(row, "decode", error)
+    cut = int(similar.argmin())
+    if sampling.scene_cut is not None and similar[cut] < sampling.scene_cut:
+        frame = start + interval * cut
+        message = f"SSIM {similar[cut]:.3f} from frame {frame} to {frame + interval}, below {sampling.scene_cut}"
+        return reject(row, "score", Reason.SCENE_CUT, message)
+    score = float(similar.mean())
+    found = {"frames": frames.tobytes(), "score": score, "bucket": motion_bucket(score)}
+    return {**row, **found, "decode_s": decode_s, "score_s": score_s}
+
+
+def fault(row: Mapping[str, Any], stage: str, error: Exception) -> Row:
+    """The reject row for what a video raised; what is not a fault of the video is one of ours."""
+    if isinstance(error, VideoError):
+        return reject(row, stage, Reason(error.reason), str(error))
+    return reject(row, stage, Reason.INTERNAL, f"{type(error).__name__}: {error}")
 
 
 def reject(row: Mapping[str, Any], stage: str, reason: Reason, message: str) -> Row:
@@ -110,15 +185,18 @@ def reject(row: Mapping[str, Any], stage: str, reason: Reason, message: str) -> 
 class Encoder:
     """The VAE (and, on request, the text encoder) of a model directory, loaded once per process."""
 
-    def __init__(self, model: str, num_frames: int, size: tuple[int, int], embed_text: bool, device: str) -> None:
+    def __init__(
+        self, model: str, num_frames: int, size: tuple[int, int], embed_text: bool, store_posterior: bool, device: str
+    ) -> None:
         import torch
 
         from cinemo import checkpoint
 
         directory = checkpoint.resolve(model)
-        self.shape = (1, num_frames, *size, 3)
+        self.shape = (num_frames, *size, 3)
         self.vae = checkpoint.load_vae(directory, dtype=torch.float32, device=device)
         self.text = checkpoint.load_text(directory, dtype=torch.float32, device=device) if embed_text else None
+        self.store_posterior = store_posterior
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         """Rows with frames -> rows with latents (posterior mean, scaled, float16) and no frames; rejects pass through.
@@ -129,15 +207,16 @@ class Encoder:
             yield records.row_table(row if row["reason"] else self.encode(row))
 
     def encode(self, row: Mapping[str, Any]) -> Row:
-        """One decoded clip -> the same row with latents (N, C, h, w) and text_embeds (T, D) as float16 bytes."""
-        import numpy as np
+        """One decoded clip -> the same row with its tensors as float16 bytes, and no frames."""
+        from cinemo.pipeline import encode_posterior, encode_prompts, to_pixels
 
-        from cinemo.pipeline import encode_frames, encode_prompts
-
+        began = time.perf_counter()
         frames = np.frombuffer(row["frames"], np.uint8).reshape(self.shape)
-        latents = encode_frames(self.vae, frames)[0].transpose(0, 1).half().cpu().numpy()
-        encoded = {**row, "frames": None, "latents": latents.tobytes(), "latents_shape": latents.shape}
+        mean, logvar = (part.half().cpu().numpy() for part in encode_posterior(self.vae, to_pixels(frames)))
+        encoded = {**row, "frames": None, "latents": mean.tobytes(), "latents_shape": mean.shape}
+        if self.store_posterior:
+            encoded["latents_logvar"] = logvar.tobytes()
         if self.text is not None:
             text = encode_prompts(*self.text, [row["caption"]])[0].half().cpu().numpy()
             encoded |= {"text_embeds": text.tobytes(), "text_shape": text.shape}
-        return encoded
+        return {**encoded, "encode_s": time.perf_counter() - began}

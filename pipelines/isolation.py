@@ -29,7 +29,9 @@ class Sandbox:
     It ends with its parent: an idle child at the end of its input, one that hangs by its own alarm.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, warm_up: Callable[[], object] = int) -> None:
+        """warm_up: what a new child runs first, at no call's expense; to load and compile what calls will need."""
+        self._warm_up = warm_up
         self._child: subprocess.Popen[bytes] | None = None
 
     def call(self, function: Callable[..., Any], *arguments: Any, timeout: float) -> Any:
@@ -70,12 +72,14 @@ class Sandbox:
         An idle child may have been killed meanwhile, for want of memory perhaps: then a second one is tried.
         """
         for _ in range(2):
+            requests = [request] if self._child else [pickle.dumps(self._warm_up), request]
             self._child = self._child or _start()
             assert self._child.stdin is not None
             assert self._child.stdout is not None
             output = self._child.stdout.fileno()
             try:
-                _send(self._child.stdin.fileno(), [request])
+                for message in requests:
+                    _send(self._child.stdin.fileno(), [message])
                 _receive(output, time.monotonic() + _START_S)
                 return output
             except (EOFError, BrokenPipeError):
@@ -94,9 +98,10 @@ def _cause(code: int) -> str:
 
 
 def _serve() -> None:
-    """The child: requests from stdin, two answers for each on stdout (begun; done), until stdin ends."""
+    """The child: a warm-up, then requests from stdin, two answers for each on stdout (begun; done), until stdin ends."""
     requests, answers = os.dup(0), os.dup(1)
     os.dup2(2, 1)  # whatever a library prints must not get among the answers
+    _receive(requests, deadline=None)()
     while True:
         try:
             function, arguments, timeout = _receive(requests, deadline=None)

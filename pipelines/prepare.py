@@ -1,13 +1,13 @@
-"""Videos to a training dataset: rows -> spans -> clips -> score -> latents -> Parquet, on Ray Data.
+"""Videos to a training dataset: manifest -> spans -> clips -> score -> latents -> Parquet, on Ray Data.
 
 Knows the picture, the resources of each stage and what a finished dataset is. What happens to one clip is clips.py.
 
 Exactly once: a part is written whole, named by the ids in it, and what parts and rejects hold is known before anything
 is decoded. So the same command finishes a job that was killed at any moment, and a finished job changes no file. A
-reject is a result: delete OUT/rejects to have them tried again. A decoder that kills its process fails the job after
-Ray's retries of the task (three), rather than being tried for ever.
+reject is a result: delete OUT/rejects to have them tried again.
 """
 
+import functools
 import hashlib
 import json
 import time
@@ -15,32 +15,40 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
 from cinemo import checkpoint
-from cinemo.motion import NUM_BUCKETS, SCORE_DEFINITION
+from cinemo.motion import SCORE_DEFINITION
 from cinemo.video import SAMPLING_VERSION
-from pipelines import clips, parts, records, sources, storage, tracking
-from pipelines.progress import Progress
+from pipelines import clips, manifest, parts, records, report, sources, storage, tracking
+from pipelines.progress import Progress, to_stderr
 
 if TYPE_CHECKING:  # seconds to import, and `--help` does not need it
     import ray.data
 
 DEFAULT_SIZE = (320, 512)  # the paper's, for a model directory that states none
+STAGES = ("decode_s", "score_s", "encode_s")
 
 
 class PrepareConfig(clips.SamplingConfig, frozen=True):
     """What the prepare job takes: sampling, and where from, where to, with which model."""
 
-    input: str = Field(description="folder of videos, or a CSV file with WebVid's columns")
+    input: str = Field(description="folder, .csv, .jsonl, .parquet or WebDataset .tar of videos; a path or any URI")
     output: str = Field(description="folder or URI of the dataset; the same command again finishes what is there")
+    uri_column: str | None = Field(None, description="column of a manifest that names the video; default: known names")
+    caption_column: str | None = Field(None, description="column that holds the caption; default: known names")
     model: str = Field("builtin:tiny", description="model whose VAE encodes: builtin:tiny, a directory, or a hub id")
     height: int | None = Field(None, ge=64, multiple_of=8, description="pixels; default: the model's, else 320")
     width: int | None = Field(None, ge=64, multiple_of=8, description="pixels; default: the model's, else 512")
+    score_only: bool = Field(False, description="write scores and buckets, no latents")
+    store_posterior: bool = Field(False, description="store the latents' log-variance beside their mean")
     embed_text: bool = Field(False, description="store text embeddings too, so that training needs no text encoder")
-    encoders: int = Field(1, ge=1, description="processes that run the VAE, one CPU each")
+    balance: bool = Field(False, description="write a sampling weight for each bucket, so that all count the same")
+    encoders: int | None = Field(None, ge=1, description="processes that run the VAE; default: one for each CPU")
     gpus: int = Field(0, ge=0, description="GPUs for the VAE, one process each, in place of --encoders")
+    clip_timeout: float = Field(120, gt=0, description="seconds for one clip to be read and scored; then a reject")
     clips_per_file: int = Field(32, ge=1, description="clips in a Parquet file, and what a kill at most makes do again")
     max_reject_fraction: float = Field(0.5, ge=0, le=1, description="exit 3 when more than this share was rejected")
     tracking_uri: str | None = Field(
@@ -48,72 +56,93 @@ class PrepareConfig(clips.SamplingConfig, frozen=True):
     )
 
 
-def build(config: PrepareConfig) -> "ray.data.Dataset":
-    """The dataflow, lazily. Its rows are the parts as they are written: (clips, rejects), both counts."""
+def build(config: PrepareConfig, slices: pa.Table, written: parts.Survey) -> "ray.data.Dataset":
+    """The dataflow, lazily. Its rows are the parts as they are written: (clips, rejects) and seconds by stage."""
     import ray.data
 
     size = frame_size(config)
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    bound_memory(config, size, cpus)
 
-    # 1. One row a video: paths and captions only, so that blocks stay small however many there are. At least 64
-    #    blocks where there are videos enough, so that every core has work; at most 64 videos in one.
-    table = sources.read(config.input)
-    step = min(64, max(1, table.num_rows // 64))
-    videos = ray.data.from_arrow([table.slice(i, step) for i in range(0, table.num_rows, step)])
+    # 1. Slices of the manifest: a file name and two numbers, however many videos there are.
+    videos = ray.data.from_arrow([slices.slice(i, 1) for i in range(slices.num_rows)])
 
-    # 2. Spans with content ids; what is done leaves here, before a byte is decoded.
-    done = ray.put(parts.done(config.output))
-    spans = videos.map_batches(
-        span_block, fn_args=(config, size, done), batch_size=None, batch_format="pyarrow", num_cpus=1
-    )
-
-    # 3. Decode, score and bucket in one task: frames travel once. One CPU, because the decoder runs one thread.
-    decoded = spans.map_batches(
-        decode_block, fn_args=(config.num_frames, size), batch_size=None, batch_format="pyarrow", num_cpus=1
-    )
-
-    # 4. Latents. A fixed pool, because loading a VAE is slow; frames end here. Not quite the CPU that decoding takes:
-    #    Ray fuses neighbours with equal needs, and then the encoders would decode as well, with the other cores idle.
-    device = "cuda" if config.gpus else "cpu"
-    encoded = decoded.map_batches(
-        clips.Encoder,
-        fn_constructor_args=(config.model, config.num_frames, size, config.embed_text, device),
+    # 2. Spans with content ids (what is done leaves here, before a byte is decoded); then decode, score and bucket in
+    #    the same task: frames travel once. With GPUs each decoder has a core. Without, decoders and encoders have half
+    #    a core each, so that there are two processes a core and the slower stage gets what the other leaves.
+    done = ray.put((written.keys, written.finished(config.clips_per_video)))
+    taken = videos.map_batches(
+        take_slice,
+        fn_args=(config, size, done),
         batch_size=None,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=config.gpus or config.encoders),
-        num_gpus=1 if config.gpus else 0,
-        num_cpus=0.99,
+        num_cpus=1 if config.gpus else 0.5,
     )
 
-    # 5. Parts, each named by what is in it. A quarter of a CPU: it mostly waits for storage.
+    # 3. Latents. A fixed pool, because loading a VAE is slow; frames end here. Less than the half core that decoding
+    #    takes: Ray fuses neighbours with equal needs, and then the encoders would decode.
+    encoder = (config.model, config.num_frames, size, config.embed_text, config.store_posterior)
+    encoded = (
+        taken
+        if config.score_only
+        else taken.map_batches(
+            clips.Encoder,
+            fn_constructor_args=(*encoder, "cuda" if config.gpus else "cpu"),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=min(slices.num_rows, config.gpus or config.encoders or cpus)),
+            num_gpus=1 if config.gpus else 0,
+            num_cpus=0.4,
+        )
+    )
+
+    # 4. Parts, each named by what is in it. It mostly waits for storage.
     return encoded.map_batches(
         write_block,
-        fn_args=(config.output, size),
+        fn_args=(config.output, config.num_frames, size),
         batch_size=config.clips_per_file,
         batch_format="pyarrow",
-        num_cpus=0.25,
+        num_cpus=0.1,
     )
 
 
-def span_block(videos: pa.Table, config: clips.SamplingConfig, size: tuple[int, int], done: Any) -> Iterator[pa.Table]:
-    """A block of videos -> the spans and rejects that are not done yet. done: a reference to the set of their keys."""
+def bound_memory(config: PrepareConfig, size: tuple[int, int], cpus: int) -> None:
+    """Keep what is under way to some clips a core, however many videos wait: blocks are a clip or a few."""
+    import ray.data
+
+    clip = config.num_frames * size[0] * size[1] * 3
+    context = ray.data.DataContext.get_current()
+    context.target_max_block_size = max(clip, 4 << 20)
+    # The default is half of the object store, which a long job fills and a short one does not.
+    room = max(128 << 20, 8 * (cpus + config.gpus) * context.target_max_block_size)
+    context.execution_options.resource_limits = context.execution_options.resource_limits.copy(object_store_memory=room)
+
+
+def take_slice(slices: pa.Table, config: PrepareConfig, size: tuple[int, int], done: Any) -> Iterator[pa.Table]:
+    """Slices of the manifest -> a table for each clip or reject that is not done, in the order of the manifest.
+
+    done: a reference to two sorted arrays of hashes, of rows and of videos.
+    """
     import ray
 
-    finished = ray.get(done)
-    for video in records.iter_rows(videos):
-        rows = [row for row in clips.make_spans(video, config, size) if parts.key(row) not in finished]
-        yield pa.Table.from_pylist(rows, schema=records.ROW)
+    rows, finished = ray.get(done)
+    run = clips.in_sandbox(config.clip_timeout)
+    for part in slices.to_pylist():
+        videos = list(manifest.read_slice(**part))
+        skip = records.is_among(records.hash64(str(video["uri"]) for video in videos), finished)
+        for video in (video for video, over in zip(videos, skip, strict=True) if not over):
+            spans = clips.make_spans(video, config, size, run)
+            for span, written in zip(spans, records.is_among(parts.keys(spans), rows), strict=True):
+                if not written:
+                    yield records.row_table(clips.decode({"reason": None, **span}, config, size, run))
 
 
-def decode_block(spans: pa.Table, num_frames: int, size: tuple[int, int]) -> Iterator[pa.Table]:
-    """A block of spans -> one table for each clip, so that Ray may pass them on before the block is done."""
-    for row in records.iter_rows(spans):
-        yield records.row_table(clips.decode(row, num_frames, size))
-
-
-def write_block(rows: pa.Table, output: str, size: tuple[int, int]) -> pa.Table:
-    """Encoded rows and rejects -> files below output; returns how many of each."""
-    good, bad = parts.write(rows.to_pylist(), output, size)
-    return pa.table({"clips": [good], "rejects": [bad]})
+def write_block(rows: pa.Table, output: str, num_frames: int, size: tuple[int, int]) -> pa.Table:
+    """Encoded rows and rejects -> files below output; returns how many of each, and the seconds of every stage."""
+    began = time.perf_counter()
+    seconds = {name: [sum(value or 0.0 for value in rows[name].to_pylist())] for name in STAGES}
+    good, bad = parts.write(rows.to_pylist(), output, num_frames, size)
+    return pa.table({"clips": [good], "rejects": [bad], **seconds, "write_s": [time.perf_counter() - began]})
 
 
 def frame_size(config: PrepareConfig) -> tuple[int, int]:
@@ -133,7 +162,9 @@ def settings(config: PrepareConfig) -> dict[str, Any]:
     """Everything that changes a row, by the name of its flag. Two jobs may share an output when these are equal."""
     directory = checkpoint.resolve(config.model)
     height, width = frame_size(config)
-    chosen = config.model_dump(include={*clips.SamplingConfig.model_fields, "embed_text"})
+    kinds = {"score_only", "store_posterior", "embed_text"}
+    chosen = config.model_dump(include={*clips.SamplingConfig.model_fields, *kinds})
+    vae = None if config.score_only else checkpoint.fingerprint(directory / checkpoint.vae_name(directory))
     return {
         "schema_version": records.SCHEMA_VERSION,
         "score_definition": SCORE_DEFINITION,
@@ -142,14 +173,16 @@ def settings(config: PrepareConfig) -> dict[str, Any]:
         **chosen,
         "height": height,
         "width": width,
-        "vae_fingerprint": checkpoint.fingerprint(directory / checkpoint.vae_name(directory)),
+        "vae_fingerprint": vae,
         "text_fingerprint": checkpoint.fingerprint(directory / "text_encoder") if config.embed_text else None,
     }
 
 
 def check(config: PrepareConfig) -> None:
     """Refuse what cannot work, before a cluster is touched: raises ValueError for the source, the model, the output."""
-    sources.read(config.input)
+    if config.score_only and (config.embed_text or config.store_posterior):
+        raise ValueError("--score-only stores no tensors; leave out --embed-text and --store-posterior")
+    sources.check(config.input, config.uri_column, config.caption_column)
     wanted, found = settings(config), storage.read_json(storage.join(config.output, "settings.json"))
     for name, value in wanted.items():
         if found is not None and found.get(name) != value:
@@ -167,56 +200,89 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     paths = {"output": storage.absolute(config.output), "model": storage.absolute_model(config.model)}
     config = config.model_copy(update=paths)
     output, began = config.output, time.monotonic()
+    place = functools.partial(storage.join, output)
     with tracking.start("prepare", output, config.tracking_uri, config.model_dump()) as log:
-        wanted = {video["uri"] for video in sources.read(config.input).select(["uri"]).to_pylist()}
-        if storage.read_json(storage.join(output, "dataset.json")) is None or wanted - parts.videos(output):
-            storage.put_json(storage.join(output, "settings.json"), settings(config))
-            storage.remove(storage.join(output, "dataset.json"))  # not finished any more
-            done = len(parts.done(output))
-            # At most this many: a reject of a whole video stands for all of its clips.
-            progress = Progress("prepare", "clips", max(done, len(wanted) * config.clips_per_video), began=done)
-            for part in build(config).iter_rows():
-                progress.add(part["clips"] + part["rejects"])
-        parts.drop_duplicates(output)
-        if lost := wanted - parts.videos(output):
-            raise RuntimeError(f"{len(lost)} videos left no row in {output}; is it the same place on every node?")
-        manifest = describe(output, settings(config))
-        storage.put_json(storage.join(output, "dataset.json"), manifest)
-        counts, seconds = manifest["counts"], time.monotonic() - began
+        videos = sources.iter_videos(config.input, config.uri_column, config.caption_column)
+        slices, wanted = manifest.write(videos, place("videos"))
+        written = parts.survey(output)
+        seconds: Counter[str] = Counter()
+        if not storage.exists(place("dataset.json")) or not records.is_among(wanted, written.videos).all():
+            storage.put_json(place("settings.json"), settings(config))
+            storage.remove(place("dataset.json"))  # not finished any more
+            seconds = work(config, slices, written, len(wanted))
+            written = parts.survey(output)
+            if len(np.unique(written.keys)) < len(written.keys):
+                parts.drop_duplicates(output)
+                written = parts.survey(output)
+            if lost := len(wanted) - int(records.is_among(wanted, written.videos).sum()):
+                raise RuntimeError(f"{lost} videos left no row in {output}; is it the same place on every node?")
+        made = describe(config, written)
+        storage.put_json(place("dataset.json"), made)
+        took, counts = time.monotonic() - began, made["counts"]
         rejects = sum(counts["rejects"].values())
-        log.tags({"dataset_fingerprint": manifest["fingerprint"], "vae_fingerprint": manifest["vae_fingerprint"]})
-        log.metrics({"clips": counts["clips"], "videos": counts["videos"], "seconds": seconds})
+        speeds = report.speeds(seconds, took)
+        summary = {
+            "job": "prepare",
+            "output": output,
+            "counts": counts,
+            "too_many_rejects": rejects > config.max_reject_fraction * (counts["clips"] + rejects),
+            "bucket_histogram": made["bucket_histogram"],
+            "fingerprint": made["fingerprint"],
+            "new_clips": seconds["clips"],
+            "clips_per_second": speeds,
+            "run_id": log.run_id,
+            "seconds": round(took, 2),
+        }
+        log.tags({"dataset_fingerprint": made["fingerprint"], "vae_fingerprint": made["vae_fingerprint"]})
+        log.metrics({"clips": counts["clips"], "videos": counts["videos"], "seconds": took})
         log.metrics({f"rejects_{reason}": count for reason, count in counts["rejects"].items()})
-        log.picture("bucket_histogram.png", tracking.bars(manifest["bucket_histogram"], "motion bucket", "clips"))
-    return {
-        "job": "prepare",
-        "output": output,
-        "counts": counts,
-        "too_many_rejects": rejects > config.max_reject_fraction * (counts["clips"] + rejects),
-        "bucket_histogram": manifest["bucket_histogram"],
-        "fingerprint": manifest["fingerprint"],
-        "seconds": round(seconds, 2),
-    }
+        log.metrics({f"clips_per_second_{stage}": speed for stage, speed in speeds.items()})
+        if seconds or not storage.exists(place("summary.json")):  # a job that had nothing to do changes no file
+            run = clips.in_sandbox(config.clip_timeout)
+            for name, picture in report.pictures(written, config.num_frames, frame_size(config), run).items():
+                storage.put_changed(place(name), picture)
+                log.picture(name, picture)
+            storage.put_json(place("summary.json"), summary)
+    for line in report.table(counts):
+        to_stderr(line)
+    if config.balance and (warning := report.thin_buckets(made["bucket_histogram"])):
+        to_stderr(warning)
+    return summary
 
 
-def describe(output: str, made_with: dict[str, Any]) -> dict[str, Any]:
+def work(config: PrepareConfig, slices: pa.Table, written: parts.Survey, videos: int) -> Counter[str]:
+    """Run the dataflow to its end; returns what was written (clips, rejects) and the seconds of every stage."""
+    done = len(written.keys)
+    # At most this many: a reject of a whole video stands for all of its clips.
+    progress = Progress("prepare", "clips", max(done, videos * config.clips_per_video), began=done)
+    sums: Counter[str] = Counter()
+    for part in build(config, slices, written).iter_rows():
+        sums.update(part)
+        progress.add(part["clips"] + part["rejects"])
+    return sums
+
+
+def describe(config: PrepareConfig, written: parts.Survey) -> dict[str, Any]:
     """dataset.json: the settings, and counts that are read back from the files. No clock in it: a rerun says the same.
 
     videos = those with a clip + those with none but a reject; rejected_videos + rejected_clips = the sum of rejects.
+    bucket_weights: how often to draw a clip of each bucket, for every bucket to count the same; their mean over the
+    clips is 1.
     """
-    good, bad = parts.read_good(output), parts.read_bad(output)
-    ids, buckets = sorted(good["clip_id"].to_pylist()), Counter(good["bucket"].to_pylist())
-    whole = bad["start_frame"].null_count
-    identity = json.dumps([made_with, ids, sorted(bad["uri"].to_pylist())])
+    made_with = settings(config)
+    rejects = dict(sorted(written.reasons.items()))
+    filled = sum(1 for count in written.buckets if count)
+    weights = [written.clips / (filled * count) if count else 0.0 for count in written.buckets]
     return {
         **made_with,
         "counts": {
-            "videos": len({*good["uri"].to_pylist(), *bad["uri"].to_pylist()}),
-            "clips": len(ids),
-            "rejected_videos": whole,
-            "rejected_clips": bad.num_rows - whole,
-            "rejects": dict(sorted(Counter(bad["reason"].to_pylist()).items())),
+            "videos": len(written.videos),
+            "clips": written.clips,
+            "rejected_videos": written.rejected_videos,
+            "rejected_clips": sum(rejects.values()) - written.rejected_videos,
+            "rejects": rejects,
         },
-        "bucket_histogram": [buckets[bucket] for bucket in range(NUM_BUCKETS)],
-        "fingerprint": hashlib.sha256(identity.encode()).hexdigest(),
+        "bucket_histogram": written.buckets,
+        "bucket_weights": weights if config.balance else None,
+        "fingerprint": hashlib.sha256(json.dumps([made_with, written.identity]).encode()).hexdigest(),
     }

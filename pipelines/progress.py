@@ -8,6 +8,9 @@ import time
 from collections.abc import Callable
 
 
+_BAR = 20  # characters
+
+
 def to_stderr(line: str) -> None:
     """Show a line to whoever watches the job."""
     print(line, file=sys.stderr, flush=True)
@@ -42,9 +45,10 @@ class Progress:
         return (self.count - self.began) / max(1e-9, time.monotonic() - self.start)
 
     def line(self, note: str = "") -> str:
-        """Such as "train  40/100 steps  loss 0.412  3.1 steps/s  ETA 0:19"."""
+        """Such as "train  [####------]  40/100 steps  loss 0.412  3.1 steps/s  ETA 0:19"."""
         rate = self.rate()
         left = int((self.total - self.count) / rate) if rate else 0
-        parts = [self.job, f"{self.count}/{self.total} {self.unit}", note]
+        full = _BAR * self.count // max(1, self.total)
+        parts = [self.job, f"[{'#' * full:-<{_BAR}}]", f"{self.count}/{self.total} {self.unit}", note]
         parts += [f"{rate:.1f} {self.unit}/s", f"ETA {left // 60}:{left % 60:02d}"]
         return "  ".join(part for part in parts if part)

@@ -1,10 +1,11 @@
-"""The rows of a dataset: Arrow schemas, their version, the reasons for a reject, and content ids.
+"""The rows of a dataset: Arrow schemas, their version, the reasons for a reject, content ids and hashes.
 
 Knows Arrow and names. Knows nothing of files, of Ray, or of how a row comes about. Tensor columns are Arrow's native
 fixed-shape tensors, so that plain pyarrow reads them without Ray.
 """
 
 import enum
+import hashlib
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -24,10 +25,12 @@ class Reason(enum.StrEnum):
     MISSING = "missing"
     UNREADABLE = "unreadable"
     NO_VIDEO = "no_video"
+    UNSUPPORTED = "unsupported"  # a codec that this build of FFmpeg cannot decode
     TOO_SHORT = "too_short"
     TOO_LARGE = "too_large"
     CORRUPT = "corrupt"
     TIMEOUT = "timeout"
+    CRASHED = "crashed"  # the decoder's process died of it, each time it was tried
     SCENE_CUT = "scene_cut"
     BAD_CAPTION = "bad_caption"
     INTERNAL = "internal"  # a fault of ours, kept as a row so that one clip cannot stop a job of millions
@@ -59,13 +62,19 @@ ROW = pa.schema(
         ("frames", pa.large_binary()),  # uint8 (N, H, W, 3)
         ("latents", pa.large_binary()),  # float16, of latents_shape (N, C, h, w)
         ("latents_shape", pa.list_(pa.int32())),
+        ("latents_logvar", pa.large_binary()),  # float16, of latents_shape; only where it is asked for
         ("text_embeds", pa.large_binary()),  # float16, of text_shape (T, D)
         ("text_shape", pa.list_(pa.int32())),
         ("stage", pa.string()),
         ("reason", pa.string()),
         ("message", pa.string()),
+        ("decode_s", pa.float32()),  # seconds that each stage worked on the row
+        ("score_s", pa.float32()),
+        ("encode_s", pa.float32()),
     ]
 )
+
+_TENSORS = {"latents": "latents_shape", "latents_logvar": "latents_shape", "text_embeds": "text_shape"}
 
 
 def clip_id(uri: str, start: int, interval: int, num_frames: int, size: tuple[int, int], sampling_version: str) -> str:
@@ -75,8 +84,29 @@ def clip_id(uri: str, start: int, interval: int, num_frames: int, size: tuple[in
     return str(uuid.uuid5(_NAMESPACE, key))
 
 
-def clip_schema(latents_shape: Sequence[int], text_shape: Sequence[int] | None) -> pa.Schema:
-    """Schema of `data/*.parquet` for latents of shape (N, C, h, w) and text embeddings (T, D), or none of them."""
+def hash64(texts: Iterable[str]) -> np.ndarray:
+    """An 8-byte hash of each text, uint64: what a job remembers of a row. 35 million take 280 MB as an array.
+
+    Two of 35 million distinct texts share a hash with a probability of 3e-5.
+    """
+    digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    return np.frombuffer(digests, np.uint64)
+
+
+def is_among(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Which of the values are among known, which is sorted: two arrays of uint64 -> an array of bool."""
+    if not len(known):
+        return np.zeros(len(values), bool)
+    places = np.searchsorted(known, values)
+    return known[np.minimum(places, len(known) - 1)] == values
+
+
+def clip_schema(tensors: Mapping[str, Sequence[int]]) -> pa.Schema:
+    """Schema of `data/*.parquet`. tensors: name -> shape of those that are stored, all of them float16.
+
+    latents (N, C, h, w): posterior mean, scaled. latents_logvar (N, C, h, w): the log-variance around it, scaled too.
+    text_embeds (T, D). A dataset of scores alone has none of them.
+    """
     fields = [
         pa.field("clip_id", pa.string()),
         pa.field("uri", pa.string()),
@@ -89,10 +119,8 @@ def clip_schema(latents_shape: Sequence[int], text_shape: Sequence[int] | None) 
         pa.field("width", pa.int32()),
         pa.field("score", pa.float32()),
         pa.field("bucket", pa.uint8()),
-        pa.field("latents", pa.fixed_shape_tensor(pa.float16(), latents_shape)),
+        *(pa.field(name, pa.fixed_shape_tensor(pa.float16(), shape)) for name, shape in tensors.items()),
     ]
-    if text_shape is not None:
-        fields.append(pa.field("text_embeds", pa.fixed_shape_tensor(pa.float16(), text_shape)))
     return pa.schema(fields, metadata={"cinemo.schema_version": str(SCHEMA_VERSION)})
 
 
@@ -107,16 +135,15 @@ def row_table(row: Mapping[str, Any]) -> pa.Table:
     return pa.Table.from_pylist([dict(row)], schema=ROW)
 
 
-def clip_table(rows: Iterable[Mapping[str, Any]], size: tuple[int, int]) -> pa.Table:
-    """Rows of ROW that hold latents, as the table that is stored; sorted, so that equal rows are equal bytes.
+def clip_table(rows: Iterable[Mapping[str, Any]], num_frames: int, size: tuple[int, int]) -> pa.Table:
+    """Clips among the rows of ROW as the table that is stored; sorted, so that equal rows are equal bytes.
 
-    size is (H, W) in pixels. All rows have the shapes of the first; raises ValueError when one does not.
+    size is (H, W) in pixels. All rows have the tensors and the shapes of the first; raises ValueError if one has not.
     """
     rows = sorted(rows, key=lambda row: row["clip_id"])
-    latents_shape, text_shape = rows[0]["latents_shape"], rows[0]["text_shape"]
-    constants = {"num_frames": latents_shape[0], "height": size[0], "width": size[1]}
-    shapes = {"latents": latents_shape, "text_embeds": text_shape}
-    schema = clip_schema(latents_shape, text_shape)
+    constants = {"num_frames": num_frames, "height": size[0], "width": size[1]}
+    shapes = {name: rows[0][shape] for name, shape in _TENSORS.items() if rows[0].get(name) is not None}
+    schema = clip_schema(shapes)
     columns = []
     for field in schema:
         if field.name in shapes:

@@ -7,6 +7,7 @@ local path. Whatever is not complete has a name that starts with a dot, and no r
 import json
 import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,18 +64,28 @@ def put(uri: str, data: bytes) -> None:
 
 def read(uri: str) -> bytes | None:
     """The bytes of a file, None when there is no such file."""
-    files, path = filesystem(uri)
-    if files.get_file_info(path).type != pyarrow.fs.FileType.File:
+    if not exists(uri):
         return None
+    files, path = filesystem(uri)
     with files.open_input_stream(path) as stream:
         return stream.read()
 
 
-def put_json(uri: str, value: Any) -> None:
-    """Write JSON, unless the file already says the same: a job that is done again then changes no file."""
-    data = (json.dumps(value, indent=2) + "\n").encode()
+def exists(uri: str) -> bool:
+    """Whether there is a file of this name."""
+    files, path = filesystem(uri)
+    return files.get_file_info(path).type == pyarrow.fs.FileType.File
+
+
+def put_changed(uri: str, data: bytes) -> None:
+    """Write a file, unless it holds just these bytes already: a job that is done again then changes no file."""
     if read(uri) != data:
         put(uri, data)
+
+
+def put_json(uri: str, value: Any) -> None:
+    """Write JSON, unless the file already says the same."""
+    put_changed(uri, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def read_json(uri: str) -> Any:
@@ -97,11 +108,13 @@ def list_files(uri: str, suffixes: tuple[str, ...]) -> list[str]:
     return [join(absolute(uri), name) for name in sorted(kept)]
 
 
-def read_columns(uri: str, schema: pa.Schema) -> pa.Table:
-    """These columns of all Parquet files below a folder, in the order of their names. Reads no other column."""
+def scan(uri: str, schema: pa.Schema) -> Iterator[pa.Table]:
+    """These columns of all Parquet files below a folder, some thousand rows at a time. Reads no other column."""
     files, _ = filesystem(uri)
     paths = [filesystem(name)[1] for name in list_files(uri, (".parquet",))]
-    return pyarrow.dataset.dataset(paths, schema=schema, filesystem=files, format="parquet").to_table()
+    found = pyarrow.dataset.dataset(paths, schema=schema, filesystem=files, format="parquet")
+    for batch in found.to_batches():
+        yield pa.Table.from_batches([batch])
 
 
 def upload(folder: Path, uri: str) -> None:
@@ -112,6 +125,6 @@ def upload(folder: Path, uri: str) -> None:
 
 def remove(uri: str) -> None:
     """Delete a file, if there is one."""
-    files, path = filesystem(uri)
-    if files.get_file_info(path).type == pyarrow.fs.FileType.File:
+    if exists(uri):
+        files, path = filesystem(uri)
         files.delete_file(path)

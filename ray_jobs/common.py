@@ -126,7 +126,7 @@ def connect(num_cpus: int, verbose: bool) -> None:
     ray.init(
         address=None if joins else "local",
         # On a small machine stages share cores: with fewer logical CPUs than it needs at once, a job waits for ever.
-        num_cpus=None if joins else max(os.cpu_count() or 1, num_cpus),
+        num_cpus=None if joins else max(cores(), num_cpus),
         include_dashboard=None if joins else False,
         runtime_env={"env_vars": variables},
         log_to_driver=verbose,
@@ -138,6 +138,11 @@ def connect(num_cpus: int, verbose: bool) -> None:
     context.enable_progress_bars = verbose
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.CRITICAL)
+
+
+def cores() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def disconnect() -> None:

@@ -1,5 +1,6 @@
 """`python ray_jobs/prepare.py --input SOURCE --output URI [--model MODEL]`: videos -> a training dataset."""
 
+import math
 import sys
 from pathlib import Path
 
@@ -10,8 +11,8 @@ from ray_jobs import common
 
 
 def needs_cpus(config: prepare.PrepareConfig) -> int:
-    """One CPU for each encoder, one to decode, one to write."""
-    return (config.gpus or config.encoders) + 2
+    """A share of a CPU for each encoder, half of one to decode, a tenth to write."""
+    return math.ceil(0.4 * (config.encoders or 1) + 0.6)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from pipelines import prepare
 from ray_jobs import common
 
 NUM_VIDEOS = 6
-SMALL = {"num_frames": 4, "height": 64, "width": 64}  # few frames and the fewest cells: a training step is short
+# Few frames and the fewest cells: a training step is short. One encoder: on two cores a second only loads torch again.
+SMALL = {"num_frames": 4, "height": 64, "width": 64, "encoders": 1}
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,9 @@
 
 import itertools
 import math
+import os
+import re
+import signal
 import uuid
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from skimage.metrics import structural_similarity
 
-from cinemo.video import sample_clip
+from cinemo.video import VideoError, sample_clip, write_video
 from pipelines import clips, records
 
 SIZE = (32, 48)
@@ -55,7 +58,7 @@ def test_clips_of_one_video_start_at_different_frames(moving_video: Path) -> Non
 def test_decoded_rows_hold_the_frames_and_their_mean_ssim(moving_video: Path) -> None:
     sampling = clips.SamplingConfig(num_frames=6)
     span = clips.make_spans({"uri": str(moving_video), "caption": "x", "fault": None}, sampling, SIZE)[0]
-    row = clips.decode({**span, "reason": None}, 6, SIZE)
+    row = clips.decode({**span, "reason": None}, sampling, SIZE)
     frames = sample_clip(moving_video, span["start_frame"], span["interval"], 6, SIZE)
     assert row["frames"] == frames.tobytes()
     pairs = itertools.pairwise(frames)
@@ -75,13 +78,39 @@ def test_a_file_that_is_no_video_becomes_one_reject(tmp_path: Path, content: byt
     (row,) = clips.make_spans({"uri": str(path), "caption": "", "fault": None}, sampling, SIZE)
     assert (row["stage"], row["reason"]) == ("probe", reason)
     assert str(path) in row["message"]
-    assert clips.decode(row, 16, SIZE) == row  # it passes through what follows
+    assert clips.decode(row, sampling, SIZE) == row  # it passes through what follows
 
 
 def test_a_caption_fault_becomes_a_reject() -> None:
     video = {"uri": "/a.mp4", "caption": "", "fault": "a.json holds no caption"}
     (row,) = clips.make_spans(video, clips.SamplingConfig(), SIZE)
     assert (row["reason"], row["message"]) == (records.Reason.BAD_CAPTION, "a.json holds no caption")
+
+
+def test_a_scene_cut_is_a_reject_that_names_its_frames(tmp_path: Path) -> None:
+    one, other = np.zeros((12, 64, 64, 3), np.uint8), np.full((12, 64, 64, 3), 255, np.uint8)
+    one[:, ::4], other[:, :, ::4] = 90, 40
+    write_video(tmp_path / "cut.mp4", np.concatenate([one, other]))
+    sampling = clips.SamplingConfig(num_frames=4, min_interval=5, max_interval=5, scene_cut=0.3)
+    video = {"uri": str(tmp_path / "cut.mp4"), "caption": "", "fault": None}
+    row = clips.decode({"reason": None, **clips.make_spans(video, sampling, SIZE)[0]}, sampling, SIZE)
+    assert (row["stage"], row["reason"]) == ("score", "scene_cut")
+    before, after = (int(number) for number in re.findall(r"frame (\d+) to (\d+)", row["message"])[0])
+    assert after == before + 5
+    assert before < 12 <= after
+    kept = sampling.model_copy(update={"scene_cut": None})
+    assert clips.decode({"reason": None, **clips.make_spans(video, kept, SIZE)[0]}, kept, SIZE)["bucket"] > 0
+
+
+def test_a_decoder_that_hangs_or_dies_is_a_reject(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "endless.mp4")
+    video = {"uri": str(tmp_path / "endless.mp4"), "caption": "", "fault": None}
+    (row,) = clips.make_spans(video, clips.SamplingConfig(), SIZE, clips.in_sandbox(0.5))
+    assert (row["stage"], row["reason"]) == ("probe", "timeout")
+    assert "took longer than 0.5 s; raise --clip-timeout" in row["message"]
+    with pytest.raises(VideoError, match="died of it 2 times: killed by SIGSEGV") as caught:
+        clips.in_sandbox(30)(signal.raise_signal, signal.SIGSEGV)
+    assert caught.value.reason == "crashed"
 
 
 def test_an_interval_range_that_is_none_is_refused() -> None:

@@ -11,7 +11,7 @@ import torch
 
 from cinemo import checkpoint as model_directory
 from cinemo.motion import SCORE_DEFINITION, motion_bucket
-from cinemo.pipeline import encode_frames, encode_prompts
+from cinemo.pipeline import encode_frames, encode_prompts, to_pixels
 from cinemo.video import sample_clip
 from pipelines import parts, prepare
 from tests.pipelines.conftest import NUM_VIDEOS, rows
@@ -77,7 +77,8 @@ def test_a_part_that_was_lost_is_made_again_and_nothing_else(
     after = every_file(prepare_config.output)
     assert again["fingerprint"] == summary["fingerprint"]
     assert rows(prepare_config.output) == expected
-    kept = [name for name in before if name not in (str(lost), str(Path(prepare_config.output) / "dataset.json"))]
+    changed = {str(lost), *(str(Path(prepare_config.output) / name) for name in ("dataset.json", "summary.json"))}
+    kept = before.keys() - changed
     assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
 
 
@@ -105,7 +106,40 @@ def test_text_embeddings_are_those_of_the_captions(
         torch.testing.assert_close(stored.float(), expected, atol=2e-3, rtol=2e-3)
 
 
-@pytest.mark.parametrize(("name", "value"), [("min_interval", 2), ("seed", 1), ("num_frames", 7), ("embed_text", True)])
+def test_log_variance_is_stored_beside_the_mean(
+    prepare_config: prepare.PrepareConfig, ray_cluster: None, tmp_path: Path
+) -> None:
+    changes = {"output": str(tmp_path / "ds"), "store_posterior": True, "clips_per_video": 1, "balance": True}
+    config = prepare_config.model_copy(update=changes)
+    made = prepare.run(config)
+    vae = model_directory.load_vae(model_directory.resolve(config.model))
+    for row in rows(config.output)[:2]:
+        frames = sample_clip(row["uri"], row["start_frame"], row["interval"], 4, (64, 64))
+        with torch.no_grad():
+            spread = vae.encode(to_pixels(frames)).latent_dist.std * vae.config.scaling_factor
+        stored = torch.tensor(row["latents_logvar"]).reshape(spread.shape).float()
+        torch.testing.assert_close((stored / 2).exp(), spread, rtol=2e-2, atol=1e-6)
+    described = json.loads((Path(config.output) / "dataset.json").read_text())
+    weights, histogram = described["bucket_weights"], made["bucket_histogram"]
+    totals = [weight * count for weight, count in zip(weights, histogram, strict=True) if count]
+    assert sum(totals) == pytest.approx(made["counts"]["clips"])
+    assert totals == pytest.approx([totals[0]] * len(totals))
+
+
+def test_scores_alone_are_those_of_the_whole_job(
+    prepare_config: prepare.PrepareConfig, summary: dict[str, Any], tmp_path: Path
+) -> None:
+    config = prepare_config.model_copy(update={"output": str(tmp_path / "ds"), "score_only": True})
+    prepare.run(config)
+    whole = [{name: value for name, value in row.items() if name != "latents"} for row in rows(prepare_config.output)]
+    assert rows(config.output) == whole
+    assert rows(config.output, "rejects") == rows(prepare_config.output, "rejects")
+    assert json.loads((tmp_path / "ds" / "dataset.json").read_text())["vae_fingerprint"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("min_interval", 2), ("seed", 1), ("num_frames", 7), ("embed_text", True), ("scene_cut", 0.1)]
+)
 def test_another_setting_does_not_mix_with_what_is_there(
     prepare_config: prepare.PrepareConfig, summary: dict[str, Any], name: str, value: Any
 ) -> None:

@@ -1,7 +1,9 @@
 """Run a job as a user does: a command in another working directory, with nothing of the repository on the path."""
 
+import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -9,6 +11,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,10 +33,44 @@ def finish(job: "subprocess.Popen[str]") -> tuple[int, dict[str, Any], str]:
 
 def kill_when(job: "subprocess.Popen[str]", ready: Callable[[], object]) -> None:
     """SIGKILL the job's own process as soon as `ready` holds; the job must not have ended before."""
+    wait_until(job, ready)
+    kill(job)
+
+
+def wait_until(job: "subprocess.Popen[str]", ready: Callable[[], object]) -> None:
+    """Return as soon as `ready` holds; the job must not end before."""
     deadline = time.monotonic() + 300
     while not ready():
         assert job.poll() is None, job.communicate()
         assert time.monotonic() < deadline, "the job did not get that far in five minutes"
         time.sleep(0.02)
+
+
+def kill(job: "subprocess.Popen[str]") -> None:
+    """SIGKILL the job's own process, the driver."""
     job.send_signal(signal.SIGKILL)
     job.communicate()
+
+
+def kill_node(job: "subprocess.Popen[str]") -> None:
+    """SIGKILL the driver and every process of its Ray node at once."""
+    node = [*psutil.Process(job.pid).children(recursive=True), psutil.Process(job.pid)]
+    for process in node:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGKILL)
+    job.communicate()
+    psutil.wait_procs(node, timeout=30)
+
+
+def kill_a_worker(job: "subprocess.Popen[str]", chosen: random.Random) -> None:
+    """SIGKILL one process, chosen at random, of those that run tasks and actors of the job, or decode for them."""
+    workers = []
+    while not workers:
+        assert job.poll() is None, job.communicate()
+        for process in psutil.Process(job.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                line = " ".join(process.cmdline())
+                if line.startswith("ray::") or "pipelines.isolation" in line:
+                    workers.append(process)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        chosen.choice(workers).send_signal(signal.SIGKILL)

@@ -1,0 +1,57 @@
+"""The list of a dataset's videos, kept with it: OUT/videos, read once from the source, then in slices by any worker.
+
+Knows Parquet files of (uri, caption, fault). Knows nothing of what the source was, or of what is done with a video.
+"""
+
+import hashlib
+import io
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines import records, storage
+
+_GROUP = 1024  # rows that a reader loads for a slice, at least
+_SLICES = 256  # wanted: enough for every core
+_SMALLEST, _LARGEST = 4, 1024  # videos in a slice: what a lost worker makes do again
+
+SLICE = pa.schema([("file", pa.string()), ("first", pa.int64()), ("count", pa.int64())])
+
+
+def write(videos: Iterable[pa.Table], folder: str) -> tuple[pa.Table, np.ndarray]:
+    """Store the videos; returns their slices (SLICE) and the sorted hashes of their uris.
+
+    Files are named by their content: the same videos again change nothing, and files of other ones are removed.
+    """
+    kept, hashes = {}, [np.empty(0, np.uint64)]
+    for table in videos:
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, row_group_size=_GROUP, compression="zstd")
+        uri = storage.join(
+            storage.absolute(folder), f"part-{hashlib.sha256(buffer.getvalue()).hexdigest()[:32]}.parquet"
+        )
+        if not storage.exists(uri):
+            storage.put(uri, buffer.getvalue())
+        kept[uri] = table.num_rows
+        hashes.append(records.hash64(table["uri"].to_pylist()))
+    for stale in set(storage.list_files(folder, (".parquet",))) - set(kept):
+        storage.remove(stale)
+    return slices(kept), np.sort(np.concatenate(hashes))
+
+
+def slices(files: dict[str, int]) -> pa.Table:
+    """A table of slices that covers files of so many rows each."""
+    step = min(_LARGEST, max(_SMALLEST, sum(files.values()) // _SLICES))
+    rows = [(uri, first, min(step, total - first)) for uri, total in files.items() for first in range(0, total, step)]
+    return pa.Table.from_pylist([dict(zip(SLICE.names, row, strict=True)) for row in rows], schema=SLICE)
+
+
+def read_slice(file: str, first: int, count: int) -> Iterator[dict[str, str | None]]:
+    """The videos of a slice, one by one; reads the row groups that it touches."""
+    files, path = storage.filesystem(file)
+    parquet = pq.ParquetFile(path, filesystem=files)
+    groups = range(first // _GROUP, (first + count - 1) // _GROUP + 1)
+    table = parquet.read_row_groups(list(groups)).slice(first - groups.start * _GROUP, count)
+    yield from table.to_pylist()
