@@ -4,6 +4,7 @@ Knows local paths, fsspec's URLs (s3://, gs://, https://...) and its chains, whe
 (`zip://a.mp4::s3://bucket/x.zip`). Knows nothing of manifests, captions or pixels.
 """
 
+import contextlib
 import functools
 import os
 import posixpath
@@ -91,9 +92,7 @@ def locate(uri: str) -> tuple[Any, str]:
     except ImportError as error:
         raise ValueError(f"{uri} cannot be opened: {error}; pip install that package on every node") from error
     except ValueError as error:
-        raise ValueError(f"{uri} cannot be opened: {error}; use a path, or a URL such as s3://, gs://, https://") from (
-            error
-        )
+        raise ValueError(f"{uri} cannot be opened: {error}; use a path, or a URL such as s3:// or https://") from error
 
 
 def open_binary(uri: str, block: int = STREAM_BLOCK, cache: str = "readahead") -> BinaryIO:
@@ -102,7 +101,8 @@ def open_binary(uri: str, block: int = STREAM_BLOCK, cache: str = "readahead") -
         return open(uri, "rb")
     files, path = locate(uri)
     file = files.open(path, "rb", block_size=block, cache_type=cache)
-    file._files = files  # an archive's file system, when it is forgotten, closes the files in it
+    with contextlib.suppress(AttributeError):  # io.BytesIO takes no attributes, and needs none
+        file._files = files  # an archive's file system, when it is forgotten, closes the files in it
     return cast(BinaryIO, file)
 
 
@@ -110,7 +110,10 @@ def is_file(uri: str) -> bool:
     if is_local(uri):
         return os.path.isfile(uri)
     files, path = locate(uri)
-    return bool(files.isfile(path))
+    try:
+        return bool(files.info(path)["type"] == "file")  # isfile takes every fault for "no", and GETs over HTTP
+    except FileNotFoundError:
+        return False
 
 
 def is_folder(uri: str) -> bool:

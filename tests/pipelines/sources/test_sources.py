@@ -1,6 +1,5 @@
 """Sources as jobs use them: streamed in chunks, each video once, from anywhere, refused in one sentence."""
 
-import hashlib
 import itertools
 import time
 import tracemalloc
@@ -57,24 +56,22 @@ def test_memory_does_not_grow_with_the_source(tmp_path: Path) -> None:
     with path.open("w") as file:
         file.write("videoid,contentUrl,duration,page_dir,name\n")
         for i in range(count):
-            name = hashlib.md5(str(i).encode()).hexdigest()
-            file.write(f"{i},https://host/{name}.mp4,PT5S,{i // 1000:06}_000050,a caption of some words {name}\n")
-    began = time.perf_counter()
-    assert sum(table.num_rows for table in sources.iter_videos(str(path))) == count
-    seconds = time.perf_counter() - began
+            file.write(f"{i},https://host/{i:032x}.mp4,PT5S,{i // 1000:06}_000050,a caption of some words {i:032x}\n")
     tracemalloc.start()
-    rows = 0
+    began, rows, early = time.process_time(), 0, 0
     for table in sources.iter_videos(str(path)):
         rows += table.num_rows
         if rows == 2 * sources.CHUNK:
             early = tracemalloc.get_traced_memory()[1]
-    peak = tracemalloc.get_traced_memory()[1]
+    seconds, peak = time.process_time() - began, tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    print(f"{count} rows in {seconds:.1f} s, peak {peak / 1e6:.1f} MB, {early / 1e6:.1f} MB after two chunks")
+    print(
+        f"{rows} rows in {seconds:.1f} CPU seconds, traced; peak {peak / 1e6:.1f} MB, {early / 1e6:.1f} MB after two chunks"
+    )
     assert rows == count
     assert peak < 48e6  # all rows as Python objects take 100 MB
     assert peak < early + 24 * count  # what is kept is 8 bytes a video, and twice that while runs are merged
-    assert seconds < 15
+    assert seconds < 30  # of CPU time; about five on an idle core, most of them for tracing
 
 
 @pytest.mark.parametrize("kind", ["folder", "captions.csv", "list.jsonl", "list.parquet", "shard", "simplecache"])
@@ -128,34 +125,44 @@ def test_a_list_on_a_web_server_names_videos_beside_it(tmp_path: Path, listed: L
     assert [row["uri"] for row in rows] == [f"{web[0]}/d/a.mp4", "https://else.where/b.mp4"]
 
 
+def refusal(source: str) -> str:
+    with pytest.raises(ValueError, match=r"^--input ") as caught:
+        sources.check(source)
+    assert str(caught.value).startswith(f"--input {source}: ")
+    return str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("nowhere", "does not exist"),
-        ("nowhere.csv", "does not exist"),
+        ("nowhere", "nowhere does not exist"),
+        ("nowhere.csv", "nowhere.csv does not exist"),
         ("{3..5}.tar", "3.tar does not exist"),
         ("empty", "lists no video"),
-        ("header.csv", "lists no video"),
-        ("empty.csv", "no column for the video; found are \\(none\\)"),
-        ("empty.jsonl", "no column for the video; found are \\(none\\)"),
+        ("empty.csv", "no column for the video; found are (none)"),
+        ("empty.jsonl", "no column for the video; found are (none)"),
         ("a.pdf", "neither a folder nor a file of a known kind; give a folder of videos"),
-        ("s3://videos/none", "does not exist"),
-        ("s3://nobody/list.csv", "does not exist"),
-        ("http://127.0.0.1:9/list.csv", "cannot be read: .*127.0.0.1:9"),
     ],
 )
-def test_a_source_that_is_none_is_refused(tmp_path: Path, bucket: Any, name: str, sentence: str) -> None:
+def test_a_source_that_is_none_is_refused(tmp_path: Path, name: str, sentence: str) -> None:
     (tmp_path / "empty").mkdir()
     for file in ("a.pdf", "empty.csv", "empty.jsonl"):
         (tmp_path / file).touch()
+    assert sentence in refusal(str(tmp_path / name))
+    with pytest.raises(ValueError, match=r"^--input "):
+        list(sources.iter_videos(str(tmp_path / name)))
+
+
+def test_a_list_without_rows_is_refused_before_the_job_and_empty_in_it(tmp_path: Path) -> None:
     (tmp_path / "header.csv").write_text("uri,caption\n")
-    source = name if "://" in name else str(tmp_path / name)
-    with pytest.raises(ValueError, match=sentence) as caught:
-        sources.check(source)
-    assert str(caught.value).startswith(f"--input {source}")
-    if name != "header.csv" and "127" not in name:  # an empty list is fine there, and storage that fails an OSError
-        with pytest.raises(ValueError, match=sentence):
-            list(sources.iter_videos(source))
+    assert "lists no video" in refusal(str(tmp_path / "header.csv"))
+    assert list(sources.iter_videos(str(tmp_path / "header.csv"))) == []
+
+
+def test_a_remote_source_that_is_none_is_refused(bucket: Any) -> None:
+    assert "does not exist" in refusal("s3://videos/none")
+    assert "does not exist" in refusal("s3://nobody/list.csv")
+    assert "cannot be read: ClientConnectorError" in refusal("http://127.0.0.1:9/list.csv")
 
 
 def test_who_is_not_let_in_is_told_so(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:

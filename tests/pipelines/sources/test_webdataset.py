@@ -4,6 +4,7 @@ import io
 import itertools
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -75,6 +76,16 @@ def test_a_folder_and_a_pattern_give_the_same_shards_and_a_bad_one_is_a_fault(tm
     assert "001.tar is no tar file" in rows[1]["fault"]
     assert listed(tmp_path / "{000..002}.tar") == rows
     assert [row["uri"] for row in listed(tmp_path / "{000..003}.tar")][3] == str(tmp_path / "003.tar")
+
+
+def test_listing_a_remote_shard_jumps_over_its_videos(tmp_path: Path, listed: Listed, web: tuple[str, Any]) -> None:
+    address, server = web
+    members = {
+        f"{i}.{suffix}": data for i in range(4) for suffix, data in (("mp4", bytes(2_000_000)), ("txt", b"%d" % i))
+    }
+    write_shard(tmp_path / "s.tar", members)
+    assert [row["caption"] for row in listed(f"{address}/s.tar")] == ["0", "1", "2", "3"]
+    assert server.sent < 1_000_000
 
 
 @pytest.mark.parametrize("cut", ["in a video", "in a caption", "in a header", "after a member", "overwritten"])
