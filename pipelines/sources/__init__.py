@@ -23,7 +23,7 @@ from pipelines.sources.media import open_video
 from pipelines.sources.rows import Row
 from pipelines.sources.seen import Seen
 
-__all__ = ["CHUNK", "VIDEO", "check", "iter_videos", "open_video", "read"]
+__all__ = ["CHUNK", "VIDEO", "check", "iter_videos", "open_video"]
 
 VIDEO = pa.schema([("uri", pa.string()), ("caption", pa.string()), ("fault", pa.string())])
 CHUNK = 65536  # rows of a table at most
@@ -66,12 +66,6 @@ def check(source: str, uri_column: str | None = None, caption_column: str | None
             raise ValueError(f"it cannot be read: {type(error).__name__}: {error}") from error
         if not found:
             raise ValueError(_NO_VIDEO)
-
-
-def read(source: str) -> pa.Table:
-    """All videos of a source in one table, sorted by uri; for those that fit in memory. Raises ValueError as check."""
-    check(source)
-    return pa.concat_tables(iter_videos(source)).sort_by("uri")
 
 
 _KINDS = f"a folder of videos, a list ({', '.join(manifests.SUFFIXES)}), or WebDataset .tar shards"
