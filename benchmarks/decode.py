@@ -110,8 +110,8 @@ def decord_reader(path: Path) -> Callable[[], Any] | None:
 
 
 def against_start(path: Path) -> int:
-    clips = {}
-    functions = {
+    clips: dict[str, np.ndarray] = {}
+    functions: dict[str, Callable[[], object]] = {
         "start": lambda: clips.update(start=from_the_start(path, MIDDLE)),
         "clip": lambda: clips.update(clip=sample_clip(path, MIDDLE, INTERVAL, NUM_FRAMES, SIZE)),
     }

@@ -30,7 +30,7 @@ __all__ = [
     "write_video",
 ]
 
-SAMPLING_VERSION = "pts-cover-crop-v1"  # part of every clip id; change it when the same span would give other pixels
+SAMPLING_VERSION = "pts-cover-crop-v2"  # part of every clip id; change it when the same span would give other pixels
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".gif")
 
 
@@ -160,12 +160,15 @@ def decode_from(video: OpenVideo, targets: list[Fraction], ticks: Fraction, seen
     With a list `seen`, frames that nobody needs are left out and the packets' timestamps put there, sorted.
     """
     container, stream, target = video.container, video.stream, targets[0]
-    begin = stream.start_time or 0
+    if container.format.name == "avi" and stream.codec_context.has_b_frames:
+        yield from count_from_the_start(video, ticks)
+        return
     second = 1 / stream.time_base
+    begin = int((stream.start_time or 0) - 10 * second)  # the first packet is decoded before its frame is shown
     # An index may overshoot, and finds keyframes by decoding time, which is before the time they are shown: step back.
     for back in (0, 2, 8, 32, None):
         offset = begin if back is None else max(begin, int(target - back * second))
-        container.seek(offset, stream=stream, backward=True)
+        seek(container, stream, offset)
         frames = decode(video, targets, ticks, seen)
         first = next(frames, None)
         early = first is not None and (first.pts is None or first.pts <= target + ticks / 2)
@@ -174,6 +177,24 @@ def decode_from(video: OpenVideo, targets: list[Fraction], ticks: Fraction, seen
     if first is not None:
         yield first
     yield from frames
+
+
+def seek(container: Any, stream: Any, offset: int) -> None:
+    """To the keyframe at or before `offset`, or to the first one."""
+    try:
+        container.seek(offset, stream=stream, backward=True)
+    except PermissionError:  # what AVI says to a time before its first frame
+        container.seek(stream.start_time or 0, stream=stream, backward=True)
+
+
+def count_from_the_start(video: OpenVideo, ticks: Fraction) -> Iterator[Any]:
+    """Every frame, its timestamp made from its place: AVI stores no times, and FFmpeg guesses them amid B-frames."""
+    stream = video.stream
+    seek(video.container, stream, stream.start_time or 0)
+    stream.codec_context.skip_frame = "DEFAULT"
+    for place, frame in enumerate(video.container.decode(stream)):
+        frame.pts = round((stream.start_time or 0) + place * ticks)
+        yield frame
 
 
 def decode(video: OpenVideo, targets: list[Fraction], ticks: Fraction, seen: list[int] | None) -> Iterator[Any]:

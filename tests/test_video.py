@@ -1,13 +1,20 @@
-"""Sampling clips from video files and writing them."""
+"""Sampling clips from video files: which frames, and their colours."""
 
-import pickle
+import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
-from cinemo.video import VideoError, probe, sample_clip, write_video
+from cinemo.video import VideoError, decode_from, probe, sample_clip, sample_clips
+from cinemo.videofile import open_video
+from tests.videos import corners, encode, quadrants
+
+CORNERS = corners(quadrants())
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> float:
@@ -55,29 +62,6 @@ def test_a_span_past_the_end_is_too_short(moving_video: Path, start: int, interv
     assert caught.value.reason == reason
 
 
-def test_what_is_no_video_says_so(tmp_path: Path) -> None:
-    (tmp_path / "text.mp4").write_text("not a video")
-    (tmp_path / "empty.mp4").touch()
-    cases = {"missing.mp4": "missing", "text.mp4": "unreadable", "empty.mp4": "unreadable"}
-    for name, reason in cases.items():
-        with pytest.raises(VideoError) as caught:
-            probe(tmp_path / name)
-        assert caught.value.reason == reason
-        assert name in str(caught.value)
-
-
-def test_a_sound_file_has_no_video(tmp_path: Path) -> None:
-    path = str(tmp_path / "sound.wav")
-    with av.open(path, "w") as container:
-        stream = container.add_stream("pcm_s16le", rate=8000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
-        frame.sample_rate = 8000
-        container.mux(stream.encode(frame))
-    with pytest.raises(VideoError) as caught:
-        probe(path)
-    assert caught.value.reason == "no_video"
-
-
 def test_a_broken_file_gives_its_readable_part_and_a_reason_for_the_rest(shared_clips: Path) -> None:
     path = shared_clips / "bad" / "corrupted.mp4"
     assert sample_clip(path, 0, 1, 4, (64, 96)).shape == (4, 64, 96, 3)
@@ -86,38 +70,197 @@ def test_a_broken_file_gives_its_readable_part_and_a_reason_for_the_rest(shared_
     assert caught.value.reason == "corrupt"
 
 
-def test_errors_travel_between_processes() -> None:
-    error = pickle.loads(pickle.dumps(VideoError("too_short", "video x ends before frame 9")))
-    assert (error.reason, str(error)) == ("too_short", "video x ends before frame 9")
-
-
-@pytest.mark.parametrize("suffix", [".mp4", ".gif", ".webp"])
-@pytest.mark.parametrize("shape", [(5, 32, 48, 3), (2, 33, 47, 3)])
-def test_every_format_and_odd_sizes_are_written(tmp_path: Path, suffix: str, shape: tuple[int, ...]) -> None:
-    from PIL import Image
-
-    path = tmp_path / "new" / f"clip{suffix}"
-    frames = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    write_video(path, frames, fps=8)
-    if suffix == ".mp4":
-        assert probe(path) == (shape[0], 8.0, shape[2] + shape[2] % 2, shape[1] + shape[1] % 2)
-    else:
-        assert getattr(Image.open(path), "n_frames", 1) == shape[0]
-    assert [p.name for p in path.parent.iterdir()] == [path.name]  # nothing temporary is left
+@pytest.mark.parametrize(
+    ("name", "codec", "pix_fmt", "options", "tolerance"),
+    [
+        ("plain.mp4", "libx264", "yuv420p", {"crf": "1"}, 3),
+        ("ten_bit.mp4", "libx264", "yuv420p10le", {"crf": "1"}, 3),
+        ("four_four_four.mp4", "libx264", "yuv444p", {"crf": "1"}, 3),
+        ("rgb.mkv", "ffv1", "bgr0", {}, 0),
+        ("interlaced.mp4", "libx264", "yuv420p", {"crf": "1", "x264-params": "tff=1"}, 3),
+        ("interlaced.mpg", "mpeg2video", "yuv420p", {"flags": "+ildct+ilme", "qmin": "1", "qmax": "2"}, 6),
+        ("vp9.webm", "libvpx-vp9", "yuv420p", {"crf": "4", "b": "0", "cpu-used": "8"}, 6),
+        ("prores.mov", "prores_ks", "yuv422p10le", {}, 6),
+        ("anim.gif", "gif", "rgb8", {}, 3),
+    ],
+)
+def test_colours_survive(
+    tmp_path: Path, name: str, codec: str, pix_fmt: str, options: dict[str, str], tolerance: int
+) -> None:
+    path = encode(tmp_path / name, [quadrants()] * 6, codec, pix_fmt, options=options)
+    for picture in sample_clip(path, 1, 2, 2):
+        assert np.abs(np.subtract(corners(picture), CORNERS)).max() <= tolerance
 
 
 @pytest.mark.parametrize(
-    ("name", "fps", "words"), [("a.txt", 8, "ends in .txt"), ("a", 8, "ends in nothing"), ("a.mp4", 0, "fps 0")]
+    ("name", "codec", "pix_fmt"),
+    [("tagged.mp4", "libx264", "yuv420p"), ("j.mkv", "mjpeg", "yuvj420p"), ("deep.mp4", "libx264", "yuv420p10le")],
 )
-def test_bad_output_is_named_before_anything_is_written(tmp_path: Path, name: str, fps: float, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        write_video(tmp_path / name, np.zeros((2, 16, 16, 3), np.uint8), fps)
-    assert list(tmp_path.iterdir()) == []
+def test_full_range_white_is_255_and_grey_stays(tmp_path: Path, name: str, codec: str, pix_fmt: str) -> None:
+    picture = np.full((64, 96, 3), 255, np.uint8)
+    picture[:, 48:], picture[:32, 48:] = 235, 16  # limited range would stretch these to 255 and 0
+    options = {"crf": "1"} if codec == "libx264" else {"qmin": "1", "qmax": "1"}
+    path = encode(tmp_path / name, [picture] * 4, codec, pix_fmt, options=options, full_range=True)
+    clip = sample_clip(path, 0, 1, 3)
+    for got in clip:
+        assert np.abs(np.subtract(corners(got), [[255] * 3, [16] * 3, [255] * 3, [235] * 3])).max() <= 2
 
 
-def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "clip.mp4"
-    path.write_bytes(b"old")
-    with pytest.raises(ValueError, match="frames are"):
-        write_video(path, np.zeros((2, 16, 16, 3), np.float32))
-    assert path.read_bytes() == b"old"
+@pytest.mark.parametrize(
+    ("name", "codec", "pix_fmt"),
+    [("png.mov", "png", "rgba"), ("prores.mov", "prores_ks", "yuva444p10le"), ("ffv1.mkv", "ffv1", "yuva420p")],
+)
+def test_transparency_is_laid_over_white(tmp_path: Path, name: str, codec: str, pix_fmt: str) -> None:
+    picture = np.dstack([quadrants(), np.full((64, 96), 255, np.uint8)])
+    picture[:32, 48:, 3] = 0  # the black quarter becomes clear,
+    picture[32:, :48, 3] = 128  # the red one half so
+    path = encode(tmp_path / name, [picture] * 3, codec, pix_fmt)
+    half_red = [255, 127, 127]
+    for size in (None, (32, 48)):
+        got = corners(sample_clip(path, 0, 1, 2, size)[1])
+        assert np.abs(np.subtract(got, [CORNERS[0], CORNERS[0], half_red, CORNERS[3]])).max() <= 8
+
+
+def test_vp9_with_alpha_gives_its_opaque_colours(tmp_path: Path) -> None:
+    picture = np.dstack([quadrants(), np.full((64, 96), 255, np.uint8)])
+    options = {"crf": "4", "b": "0", "cpu-used": "8", "auto-alt-ref": "0"}
+    path = encode(tmp_path / "alpha.webm", [picture] * 3, "libvpx-vp9", "yuva420p", options=options)
+    assert np.abs(np.subtract(corners(sample_clip(path, 0, 1, 2)[1]), CORNERS)).max() <= 6
+
+
+def test_a_transparent_gif_is_over_white(tmp_path: Path) -> None:
+    pictures = [quadrants() for _ in range(3)]
+    for k, picture in enumerate(pictures):
+        picture[k, :10] = (0, 255, 0)  # frames that are the same would be written as one
+    frames = [Image.fromarray(picture).quantize(8) for picture in pictures]
+    clear = frames[0].getpixel((90, 5))  # the black quarter's palette entry
+    frames[0].save(
+        tmp_path / "clear.gif", save_all=True, append_images=frames[1:], transparency=clear, disposal=2, duration=100
+    )
+    got = corners(sample_clip(tmp_path / "clear.gif", 0, 1, 3)[0])
+    assert np.abs(np.subtract(got, [CORNERS[0], CORNERS[0], *CORNERS[2:]])).max() <= 1
+
+
+@pytest.mark.parametrize("shape", [(63, 95), (64, 97), (33, 2)])
+def test_odd_sizes_keep_every_row_and_column(tmp_path: Path, shape: tuple[int, int]) -> None:
+    path = encode(tmp_path / "odd.mkv", [quadrants(*shape)] * 3, "ffv1", "yuv444p")
+    clip = sample_clip(path, 0, 1, 2)
+    assert clip.shape == (2, *shape, 3)
+    assert np.abs(clip[0].astype(int) - quadrants(*shape)).max() <= 3
+
+
+def test_a_variable_frame_rate_goes_by_time(tmp_path: Path) -> None:
+    times = [0, 1, 2, 3, 12, 13, 14, 15, 20, 24]  # shown for uneven times: 10 frames in 25 ticks
+    levels = [20 * k for k in range(10)]
+    path = encode(
+        tmp_path / "vfr.mkv", [np.full((32, 32, 3), v, np.uint8) for v in levels], "ffv1", "bgr0", times=times
+    )
+    frame = 24 / probe(path).fps  # a frame at the average rate, in ticks
+    clip = sample_clip(path, 0, 1, 9)
+    for k, picture in enumerate(clip):
+        shown = max(i for i, time in enumerate(times) if time <= k * frame + frame / 2)
+        exact = [i for i, time in enumerate(times) if abs(time - k * frame) <= frame / 2]
+        assert picture[0, 0, 0] == levels[exact[0] if exact else shown]
+
+
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        ("default.mp4", ""),
+        ("pyramid.mkv", "keyint=40:bframes=8:b-adapt=0:ref=6"),
+        ("open_gop.mp4", "keyint=20:open-gop=1:bframes=3"),
+        ("open_gop.ts", "keyint=20:open-gop=1:bframes=3"),
+        ("interlaced.mp4", "keyint=40:tff=1"),
+        ("intra_refresh.mp4", "keyint=30:intra-refresh=1"),
+        ("transport.ts", "keyint=250"),
+        ("old.avi", "keyint=40"),
+    ],
+)
+def test_frames_nobody_needs_are_left_out_and_the_pixels_stay(
+    tmp_path: Path, moving_frames: np.ndarray, name: str, params: str
+) -> None:
+    path = encode(tmp_path / name, np.concatenate([moving_frames] * 3), options={"x264-params": params})
+    with av.open(str(path)) as container:
+        every = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    rng = np.random.default_rng(0)
+    for _ in range(25):
+        start, interval, count = (int(n) for n in rng.integers((0, 1, 1), (150, 9, 9)))
+        count = min(count, (len(every) - 1 - start) // interval + 1)
+        assert np.array_equal(sample_clip(path, start, interval, count), every[start::interval][:count])
+
+
+def test_only_needed_frames_are_decoded(tmp_path: Path, moving_frames: np.ndarray) -> None:
+    options = {"x264-params": "bframes=3:b-adapt=0:b-pyramid=none:keyint=250:scenecut=0"}
+    path = encode(tmp_path / "long.mp4", np.concatenate([moving_frames] * 3), options=options)
+    with open_video(path) as video:
+        ticks = 1 / (video.rate * video.stream.time_base)
+        targets = [(120 + 8 * k) * ticks for k in range(4)]
+        lean, full = (sum(1 for _ in decode_from(video, targets, ticks, seen)) for seen in ([], None))
+    assert full == 180  # this file is one group of pictures; the picker stops earlier, the decoder does not know where
+    assert lean <= 145 // 4 + 6  # three frames of four are B-frames that no other refers to
+
+
+def test_several_spans_of_one_opening_are_the_same_clips(moving_video: Path) -> None:
+    spans = [(30, 1), (0, 3), (50, 2), (10, 1)]
+    got = list(sample_clips(moving_video, spans, 10))
+    assert isinstance(got[2], VideoError)  # ends at frame 68 of 60
+    assert got[2].reason == "too_short"
+    for k in (0, 1, 3):
+        assert np.array_equal(got[k], sample_clip(moving_video, *spans[k], 10))
+
+
+def test_truncated_with_the_index_in_front_gives_what_is_there(tmp_path: Path, moving_frames: np.ndarray) -> None:
+    whole = encode(tmp_path / "whole.mp4", moving_frames, container_options={"movflags": "+faststart"})
+    data = whole.read_bytes()
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(data[: len(data) * 6 // 10])
+    assert np.array_equal(sample_clip(cut, 0, 1, 8), sample_clip(whole, 0, 1, 8))
+    with pytest.raises(VideoError, match=r"cut\.mp4 (is damaged|cannot be decoded)") as caught:
+        sample_clip(cut, 20, 3, 13)
+    assert caught.value.reason == "corrupt"
+
+
+def test_memory_does_not_grow_over_two_hundred_clips(moving_video: Path) -> None:
+    # In a process of its own, so that nothing else that the tests hold comes in.
+    script = """
+import os, sys
+from cinemo.motion import motion_score
+from cinemo.video import VideoError, sample_clip
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+def run(count):
+    for k in range(count):
+        motion_score(sample_clip(sys.argv[1], k % 30, 1 + k % 2, 16, (64, 96)))
+        try:
+            sample_clip(sys.argv[1], 59, 1, 16, (64, 96))
+        except VideoError:
+            pass
+run(20)
+before = resident()
+run(200)
+print(resident() - before)
+"""
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("resident memory is read from /proc")
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(moving_video)], capture_output=True, text=True, check=True, timeout=300
+    )
+    assert float(done.stdout) < 8  # MiB; the clips together are 56
+
+
+@pytest.mark.parametrize(
+    ("matrix", "order"),
+    [((0, 1, -1, 0), (2, 0, 3, 1)), ((-1, 0, 0, -1), (3, 2, 1, 0)), ((0, -1, 1, 0), (1, 3, 0, 2))],
+    ids=["90 clockwise", "180", "90 counterclockwise"],
+)
+def test_rotated_pictures_stand_upright(tmp_path: Path, matrix: tuple[int, ...], order: tuple[int, ...]) -> None:
+    path = encode(tmp_path / "phone.mp4", [quadrants()] * 3, options={"crf": "1"})
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 44  # the track's display matrix, 16.16 fixed point, in rows of three
+    a, b, c, d = (n * 65536 for n in matrix)
+    struct.pack_into(">6i", data, at, a, b, 0, c, d, 0)
+    path.write_bytes(data)
+    for size in (None, (40, 40)):
+        picture = sample_clip(path, 0, 1, 2, size)[1]
+        assert picture.shape[:2] == (size or ((96, 64) if matrix[0] == 0 else (64, 96)))
+        assert np.abs(np.subtract(corners(picture), [CORNERS[k] for k in order])).max() <= 4
