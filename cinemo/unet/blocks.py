@@ -5,7 +5,7 @@ channels-last convolutions then all see views of the same memory. Knows nothing 
 vector. Module and parameter names are the official checkpoint's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -81,6 +81,10 @@ class Resample(nn.Module):
 class Level(nn.Module):
     """One level of the U-Net: pairs of ResNet and (where `num_heads` is given) transformer, then maybe a resample."""
 
+    # Set on every level by diffusers' enable_gradient_checkpointing: a pair then keeps its input alone for backward.
+    gradient_checkpointing = False
+    _gradient_checkpointing_func: Callable[..., Tensor]
+
     def __init__(
         self,
         widths: Sequence[tuple[int, int]],
@@ -97,6 +101,12 @@ class Level(nn.Module):
             self.attentions = nn.ModuleList([Transformer(o, num_heads, text_dim, groups) for _, o in widths])
 
     def layer(self, index: int, x: Tensor, emb: Tensor, text: Tensor, positions: FramePositions) -> Tensor:
+        """ResNet and transformer `index`, computed a second time in backward where memory is short."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(self.pair, index, x, emb, text, positions)
+        return self.pair(index, x, emb, text, positions)
+
+    def pair(self, index: int, x: Tensor, emb: Tensor, text: Tensor, positions: FramePositions) -> Tensor:
         x = self.resnets[index](x, emb)
         return self.attentions[index](x, text, positions) if hasattr(self, "attentions") else x
 

@@ -75,6 +75,7 @@ class CinemoUNet(ModelMixin, ConfigMixin):
     Raises ValueError for widths that heads or norm groups do not divide, and for unknown block types.
     """
 
+    _supports_gradient_checkpointing = True
     _keys_to_ignore_on_load_unexpected = (r".*rotary_emb\.freqs",)
 
     @register_to_config

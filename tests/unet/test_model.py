@@ -118,3 +118,32 @@ def test_a_checkpoint_of_another_arithmetic_is_refused(checkpoint: Path, tmp_pat
     config = json.loads((checkpoint / "unet" / "config.json").read_text())
     with pytest.raises(ValueError, match="use_linear_projection"):
         CinemoUNet.from_config({**config, "use_linear_projection": True})
+
+
+def test_gradient_checkpointing_keeps_fewer_activations_and_changes_no_gradient() -> None:
+    unet = CinemoUNet(**TINY)
+    generator = torch.Generator().manual_seed(0)
+    clip = torch.randn(2, 4, 4, 8, 8, generator=generator)
+    text = torch.randn(2, 5, 48, generator=generator)
+
+    def backward() -> tuple[dict[str, torch.Tensor], int]:
+        """Every gradient, and the bytes that forward kept for backward."""
+        kept = 0
+
+        def count(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal kept
+            kept += tensor.nbytes
+            return tensor
+
+        unet.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            out = unet(clip[:, :, 1:], torch.tensor([3, 900]), text, clip[:, :, :1], torch.tensor([0, 7])).sample
+        out.square().mean().backward()
+        return {name: weight.grad.clone() for name, weight in unet.named_parameters()}, kept
+
+    expected, all_bytes = backward()
+    unet.enable_gradient_checkpointing()
+    found, few_bytes = backward()
+    assert few_bytes < all_bytes / 2
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7, msg=name)
