@@ -154,6 +154,9 @@ def _figure(draw: Callable[[Any], Any], x: str, y: str) -> bytes:
 def _client(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
+    # A server that went away is given up after seconds, not after the minutes that MLflow's defaults come to.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     from mlflow.tracking import MlflowClient
 
     for name in ("alembic", "mlflow", "mlflow.store.db.utils"):  # they announce every table that they make
