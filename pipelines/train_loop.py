@@ -1,4 +1,4 @@
-"""What one training worker does: U-Net and DeepSpeed engine, steps, checkpoints, export.
+"""What one training worker does: clips in, steps, progress, checkpoints, and the model at the end.
 
 Noise, timesteps, prompt drops and the order of clips derive from (seed, step, clip id), so that the losses do not
 depend on ZeRO's stage, on the number of workers, or on a resume. Imported by workers only: the driver needs no
@@ -8,8 +8,8 @@ DeepSpeed.
 import functools
 import hashlib
 import math
-import os
-import tempfile
+import resource
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ import ray.train.torch
 import torch
 import torch.distributed
 
-import cinemo
 from cinemo import checkpoint
 from cinemo.motion import UNIFORM_MOTION, motion_id
 from cinemo.pipeline import encode_prompts
@@ -28,9 +27,13 @@ from cinemo.residual import training_loss
 from cinemo.unet import CinemoUNet
 from pipelines import dataset, storage, tracking
 from pipelines.progress import Progress
-from pipelines.train import TrainConfig, read_losses
+from pipelines.train import read_losses
+from pipelines.train_config import TrainConfig
+from pipelines.train_deepspeed import shares
+from pipelines.train_engine import start_engine, take_step
+from pipelines.train_export import export
+from pipelines.train_state import restore, save
 
-TAG = "state"  # DeepSpeed's name for what it saves inside a checkpoint directory
 Text = Callable[[str], torch.Tensor]
 
 
@@ -38,6 +41,8 @@ def loop(settings: dict[str, Any]) -> dict[str, Any]:
     """Train to the last step, then export. Runs on every worker; returns rank 0's summary.
 
     settings: config (TrainConfig as a dict), output (absolute), mailbox (actor for progress), tracking (uri, run id).
+    A run that has to stop for its bad steps returns the sentence as "stopped": nothing would change if it were tried
+    again, as a run is whose worker raised.
     """
     config, output = TrainConfig(**settings["config"]), settings["output"]
     rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
@@ -48,48 +53,101 @@ def loop(settings: dict[str, Any]) -> dict[str, Any]:
     predicts = config.predicts
     embed = text_features(source, device)
     clips = dataset.ClipReader(config.dataset)
-    engine = start_engine(config, load_unet(config, source), world)
-    start = restore(engine)
+    rounds, micro = shares(config.total_batch, config.micro_batch, world)
+    engine, optimizer = start_engine(config, load_unet(config, source), world)
+    unet = in_precision(engine)
+    state = restore(engine, optimizer, config, world)
+    start, bad_steps = state.get("steps", 0), state.get("bad_steps", [])
     losses = read_losses(output)[:start]
     log = tracking.join(*settings["tracking"]) if rank == 0 else tracking.Log()
     progress = Progress("train", "steps", config.max_steps, began=start, show=settings["mailbox"].put.remote)
     unsent: list[tuple[int, dict[str, float]]] = []
 
     for step in range(start, config.max_steps):
+        began, waited = time.perf_counter(), 0.0
         rate = learning_rate(config, step)
-        for group in engine.optimizer.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = rate
         positions = dataset.batch_positions(len(clips), config.total_batch, config.seed, step)
-        total = torch.zeros((), device=device)
-        for mine in dataset.share(positions, rank, world, config.micro_batch):
-            batch = [clips[position] for position in mine]
+        total, unfit, norm = torch.zeros((), device=device), [], math.nan
+        for number, mine in enumerate(dataset.share(positions, rank, world, micro), 1):
+            waits_since = time.perf_counter()
+            # A worker without a clip of its own takes part all the same: its collectives are waited for.
+            batch = [clips[position] for position in mine or positions[:1]]
             inputs = draw_batch(config, step, batch, embed, motion, schedule.config.num_train_timesteps)
             latents, text, ids, timesteps, noise = (tensor.to(device) for tensor in inputs)
-            loss = training_loss(engine, latents, text, ids, timesteps, noise, schedule.alphas_cumprod, predicts)
-            engine.backward(loss)
-            engine.step()
-            total += loss.detach() * len(mine) / config.total_batch
+            waited += time.perf_counter() - waits_since
+            each = training_loss(
+                unet, latents, text, ids, timesteps, noise, schedule.alphas_cumprod, predicts, reduction="none"
+            )[: len(mine)]
+            part = each.sum() / config.total_batch
+            engine.backward(part * world * rounds)  # DeepSpeed takes the mean over workers and rounds
+            if number == rounds:
+                norm = take_step(engine, optimizer)
+            else:
+                engine.step()
+            total += part.detach()
+            unfit += [clip.clip_id for clip, loss in zip(batch, each.tolist(), strict=False) if not math.isfinite(loss)]
         torch.distributed.all_reduce(total)
         losses.append(total.item())
-        if not math.isfinite(losses[-1]):
-            raise ValueError(f"the loss is {losses[-1]} at step {step + 1}; lower --learning-rate or --grad-clip")
 
+        if not math.isfinite(losses[-1]) or (not math.isfinite(norm) and config.precision != "fp16"):
+            # fp16 leaves out a step now and then to find its loss scale: only its losses have to be finite.
+            bad_steps.append({"step": step + 1, "clips": gather_ids(unfit) or [clips[at].clip_id for at in positions]})
+            if len(bad_steps) > config.max_bad_steps:
+                return {"stopped": stopped(config, bad_steps)}
         last = step + 1 == config.max_steps
         if rank == 0:
             speed = progress.rate() * config.total_batch
-            progress.add(1, f"loss {losses[-1]:.4f}  {speed:.1f} clips/s")
-            unsent.append((step + 1, {"loss": losses[-1], "learning_rate": rate, "clips_per_second": speed}))
+            note = f"  {len(bad_steps)} bad steps left out" if bad_steps else ""
+            progress.add(1, f"loss {losses[-1]:.4f}  {speed:.1f} clips/s{note}")
+            values = {
+                "loss": losses[-1],
+                "learning_rate": rate,
+                "grad_norm": norm,
+                "clips_per_second": speed,
+                "data_wait_share": waited / (time.perf_counter() - began),
+                "memory_mib": memory_mib(device),
+                "bad_steps": float(len(bad_steps)),
+            }
+            unsent.append((step + 1, {name: value for name, value in values.items() if math.isfinite(value)}))
             if len(unsent) >= 20 or last:
                 log.series(unsent)
                 unsent = []
         if last or (step + 1) % config.checkpoint_every == 0:
             if rank == 0:
                 storage.put(storage.join(output, "losses.csv"), csv_lines(losses))
-            save(engine, step + 1, losses[-1])
+            save(engine, config, world, {"steps": step + 1, "loss": losses[-1], "bad_steps": bad_steps})
 
-    weights = gather(engine.module, rank)
-    fingerprint = export(config, source, weights, motion, log.run_id, output) if rank == 0 else None
-    return {"model_fingerprint": fingerprint}
+    if rank > 0:
+        return {}
+    with ray.train.get_checkpoint().as_directory() as folder:
+        fingerprint = export(config, folder, motion, log.run_id, output)
+    return {"model_fingerprint": fingerprint, "bad_steps": bad_steps}
+
+
+def gather_ids(mine: list[str]) -> list[str]:
+    """What all workers found, sorted; every worker has to call it."""
+    found: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(found, mine)
+    return sorted(clip_id for ids in found for clip_id in ids)
+
+
+def stopped(config: TrainConfig, bad_steps: list[dict[str, Any]]) -> str:
+    """The sentence that ends a run with too many bad steps."""
+    last = bad_steps[-1]
+    return (
+        f"step {last['step']} has no finite loss or gradient, as {len(bad_steps)} steps now have, more than "
+        f"--max-bad-steps {config.max_bad_steps}: look at the clips {', '.join(last['clips'])}, or lower "
+        "--learning-rate; no such step changed the weights, and the last checkpoint is good"
+    )
+
+
+def memory_mib(device: torch.device) -> float:
+    """The most memory that this worker has had: the GPU's, or the process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def load_unet(config: TrainConfig, source: Path) -> CinemoUNet:
@@ -104,27 +162,10 @@ def load_unet(config: TrainConfig, source: Path) -> CinemoUNet:
     return unet.train()
 
 
-def start_engine(config: TrainConfig, unet: CinemoUNet, world: int) -> Any:
-    """A DeepSpeed engine around the U-Net, with torch's Adam."""
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if config.gpu else "cpu")
-    import deepspeed
-
-    if not config.gpu:
-        # Its shared-memory collectives would be compiled now, for a minute and only where there is a compiler.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    engine, *_ = deepspeed.initialize(
-        model=unet,
-        optimizer=torch.optim.Adam(unet.parameters(), lr=config.learning_rate),
-        config={
-            "train_micro_batch_size_per_gpu": config.micro_batch,
-            "gradient_accumulation_steps": config.total_batch // (config.micro_batch * world),
-            "gradient_clipping": config.grad_clip,
-            "zero_optimization": {"stage": config.zero_stage},
-            "zero_allow_untested_optimizer": True,  # torch's Adam needs no compiler, and works at every stage
-            "steps_per_print": 10**9,
-        },
-    )
-    return engine
+def in_precision(engine: Any) -> Callable[..., Any]:
+    """The engine, called with inputs of its weights' type: noising and loss stay float32."""
+    dtype = next(engine.module.parameters()).dtype
+    return lambda *inputs: engine(*(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in inputs))
 
 
 def text_features(source: Path, device: torch.device) -> Text:
@@ -157,73 +198,6 @@ def draw_batch(
 def learning_rate(config: TrainConfig, step: int) -> float:
     """Linear warm-up, then constant: a function of the step alone, so that a resume needs nothing else."""
     return config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
-
-
-def save(engine: Any, steps: int, loss: float) -> None:
-    """Every rank's shard as one Ray Train checkpoint."""
-    with tempfile.TemporaryDirectory() as folder:
-        engine.save_checkpoint(folder, tag=TAG, client_state={"steps": steps})
-        ray.train.report(
-            {"steps": steps, "loss": loss},
-            checkpoint=ray.train.Checkpoint.from_directory(folder),
-            checkpoint_dir_name=f"step_{steps:07d}",
-        )
-
-
-def restore(engine: Any) -> int:
-    """Go back to the last checkpoint, if there is one; returns the number of steps that are done."""
-    last = ray.train.get_checkpoint()
-    if last is None:
-        return 0
-    with last.as_directory() as folder:
-        _, client = engine.load_checkpoint(folder, tag=TAG)
-    return client["steps"]
-
-
-def gather(unet: torch.nn.Module, rank: int) -> dict[str, torch.Tensor]:
-    """The whole state dict on rank 0, empty elsewhere; one tensor at a time, because under ZeRO 3 all are sharded."""
-    import deepspeed
-
-    whole = {}
-    for name, tensor in unet.state_dict(keep_vars=True).items():
-        with deepspeed.zero.GatheredParameters([tensor], enabled=hasattr(tensor, "ds_id")):
-            if rank == 0:
-                whole[name] = tensor.detach().to("cpu", copy=True)
-    return whole
-
-
-def export(
-    config: TrainConfig,
-    source: Path,
-    weights: dict[str, torch.Tensor],
-    motion: dict[str, str],
-    run_id: str | None,
-    output: str,
-) -> str:
-    """OUTPUT/model: the trained U-Net with the parts of its source, and where it came from. Returns its fingerprint."""
-    config_of = source / "unet" if not config.init.startswith("lavie:") else None
-    unet = CinemoUNet.from_config(CinemoUNet.load_config(config_of)) if config_of else CinemoUNet()
-    unet.load_state_dict(weights)
-    made_from = dataset.read_description(config.dataset)
-    card = checkpoint.ModelCard(
-        motion=motion,
-        sizes=[(made_from["height"], made_from["width"])],
-        lengths=[made_from["num_frames"]],
-        lineage={
-            "dataset_fingerprint": made_from["fingerprint"],
-            "init": config.init,
-            "steps": config.max_steps,
-            "run_id": run_id,
-            "code_version": cinemo.__version__,
-        },
-    )
-    if storage.is_local(output):
-        model = checkpoint.export_model(source, unet, Path(output) / "model", card, config.predicts)
-        return checkpoint.fingerprint(model)
-    with tempfile.TemporaryDirectory() as folder:
-        model = checkpoint.export_model(source, unet, Path(folder) / "model", card, config.predicts)
-        storage.upload(model, storage.join(output, "model"))
-        return checkpoint.fingerprint(model)
 
 
 def csv_lines(losses: Sequence[float]) -> bytes:

@@ -10,8 +10,8 @@ from ray_jobs import common
 
 
 def needs_cpus(config: train.TrainConfig) -> int:
-    """One CPU for each worker."""
-    return config.num_workers
+    """One CPU for each worker that there has to be."""
+    return config.workers[0]
 
 
 if __name__ == "__main__":

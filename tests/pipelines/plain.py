@@ -1,30 +1,97 @@
 """The reference for training: one process, plain PyTorch, no Ray and no DeepSpeed, the whole batch at once."""
 
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
 import torch
 
 from cinemo import checkpoint
 from cinemo.residual import training_loss
+from cinemo.unet import CinemoUNet
 from pipelines import dataset, train, train_loop
+from tests.tiny import TINY
 
 
-def plain_losses(config: train.TrainConfig, steps: int) -> list[float]:
-    """Losses of the first steps of a run."""
+@dataclass
+class Plain:
+    """What a plain run comes to. weights, average: of the U-Net after the last step, by name."""
+
+    losses: list[float]
+    start: dict[str, torch.Tensor]
+    weights: dict[str, torch.Tensor]
+    average: dict[str, torch.Tensor]
+
+    def distance(self, weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+        """How far weights are from what was expected, as a share of the way that training went."""
+
+        def length(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+            return math.sqrt(sum((ours[name] - theirs[name]).double().square().sum().item() for name in self.start))
+
+        return length(weights, expected) / length(expected, self.start)
+
+
+def run_plain(config: train.TrainConfig, steps: int) -> Plain:
+    """The first steps of a run. A step whose loss is not finite changes nothing."""
     source = config.source
     unet = train_loop.load_unet(config, source)
+    start = {name: weight.detach().clone() for name, weight in unet.named_parameters()}
+    average = {name: weight.clone() for name, weight in start.items()}
     optimizer = torch.optim.Adam(unet.parameters(), lr=config.learning_rate)
     schedule = checkpoint.load_scheduler(source)
     clips = dataset.ClipReader(config.dataset)
     embed = train_loop.text_features(source, torch.device("cpu"))
     losses = []
+    taken = 0
     for step in range(steps):
         positions = dataset.batch_positions(len(clips), config.total_batch, config.seed, step)
         batch = [clips[position] for position in positions]
         inputs = train_loop.draw_batch(config, step, batch, embed, train_loop.UNIFORM_MOTION, 1000)
         loss = training_loss(unet, *inputs, schedule.alphas_cumprod)
+        losses.append(loss.item())
+        if not math.isfinite(losses[-1]):
+            continue
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), config.grad_clip)
         optimizer.param_groups[0]["lr"] = config.learning_rate * min(1, (step + 1) / config.warmup_steps)
         optimizer.step()
-        losses.append(loss.item())
-    return losses
+        taken += 1
+        decay = min(config.ema_decay, (1 + taken) / (10 + taken)) if taken > 1 else 0
+        for name, weight in unet.named_parameters():
+            average[name] = decay * average[name] + (1 - decay) * weight.detach()
+    weights = {name: weight.detach().clone() for name, weight in unet.named_parameters()}
+    return Plain(losses, start, weights, average)
+
+
+def exported(model: str | Path) -> dict[str, torch.Tensor]:
+    """The weights of a model directory's U-Net, by name."""
+    return {name: weight.detach() for name, weight in checkpoint.load_unet(model).named_parameters()}
+
+
+def small_config(prepared: str, folder: Path) -> train.TrainConfig:
+    """A run from nothing with the smallest U-Net, gentle enough for 30 steps to agree to rounding.
+
+    Adam's first steps are the gradient's signs: at a higher rate, a difference in the last bit grows tenfold in two
+    steps. folder: gets the model directory; `output` is for each test to set.
+    """
+    components = folder / "components"
+    if not components.exists():
+        builtin = checkpoint.resolve("builtin:tiny")
+        shutil.copytree(builtin, components, ignore=shutil.ignore_patterns("unet"))
+        widths = CinemoUNet.load_config(builtin / "unet")
+        same = {name: widths[name] for name in ("in_channels", "out_channels", "cross_attention_dim")}
+        CinemoUNet(**{**TINY, **same}).save_pretrained(components / "unet")
+    return train.TrainConfig(
+        dataset=prepared,
+        output="unset",
+        init="none",
+        components=str(components),
+        max_steps=30,
+        total_batch=4,
+        micro_batch=2,
+        learning_rate=2e-4,
+        warmup_steps=5,
+        ema_decay=0.9,
+    )

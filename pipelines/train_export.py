@@ -1,0 +1,52 @@
+"""A checkpoint of a run -> a model directory: the trained U-Net with the parts of its source, and where it came from.
+
+Knows checkpoints and model directories. Knows nothing of engines or steps.
+"""
+
+import tempfile
+from pathlib import Path
+
+import torch
+
+import cinemo
+from cinemo import checkpoint
+from cinemo.unet import CinemoUNet
+from pipelines import dataset, storage
+from pipelines.train_config import TrainConfig
+from pipelines.train_state import read_pieces
+
+
+def export(config: TrainConfig, saved: str | Path, motion: dict[str, str], run_id: str | None, output: str) -> str:
+    """Write OUTPUT/model from a checkpoint's folder; returns the model's fingerprint.
+
+    The weights are their moving average, or the last ones when the run keeps none.
+    """
+    source = config.source
+    config_of = source / "unet" if not config.init.startswith("lavie:") else None
+    unet = CinemoUNet.from_config(CinemoUNet.load_config(config_of)) if config_of else CinemoUNet()
+    pieces, steps = read_pieces(saved)
+    kind = "ema" if config.ema_decay and steps else "fp32"
+    with torch.no_grad():
+        for name, weight in unet.named_parameters():
+            weight.copy_(torch.cat(pieces[name][kind]).view_as(weight))
+    made_from = dataset.read_description(config.dataset)
+    card = checkpoint.ModelCard(
+        motion=motion,
+        sizes=[(made_from["height"], made_from["width"])],
+        lengths=[made_from["num_frames"]],
+        lineage={
+            "dataset_fingerprint": made_from["fingerprint"],
+            "init": config.init,
+            "steps": config.max_steps,
+            "ema_decay": config.ema_decay,
+            "run_id": run_id,
+            "code_version": cinemo.__version__,
+        },
+    )
+    if storage.is_local(output):
+        model = checkpoint.export_model(source, unet, Path(output) / "model", card, config.predicts)
+        return checkpoint.fingerprint(model)
+    with tempfile.TemporaryDirectory() as folder:
+        model = checkpoint.export_model(source, unet, Path(folder) / "model", card, config.predicts)
+        storage.upload(model, storage.join(output, "model"))
+        return checkpoint.fingerprint(model)
