@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, model_validator
 from cinemo.motion import motion_bucket, neighbour_ssim
 from cinemo.video import SAMPLING_VERSION, VideoError, VideoInfo, probe, sample_clip
 from pipelines import records, sources
-from pipelines.isolation import ChildDied, Sandbox
+from pipelines.isolation import DeadChildError, Sandbox
 from pipelines.records import Reason
 
 Row = dict[str, Any]
@@ -79,7 +79,7 @@ def in_sandbox(timeout: float) -> Run:
                 return sandbox.call(function, *arguments, timeout=timeout)
             except TimeoutError as error:
                 raise VideoError("timeout", f"{error}; raise --clip-timeout if the storage is slow") from None
-            except ChildDied as error:
+            except DeadChildError as error:
                 last = error
         raise VideoError("crashed", f"the decoder died of it {ATTEMPTS} times: {last}")
 

@@ -19,7 +19,7 @@ from typing import Any
 _START_S = 300.0  # for a child to start and to import what it shall run: a cold node's disk is slow
 
 
-class ChildDied(RuntimeError):
+class DeadChildError(RuntimeError):
     """The child ended in the middle of a call; the message says by what."""
 
 
@@ -38,7 +38,7 @@ class Sandbox:
         """What function(*arguments) returns or raises. The function must be one that the child can import.
 
         timeout: seconds that it may run; starting the child and importing do not count. Raises TimeoutError when it
-        takes longer and ChildDied when it ends its process.
+        takes longer and DeadChildError when it ends its process.
         """
         output = self._begin(pickle.dumps((function, arguments, timeout)))
         try:
@@ -47,7 +47,7 @@ class Sandbox:
             self.close()
             raise TimeoutError(f"took longer than {timeout:g} s") from None
         except EOFError:
-            raise ChildDied(_cause(self.close())) from None
+            raise DeadChildError(_cause(self.close())) from None
         if raised:
             raise value
         return value
@@ -84,7 +84,7 @@ class Sandbox:
                 return output
             except (EOFError, BrokenPipeError):
                 code = self.close()
-        raise ChildDied(f"could not be started: {_cause(code)}")
+        raise DeadChildError(f"could not be started: {_cause(code)}")
 
 
 def _start() -> "subprocess.Popen[bytes]":
@@ -98,7 +98,7 @@ def _cause(code: int) -> str:
 
 
 def _serve() -> None:
-    """The child: a warm-up, then requests from stdin, two answers for each on stdout (begun; done), until stdin ends."""
+    """The child: a warm-up, then requests from stdin, two answers to each on stdout (begun; done), till stdin ends."""
     requests, answers = os.dup(0), os.dup(1)
     os.dup2(2, 1)  # whatever a library prints must not get among the answers
     _receive(requests, deadline=None)()

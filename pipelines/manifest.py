@@ -14,14 +14,13 @@ import pyarrow.parquet as pq
 from pipelines import records, storage
 
 _GROUP = 1024  # rows that a reader loads for a slice, at least
-_SLICES = 256  # wanted: enough for every core
-_SMALLEST, _LARGEST = 4, 1024  # videos in a slice: what a lost worker makes do again
+_LARGEST = 1024  # videos in a slice: what a lost worker makes do again
 
 SLICE = pa.schema([("file", pa.string()), ("first", pa.int64()), ("count", pa.int64())])
 
 
-def write(videos: Iterable[pa.Table], folder: str) -> tuple[pa.Table, np.ndarray]:
-    """Store the videos; returns their slices (SLICE) and the sorted hashes of their uris.
+def write(videos: Iterable[pa.Table], folder: str) -> tuple[dict[str, int], np.ndarray]:
+    """Store the videos; returns the files with their number of rows, and the sorted hashes of the videos' uris.
 
     Files are named by their content: the same videos again change nothing, and files of other ones are removed.
     """
@@ -38,12 +37,15 @@ def write(videos: Iterable[pa.Table], folder: str) -> tuple[pa.Table, np.ndarray
         hashes.append(records.hash64(table["uri"].to_pylist()))
     for stale in set(storage.list_files(folder, (".parquet",))) - set(kept):
         storage.remove(stale)
-    return slices(kept), np.sort(np.concatenate(hashes))
+    return kept, np.sort(np.concatenate(hashes))
 
 
-def slices(files: dict[str, int]) -> pa.Table:
-    """A table of slices that covers files of so many rows each."""
-    step = min(_LARGEST, max(_SMALLEST, sum(files.values()) // _SLICES))
+def slices(files: dict[str, int], smallest: int = 4, wanted: int = 256) -> pa.Table:
+    """A table of slices (SLICE) that covers files of so many rows each, in order.
+
+    smallest: videos in a slice, at least. wanted: slices, as far as that and _LARGEST allow, for every core to have work.
+    """
+    step = min(_LARGEST, max(smallest, sum(files.values()) // wanted))
     rows = [(uri, first, min(step, total - first)) for uri, total in files.items() for first in range(0, total, step)]
     return pa.Table.from_pylist([dict(zip(SLICE.names, row, strict=True)) for row in rows], schema=SLICE)
 

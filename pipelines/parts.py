@@ -21,8 +21,13 @@ from pipelines import records, storage
 
 _FOLDERS = ("data", "rejects")
 _GOOD = pa.schema(
-    [("clip_id", pa.string()), ("uri", pa.string()), ("start_frame", pa.int64()), ("interval", pa.int32())]
-    + [("bucket", pa.uint8())]
+    [
+        ("clip_id", pa.string()),
+        ("uri", pa.string()),
+        ("start_frame", pa.int64()),
+        ("interval", pa.int32()),
+        ("bucket", pa.uint8()),
+    ]
 )
 _BAD = pa.schema([("uri", pa.string()), ("start_frame", pa.int64()), ("reason", pa.string())])
 # A training step reads single clips in random order: a row group is what it reads at a time.

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from cinemo.video import VideoError
-from pipelines.isolation import ChildDied, Sandbox
+from pipelines.isolation import DeadChildError, Sandbox
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_a_call_that_hangs_is_given_up_and_its_process_is_gone(sandbox: Sandbox)
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
 def test_a_call_that_kills_its_process_names_the_signal(sandbox: Sandbox, number: signal.Signals) -> None:
-    with pytest.raises(ChildDied, match=number.name):
+    with pytest.raises(DeadChildError, match=number.name):
         sandbox.call(signal.raise_signal, number, timeout=30)
     assert sandbox.call(abs, -3, timeout=30) == 3
 

@@ -1,0 +1,65 @@
+"""Memory of the whole prepare job, every process of it, for some videos and for ten times as many.
+
+    python benchmarks/memory.py [--videos 30]
+
+Peak of the sum of proportional set sizes (shared pages count once) over the driver, Ray and all workers, sampled every
+0.2 s. Exits 1 when ten times the videos take more than 1.1 times the memory. Takes about three minutes on two cores.
+"""
+
+import argparse
+import contextlib
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+from prepare import SAMPLING, make_videos, start_job
+from timing import Ratio, report
+
+MORE, BOUND = 10, 1.1
+
+
+def peak_bytes(videos: Path, output: Path) -> int:
+    """Largest sum of proportional set sizes that the job's processes had, in bytes. Ends the program if it fails."""
+    job = start_job(videos, output)
+    peak = 0
+    while job.poll() is None:
+        total = 0
+        with contextlib.suppress(psutil.NoSuchProcess):
+            driver = psutil.Process(job.pid)
+            for process in [driver, *driver.children(recursive=True)]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    total += process.memory_full_info().pss
+        peak = max(peak, total)
+        time.sleep(0.2)
+    if job.returncode:
+        sys.exit(f"the job failed with {job.returncode}")
+    return peak
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--videos", type=int, default=30)
+    given = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        peaks = {}
+        for count in (given.videos, MORE * given.videos):
+            videos = make_videos(place / f"videos{count}", count)
+            peaks[count] = peak_bytes(videos, place / f"out{count}")
+            print(f"{count} videos: {peaks[count] / 1e6:.0f} MB", flush=True)
+    grown = peaks[MORE * given.videos] / peaks[given.videos]
+    return report(
+        f"memory of the prepare job, {MORE * given.videos} videos against {given.videos}",
+        Ratio(grown, grown, grown),
+        passed=grown <= BOUND,
+        bound=BOUND,
+        peak_mb=peaks[MORE * given.videos] / 1e6,
+        clip=f"{SAMPLING['num_frames']} x {SAMPLING['height']} x {SAMPLING['width']}",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
