@@ -1,10 +1,15 @@
 """ray_jobs/train.py as a command: refusals, and a run that goes on after its driver was killed."""
 
+import json
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from cinemo.checkpoint import load_unet
 from cinemo.synthetic import write_clips
 from pipelines import train
 from tests.pipelines.plain import exported, run_plain
@@ -27,21 +32,28 @@ def test_bad_input_exits_2_with_one_sentence_and_writes_nothing(tmp_path: Path) 
         assert not (tmp_path / "out").exists()
 
 
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> str:
+    """A dataset that the prepare job wrote."""
+    folder = tmp_path_factory.mktemp("prepared")
+    write_clips(folder / "v", 6, size=(64, 96), num_frames=60)
+    arguments = ["--input", "v", "--output", "ds", "--model", str(checkpoint), *SMALL]
+    code, _, errors = jobs.finish(jobs.start("prepare", folder, *arguments))
+    assert code == 0, errors
+    return str(folder / "ds")
+
+
 @pytest.mark.ray
 def test_a_killed_run_goes_on_from_its_checkpoint_with_the_losses_of_an_uninterrupted_one(
-    tmp_path: Path, checkpoint: Path
+    tmp_path: Path, checkpoint: Path, prepared: str
 ) -> None:
-    write_clips(tmp_path / "v", 6, size=(64, 96), num_frames=60)
-    prepared = ["--input", "v", "--output", "ds", "--model", str(checkpoint), *SMALL]
-    code, _, errors = jobs.finish(jobs.start("prepare", tmp_path, *prepared))
-    assert code == 0, errors
-    given = {"dataset": str(tmp_path / "ds"), "init": "none", "components": str(checkpoint), "micro_batch": "2"}
+    given = {"dataset": prepared, "init": "none", "components": str(checkpoint), "micro_batch": "2"}
     given["learning_rate"] = "1e-4"  # gentle enough for 15 steps to agree to rounding
     flags = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", value)]
     arguments = [*flags, "--output", "run", "--zero-stage", "2", "--max-steps", "15", "--checkpoint-every", "3"]
 
     saved = tmp_path / "run" / "checkpoints"
-    jobs.kill_when(jobs.start("train", tmp_path, *arguments), lambda: list(saved.glob("step_0000006/state/*")))
+    jobs.kill_when(jobs.start("train", tmp_path, *arguments), lambda: list(saved.glob("step_0000006/*/*.pt")))
     assert not (tmp_path / "run" / "model").exists()
     code, summary, errors = jobs.finish(jobs.start("train", tmp_path, *arguments))
     assert code == 0, errors
@@ -53,3 +65,36 @@ def test_a_killed_run_goes_on_from_its_checkpoint_with_the_losses_of_an_uninterr
     assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "mlflow.db").exists()
     assert (Path(summary["model"]) / "cinemo.json").exists()
+
+
+@pytest.mark.ray
+def test_a_full_disk_ends_the_run_with_a_sentence_and_once_there_is_room_it_goes_on(
+    tmp_path: Path, checkpoint: Path, prepared: str
+) -> None:
+    """On a file system of its own, which holds one checkpoint and a half until it is made larger."""
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        pytest.skip("no right to mount a file system here")
+    weights = sum(weight.numel() for weight in load_unet(checkpoint).parameters())
+    (tmp_path / "run").mkdir()
+    arguments = ["--dataset", prepared, "--output", "run", "--init", "none", "--components", str(checkpoint)]
+    arguments += ["--num-workers", "1", "--max-steps", "4", "--checkpoint-every", "2", "--max-failures", "0"]
+    job = shlex.join([sys.executable, str(jobs.ROOT / "ray_jobs" / "train.py"), *arguments])
+    small = 30 * weights  # bytes: a checkpoint has the weights, the optimizer's own, two moments and the average
+    script = f"""
+        mount -t tmpfs -o size={small} tmpfs run
+        {job} 2> first
+        echo $? > code
+        ls run/checkpoints > kept
+        mount -o remount,size={10 * small} run
+        exec {job}
+    """
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert (tmp_path / "code").read_text() == "1\n"
+    last_line = (tmp_path / "first").read_text().splitlines()[-1]
+    assert "the checkpoint of step 4 cannot be written" in last_line
+    assert "make room, and give the same command again" in last_line
+    assert "step_0000002" in (tmp_path / "kept").read_text().split()
+    assert done.returncode == 0, done.stderr
+    assert " 3/4 steps" in done.stderr or " 4/4 steps" in done.stderr
+    assert " 1/4 steps" not in done.stderr
+    assert json.loads(done.stdout)["steps"] == 4
