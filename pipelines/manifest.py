@@ -43,7 +43,7 @@ def write(videos: Iterable[pa.Table], folder: str) -> tuple[dict[str, int], np.n
 def slices(files: dict[str, int], smallest: int = 4, wanted: int = 256) -> pa.Table:
     """A table of slices (SLICE) that covers files of so many rows each, in order.
 
-    smallest: videos in a slice, at least. wanted: slices, as far as that and _LARGEST allow, for every core to have work.
+    smallest: videos in a slice, at least. wanted: slices, as far as that and _LARGEST allow; every core needs work.
     """
     step = min(_LARGEST, max(smallest, sum(files.values()) // wanted))
     rows = [(uri, first, min(step, total - first)) for uri, total in files.items() for first in range(0, total, step)]

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable
 
-
 _BAR = 20  # characters
 
 
