@@ -31,16 +31,17 @@ def plain(config: train.TrainConfig) -> Plain:
 
 
 @pytest.mark.parametrize(
-    ("stage", "then_stage", "then_workers"),
+    ("stage", "then"),
     [
-        (0, 2, 2),  # from a checkpoint without shards
-        (1, 1, 1),  # to fewer workers
-        (2, 3, 2),  # to sharded weights
-        (3, 1, 2),  # from sharded weights
+        # (ZeRO stage, workers) of what goes on. Three workers share a batch of four clips as two, two and none.
+        (0, [(2, "1:3")]),  # from a checkpoint without shards
+        (1, [(1, 1), (1, 2)]),  # to fewer workers and back
+        (2, [(3, 2)]),  # to sharded weights
+        (3, [(1, 2)]),  # from sharded weights
     ],
 )
 def test_losses_and_average_equal_plain_pytorch_at_every_stage_and_after_going_on_in_another_layout(
-    config: train.TrainConfig, plain: Plain, tmp_path: Path, stage: int, then_stage: int, then_workers: int
+    config: train.TrainConfig, plain: Plain, tmp_path: Path, stage: int, then: list[tuple[int, int | str]]
 ) -> None:
     config = config.model_copy(update={"output": str(tmp_path / "run"), "zero_stage": stage})
     said = train.run(config)
@@ -49,27 +50,32 @@ def test_losses_and_average_equal_plain_pytorch_at_every_stage_and_after_going_o
     check_export(config, said)
     check_tracked(tmp_path, config, said)
 
-    changes = {"zero_stage": then_stage, "num_workers": then_workers, "micro_batch": 1, "max_steps": MORE}
-    said = train.run(config.model_copy(update=changes))
+    for count, (then_stage, workers) in enumerate(then, 1):
+        leave_stale_shards(tmp_path / "run")
+        steps = STEPS + (MORE - STEPS) * count // len(then)
+        said = train.run(
+            config.model_copy(update={"zero_stage": then_stage, "num_workers": workers, "max_steps": steps})
+        )
     np.testing.assert_allclose(train.read_losses(config.output), plain.losses, rtol=1e-4)
     assert plain.distance(exported(said["model"]), plain.average) < 1e-3
     assert plain.distance(exported(said["model"]), plain.weights) > 1e-2  # the average, not the last weights
+    assert last_state(tmp_path / "run")["world_size"] == (3 if workers == "1:3" else workers)
     with pytest.raises(ValueError, match=r"--seed: the run in .* has 0, this command 1"):
         train.check(config.model_copy(update={"seed": 1}))
 
 
-def test_workers_come_and_go_and_a_batch_that_they_cannot_share_evenly_is_the_same_batch(
-    config: train.TrainConfig, tmp_path: Path
-) -> None:
-    """2 -> 1 -> 3 workers; three share four clips as two, two and none."""
-    config = config.model_copy(update={"output": str(tmp_path / "run"), "ema_decay": 0.0})
-    for steps, workers in ((5, "1:2"), (10, 1), (15, 3)):
-        said = train.run(config.model_copy(update={"max_steps": steps, "num_workers": workers}))
-    plain = run_plain(config, 15)
-    np.testing.assert_allclose(train.read_losses(config.output), plain.losses, rtol=1e-4)
-    assert plain.distance(exported(said["model"]), plain.weights) < 1e-3  # without an average, the last weights
-    layouts = {json.loads(path.read_text())["world_size"] for path in (tmp_path / "run").rglob("state.json")}
-    assert layouts <= {1, 3}
+def last_state(run: Path) -> dict[str, Any]:
+    """state.json of a run's last checkpoint."""
+    return json.loads(max((run / "checkpoints").glob("step_*/state.json")).read_text())
+
+
+def leave_stale_shards(run: Path) -> None:
+    """In a run's last checkpoint, what a worker of another layout had written when it was killed."""
+    for layout in ("zero2-x3-fp32-none-none-no", "zero1-x1-fp32-none-none-no", "zero3-x2-fp32-none-none-no"):
+        stale = max((run / "checkpoints").glob("step_*")) / layout
+        if not stale.exists():
+            stale.mkdir()
+            (stale / "zero_pp_rank_0_mp_rank_00_optim_states.pt").write_bytes(b"half a file")
 
 
 def test_low_precision_checkpointing_offload_and_own_settings_train_alike(
@@ -77,7 +83,7 @@ def test_low_precision_checkpointing_offload_and_own_settings_train_alike(
 ) -> None:
     own = tmp_path / "deepspeed.json"
     own.write_text('{"zero_optimization": {"stage": "auto", "reduce_bucket_size": 100000}}')
-    low = {"precision": "bf16", "gradient_checkpointing": True, "max_steps": 10}
+    low = {"precision": "bf16", "gradient_checkpointing": True, "max_steps": 10, "ema_decay": 0.0}
     plain = run_plain(config, 10)
     for name, stage, more in (
         ("autocast", 0, {}),
@@ -90,7 +96,7 @@ def test_low_precision_checkpointing_offload_and_own_settings_train_alike(
         assert not np.allclose(losses, plain.losses, rtol=1e-5)  # and is what was computed in
         weights = exported(said["model"])
         assert all(weight.dtype == torch.float32 for weight in weights.values())
-        assert plain.distance(weights, plain.average) < 0.3
+        assert plain.distance(weights, plain.weights) < 0.5  # without an average, the last weights
 
 
 def test_the_tiny_preset_halves_its_loss_in_a_hundred_steps(
