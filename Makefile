@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+BENCHMARKS ?= conformance score decode prepare memory
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test check clean
+.PHONY: install demo test check bench clean
 
 install: $(STAMP)
 
@@ -25,6 +26,11 @@ check: $(STAMP)
 
 test: check
 	$(BIN)/python -m pytest
+
+# Every figure that the README quotes, one file each; a quiet machine gives quiet numbers.
+bench: $(STAMP)
+	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[bench]"
+	@for file in $(BENCHMARKS); do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$file.py || failed=1; done; exit $${failed:-0}
 
 clean:
 	rm -rf out

@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 BOUND_ALL, BOUND_ONE = 1.6, 0.85
 DIFFERENT = 8  # videos that are encoded; the rest are copies under other names, so drawn otherwise
-VIDEOS_AT_START = 4
+VIDEOS_AT_START = 8
 SAMPLING = {"num_frames": 16, "height": 64, "width": 96}
 
 

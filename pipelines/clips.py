@@ -191,7 +191,9 @@ class Encoder:
         import torch
 
         from cinemo import checkpoint
+        from cinemo.memory import keep_freed_memory
 
+        keep_freed_memory()  # a process that does nothing else, and needs as much for every clip
         directory = checkpoint.resolve(model)
         self.shape = (num_frames, *size, 3)
         self.vae = checkpoint.load_vae(directory, dtype=torch.float32, device=device)

@@ -111,6 +111,8 @@ def connect(num_cpus: int, verbose: bool) -> None:
     """Join the cluster of RAY_ADDRESS (set under `ray job submit`), or start one here for the time of the job."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
+    # Ray ends workers that were idle for a second, and needs two seconds of a core for the next one.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
     if not verbose:
         warnings.filterwarnings("ignore")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
