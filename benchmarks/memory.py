@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
-from prepare import SAMPLING, make_videos, start_job
+from prepare import make_videos, start_job
 from timing import Ratio, report
 
 MORE, BOUND = 10, 1.1
@@ -57,7 +57,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         passed=grown <= BOUND,
         bound=BOUND,
         peak_mb=peaks[MORE * given.videos] / 1e6,
-        clip=f"{SAMPLING['num_frames']} x {SAMPLING['height']} x {SAMPLING['width']}",
     )
 
 

@@ -42,15 +42,20 @@ class PrepareConfig(extract.ExtractConfig, frozen=True):
 
 def build(config: PrepareConfig, slices: pa.Table, written: parts.Survey) -> "ray.data.Dataset":
     """The dataflow, lazily. Its rows are the parts as they are written: (clips, rejects) and seconds by stage."""
+    import ray.data
+
     # 1. to 3. Spans, clips, latents; what is written already is not even opened.
     rows = extract.extract(config, slices, written.keys, written.finished(config.clips_per_video))
 
-    # 4. Parts, each named by what is in it. It mostly waits for storage.
+    # 4. Parts, each named by what is in it. It mostly waits for storage. A few at a time: every further one would start
+    #    a worker process, which costs more than the part.
+    writers = max(1, int(ray.cluster_resources().get("CPU", 1)) // 2)
     return rows.map_batches(
         write_block,
         fn_args=(config.output, config.num_frames, extract.frame_size(config)),
         batch_size=config.clips_per_file,
         batch_format="pyarrow",
+        compute=ray.data.TaskPoolStrategy(size=writers),
         num_cpus=0.1,
     )
 
