@@ -5,7 +5,7 @@ order depends on (seed, epoch) alone: not on files, workers or speed. Knows noth
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,16 @@ def read_description(uri: str) -> dict[str, Any]:
     return found
 
 
+def clip_of_row(row: Mapping[str, Any]) -> Clip:
+    """A row on its way (records.ROW, encoded) as training takes it: the same as when it is written and read again."""
+    tensors = {
+        name: np.frombuffer(row[name], np.float16).reshape(row[shape]).astype(np.float32)
+        for name, shape in (("latents", "latents_shape"), ("text_embeds", "text_shape"))
+        if row[name] is not None
+    }
+    return Clip(row["clip_id"], row["caption"], row["bucket"], tensors["latents"], tensors.get("text_embeds"))
+
+
 class ClipReader:
     """Clips by position, 0..len-1 in the order of their ids, whatever files they are in."""
 
@@ -58,6 +68,16 @@ class ClipReader:
 
     def __len__(self) -> int:
         return len(self.places)
+
+    def begin(self, number: int, cursor: Any) -> None:
+        """Nothing: any clip can be read at any time."""
+
+    def positions(self, total_batch: int, seed: int, step: int) -> list[int]:
+        """Positions of the clips of a step's whole batch, over all workers."""
+        return batch_positions(len(self), total_batch, seed, step)
+
+    def cursor(self, number: int) -> None:
+        """Nothing: a position says it all."""
 
     def __getitem__(self, position: int) -> Clip:
         number, group, row = (int(value) for value in self.places[position])

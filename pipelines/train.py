@@ -12,7 +12,7 @@ import threading
 import time
 from typing import Any
 
-from pipelines import dataset, storage, tracking
+from pipelines import storage, tracking, train_source
 from pipelines.progress import to_stderr
 from pipelines.train_config import TrainConfig, check, settings
 
@@ -41,7 +41,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     paths |= {name: storage.absolute_model(getattr(config, name)) for name in ("init", "components")}
     config = config.model_copy(update=paths)
     output, began = config.output, time.monotonic()
-    found = dataset.read_description(config.dataset)
+    found = train_source.describe(config)
     with tracking.start("train", output, config.tracking_uri, config.model_dump()) as log:
         log.tags({"dataset_fingerprint": found["fingerprint"], "init": config.init})
         storage.put_json(storage.join(output, "settings.json"), settings(config))
@@ -83,6 +83,7 @@ def fit(config: TrainConfig, output: str, log: tracking.Log) -> dict[str, Any]:
             "config": config.model_dump(),
             "output": output,
             "mailbox": mailbox,
+            "stream": train_source.start(config, output),
             "tracking": (log.uri, log.run_id),
         },
         torch_config=TorchConfig(backend="nccl" if config.gpu else "gloo"),

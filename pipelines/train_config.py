@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from cinemo import checkpoint
 from cinemo.motion import SCORE_DEFINITION
-from pipelines import dataset, storage
+from pipelines import extract, storage, train_source
 from pipelines.train_deepspeed import check_deepspeed
 
 # What a preset changes of the defaults below; a flag or a line of YAML wins over both.
@@ -49,7 +49,13 @@ def _worker_range(given: Any) -> Any:
 class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     """What the train job takes."""
 
-    dataset: str = Field(description="folder or URI that ray_jobs/prepare.py wrote")
+    dataset: str = Field(
+        description="folder or URI that ray_jobs/prepare.py wrote; or videos, as its --input, to stream clips from"
+    )
+    stream: extract.ExtractConfig = Field(
+        default_factory=lambda: extract.ExtractConfig.model_validate({}),
+        description="how clips are made when --dataset names videos",
+    )
     output: str = Field(description="folder or URI of the run; the same command again goes on from its last checkpoint")
     preset: Literal["tiny", "base"] = Field("tiny", description="defaults for a small run, or for the paper's")
     init: str = Field("builtin:tiny", description="where the U-Net starts: a model, lavie:PATH, or none for random")
@@ -107,6 +113,8 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
             raise ValueError("--offload-optimizer needs --zero-stage 1, 2 or 3: at 0 nothing is taken apart")
         if self.offload_params != "none" and self.zero_stage != 3:
             raise ValueError("--offload-params needs --zero-stage 3, which alone shards the weights")
+        if self.stream.score_only:
+            raise ValueError("--stream.score-only leaves nothing to train on; leave it out")
         check_deepspeed(self)
         return self
 
@@ -136,16 +144,21 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
 
 def settings(config: TrainConfig) -> dict[str, Any]:
     """Everything that a resumed run must share with its beginning, by the name of its flag."""
-    chosen = config.model_dump(exclude=FREE)
+    found = train_source.describe(config)
+    chosen = config.model_dump(exclude={*FREE, "stream"})
+    if train_source.is_stream(config.dataset):
+        fields = extract.ExtractConfig.model_fields
+        chosen |= {f"stream.{name}": value for name, value in found.items() if name in fields}
     chosen["init"] = storage.absolute_model(config.init)
-    chosen["dataset"] = dataset.read_description(config.dataset)["fingerprint"]
+    chosen["dataset"] = found["fingerprint"]
     chosen["components"] = checkpoint.fingerprint(config.source)
     return chosen
 
 
 def check(config: TrainConfig) -> None:
     """Refuse what cannot work, before a cluster is touched: raises ValueError naming the flag and what it met."""
-    found = dataset.read_description(config.dataset)
+    train_source.check(config)
+    found = train_source.describe(config)
     check_dataset(config, found)
     before = storage.read_json(storage.join(config.output, "settings.json"))
     for name, value in settings(config).items():
@@ -160,6 +173,8 @@ def check(config: TrainConfig) -> None:
 
 def check_dataset(config: TrainConfig, found: dict[str, Any]) -> None:
     """Refuse a dataset that does not fit the model; `found` is its dataset.json. Raises ValueError."""
+    if found["score_only"]:
+        raise ValueError(f"--dataset {config.dataset} holds scores and no latents; prepare it without --score-only")
     source = config.source
     card = checkpoint.read_card(source)
     name = config.init if config.has_model else config.components
@@ -187,7 +202,7 @@ def check_dataset(config: TrainConfig, found: dict[str, Any]) -> None:
             f"--dataset {config.dataset} has clips of {found['num_frames']} frames, but {name} takes {card.lengths}; "
             "prepare it with one of these as --num-frames"
         )
-    if found["counts"]["clips"] < config.total_batch:
+    if "counts" in found and found["counts"]["clips"] < config.total_batch:
         raise ValueError(
             f"--dataset {config.dataset} has {found['counts']['clips']} clips, fewer than --total-batch "
             f"{config.total_batch}; prepare more (--clips-per-video) or lower it"

@@ -11,7 +11,7 @@ import torch
 import cinemo
 from cinemo import checkpoint
 from cinemo.unet import CinemoUNet
-from pipelines import dataset, storage
+from pipelines import storage, train_source
 from pipelines.train_config import TrainConfig
 from pipelines.train_state import read_pieces
 
@@ -29,7 +29,7 @@ def export(config: TrainConfig, saved: str | Path, motion: dict[str, str], run_i
     with torch.no_grad():
         for name, weight in unet.named_parameters():
             weight.copy_(torch.cat(pieces[name][kind]).view_as(weight))
-    made_from = dataset.read_description(config.dataset)
+    made_from = train_source.describe(config)
     card = checkpoint.ModelCard(
         motion=motion,
         sizes=[(made_from["height"], made_from["width"])],

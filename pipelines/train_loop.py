@@ -25,7 +25,7 @@ from cinemo.motion import UNIFORM_MOTION, motion_id
 from cinemo.pipeline import encode_prompts
 from cinemo.residual import training_loss
 from cinemo.unet import CinemoUNet
-from pipelines import dataset, storage, tracking
+from pipelines import dataset, storage, tracking, train_source
 from pipelines.progress import Progress
 from pipelines.train import read_losses
 from pipelines.train_config import TrainConfig
@@ -40,7 +40,8 @@ Text = Callable[[str], torch.Tensor]
 def loop(settings: dict[str, Any]) -> dict[str, Any]:
     """Train to the last step, then export. Runs on every worker; returns rank 0's summary.
 
-    settings: config (TrainConfig as a dict), output (absolute), mailbox (actor for progress), tracking (uri, run id).
+    settings: config (TrainConfig as a dict), output (absolute), mailbox (actor for progress), stream (actor that makes
+    clips, or None), tracking (uri, run id).
     A run that has to stop for its bad steps returns the sentence as "stopped": nothing would change if it were tried
     again, as a run is whose worker raised.
     """
@@ -52,12 +53,15 @@ def loop(settings: dict[str, Any]) -> dict[str, Any]:
     schedule = checkpoint.load_scheduler(source)
     predicts = config.predicts
     embed = text_features(source, device)
-    clips = dataset.ClipReader(config.dataset)
+    clips = train_source.open_clips(config, settings["stream"])
     rounds, micro = shares(config.total_batch, config.micro_batch, world)
     engine, optimizer = start_engine(config, load_unet(config, source), world)
     unet = in_precision(engine)
     state = restore(engine, optimizer, config, world)
     start, bad_steps = state.get("steps", 0), state.get("bad_steps", [])
+    if rank == 0:
+        clips.begin(start * config.total_batch, state.get("cursor"))
+    torch.distributed.barrier()
     losses = read_losses(output)[:start]
     log = tracking.join(*settings["tracking"]) if rank == 0 else tracking.Log()
     progress = Progress("train", "steps", config.max_steps, began=start, show=settings["mailbox"].put.remote)
@@ -68,7 +72,7 @@ def loop(settings: dict[str, Any]) -> dict[str, Any]:
         rate = learning_rate(config, step)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        positions = dataset.batch_positions(len(clips), config.total_batch, config.seed, step)
+        positions = clips.positions(config.total_batch, config.seed, step)
         total, unfit, norm = torch.zeros((), device=device), [], math.nan
         for number, mine in enumerate(dataset.share(positions, rank, world, micro), 1):
             waits_since = time.perf_counter()
@@ -117,7 +121,9 @@ def loop(settings: dict[str, Any]) -> dict[str, Any]:
         if last or (step + 1) % config.checkpoint_every == 0:
             if rank == 0:
                 storage.put(storage.join(output, "losses.csv"), csv_lines(losses))
-            save(engine, config, world, {"steps": step + 1, "loss": losses[-1], "bad_steps": bad_steps})
+            cursor = clips.cursor((step + 1) * config.total_batch)
+            done = {"steps": step + 1, "loss": losses[-1], "bad_steps": bad_steps, "cursor": cursor}
+            save(engine, config, world, done)
 
     if rank > 0:
         return {}

@@ -5,13 +5,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pipelines import train
+from pipelines import train, train_source
 from ray_jobs import common
 
 
 def needs_cpus(config: train.TrainConfig) -> int:
-    """One CPU for each worker that there has to be."""
-    return config.workers[0]
+    """One CPU for each worker that there has to be; and, to make clips of videos, one for decoding and encoding."""
+    return config.workers[0] + train_source.is_stream(config.dataset)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,20 +33,20 @@ class Plain:
         return length(weights, expected) / length(expected, self.start)
 
 
-def run_plain(config: train.TrainConfig, steps: int) -> Plain:
-    """The first steps of a run. A step whose loss is not finite changes nothing."""
+def run_plain(config: train.TrainConfig, steps: int, clips: Any = None) -> Plain:
+    """The first steps of a run. A step whose loss is not finite changes nothing. clips: default the prepared ones."""
     source = config.source
     unet = train_loop.load_unet(config, source)
     start = {name: weight.detach().clone() for name, weight in unet.named_parameters()}
     average = {name: weight.clone() for name, weight in start.items()}
     optimizer = torch.optim.Adam(unet.parameters(), lr=config.learning_rate)
     schedule = checkpoint.load_scheduler(source)
-    clips = dataset.ClipReader(config.dataset)
+    clips = clips or dataset.ClipReader(config.dataset)
     embed = train_loop.text_features(source, torch.device("cpu"))
     losses = []
     taken = 0
     for step in range(steps):
-        positions = dataset.batch_positions(len(clips), config.total_batch, config.seed, step)
+        positions = clips.positions(config.total_batch, config.seed, step)
         batch = [clips[position] for position in positions]
         inputs = train_loop.draw_batch(config, step, batch, embed, train_loop.UNIFORM_MOTION, 1000)
         loss = training_loss(unet, *inputs, schedule.alphas_cumprod)

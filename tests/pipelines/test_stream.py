@@ -1,0 +1,85 @@
+"""Training straight from videos: the clips of the prepared dataset, the same ones whenever they are asked for."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines import dataset, extract, prepare, train, train_source
+from pipelines.stream import StreamReader
+from tests.pipelines.conftest import SMALL
+from tests.pipelines.plain import run_plain, small_config
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def config(
+    videos: Path, prepare_config: prepare.PrepareConfig, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory
+) -> train.TrainConfig:
+    """A run from the same videos as the prepared dataset's, with the same sampling."""
+    sampling = {**SMALL, "clips_per_video": prepare_config.clips_per_video}
+    changes = {"dataset": str(videos), "stream": extract.ExtractConfig(**sampling)}
+    return small_config("unset", tmp_path_factory.mktemp("components")).model_copy(update=changes)
+
+
+@pytest.fixture(scope="module")
+def stream(config: train.TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return train_source.start(config, str(tmp_path_factory.mktemp("stream")))
+
+
+def test_an_epoch_holds_the_clips_of_the_prepared_dataset(
+    prepare_config: prepare.PrepareConfig, summary: dict[str, Any], stream: Any
+) -> None:
+    prepared = dataset.ClipReader(prepare_config.output)
+    expected = {clip.clip_id: clip for clip in (prepared[place] for place in range(len(prepared)))}
+    reader = StreamReader(stream)
+    reader.begin(0, None)
+    streamed = [reader[number] for number in range(len(prepared))]
+    assert {clip.clip_id for clip in streamed} == expected.keys()
+    for clip in streamed:
+        same = expected[clip.clip_id]
+        assert (clip.caption, clip.bucket) == (same.caption, same.bucket)
+        np.testing.assert_array_equal(clip.latents, same.latents)
+    second = [reader[number].clip_id for number in range(len(prepared), len(prepared) + 4)]
+    assert second != [clip.clip_id for clip in streamed[:4]]  # another epoch, another order
+    assert set(second) <= expected.keys()
+
+
+def test_a_cursor_leads_to_the_same_clips_without_those_before(stream: Any) -> None:
+    reader = StreamReader(stream)
+    reader.begin(0, None)
+    ids = [reader[number].clip_id for number in range(12)]
+    for number in (5, 8):
+        cursor = json.loads(json.dumps(reader.cursor(number)))  # as it comes out of a checkpoint
+        reader.begin(number, cursor)
+        assert [reader[number + more].clip_id for more in range(3)] == ids[number : number + 3]
+
+
+def test_a_run_that_is_resumed_goes_on_with_the_clips_that_come_next(
+    config: train.TrainConfig, stream: Any, tmp_path: Path
+) -> None:
+    config = config.model_copy(update={"output": str(tmp_path / "run")})
+    for steps in (3, 6):
+        said = train.run(config.model_copy(update={"max_steps": steps}))
+    assert said["steps"] == 6
+    reader = StreamReader(stream)
+    reader.begin(0, None)
+    np.testing.assert_allclose(train.read_losses(config.output), run_plain(config, 6, reader).losses, rtol=1e-4)
+    card = json.loads((tmp_path / "run" / "model" / "cinemo.json").read_text())
+    assert card["lineage"]["dataset_fingerprint"] == said["dataset_fingerprint"]
+    with pytest.raises(ValueError, match=r"--stream.min-interval: the run in .* has 3, this command 2"):
+        train.check(config.model_copy(update={"stream": config.stream.model_copy(update={"min_interval": 2})}))
+
+
+def test_videos_without_a_usable_clip_end_the_run_with_a_sentence(
+    config: train.TrainConfig, ray_cluster: None, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    config = config.model_copy(update={"dataset": str(tmp_path)})
+    reader = StreamReader(train_source.start(config, str(tmp_path / "run")))
+    reader.begin(0, None)
+    with pytest.raises(ValueError, match="no clip .* is usable: {'unreadable': 1}"):
+        reader[0]
