@@ -81,5 +81,5 @@ def test_videos_without_a_usable_clip_end_the_run_with_a_sentence(
     config = config.model_copy(update={"dataset": str(tmp_path)})
     reader = StreamReader(train_source.start(config, str(tmp_path / "run")))
     reader.begin(0, None)
-    with pytest.raises(ValueError, match="no clip .* is usable: {'unreadable': 1}"):
+    with pytest.raises(ValueError, match=r"no clip .* is usable: {'unreadable': 1}"):
         reader[0]
