@@ -10,7 +10,7 @@ from typing import Any
 
 from cinemo.motion import NUM_BUCKETS
 from cinemo.video import VideoError
-from pipelines import clips, parts, tracking
+from pipelines import clips, parts, plots
 
 FEW = 0.01  # a bucket with a smaller share of the clips is hardly learned
 
@@ -44,7 +44,7 @@ def pictures(written: parts.Survey, num_frames: int, size: tuple[int, int], run:
     """PNGs by file name: the histogram of buckets and, where there is any clip, a sheet of one clip of each bucket."""
     from cinemo.sheet import contact_sheet
 
-    found = {"bucket_histogram.png": tracking.bars(written.buckets, "motion bucket", "clips")}
+    found = {"bucket_histogram.png": plots.bars(written.buckets, "motion bucket", "clips")}
     rows = []
     for bucket, clip in sorted(written.examples.items()):
         # It could be read when it was prepared; if it no longer can, a picture is not worth a failed job.

@@ -5,7 +5,6 @@ the first call that fails warns, and the job goes on without it. Knows parameter
 nothing of clips or models.
 """
 
-import io
 import logging
 import os
 import sys
@@ -116,39 +115,6 @@ def join(uri: str | None, run_id: str | None) -> Log:
     except Exception as error:
         _warn(error)
         return Log()
-
-
-def bars(heights: Sequence[float], x: str, y: str) -> bytes:
-    """A bar chart as PNG; bar i stands at i."""
-    return _figure(lambda axes: axes.bar(range(len(heights)), heights, color="#3b6ea5"), x, y)
-
-
-def curve(values: Sequence[float], smooth: Sequence[float], x: str, y: str) -> bytes:
-    """A curve over 1, 2, ... and its smoothed self as PNG."""
-
-    def draw(axes: Any) -> None:
-        steps = range(1, len(values) + 1)
-        axes.plot(steps, values, color="#9db7d3", linewidth=0.8)
-        axes.plot(steps, smooth, color="#1f4e79", linewidth=1.8)
-        axes.set_ylim(bottom=0)
-
-    return _figure(draw, x, y)
-
-
-def _figure(draw: Callable[[Any], Any], x: str, y: str) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    draw(axes)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.spines[["top", "right"]].set_visible(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
 
 
 def _client(uri: str) -> Any:

@@ -12,7 +12,7 @@ import threading
 import time
 from typing import Any
 
-from pipelines import storage, tracking, train_source
+from pipelines import plots, storage, tracking, train_source
 from pipelines.progress import to_stderr
 from pipelines.train_config import TrainConfig, check, settings
 
@@ -49,7 +49,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         if "stopped" in result:
             raise RuntimeError(result["stopped"])
         losses = read_losses(output)
-        picture = tracking.curve(losses, smooth(losses), "step", "loss")
+        picture = plots.curve(losses, smooth(losses), "step", "loss")
         storage.put(storage.join(output, "loss.png"), picture)
         log.picture("loss.png", picture)
         log.tags({"model_fingerprint": result["model_fingerprint"], "model": storage.join(output, "model")})
