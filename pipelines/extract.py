@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from cinemo import checkpoint
 from cinemo.motion import SCORE_DEFINITION
 from cinemo.video import SAMPLING_VERSION
-from pipelines import clips, manifest, parts, records
+from pipelines import clips, manifest, models, parts, records
 
 if TYPE_CHECKING:  # seconds to import, and `--help` does not need it
     import ray.data
@@ -27,7 +27,9 @@ class ExtractConfig(clips.SamplingConfig, frozen=True):
 
     uri_column: str | None = Field(None, description="column of a manifest that names the video; default: known names")
     caption_column: str | None = Field(None, description="column that holds the caption; default: known names")
-    model: str = Field("builtin:tiny", description="model whose VAE encodes: builtin:tiny, a directory, or a hub id")
+    model: str = Field(
+        "builtin:tiny", description="model whose VAE encodes: builtin:tiny, a directory, a hub id, models:/..."
+    )
     height: int | None = Field(None, ge=64, multiple_of=8, description="pixels; default: the model's, else 320")
     width: int | None = Field(None, ge=64, multiple_of=8, description="pixels; default: the model's, else 512")
     score_only: bool = Field(False, description="write scores and buckets, no latents")
@@ -99,7 +101,7 @@ def bound_memory(config: ExtractConfig, size: tuple[int, int], cpus: int) -> Non
     context = ray.data.DataContext.get_current()
     context.target_max_block_size = max(clip, 4 << 20)
     # The default is half of the object store, which a long job fills and a short one does not.
-    room = max(128 << 20, 8 * (cpus + config.gpus) * context.target_max_block_size)
+    room = max(64 << 20, 6 * (cpus + config.gpus) * context.target_max_block_size)
     context.execution_options.resource_limits = context.execution_options.resource_limits.copy(object_store_memory=room)
 
 
@@ -129,13 +131,13 @@ def frame_size(config: ExtractConfig) -> tuple[int, int]:
     """
     if config.height is not None and config.width is not None:
         return config.height, config.width
-    sizes = checkpoint.read_card(checkpoint.resolve(config.model)).sizes
+    sizes = checkpoint.read_card(models.resolve(config.model)).sizes
     return sizes[0] if sizes else DEFAULT_SIZE
 
 
 def settings(config: ExtractConfig) -> dict[str, Any]:
     """Everything that changes a row of a video, by the name of its flag."""
-    directory = checkpoint.resolve(config.model)
+    directory = models.resolve(config.model)
     height, width = frame_size(config)
     kinds = {"score_only", "store_posterior", "embed_text"}
     vae = None if config.score_only else checkpoint.fingerprint(directory / checkpoint.vae_name(directory))
