@@ -192,9 +192,10 @@ class Encoder:
 
         from cinemo import checkpoint
         from cinemo.memory import keep_freed_memory
+        from pipelines import models
 
         keep_freed_memory()  # a process that does nothing else, and needs as much for every clip
-        directory = checkpoint.resolve(model)
+        directory = models.resolve(model)
         self.shape = (num_frames, *size, 3)
         self.vae = checkpoint.load_vae(directory, dtype=torch.float32, device=device)
         self.text = checkpoint.load_text(directory, dtype=torch.float32, device=device) if embed_text else None

@@ -28,7 +28,7 @@ class ExtractConfig(clips.SamplingConfig, frozen=True):
     uri_column: str | None = Field(None, description="column of a manifest that names the video; default: known names")
     caption_column: str | None = Field(None, description="column that holds the caption; default: known names")
     model: str = Field(
-        "builtin:tiny", description="model whose VAE encodes: builtin:tiny, a directory, a hub id, models:/..."
+        "builtin:tiny", description="model whose VAE encodes: builtin:tiny, a directory, hub id, models:/..."
     )
     height: int | None = Field(None, ge=64, multiple_of=8, description="pixels; default: the model's, else 320")
     width: int | None = Field(None, ge=64, multiple_of=8, description="pixels; default: the model's, else 512")

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from pipelines import clips, extract, manifest, parts, records, report, sources, storage, tracking
+from pipelines import clips, extract, manifest, models, parts, records, report, sources, storage, tracking
 from pipelines.progress import Progress, to_stderr
 
 if TYPE_CHECKING:  # seconds to import, and `--help` does not need it
@@ -68,6 +68,13 @@ def write_block(rows: pa.Table, output: str, num_frames: int, size: tuple[int, i
     return pa.table({"clips": [good], "rejects": [bad], **seconds, "write_s": [time.perf_counter() - began]})
 
 
+def placed(config: PrepareConfig) -> PrepareConfig:
+    """The same job, by names that mean the same to workers, who have other working directories. Raises ValueError."""
+    output = storage.absolute(config.output)
+    model = models.absolute(config.model, config.tracking_uri, output)
+    return config.model_copy(update={"output": output, "model": model})
+
+
 def settings(config: PrepareConfig) -> dict[str, Any]:
     """Everything that changes a row, by the name of its flag. Two jobs may share an output when these are equal."""
     return {"input": storage.absolute(config.input), **extract.settings(config)}
@@ -75,6 +82,7 @@ def settings(config: PrepareConfig) -> dict[str, Any]:
 
 def check(config: PrepareConfig) -> None:
     """Refuse what cannot work, before a cluster is touched: raises ValueError for the source, the model, the output."""
+    config = placed(config)
     sources.check(config.input, config.uri_column, config.caption_column)
     wanted, found = settings(config), storage.read_json(storage.join(config.output, "settings.json"))
     for name, value in wanted.items():
@@ -88,10 +96,8 @@ def check(config: PrepareConfig) -> None:
 
 def run(config: PrepareConfig) -> dict[str, Any]:
     """Do the job, or what is left of it; returns the summary. Needs a running Ray; raises ValueError as check does."""
+    config = placed(config)
     check(config)
-    # Workers have working directories of their own.
-    paths = {"output": storage.absolute(config.output), "model": storage.absolute_model(config.model)}
-    config = config.model_copy(update=paths)
     output, began = config.output, time.monotonic()
     place = functools.partial(storage.join, output)
     with tracking.start("prepare", output, config.tracking_uri, config.model_dump()) as log:

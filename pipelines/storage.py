@@ -23,14 +23,6 @@ def absolute(uri: str) -> str:
     return uri.rstrip("/") if "://" in uri else os.path.abspath(os.path.expanduser(uri))
 
 
-def absolute_model(model: str) -> str:
-    """A MODEL as users write it, the same for processes in other working directories: a directory becomes absolute."""
-    if model == "none":
-        return model
-    kind, colon, path = model.rpartition(":") if model.startswith("lavie:") else ("", "", model)
-    return kind + colon + os.path.abspath(path) if os.path.exists(path) else model
-
-
 def is_local(uri: str) -> bool:
     """Whether the URI names a path on this machine."""
     return "://" not in absolute(uri)
@@ -121,6 +113,14 @@ def upload(folder: Path, uri: str) -> None:
     """Copy a local folder to a URI, over what is there."""
     files, path = filesystem(uri)
     pyarrow.fs.copy_files(str(folder), path, destination_filesystem=files)
+
+
+def download(uri: str, folder: Path) -> Path:
+    """Copy what is below a URI to a local folder, which is made; returns it."""
+    files, path = filesystem(uri)
+    folder.mkdir(parents=True)
+    pyarrow.fs.copy_files(path, str(folder), source_filesystem=files)
+    return folder
 
 
 def remove(uri: str) -> None:

@@ -12,9 +12,10 @@ import threading
 import time
 from typing import Any
 
-from pipelines import plots, storage, tracking, train_source
+from cinemo import checkpoint
+from pipelines import models, plots, storage, tracking, train_source
 from pipelines.progress import to_stderr
-from pipelines.train_config import TrainConfig, check, settings
+from pipelines.train_config import TrainConfig, check, placed, settings
 
 
 class Mailbox:
@@ -35,37 +36,48 @@ class Mailbox:
 
 def run(config: TrainConfig) -> dict[str, Any]:
     """Train, or go on training; returns the summary. Needs a running Ray; raises ValueError as check does."""
+    config = placed(config)
     check(config)
-    # Workers have working directories of their own.
-    paths = {name: storage.absolute(getattr(config, name)) for name in ("dataset", "output")}
-    paths |= {name: storage.absolute_model(getattr(config, name)) for name in ("init", "components")}
-    config = config.model_copy(update=paths)
     output, began = config.output, time.monotonic()
     found = train_source.describe(config)
     with tracking.start("train", output, config.tracking_uri, config.model_dump()) as log:
         log.tags({"dataset_fingerprint": found["fingerprint"], "init": config.init})
         storage.put_json(storage.join(output, "settings.json"), settings(config))
-        result = fit(config, output, log)
+        result = already_done(config) or fit(config, output, log)
         if "stopped" in result:
             raise RuntimeError(result["stopped"])
+        storage.put_json(storage.join(output, "result.json"), {"steps": config.max_steps, **result})
         losses = read_losses(output)
         picture = plots.curve(losses, smooth(losses), "step", "loss")
         storage.put(storage.join(output, "loss.png"), picture)
         log.picture("loss.png", picture)
-        log.tags({"model_fingerprint": result["model_fingerprint"], "model": storage.join(output, "model")})
+        model, fingerprint = storage.join(output, "model"), result["model_fingerprint"]
+        log.tags({tracking.FINGERPRINT: fingerprint, "model": model})
+        registered = None
+        if config.register_as is not None:
+            tags = {tracking.FINGERPRINT: fingerprint, "dataset_fingerprint": found["fingerprint"]}
+            registered = models.register(config.register_as, model, tags, log)
     return {
         "job": "train",
         "output": output,
-        "model": storage.join(output, "model"),
+        "model": model,
+        "registered": registered,
         "steps": len(losses),
         "loss_first_20": round(mean(losses[:20]), 5),
         "loss_last_20": round(mean(losses[-20:]), 5),
         "bad_steps": result["bad_steps"],
         "dataset_fingerprint": found["fingerprint"],
-        "model_fingerprint": result["model_fingerprint"],
+        "model_fingerprint": fingerprint,
         "run_id": log.run_id,
         "seconds": round(time.monotonic() - began, 2),
     }
+
+
+def already_done(config: TrainConfig) -> dict[str, Any] | None:
+    """What fit returned when these very steps were done before; None when there is something left to do."""
+    found = storage.read_json(storage.join(config.output, "result.json"))
+    there = storage.exists(storage.join(config.output, "model", checkpoint.CARD_NAME))
+    return found if there and found is not None and found["steps"] == config.max_steps else None
 
 
 def fit(config: TrainConfig, output: str, log: tracking.Log) -> dict[str, Any]:

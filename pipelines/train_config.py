@@ -6,11 +6,11 @@ Knows flags, presets, the run that is already there, and whether dataset and mod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from cinemo import checkpoint
 from cinemo.motion import SCORE_DEFINITION
-from pipelines import extract, storage, train_source
+from pipelines import extract, models, storage, train_source
 from pipelines.train_deepspeed import check_deepspeed
 
 # What a preset changes of the defaults below; a flag or a line of YAML wins over both.
@@ -32,7 +32,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 FREE = {
     "output", "max_steps", "checkpoint_every", "max_failures", "tracking_uri", "zero_stage", "num_workers",
     "micro_batch", "gpu", "gradient_checkpointing", "offload_optimizer", "offload_params", "deepspeed",
-    "max_bad_steps",
+    "max_bad_steps", "register_as",
 }  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def _worker_range(given: Any) -> Any:
     return f"{int(low)}:{int(high)}" if colon else int(low)
 
 
-class TrainConfig(BaseModel, frozen=True, extra="forbid"):
+class TrainConfig(BaseModel, frozen=True, extra="forbid", populate_by_name=True):
     """What the train job takes."""
 
     dataset: str = Field(
@@ -91,6 +91,11 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
         10, ge=0, description="steps without a finite loss and gradient, all left out, before the run stops"
     )
     tracking_uri: str | None = Field(None, description="MLflow server or database; default: mlflow.db beside output")
+    register_as: Annotated[str, AfterValidator(models.check_name)] | None = Field(
+        None,
+        alias="register",  # which every pydantic class has as a method
+        description="NAME or NAME@ALIAS (default: candidate) for the finished model in MLflow's registry",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -138,18 +143,31 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def source(self) -> Path:
-        """The model directory that gives everything but, perhaps, the U-Net's weights. Raises ValueError."""
-        return checkpoint.resolve(self.init if self.has_model else self.components)
+        """The directory of source_model on this node. Raises ValueError."""
+        return models.resolve(self.source_model)
+
+    @property
+    def source_model(self) -> str:
+        """The MODEL that gives everything but, perhaps, the U-Net's weights."""
+        return self.init if self.has_model else self.components
+
+
+def placed(config: TrainConfig) -> TrainConfig:
+    """The same run, by names that mean the same to workers, who have other working directories. Raises ValueError."""
+    paths = {name: storage.absolute(getattr(config, name)) for name in ("dataset", "output")}
+    for name in ("init", "components"):
+        paths[name] = models.absolute(getattr(config, name), config.tracking_uri, paths["output"])
+    return config.model_copy(update=paths)
 
 
 def settings(config: TrainConfig) -> dict[str, Any]:
-    """Everything that a resumed run must share with its beginning, by the name of its flag."""
+    """Everything that a resumed run must share with its beginning, by the name of its flag. config: placed."""
     found = train_source.describe(config)
     chosen = config.model_dump(exclude={*FREE, "stream"})
     if train_source.is_stream(config.dataset):
         fields = extract.ExtractConfig.model_fields
         chosen |= {f"stream.{name}": value for name, value in found.items() if name in fields}
-    chosen["init"] = storage.absolute_model(config.init)
+    chosen["init"] = models.plain(config.init)
     chosen["dataset"] = found["fingerprint"]
     chosen["components"] = checkpoint.fingerprint(config.source)
     return chosen
@@ -157,6 +175,7 @@ def settings(config: TrainConfig) -> dict[str, Any]:
 
 def check(config: TrainConfig) -> None:
     """Refuse what cannot work, before a cluster is touched: raises ValueError naming the flag and what it met."""
+    config = placed(config)
     train_source.check(config)
     found = train_source.describe(config)
     check_dataset(config, found)

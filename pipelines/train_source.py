@@ -43,7 +43,7 @@ def describe(config: "TrainConfig") -> dict[str, Any]:
 
 def extraction(config: "TrainConfig") -> extract.ExtractConfig:
     """How clips of a stream are made: as --stream says, with the VAE of the model that is trained."""
-    return config.stream.model_copy(update={"model": str(config.source)})
+    return config.stream.model_copy(update={"model": config.source_model})
 
 
 def start(config: "TrainConfig", output: str) -> Any:

@@ -18,11 +18,13 @@ SMALL = {"num_frames": 4, "height": 64, "width": 64, "encoders": 1}
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """A local cluster, connected to as the jobs do."""
-    common.connect(4, verbose=False)
-    yield
-    common.disconnect()
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A local cluster, connected to as the jobs do; its nodes' copies of registered models are this session's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CINEMO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        common.connect(4, verbose=False)
+        yield
+        common.disconnect()
 
 
 @pytest.fixture(scope="session")
