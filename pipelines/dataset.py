@@ -1,4 +1,4 @@
-"""A prepared dataset, as training reads it: its description, any clip by position, and the order of clips.
+"""A prepared dataset, as training reads it: its description, what is held out, and clips by position and in order.
 
 Reads single clips from Parquet when they are needed, so that a worker's memory does not grow with the dataset. The
 order depends on (seed, epoch) alone: not on files, workers or speed. Knows nothing of models.
@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pipelines import records, storage
+
+_SPLIT = 1_000_000  # a share of videos is that many of so many parts
 
 
 @dataclass(frozen=True)
@@ -49,25 +51,53 @@ def clip_of_row(row: Mapping[str, Any]) -> Clip:
     return Clip(row["clip_id"], row["caption"], row["bucket"], tensors["latents"], tensors.get("text_embeds"))
 
 
-class ClipReader:
-    """Clips by position, 0..len-1 in the order of their ids, whatever files they are in."""
+def is_held_out(hashes: np.ndarray, share: float) -> np.ndarray:
+    """Which videos are kept for validation: that share of all, by the hashes of their uris alone (records.hash64)."""
+    return hashes % np.uint64(_SPLIT) < np.uint64(round(share * _SPLIT))
 
-    def __init__(self, uri: str) -> None:
+
+def count_clips(uri: str, share: float, enough: int) -> int:
+    """Clips to train on, when that share of the videos is held out; ends to count at `enough`."""
+    count = 0
+    for name in storage.list_files(storage.join(uri, "data"), (".parquet",)):
+        uris = _open(name).read(columns=["uri"])["uri"].to_pylist()
+        count += int((~is_held_out(records.hash64(uris), share)).sum())
+        if count >= enough:
+            break
+    return count
+
+
+class ClipReader:
+    """Clips by position, 0..len-1 in the order of their ids, whatever files they are in.
+
+    share: of the videos, are held out: their clips have the positions from len on, and no step's batch has them.
+    """
+
+    def __init__(self, uri: str, share: float = 0.0) -> None:
         self.files = storage.list_files(storage.join(uri, "data"), (".parquet",))
         ids: list[str] = []
+        held_out = [np.empty(0, bool)]
         places: list[tuple[int, int, int]] = []
         for number, name in enumerate(self.files):
-            file = self._open(number)
-            ids += file.read(columns=["clip_id"])["clip_id"].to_pylist()
+            file = _open(name)
+            columns = file.read(columns=["clip_id", "uri"])
+            ids += columns["clip_id"].to_pylist()
+            held_out.append(is_held_out(records.hash64(columns["uri"].to_pylist()), share))
             for group in range(file.metadata.num_row_groups):
                 places += [(number, group, row) for row in range(file.metadata.row_group(group).num_rows)]
             assert len(ids) == len(places), name
-        self.places = np.array(places, np.int32).reshape(-1, 3)[np.argsort(ids)]
+        held = np.concatenate(held_out)
+        self.places = np.array(places, np.int32).reshape(-1, 3)[np.lexsort((np.array(ids), held))]
+        self.count = len(ids) - int(held.sum())
         # Enough to hold the row groups of a few steps; neighbours in a group are rarely wanted together.
         self._group = functools.lru_cache(maxsize=32)(self._read_group)
 
     def __len__(self) -> int:
-        return len(self.places)
+        return self.count
+
+    def held_out(self, most: int) -> list[int]:
+        """Positions of the first clips that are held out."""
+        return list(range(len(self), len(self.places)))[:most]
 
     def begin(self, number: int, cursor: Any) -> None:
         """Nothing: any clip can be read at any time."""
@@ -86,12 +116,13 @@ class ClipReader:
         text = _tensor(table, "text_embeds", row) if "text_embeds" in table.column_names else None
         return Clip(**values, latents=_tensor(table, "latents", row), text_embeds=text)
 
-    def _open(self, number: int) -> pq.ParquetFile:
-        files, path = storage.filesystem(self.files[number])
-        return pq.ParquetFile(path, filesystem=files)
-
     def _read_group(self, number: int, group: int) -> Any:
-        return self._open(number).read_row_group(group)
+        return _open(self.files[number]).read_row_group(group)
+
+
+def _open(uri: str) -> pq.ParquetFile:
+    files, path = storage.filesystem(uri)
+    return pq.ParquetFile(path, filesystem=files)
 
 
 def _tensor(table: Any, name: str, row: int) -> np.ndarray:

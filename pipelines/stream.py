@@ -6,6 +6,7 @@ videos, rejects left out. A cursor says where clip n comes from, so that a resum
 and rows. Knows nothing of models in training.
 """
 
+import itertools
 import queue
 import threading
 from collections import Counter
@@ -34,11 +35,22 @@ class Stream:
     """The actor: numbered clips, from a cursor on. Raises ValueError when a whole epoch yields no clip."""
 
     def __init__(
-        self, config: extract.ExtractConfig, files: dict[str, int], left_out: np.ndarray, batch: int, seed: int
+        self,
+        config: extract.ExtractConfig,
+        files: dict[str, int],
+        videos: tuple[np.ndarray, np.ndarray],
+        most_held_out: int,
+        batch: int,
+        seed: int,
     ) -> None:
-        """files: those of the manifest. left_out: sorted hashes of uris of videos that are not taken. batch: clips."""
+        """files: those of the manifest. videos: sorted hashes of the uris of those to train on, and of those held out.
+
+        most_held_out: clips that are made of the latter. batch: clips of a step.
+        """
         ray.data.DataContext.get_current().enable_progress_bars = False
-        self.config, self.left_out, self.batch, self.seed = config, left_out, batch, seed
+        self.config, self.batch, self.seed = config, batch, seed
+        (self.trained_on, self.left_out), self.most_held_out = videos, most_held_out
+        self.validation: list[dataset.Clip] | None = None
         self.slices = manifest.slices(files, smallest=1, wanted=4096)
         self.rejects: Counter[str] = Counter()
         self.ready: queue.Queue[Any] = queue.Queue()
@@ -49,6 +61,8 @@ class Stream:
 
     def begin(self, number: int, cursor: Cursor) -> None:
         """Go to clip `number`, which is at the cursor. One worker calls it before any asks for a clip."""
+        if self.validation is None:  # first, so that the two never wait for each other's processes
+            self.validation = list(itertools.islice(self._held_out(), self.most_held_out))
         self.generation += 1
         self.next, self.clips, self.cursors = number, {}, {number: Cursor(*cursor)}
         self.ready = queue.Queue(maxsize=AHEAD * self.batch)
@@ -56,10 +70,16 @@ class Stream:
         threading.Thread(target=self._fill, args=arguments, daemon=True).start()
 
     def clip(self, number: int) -> dataset.Clip:
-        """Clip `number`; those of more than two batches before the newest are forgotten."""
+        """Clip `number`; those of more than two batches before the newest are forgotten. Below 0: a clip held out."""
+        if number < 0 and self.validation is not None:
+            return self.validation[-1 - number]
         while number not in self.clips:
             self._next()
         return self.clips[number]
+
+    def held_out(self) -> int:
+        """How many clips are held out; after `begin`."""
+        return len(self.validation or [])
 
     def cursor(self, number: int) -> Cursor:
         """Where clip `number` comes from; the number is at most one past the newest."""
@@ -89,6 +109,14 @@ class Stream:
                         continue
         except Exception as error:
             ready.put(error)
+
+    def _held_out(self) -> Iterator[dataset.Clip]:
+        """Clips of the videos held out, in the order of the manifest."""
+        if not len(self.left_out):
+            return
+        rows = extract.extract(self.config, self.slices, np.empty(0, np.uint64), self.trained_on, in_order=True)
+        for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
+            yield from (dataset.clip_of_row(row) for row in records.iter_rows(batch) if not row["reason"])
 
     def _clips(self, cursor: Cursor) -> Iterator[tuple[dataset.Clip, Cursor]]:
         """Each clip and the cursor after it, for ever."""
@@ -138,6 +166,10 @@ class StreamReader:
     def positions(self, total_batch: int, seed: int, step: int) -> list[int]:
         """Numbers of the clips of a step's whole batch, over all workers; the seed is the stream's own."""
         return list(range(step * total_batch, (step + 1) * total_batch))
+
+    def held_out(self, most: int) -> list[int]:
+        """Numbers of the first clips that are held out, all below 0; after one worker called `begin`."""
+        return [-1 - place for place in range(ray.get(self.actor.held_out.remote()))][:most]
 
     def cursor(self, number: int) -> Cursor:
         """What `begin` needs to go to clip `number`."""

@@ -67,6 +67,10 @@ class Log:
 
         self._try(send)
 
+    def image(self, key: str, picture: Any, step: int) -> None:
+        """A PIL image of a step, among those of the same key."""
+        self._try(lambda: self.client.log_image(self.run_id, picture, key=key, step=step))
+
     def end(self, status: str) -> None:
         """FINISHED, FAILED or KILLED."""
         self._try(lambda: self.client.set_terminated(self.run_id, status))

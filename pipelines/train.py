@@ -19,19 +19,25 @@ from pipelines.train_config import TrainConfig, check, placed, settings
 
 
 class Mailbox:
-    """The newest line of progress, left by a worker and fetched by the driver, wherever each of them runs."""
+    """Remarks and the newest line of progress, left by a worker and fetched by the driver, wherever each of them is."""
 
     def __init__(self) -> None:
+        self.remarks: list[str] = []
         self.line: str | None = None
 
     def put(self, line: str) -> None:
-        """Leave a line, in place of one that was not fetched."""
+        """Leave a line of progress, in place of one that was not fetched."""
         self.line = line
 
-    def take(self) -> str | None:
-        """Fetch the line, once."""
-        line, self.line = self.line, None
-        return line
+    def remark(self, line: str) -> None:
+        """Leave a line that is shown whatever comes after it."""
+        self.remarks.append(line)
+
+    def take(self) -> list[str]:
+        """Fetch the lines, once."""
+        lines = [*self.remarks, *([self.line] if self.line else [])]
+        self.remarks, self.line = [], None
+        return lines
 
 
 def run(config: TrainConfig) -> dict[str, Any]:
@@ -65,6 +71,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         "steps": len(losses),
         "loss_first_20": round(mean(losses[:20]), 5),
         "loss_last_20": round(mean(losses[-20:]), 5),
+        "validation_loss": result["validation_loss"],
         "bad_steps": result["bad_steps"],
         "dataset_fingerprint": found["fingerprint"],
         "model_fingerprint": fingerprint,
@@ -89,13 +96,14 @@ def fit(config: TrainConfig, output: str, log: tracking.Log) -> dict[str, Any]:
     from pipelines.train_loop import loop
 
     mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+    stream = train_source.start(config, output)
     trainer = TorchTrainer(
         loop,
         train_loop_config={
             "config": config.model_dump(),
             "output": output,
             "mailbox": mailbox,
-            "stream": train_source.start(config, output),
+            "stream": stream,
             "tracking": (log.uri, log.run_id),
         },
         torch_config=TorchConfig(backend="nccl" if config.gpu else "gloo"),
@@ -114,8 +122,10 @@ def fit(config: TrainConfig, output: str, log: tracking.Log) -> dict[str, Any]:
     finished = threading.Event()
 
     def show() -> None:
-        while not finished.wait(1.0):
-            if (line := ray.get(mailbox.take.remote())) is not None:
+        over = False
+        while not over:
+            over = finished.wait(1.0)
+            for line in ray.get(mailbox.take.remote()):
                 to_stderr(line)
 
     watcher = threading.Thread(target=show, daemon=True)
@@ -125,6 +135,8 @@ def fit(config: TrainConfig, output: str, log: tracking.Log) -> dict[str, Any]:
     finally:
         finished.set()
         watcher.join(timeout=5)
+        if stream is not None:
+            ray.kill(stream)
 
 
 def read_losses(output: str) -> list[float]:

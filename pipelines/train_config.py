@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_va
 
 from cinemo import checkpoint
 from cinemo.motion import SCORE_DEFINITION
-from pipelines import extract, models, storage, train_source
+from pipelines import dataset, extract, models, storage, train_source
 from pipelines.train_deepspeed import check_deepspeed
 
 # What a preset changes of the defaults below; a flag or a line of YAML wins over both.
@@ -32,7 +32,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 FREE = {
     "output", "max_steps", "checkpoint_every", "max_failures", "tracking_uri", "zero_stage", "num_workers",
     "micro_batch", "gpu", "gradient_checkpointing", "offload_optimizer", "offload_params", "deepspeed",
-    "max_bad_steps", "register_as",
+    "max_bad_steps", "register_as", "validate_every", "validation_clips", "sample_every",
 }  # fmt: skip
 
 
@@ -86,6 +86,14 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", populate_by_name=True)
     offload_params: Literal["none", "cpu"] = Field("none", description="where idle weights live (ZeRO 3)")
     deepspeed: str | None = Field(None, description="JSON file of DeepSpeed settings, merged over this job's")
     checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints; the last step always has one")
+    validation_share: float = Field(
+        0.05, ge=0, lt=1, description="share of the videos that are never trained on, but judged by; 0: none"
+    )
+    validation_clips: int = Field(64, ge=1, description="most clips of these videos that the loss is computed on")
+    validate_every: int = Field(0, ge=0, description="steps between these losses; 0: with each checkpoint")
+    sample_every: int = Field(
+        0, ge=0, description="steps between sheets of animations, each with a checkpoint; 0: at the end alone"
+    )
     max_failures: int = Field(2, ge=0, description="lost workers that the run gets over by itself")
     max_bad_steps: int = Field(
         10, ge=0, description="steps without a finite loss and gradient, all left out, before the run stops"
@@ -163,7 +171,7 @@ def placed(config: TrainConfig) -> TrainConfig:
 def settings(config: TrainConfig) -> dict[str, Any]:
     """Everything that a resumed run must share with its beginning, by the name of its flag. config: placed."""
     found = train_source.describe(config)
-    chosen = config.model_dump(exclude={*FREE, "stream"})
+    chosen = config.model_dump(exclude={*FREE, "stream", "dataset"})
     if train_source.is_stream(config.dataset):
         fields = extract.ExtractConfig.model_fields
         chosen |= {f"stream.{name}": value for name, value in found.items() if name in fields}
@@ -226,3 +234,11 @@ def check_dataset(config: TrainConfig, found: dict[str, Any]) -> None:
             f"--dataset {config.dataset} has {found['counts']['clips']} clips, fewer than --total-batch "
             f"{config.total_batch}; prepare more (--clips-per-video) or lower it"
         )
+    if "counts" in found and config.validation_share:
+        count = dataset.count_clips(config.dataset, config.validation_share, config.total_batch)
+        if count < config.total_batch:
+            raise ValueError(
+                f"--dataset {config.dataset} has {found['counts']['clips']} clips, of which --validation-share "
+                f"{config.validation_share} leaves {count} to train on, fewer than --total-batch "
+                f"{config.total_batch}; prepare more videos, or lower one of the two"
+            )

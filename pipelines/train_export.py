@@ -16,19 +16,21 @@ from pipelines.train_config import TrainConfig
 from pipelines.train_state import read_pieces
 
 
-def export(config: TrainConfig, saved: str | Path, motion: dict[str, str], run_id: str | None, output: str) -> str:
-    """Write OUTPUT/model from a checkpoint's folder; returns the model's fingerprint.
-
-    The weights are their moving average, or the last ones when the run keeps none.
-    """
-    source = config.source
-    config_of = source / "unet" if not config.init.startswith("lavie:") else None
+def trained_unet(config: TrainConfig, saved: str | Path) -> CinemoUNet:
+    """The U-Net of a checkpoint's folder: the average of its weights, or the last ones when the run keeps none."""
+    config_of = config.source / "unet" if not config.init.startswith("lavie:") else None
     unet = CinemoUNet.from_config(CinemoUNet.load_config(config_of)) if config_of else CinemoUNet()
     pieces, steps = read_pieces(saved)
     kind = "ema" if config.ema_decay and steps else "fp32"
     with torch.no_grad():
         for name, weight in unet.named_parameters():
             weight.copy_(torch.cat(pieces[name][kind]).view_as(weight))
+    return unet
+
+
+def export(config: TrainConfig, saved: str | Path, motion: dict[str, str], run_id: str | None, output: str) -> str:
+    """Write OUTPUT/model from a checkpoint's folder; returns the model's fingerprint."""
+    source, unet = config.source, trained_unet(config, saved)
     made_from = train_source.describe(config)
     card = checkpoint.ModelCard(
         motion=motion,

@@ -1,12 +1,11 @@
 """What one training worker does: clips in, steps, progress, checkpoints, and the model at the end.
 
-Noise, timesteps, prompt drops and the order of clips derive from (seed, step, clip id), so that the losses do not
-depend on ZeRO's stage, on the number of workers, or on a resume. Imported by workers only: the driver needs no
+Nothing derives from a global random state (train_batch.py), so that the losses do not depend on ZeRO's stage, on the
+number of workers, on a resume, or on how often the model is judged. Imported by workers only: the driver needs no
 DeepSpeed.
 """
 
 import functools
-import hashlib
 import math
 import resource
 import time
@@ -14,27 +13,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray.train
 import ray.train.torch
 import torch
 import torch.distributed
 
 from cinemo import checkpoint
-from cinemo.motion import UNIFORM_MOTION, motion_id
-from cinemo.pipeline import encode_prompts
+from cinemo.motion import UNIFORM_MOTION
 from cinemo.residual import training_loss
 from cinemo.unet import CinemoUNet
-from pipelines import dataset, storage, tracking, train_source
+from pipelines import dataset, storage, tracking, train_source, train_validation
 from pipelines.progress import Progress
 from pipelines.train import read_losses
+from pipelines.train_batch import Inputs, draw_batch, text_features
 from pipelines.train_config import TrainConfig
 from pipelines.train_deepspeed import shares
 from pipelines.train_engine import start_engine, take_step
 from pipelines.train_export import export
+from pipelines.train_samples import SHOWN, show_samples
 from pipelines.train_state import restore, save
-
-Text = Callable[[str], torch.Tensor]
 
 
 def loop(settings: dict[str, Any]) -> dict[str, Any]:
@@ -63,9 +60,28 @@ def loop(settings: dict[str, Any]) -> dict[str, Any]:
         clips.begin(start * config.total_batch, state.get("cursor"))
     torch.distributed.barrier()
     losses = read_losses(output)[:start]
+    judged = [row for row in train_validation.read_rows(output) if row["step"] <= start]
+    held_out = clips.held_out(config.validation_clips)
+    say = settings["mailbox"].remark.remote if rank == 0 else lambda line: None
+    if config.validation_share and not held_out:
+        say(f"no clip fell into --validation-share {config.validation_share}: there is no validation loss")
+    timesteps = schedule.config.num_train_timesteps
+    draw = functools.partial(train_validation.draw, embed=embed, motion=motion, timesteps=timesteps)
+    shown_at = (held_out or clips.positions(config.total_batch, config.seed, start))[:SHOWN] if rank == 0 else []
+    shown = [clips[position] for position in shown_at]
     log = tracking.join(*settings["tracking"]) if rank == 0 else tracking.Log()
     progress = Progress("train", "steps", config.max_steps, began=start, show=settings["mailbox"].put.remote)
     unsent: list[tuple[int, dict[str, float]]] = []
+
+    def loss_of(inputs: Inputs) -> torch.Tensor:
+        latents, text, ids, chosen, noise = (tensor.to(device) for tensor in inputs)
+        alphas = schedule.alphas_cumprod
+        return training_loss(unet, latents, text, ids, chosen, noise, alphas, predicts, reduction="none")
+
+    def show(folder: str, steps: int) -> None:
+        problem = show_samples(config, folder, steps, shown, motion, device, output, log)
+        if problem is not None:
+            say(problem)
 
     for step in range(start, config.max_steps):
         began, waited = time.perf_counter(), 0.0
@@ -78,12 +94,9 @@ def loop(settings: dict[str, Any]) -> dict[str, Any]:
             waits_since = time.perf_counter()
             # A worker without a clip of its own takes part all the same: its collectives are waited for.
             batch = [clips[position] for position in mine or positions[:1]]
-            inputs = draw_batch(config, step, batch, embed, motion, schedule.config.num_train_timesteps)
-            latents, text, ids, timesteps, noise = (tensor.to(device) for tensor in inputs)
+            inputs = draw_batch(config, step, batch, embed, motion, timesteps)
             waited += time.perf_counter() - waits_since
-            each = training_loss(
-                unet, latents, text, ids, timesteps, noise, schedule.alphas_cumprod, predicts, reduction="none"
-            )[: len(mine)]
+            each = loss_of(inputs)[: len(mine)]
             part = each.sum() / config.total_batch
             engine.backward(part * world * rounds)  # DeepSpeed takes the mean over workers and rounds
             if number == rounds:
@@ -118,18 +131,33 @@ def loop(settings: dict[str, Any]) -> dict[str, Any]:
             if len(unsent) >= 20 or last:
                 log.series(unsent)
                 unsent = []
-        if last or (step + 1) % config.checkpoint_every == 0:
+        samples = config.sample_every > 0 and (step + 1) % config.sample_every == 0
+        saves = last or samples or (step + 1) % config.checkpoint_every == 0
+        if held_out and (last or (step + 1) % config.validate_every == 0 if config.validate_every else saves):
+            engine.eval()
+            means = train_validation.validate(loss_of, draw, clips, held_out, config.micro_batch, device)
+            engine.train()
+            judged.append({"step": step + 1, **means})
+            if rank == 0:
+                train_validation.write_rows(output, judged)
+                log.series([(step + 1, {name: value for name, value in means.items() if math.isfinite(value)})])
+        if saves:
             if rank == 0:
                 storage.put(storage.join(output, "losses.csv"), csv_lines(losses))
             cursor = clips.cursor((step + 1) * config.total_batch)
             done = {"steps": step + 1, "loss": losses[-1], "bad_steps": bad_steps, "cursor": cursor}
             save(engine, config, world, done)
+            if samples and rank == 0 and not last:
+                with ray.train.get_checkpoint().as_directory() as folder:
+                    show(folder, step + 1)
 
     if rank > 0:
         return {}
     with ray.train.get_checkpoint().as_directory() as folder:
         fingerprint = export(config, folder, motion, log.run_id, output)
-    return {"model_fingerprint": fingerprint, "bad_steps": bad_steps}
+        show(folder, config.max_steps)
+    validation_loss = judged[-1][train_validation.TOTAL] if judged else None
+    return {"model_fingerprint": fingerprint, "validation_loss": validation_loss, "bad_steps": bad_steps}
 
 
 def gather_ids(mine: list[str]) -> list[str]:
@@ -172,33 +200,6 @@ def in_precision(engine: Any) -> Callable[..., Any]:
     """The engine, called with inputs of its weights' type: noising and loss stay float32."""
     dtype = next(engine.module.parameters()).dtype
     return lambda *inputs: engine(*(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in inputs))
-
-
-def text_features(source: Path, device: torch.device) -> Text:
-    """A function from caption to text features (T, D), float32 on the CPU; repeated captions are encoded once."""
-    tokenizer, encoder = checkpoint.load_text(source, device=str(device))
-    return functools.lru_cache(maxsize=4096)(lambda caption: encode_prompts(tokenizer, encoder, [caption])[0].cpu())
-
-
-def draw_batch(
-    config: TrainConfig, step: int, batch: Sequence[dataset.Clip], embed: Text, motion: dict[str, str], timesteps: int
-) -> tuple[torch.Tensor, ...]:
-    """(latents, text, motion_bucket, timesteps, noise) of training_loss for some clips at a step, on the CPU."""
-    latents, text, chosen, noises = [], [], [], []
-    for clip in batch:
-        digest = hashlib.sha256(f"{config.seed}\n{step}\n{clip.clip_id}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        chosen.append(torch.randint(0, timesteps, (), generator=generator))
-        drops = torch.rand((), generator=generator).item() < config.prompt_drop
-        if drops or clip.text_embeds is None:
-            text.append(embed("" if drops else clip.caption))
-        else:
-            text.append(torch.from_numpy(clip.text_embeds))
-        latents.append(torch.from_numpy(np.ascontiguousarray(clip.latents.swapaxes(0, 1))))
-        channels, frames, height, width = latents[-1].shape
-        noises.append(torch.randn((channels, frames - 1, height, width), generator=generator))
-    ids = torch.tensor([motion_id(clip.bucket, motion) for clip in batch])
-    return torch.stack(latents), torch.stack(text), ids, torch.stack(chosen), torch.stack(noises)
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

@@ -50,24 +50,24 @@ def start(config: "TrainConfig", output: str) -> Any:
     """The driver's part: an actor that makes clips of videos (stream.py), or None for a prepared dataset."""
     if not is_stream(config.dataset):
         return None
-    import numpy as np
     import ray
 
     from pipelines.stream import Stream
 
     stream = config.stream
     videos = sources.iter_videos(config.dataset, stream.uri_column, stream.caption_column)
-    files, _ = manifest.write(videos, storage.join(output, "videos"))
-    nothing = np.empty(0, np.uint64)
+    files, hashes = manifest.write(videos, storage.join(output, "videos"))
+    held_out = dataset.is_held_out(hashes, config.validation_share)
     # It outlives the workers, and a node: then it starts anew, and the workers say where to begin.
     actor = ray.remote(num_cpus=0, max_restarts=-1)(Stream)
-    return actor.remote(extraction(config), files, nothing, config.total_batch, config.seed)
+    videos_of = (hashes[~held_out], hashes[held_out])
+    return actor.remote(extraction(config), files, videos_of, config.validation_clips, config.total_batch, config.seed)
 
 
 def open_clips(config: "TrainConfig", stream: Any) -> Any:
     """The worker's part: a dataset.ClipReader, or a reader of the stream with the same methods."""
     if stream is None:
-        return dataset.ClipReader(config.dataset)
+        return dataset.ClipReader(config.dataset, config.validation_share)
     from pipelines.stream import StreamReader
 
     return StreamReader(stream)

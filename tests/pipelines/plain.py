@@ -11,7 +11,7 @@ import torch
 from cinemo import checkpoint
 from cinemo.residual import training_loss
 from cinemo.unet import CinemoUNet
-from pipelines import dataset, train, train_loop
+from pipelines import dataset, train, train_batch, train_loop
 from tests.tiny import TINY
 
 
@@ -41,14 +41,14 @@ def run_plain(config: train.TrainConfig, steps: int, clips: Any = None) -> Plain
     average = {name: weight.clone() for name, weight in start.items()}
     optimizer = torch.optim.Adam(unet.parameters(), lr=config.learning_rate)
     schedule = checkpoint.load_scheduler(source)
-    clips = clips or dataset.ClipReader(config.dataset)
-    embed = train_loop.text_features(source, torch.device("cpu"))
+    clips = clips or dataset.ClipReader(config.dataset, config.validation_share)
+    embed = train_batch.text_features(source, torch.device("cpu"))
     losses = []
     taken = 0
     for step in range(steps):
         positions = clips.positions(config.total_batch, config.seed, step)
         batch = [clips[position] for position in positions]
-        inputs = train_loop.draw_batch(config, step, batch, embed, train_loop.UNIFORM_MOTION, 1000)
+        inputs = train_batch.draw_batch(config, step, batch, embed, train_loop.UNIFORM_MOTION, 1000)
         loss = training_loss(unet, *inputs, schedule.alphas_cumprod)
         losses.append(loss.item())
         if not math.isfinite(losses[-1]):
@@ -95,4 +95,5 @@ def small_config(prepared: str, folder: Path) -> train.TrainConfig:
         learning_rate=2e-4,
         warmup_steps=5,
         ema_decay=0.9,
+        validation_share=0.0,
     )

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines import dataset, prepare
+from pipelines import dataset, prepare, records
 from tests.pipelines.conftest import rows
 
 
@@ -40,6 +40,42 @@ def test_reader_gives_each_row_of_the_files_in_the_order_of_ids(
         assert (clip.clip_id, clip.caption, clip.bucket) == (row["clip_id"], row["caption"], row["bucket"])
         assert (clip.latents.shape[0], *clip.latents.shape[2:]) == (4, 8, 8)
         np.testing.assert_array_equal(clip.latents.ravel(), np.array(row["latents"], np.float32))
+
+
+@given(st.integers(0, 2**64 - 1), st.floats(0, 0.999), st.floats(0, 0.999))
+def test_a_larger_share_holds_out_the_videos_of_a_smaller_one_and_more(video: int, one: float, other: float) -> None:
+    held = {share: dataset.is_held_out(np.array([video], np.uint64), share)[0] for share in (0.0, one, other)}
+    assert not held[0.0]
+    assert held[min(one, other)] <= held[max(one, other)]
+
+
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.5])
+def test_the_share_that_is_held_out_is_the_one_that_was_asked_for(share: float) -> None:
+    hashes = records.hash64(f"s3://bucket/{number}.mp4" for number in range(100_000))
+    found = dataset.is_held_out(hashes, share).mean()
+    assert found == pytest.approx(share, abs=4 * np.sqrt(share * (1 - share) / len(hashes)))
+
+
+def test_held_out_clips_are_whole_videos_that_come_after_those_to_train_on(
+    prepare_config: prepare.PrepareConfig, summary: dict[str, Any]
+) -> None:
+    stored = sorted(rows(prepare_config.output), key=lambda row: row["clip_id"])
+    for share in np.linspace(0, 0.9, 7):
+        reader = dataset.ClipReader(prepare_config.output, share)
+        kept: list[str] = []
+        others: list[str] = []
+        for row in stored:
+            (held_out,) = dataset.is_held_out(records.hash64([row["uri"]]), share)
+            (others if held_out else kept).append(row["clip_id"])
+        assert [reader[position].clip_id for position in range(len(reader))] == kept
+        assert [reader[position].clip_id for position in reader.held_out(99)] == others
+        assert reader.held_out(1) == reader.held_out(99)[:1]
+        for enough in (1, len(kept), 99):
+            count = dataset.count_clips(prepare_config.output, share, enough)
+            assert (count >= enough) == (len(kept) >= enough)
+        assert count == len(kept)
+        epoch = dataset.batch_positions(len(reader), len(reader), 0, 0)
+        assert sorted(reader[position].clip_id for position in epoch) == kept
 
 
 def test_a_folder_that_was_not_prepared_is_refused(tmp_path: Path) -> None:
