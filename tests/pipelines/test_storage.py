@@ -34,9 +34,8 @@ def test_json_that_says_the_same_is_not_written_again(tmp_path: Path) -> None:
 
 
 def test_columns_of_a_folder_without_files_are_an_empty_table(tmp_path: Path) -> None:
-    table = storage.read_columns(str(tmp_path / "data"), pa.schema([("uri", pa.string())]))
-    assert table.num_rows == 0
-    assert table.schema.names == ["uri"]
+    tables = storage.scan(str(tmp_path / "data"), pa.schema([("uri", pa.string())]))
+    assert sum(table.num_rows for table in tables) == 0
 
 
 def test_file_uris_and_relative_paths_name_the_same_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,3 +48,11 @@ def test_file_uris_and_relative_paths_name_the_same_place(tmp_path: Path, monkey
 def test_a_scheme_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot open gopher://x/y"):
         storage.read("gopher://x/y")
+
+
+def test_a_folder_comes_back_from_where_it_was_uploaded(tmp_path: Path) -> None:
+    (tmp_path / "a" / "part").mkdir(parents=True)
+    (tmp_path / "a" / "part" / "file.bin").write_bytes(b"one")
+    storage.upload(tmp_path / "a", str(tmp_path / "there"))
+    back = storage.download(str(tmp_path / "there"), tmp_path / "new" / "b")
+    assert (back / "part" / "file.bin").read_bytes() == b"one"
