@@ -1,11 +1,13 @@
 """Training straight from videos: the clips of the prepared dataset, the same ones whenever they are asked for."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
 
 from pipelines import dataset, extract, prepare, train, train_source
 from pipelines.stream import StreamReader
@@ -26,8 +28,10 @@ def config(
 
 
 @pytest.fixture(scope="module")
-def stream(config: train.TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return train_source.start(config, str(tmp_path_factory.mktemp("stream")))
+def stream(config: train.TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    actor = train_source.start(config, str(tmp_path_factory.mktemp("stream")))
+    yield actor
+    ray.kill(actor)
 
 
 def test_an_epoch_holds_the_clips_of_the_prepared_dataset(
