@@ -20,7 +20,7 @@ from pipelines.train_batch import named_generator
 from pipelines.train_config import TrainConfig
 from pipelines.train_export import trained_unet
 
-SHOWN = 4  # clips
+SHOWN = 3  # clips
 STEPS = 10  # enough to see motion; a picture of progress is no evaluation
 CHUNK = 4  # frames that the VAE decodes at once, in the memory that training leaves
 

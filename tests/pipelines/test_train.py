@@ -138,4 +138,4 @@ def check_tracked(folder: Path, config: train.TrainConfig, said: dict[str, Any])
     assert 0 < run.data.metrics["data_wait_share"] < 1
     assert 100 < run.data.metrics["memory_mib"] < 10_000
     assert run.data.metrics["bad_steps"] == 0
-    assert [file.path for file in client.list_artifacts(said["run_id"])] == ["loss.png"]
+    assert [file.path for file in client.list_artifacts(said["run_id"])] == ["images", "loss.png"]

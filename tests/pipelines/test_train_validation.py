@@ -1,5 +1,7 @@
 """Validation and samples while a run trains: right at every ZeRO stage, the same in every layout, without effect."""
 
+import functools
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,12 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from cinemo import checkpoint
+from cinemo.motion import UNIFORM_MOTION
 from cinemo.residual import training_loss
 from pipelines import dataset, extract, prepare, records, train, train_source
 from pipelines.stream import StreamReader
-from pipelines.train_batch import named_generator, text_features
-from pipelines.train_validation import BY_BUCKET, BY_FIFTH, TOTAL, read_rows
+from pipelines.train_batch import Inputs, named_generator, text_features
+from pipelines.train_validation import BY_BUCKET, BY_FIFTH, TOTAL, draw, read_rows, validate
 from tests.pipelines.conftest import SMALL, rows
 from tests.pipelines.plain import exported, run_plain, small_config
 
@@ -71,6 +74,29 @@ def same(ours: dict[str, float], theirs: dict[str, float]) -> None:
     np.testing.assert_allclose([ours[name] for name in theirs], list(theirs.values()), rtol=1e-4)
 
 
+def test_means_are_taken_by_timestep_and_by_motion_and_leave_out_clips_that_are_no_numbers() -> None:
+    def clip(bucket: int, value: float) -> dataset.Clip:
+        return dataset.Clip(f"{bucket}", "", bucket, np.full((2, 1, 1, 1), value, np.float32), None)
+
+    def loss_of(inputs: Inputs) -> torch.Tensor:
+        """The bucket, and a tenth for every fifth of the timesteps that are done."""
+        latents, _, buckets, timesteps, _ = inputs
+        return buckets + timesteps // 200 / 10 + 0 * latents.flatten(1).sum(1)
+
+    draws = functools.partial(draw, embed=lambda caption: torch.zeros(1, 1), motion=UNIFORM_MOTION, timesteps=1000)
+    clips = [clip(3, 1.0), clip(7, 1.0), clip(9, math.nan), clip(7, 2.0)]
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        found = [validate(loss_of, draws, clips, [0, 1, 2, 3], micro, torch.device("cpu")) for micro in (1, 3, 99)]
+    finally:
+        torch.distributed.destroy_process_group()
+    mean = (3 + 7 + 7) / 3
+    by_fifth = {f"validation_loss_q{fifth}": mean + (fifth - 1) / 10 for fifth in range(1, 6)}
+    by_bucket = {"validation_loss_bucket_03": 3.2, "validation_loss_bucket_07": 7.2}
+    for means in found:
+        assert means == pytest.approx({"validation_loss": mean + 0.2, **by_fifth, **by_bucket})
+
+
 def test_losses_on_held_out_clips_are_right_in_every_layout_and_change_nothing(
     config: train.TrainConfig, tmp_path: Path
 ) -> None:
@@ -111,7 +137,7 @@ def check_samples(run: Path, run_id: str) -> None:
     """Sheets at step 4 and at the end, and in MLflow beside the losses: for each clip the true one, then the sample."""
     assert [path.name for path in sorted((run / "samples").iterdir())] == ["step_000004.png", "step_000006.png"]
     sheet = np.asarray(Image.open(run / "samples" / "step_000006.png"), np.float32)
-    assert sheet.shape == (6 + 8 * (22 + 192 + 6), 6 + 6 * 198, 3)
+    assert sheet.shape == (6 + 6 * (22 + 192 + 6), 6 + 6 * 198, 3)
     for top in range(28, sheet.shape[0], 440):
         true, sampled = (sheet[start : start + 192] for start in (top, top + 220))
         # Both begin with the image, and end apart: so small a model has not learned to move it.
