@@ -1,0 +1,66 @@
+"""A program that trains two steps of two rounds with the job's own engine, and prints the bytes that they took.
+
+    python -m tests.pipelines.measure_step '{"zero_stage": 2, ...}' '{"block_out_channels": ...}' '[1, 4, 8, 32, 32]'
+
+Arguments: TrainConfig's settings, CinemoUNet's, the shape of the latents. The memory is the process's largest resident
+size beyond what it had before there was a model. A process of its own: the largest is never forgotten, and malloc is
+told by its environment to give back at once what is freed.
+"""
+
+import json
+import os
+import resource
+import socket
+import sys
+
+import psutil
+import torch
+
+from cinemo.residual import training_loss
+from cinemo.unet import CinemoUNet
+from pipelines.train_config import TrainConfig
+from pipelines.train_engine import start_engine, take_step
+
+
+def main(settings: dict[str, object], unet_config: dict[str, object], shape: list[int]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    config = TrainConfig(dataset="none", output="none", num_workers=1, total_batch=2, micro_batch=1, **settings)
+    train(config, CinemoUNet(block_out_channels=(32, 32), attention_head_dim=1, **SMALL), [1, 4, 2, 8, 8])  # libraries
+    before = psutil.Process().memory_info().rss
+    train(config, CinemoUNet(**unet_config), shape)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+
+
+SMALL = {
+    "layers_per_block": 1,
+    "cross_attention_dim": 64,
+    "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
+    "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"),
+}
+
+
+def train(config: TrainConfig, unet: CinemoUNet, shape: list[int]) -> None:
+    engine, optimizer = start_engine(config, unet.train(), 1)
+    dtype = next(engine.module.parameters()).dtype
+    batch, channels, frames, *cells = shape
+    text = torch.randn(batch, 77, unet.config["cross_attention_dim"])
+    ids = torch.zeros(batch, dtype=torch.long)
+
+    def call(*inputs: torch.Tensor) -> object:
+        return engine(*(value.to(dtype) if value.is_floating_point() else value for value in inputs))
+
+    for _ in range(2):
+        for number in range(2):
+            clip, noise = torch.randn(shape), torch.randn(batch, channels, frames - 1, *cells)
+            engine.backward(training_loss(call, clip, text, ids, ids, noise, torch.linspace(0.9, 0.1, 1000)))
+            if number:
+                take_step(engine, optimizer)
+            else:
+                engine.step()
+
+
+if __name__ == "__main__":
+    main(*(json.loads(argument) for argument in sys.argv[1:]))
