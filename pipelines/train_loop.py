@@ -140,7 +140,7 @@ def loop(settings: dict[str, Any]) -> dict[str, Any]:
             judged.append({"step": step + 1, **means})
             if rank == 0:
                 train_validation.write_rows(output, judged)
-                log.series([(step + 1, {name: value for name, value in means.items() if math.isfinite(value)})])
+                log.series([(step + 1, means)])
         if saves:
             if rank == 0:
                 storage.put(storage.join(output, "losses.csv"), csv_lines(losses))
@@ -156,7 +156,7 @@ def loop(settings: dict[str, Any]) -> dict[str, Any]:
     with ray.train.get_checkpoint().as_directory() as folder:
         fingerprint = export(config, folder, motion, log.run_id, output)
         show(folder, config.max_steps)
-    validation_loss = judged[-1][train_validation.TOTAL] if judged else None
+    validation_loss = judged[-1].get(train_validation.TOTAL) if judged else None
     return {"model_fingerprint": fingerprint, "validation_loss": validation_loss, "bad_steps": bad_steps}
 
 

@@ -49,7 +49,7 @@ def validate(
     """Mean losses by the names above; every worker calls it, takes its share, and gets the same numbers.
 
     loss_of: inputs -> the loss of each clip (B,), from a network in evaluation mode. draw: as above, bound to a model.
-    clips[number]: the clip. A clip whose latents are not finite does not count.
+    clips[number]: the clip. A clip whose latents are not finite does not count; a mean that is not finite is left out.
     """
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     clip_of = functools.lru_cache(maxsize=2)(lambda number: clips[number])  # its fifths come one after another
@@ -67,7 +67,7 @@ def validate(
     means = {TOTAL: table.sum(dim=(1, 2))}
     means |= dict(zip(BY_FIFTH, table.sum(dim=2).T, strict=True))
     means |= dict(zip(BY_BUCKET, table.sum(dim=1).T, strict=True))
-    return {name: float(total / count) for name, (total, count) in means.items() if count}
+    return {name: float(total / count) for name, (total, count) in means.items() if count and torch.isfinite(total)}
 
 
 def read_rows(output: str) -> list[dict[str, float]]:
