@@ -21,7 +21,7 @@ SMALL += ["--encoders", "1"]
         (["--input", "nowhere", "--output", "out"], "nowhere does not exist; give a folder of videos"),
         (["--input", "v", "--output", "out"], "--input v: it lists no video"),
         (["--input", "list.csv", "--output", "out"], "has no column for the video; found are words"),
-        (["--input", "v", "--output", "out", "--model", "v"], "model v has no U-Net"),
+        (["--input", "v", "--output", "out", "--model", "v"], "/v has no U-Net (looked for unet"),
         (["--input", "v", "--output", "out", "--score-only", "--embed-text"], "--score-only stores no tensors"),
         (["--output", "out"], "--input is required"),
     ],
