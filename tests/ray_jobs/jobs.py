@@ -62,15 +62,21 @@ def kill_node(job: "subprocess.Popen[str]") -> None:
     psutil.wait_procs(node, timeout=30)
 
 
-def kill_a_worker(job: "subprocess.Popen[str]", chosen: random.Random) -> None:
-    """SIGKILL one process, chosen at random, of those that run tasks and actors of the job, or decode for them."""
-    workers = []
-    while not workers:
-        assert job.poll() is None, job.communicate()
+def kill_a_worker(job: "subprocess.Popen[str]", chosen: random.Random) -> bool:
+    """SIGKILL one process, chosen at random, of those that run tasks and actors of the job, or decode for them.
+
+    Waits for there to be one; returns whether one died of it, which none does when the job is at its end.
+    """
+    while job.poll() is None:
+        workers = []
         for process in psutil.Process(job.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 line = " ".join(process.cmdline())
-                if line.startswith("ray::") or "pipelines.isolation" in line:
+                if line.startswith(("ray::MapWorker", "ray::MapBatches")) or "pipelines.isolation" in line:
                     workers.append(process)
-    with contextlib.suppress(psutil.NoSuchProcess):
-        chosen.choice(workers).send_signal(signal.SIGKILL)
+        if workers:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                chosen.choice(workers).send_signal(signal.SIGKILL)
+                return True
+        time.sleep(0.02)
+    return False

@@ -21,7 +21,7 @@ SMALL = ["--num-frames", "4", "--height", "64", "--width", "64", "--clips-per-vi
 def test_bad_input_exits_2_with_one_sentence_and_writes_nothing(tmp_path: Path) -> None:
     arguments = ["--dataset", "nowhere", "--output", "out"]
     for more, sentence in [
-        ([], "--dataset nowhere holds no dataset.json"),
+        ([], "/nowhere holds no dataset.json"),
         (["--zero-stage", "4"], "--zero-stage 4: input should be less than or equal to 3"),
         (["--preset", "huge"], "--preset"),
     ]:
