@@ -64,21 +64,25 @@ def plain_loop(dataset: Path, steps: int, encode: bool) -> float:
     from cinemo.pipeline import encode_frames
     from cinemo.residual import training_loss
     from cinemo.video import sample_clip
-    from pipelines import train, train_ema, train_loop, train_source
+    from pipelines import train
+    from pipelines.dataset import ClipReader
+    from pipelines.training.batch import draw_batch, text_features
+    from pipelines.training.ema import AdamWithAverage
+    from pipelines.training.loop import load_unet
 
     config = train.TrainConfig(dataset=str(dataset), output="unused", total_batch=BATCH, micro_batch=BATCH)
     source = config.source
-    unet = train_loop.load_unet(config, source)
+    unet = load_unet(config, source)
     motion, schedule = checkpoint.read_card(source).motion, checkpoint.load_scheduler(source)
-    embed = train_loop.text_features(source, torch.device("cpu"))
-    clips = train_source.open_clips(config, None)
-    optimizer = train_ema.AdamWithAverage(unet.parameters(), config.learning_rate, config.ema_decay)
+    embed = text_features(source, torch.device("cpu"))
+    clips = ClipReader(config.dataset, config.validation_share)
+    optimizer = AdamWithAverage(unet.parameters(), config.learning_rate, config.ema_decay)
     vae = checkpoint.load_vae(source)
     frames = [sample_clip(path, 0, 3, 16, (128, 192)) for path in sorted(dataset.parent.glob("videos/*.mp4"))]
     began = time.perf_counter()
     for step in range(steps):
         batch = [clips[place] for place in clips.positions(BATCH, config.seed, step)]
-        latents, *others = train_loop.draw_batch(config, step, batch, embed, motion, 1000)
+        latents, *others = draw_batch(config, step, batch, embed, motion, 1000)
         if encode:
             latents = torch.cat([encode_frames(vae, frames[(step + k) % len(frames)][None]) for k in range(BATCH)])
         loss = training_loss(unet, latents, *others, schedule.alphas_cumprod, config.predicts)

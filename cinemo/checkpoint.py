@@ -45,8 +45,19 @@ class ModelCard:
     motion: dict[str, str] = field(default_factory=lambda: dict(UNIFORM_MOTION))
     sizes: list[tuple[int, int]] | None = None  # trained (height, width), pixels; the first is the default
     lengths: list[int] | None = None  # trained numbers of frames; the first is the default
+    sampling: dict[str, float] = field(default_factory=dict)  # num_inference_steps, guidance_scale that suit it best
     lineage: dict[str, Any] = field(default_factory=dict)  # dataset fingerprint, run id, code version, ...
     format_version: int = FORMAT_VERSION
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps that suit the model; the paper's 50 where it does not say."""
+        return int(self.sampling.get("num_inference_steps", 50))
+
+    @property
+    def guidance(self) -> float:
+        """Guidance scale that suits the model; the official 7.5 where it does not say."""
+        return float(self.sampling.get("guidance_scale", 7.5))
 
 
 def resolve(model: str | os.PathLike[str]) -> Path:

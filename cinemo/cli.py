@@ -49,8 +49,10 @@ def animate(
     model: ModelOption = "builtin:tiny",
     motion_bucket: Annotated[int, typer.Option(help="motion intensity: 0 (still) to 19")] = 10,
     seed: Annotated[int, typer.Option(help="the same seed gives the same video")] = 0,
-    steps: Annotated[int, typer.Option(help="denoising steps (DDIM)")] = 50,
-    guidance_scale: Annotated[float, typer.Option(help="how strongly the prompt acts; 1 or less is off")] = 7.5,
+    steps: Annotated[int | None, typer.Option(help="denoising steps (DDIM); default: the model's, or 50")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="how strongly the prompt acts; 1 or less is off; default: the model's, or 7.5")
+    ] = None,
     negative_prompt: Annotated[str, typer.Option(help="what should not happen")] = "",
     num_frames: Annotated[int, typer.Option(help="frames, the photo included")] = 16,
     height: Annotated[int | None, typer.Option(help="pixels; default: the model's")] = None,
@@ -81,8 +83,8 @@ def animate(
         num_frames=num_frames,
         height=height,
         width=width,
-        num_inference_steps=steps,
-        guidance_scale=guidance_scale,
+        num_inference_steps=pipe.card.steps if steps is None else steps,
+        guidance_scale=pipe.card.guidance if guidance_scale is None else guidance_scale,
         seed=seed,
         dct_init=dct_init,
         dct_cutoff=dct_cutoff,

@@ -19,16 +19,19 @@ MAX_PIXELS = 64_000_000  # a 64-megapixel photo; larger ones are refused from th
 MIN_SIDE = 8
 
 
-def read_image(source: str | os.PathLike[str] | bytes | Image.Image | np.ndarray) -> np.ndarray:
+def read_image(
+    source: str | os.PathLike[str] | bytes | Image.Image | np.ndarray, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
     """Open a photo as uint8 (H, W, 3) RGB: EXIF rotation applied, alpha laid over white, 16-bit and palettes converted.
 
     source: a path, the bytes of an image file, a PIL image, or uint8 (H, W, 3) which is passed through.
+    max_pixels: most that are decoded.
     Raises ValueError, naming the file and the remedy, for what is missing, empty, no image, broken or too large.
     """
     if isinstance(source, np.ndarray):
         return check_array(source)
     if isinstance(source, Image.Image):
-        return to_rgb(source, "image")
+        return to_rgb(source, "image", max_pixels)
     name = "image" if isinstance(source, bytes) else f"image {os.fspath(source)}"
     data = source if isinstance(source, bytes) else read_bytes(Path(source), name)
     if not data:
@@ -38,10 +41,10 @@ def read_image(source: str | os.PathLike[str] | bytes | Image.Image | np.ndarray
         try:
             picture = Image.open(io.BytesIO(data))
         except Image.DecompressionBombError:
-            raise ValueError(f"{name} has more than {MAX_PIXELS:,} pixels; scale it down first") from None
+            raise ValueError(f"{name} has more than {max_pixels:,} pixels; scale it down first") from None
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
             raise ValueError(f"{name} is not an image that can be read; pass a JPEG, PNG or WebP file") from None
-        return to_rgb(picture, name)
+        return to_rgb(picture, name, max_pixels)
 
 
 def read_bytes(path: Path, name: str) -> bytes:
@@ -53,12 +56,12 @@ def read_bytes(path: Path, name: str) -> bytes:
         raise ValueError(f"{name} cannot be read ({error.strerror}); pass a readable file") from None
 
 
-def to_rgb(picture: Image.Image, name: str) -> np.ndarray:
+def to_rgb(picture: Image.Image, name: str, max_pixels: int) -> np.ndarray:
     """PIL image -> uint8 (H, W, 3). Raises ValueError as read_image."""
     width, height = picture.size
-    if width * height > MAX_PIXELS:
+    if width * height > max_pixels:
         raise ValueError(
-            f"{name} is {width} x {height} pixels; at most {MAX_PIXELS:,} are taken, so scale it down first"
+            f"{name} is {width} x {height} pixels; at most {max_pixels:,} are taken, so scale it down first"
         )
     if min(width, height) < MIN_SIDE:
         raise ValueError(f"{name} is {width} x {height} pixels; each side needs at least {MIN_SIDE}")

@@ -85,7 +85,7 @@ class CinemoPipeline(DiffusionPipeline):
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 50,
-        guidance_scale: float = 7.5,
+        guidance_scale: float | Sequence[float] = 7.5,
         seed: int | Sequence[int] = 0,
         dct_init: bool = True,
         dct_cutoff: float = 0.23,
@@ -96,7 +96,7 @@ class CinemoPipeline(DiffusionPipeline):
         output_type: str = "np",
         callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
     ) -> CinemoPipelineOutput:
-        """Animate one image or B of them; image, prompt, negative_prompt, motion_bucket and seed may be lists of B.
+        """Animate one image, or B: image, prompts, motion_bucket, guidance_scale and seed may be lists of length B.
 
         image: path, bytes, PIL image or uint8 (H, W, 3); fitted to height x width (default: the model's first trained
         size) by scaling and a centre cut. motion_bucket: 0 (still) to 19; raw_motion_id replaces the model's mapping.
@@ -108,7 +108,8 @@ class CinemoPipeline(DiffusionPipeline):
         A sample's result depends on its own seed and settings alone, never on its batch. Raises ValueError.
         """
         # 1. What is asked for, checked before anything is computed.
-        batch = batch_size(image, prompt, negative_prompt, motion_bucket, raw_motion_id, seed, image_latents, latents)
+        settings = (prompt, negative_prompt, motion_bucket, raw_motion_id, guidance_scale, seed)
+        batch = batch_size(image, *settings, image_latents, latents)
         seeds = spread("seed", seed, batch)
         ids = motion_ids(motion_bucket, raw_motion_id, self.card.motion, batch)
         if latents is not None:
@@ -128,7 +129,8 @@ class CinemoPipeline(DiffusionPipeline):
             image_latents = encode_pixels(self.vae, pixels)[:, :, None]
         image_latents = image_latents.to(device, dtype)
         prompts = [str(p) for p in spread("prompt", prompt, batch)]
-        guided = guidance_scale > 1.0
+        scales = [max(1.0, float(scale)) for scale in spread("guidance_scale", guidance_scale, batch)]
+        guided = max(scales) > 1.0
         if guided:
             prompts = [str(p) for p in spread("negative_prompt", negative_prompt, batch)] + prompts
         text = encode_prompts(self.tokenizer, self.text_encoder, prompts).to(device, dtype)
@@ -146,13 +148,14 @@ class CinemoPipeline(DiffusionPipeline):
 
         # 4. Denoise the residuals (section 3.2), with classifier-free guidance.
         twice = 2 if guided else 1
+        scale = torch.tensor(scales, device=device, dtype=dtype).view(-1, 1, 1, 1, 1)
         conditions = (text, image_latents.repeat(twice, 1, 1, 1, 1), torch.tensor(ids, device=device).repeat(twice))
         with self.progress_bar(total=num_inference_steps) as bar:
             for step, timestep in enumerate(scheduler.timesteps):
                 predicted = self.unet(latents.repeat(twice, 1, 1, 1, 1), int(timestep), *conditions).sample
                 if guided:
                     negative, positive = predicted.chunk(2)
-                    predicted = negative + guidance_scale * (positive - negative)
+                    predicted = negative + scale * (positive - negative)
                 latents = scheduler.step(predicted, timestep, latents).prev_sample
                 if callback_on_step_end is not None:
                     latents = callback_on_step_end(self, step, timestep, {"latents": latents}).get("latents", latents)

@@ -1,7 +1,7 @@
 """Training on Ray Train with a DeepSpeed engine: the run as the driver sees it, and its results.
 
-Knows Ray Train, progress, and what is left of a run. What it takes and refuses is train_config.py, what a worker does
-train_loop.py. Settings that change the run are kept beside it, so that the same command goes on from the last
+Knows Ray Train, progress, and what is left of a run. What it takes and refuses is training/config.py, what a worker
+does training/loop.py. Settings that change the run are kept beside it, so that the same command goes on from the last
 checkpoint and another one is refused.
 """
 
@@ -13,9 +13,10 @@ import time
 from typing import Any
 
 from cinemo import checkpoint
-from pipelines import models, plots, storage, tracking, train_source
+from pipelines import models, plots, storage, tracking
 from pipelines.progress import to_stderr
-from pipelines.train_config import TrainConfig, check, placed, settings
+from pipelines.training import data
+from pipelines.training.config import TrainConfig, check, placed, settings
 
 
 class Mailbox:
@@ -45,7 +46,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     config = placed(config)
     check(config)
     output, began = config.output, time.monotonic()
-    found = train_source.describe(config)
+    found = data.describe(config)
     with tracking.start("train", output, config.tracking_uri, config.model_dump()) as log:
         log.tags({"dataset_fingerprint": found["fingerprint"], "init": config.init})
         storage.put_json(storage.join(output, "settings.json"), settings(config))
@@ -93,10 +94,10 @@ def fit(config: TrainConfig, output: str, log: tracking.Log) -> dict[str, Any]:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from pipelines.train_loop import loop
+    from pipelines.training.loop import loop
 
     mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
-    stream = train_source.start(config, output)
+    stream = data.start(config, output)
     trainer = TorchTrainer(
         loop,
         train_loop_config={
@@ -109,6 +110,7 @@ def fit(config: TrainConfig, output: str, log: tracking.Log) -> dict[str, Any]:
         torch_config=TorchConfig(backend="nccl" if config.gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=config.workers[0] if config.workers[0] == config.workers[1] else config.workers,
+            elastic_resize_monitor_interval_s=config.resize_every,
             use_gpu=config.gpu,
         ),
         # The same name in the same place: Ray Train finds the last checkpoint there, and hands it to the workers.

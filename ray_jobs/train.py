@@ -5,13 +5,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pipelines import train, train_source
+from pipelines import train
+from pipelines.training import data
 from ray_jobs import common
 
 
 def needs_cpus(config: train.TrainConfig) -> int:
     """One CPU for each worker that there has to be; and, to make clips of videos, one for decoding and encoding."""
-    return config.workers[0] + train_source.is_stream(config.dataset)
+    return config.workers[0] + data.is_stream(config.dataset)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ FRAMEWORKS = {"ray", "mlflow", "deepspeed", "fastapi"}
 ALLOWED = {
     "cinemo": set(),
     "pipelines": {"ray"},
-    "pipelines/train": {"ray", "deepspeed"},
+    "pipelines/training": {"ray", "deepspeed"},
     "pipelines/tracking.py": {"mlflow"},
     "pipelines/serving": {"ray", "fastapi"},
     "ray_jobs": {"ray"},

@@ -25,6 +25,7 @@ from recipes.builtin_tiny.evaluate import SETTINGS, fitted_photo
 from recipes.builtin_tiny.text import write_tokenizer
 from recipes.builtin_tiny.train_unet import SCHEDULER, load_trained
 
+SAMPLING = {"num_inference_steps": 10, "guidance_scale": 2.0}  # more of either spoils it (evaluate.py)
 SHEET_PROMPTS = ("the camera pans left", "the camera pans up", "the camera zooms in")
 
 
@@ -39,7 +40,7 @@ def write_model(out: Path, directory: Path) -> None:
         part.half().save_pretrained(aside / name)
     DDIMScheduler(**SCHEDULER).save_pretrained(aside / "scheduler")
     lineage = {"recipe": "recipes/builtin_tiny", "samples": samples}
-    write_card(aside, ModelCard(sizes=[SIZE], lengths=[NUM_FRAMES], lineage=lineage))
+    write_card(aside, ModelCard(sizes=[SIZE], lengths=[NUM_FRAMES], sampling=SAMPLING, lineage=lineage))
     for path in aside.rglob("*.safetensors"):
         path.chmod(0o644)  # safetensors writes files that their owner alone can read
     shutil.rmtree(directory, ignore_errors=True)
@@ -50,7 +51,7 @@ def load_pipeline(out: Path, device: torch.device | str = "cpu") -> CinemoPipeli
     """The pipeline of the checkpoints in `out`, without a model directory between."""
     vae, tokenizer, text_encoder, unet, _ = load_trained(out)
     parts = [part.to(device) for part in (vae, text_encoder, unet)]
-    card = ModelCard(sizes=[SIZE], lengths=[NUM_FRAMES])
+    card = ModelCard(sizes=[SIZE], lengths=[NUM_FRAMES], sampling=SAMPLING)
     pipe = CinemoPipeline(parts[0], parts[1], tokenizer, parts[2], DDIMScheduler(**SCHEDULER), card)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -11,7 +11,9 @@ import torch
 from cinemo import checkpoint
 from cinemo.residual import training_loss
 from cinemo.unet import CinemoUNet
-from pipelines import dataset, train, train_batch, train_loop
+from pipelines import dataset, train
+from pipelines.training.batch import draw_batch, text_features
+from pipelines.training.loop import UNIFORM_MOTION, load_unet
 from tests.tiny import TINY
 
 
@@ -36,19 +38,19 @@ class Plain:
 def run_plain(config: train.TrainConfig, steps: int, clips: Any = None) -> Plain:
     """The first steps of a run. A step whose loss is not finite changes nothing. clips: default the prepared ones."""
     source = config.source
-    unet = train_loop.load_unet(config, source)
+    unet = load_unet(config, source)
     start = {name: weight.detach().clone() for name, weight in unet.named_parameters()}
     average = {name: weight.clone() for name, weight in start.items()}
     optimizer = torch.optim.Adam(unet.parameters(), lr=config.learning_rate)
     schedule = checkpoint.load_scheduler(source)
     clips = clips or dataset.ClipReader(config.dataset, config.validation_share)
-    embed = train_batch.text_features(source, torch.device("cpu"))
+    embed = text_features(source, torch.device("cpu"))
     losses = []
     taken = 0
     for step in range(steps):
         positions = clips.positions(config.total_batch, config.seed, step)
         batch = [clips[position] for position in positions]
-        inputs = train_batch.draw_batch(config, step, batch, embed, train_loop.UNIFORM_MOTION, 1000)
+        inputs = draw_batch(config, step, batch, embed, UNIFORM_MOTION, 1000)
         loss = training_loss(unet, *inputs, schedule.alphas_cumprod)
         losses.append(loss.item())
         if not math.isfinite(losses[-1]):

@@ -17,8 +17,10 @@ import psutil
 ROOT = Path(__file__).parents[2]
 
 
-def start(name: str, folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+def start(name: str, folder: Path, *arguments: str, address: str | None = None) -> "subprocess.Popen[str]":
+    """A job on a cluster of its own, or on the one at `address`."""
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "RAY_ADDRESS")}
+    environment |= {"RAY_ADDRESS": address} if address else {}
     command = [sys.executable, str(ROOT / "ray_jobs" / f"{name}.py"), *arguments]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True)

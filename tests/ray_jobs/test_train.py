@@ -1,4 +1,4 @@
-"""ray_jobs/train.py as a command: refusals, and a run that goes on after its driver was killed."""
+"""ray_jobs/train.py as a command: refusals, and runs that go on after their driver was killed or a disk was full."""
 
 import json
 import shlex
@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cinemo import checkpoint as model_directory
 from cinemo.checkpoint import load_unet
 from cinemo.synthetic import write_clips
-from pipelines import train
+from pipelines import models, train
 from tests.pipelines.plain import exported, run_plain
 from tests.ray_jobs import jobs
 
@@ -44,18 +45,22 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> str:
 
 
 @pytest.mark.ray
-def test_a_killed_run_goes_on_from_its_checkpoint_with_the_losses_of_an_uninterrupted_one(
-    tmp_path: Path, checkpoint: Path, prepared: str
+def test_a_run_killed_on_two_workers_and_on_one_ends_on_two_at_another_stage_exact_and_registered(
+    tmp_path: Path, checkpoint: Path, prepared: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = {"dataset": prepared, "init": "none", "components": str(checkpoint), "micro_batch": "2"}
     given["learning_rate"] = "1e-4"  # gentle enough for 15 steps to agree to rounding
     flags = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", value)]
-    arguments = [*flags, "--output", "run", "--zero-stage", "2", "--max-steps", "15", "--checkpoint-every", "3"]
+    flags += ["--output", "run", "--max-steps", "15", "--checkpoint-every", "3", "--register", "animator@champion"]
+
+    def start(workers: int, stage: int) -> "subprocess.Popen[str]":
+        return jobs.start("train", tmp_path, *flags, "--num-workers", str(workers), "--zero-stage", str(stage))
 
     saved = tmp_path / "run" / "checkpoints"
-    jobs.kill_when(jobs.start("train", tmp_path, *arguments), lambda: list(saved.glob("step_0000006/*/*.pt")))
+    jobs.kill_when(start(workers=2, stage=2), lambda: list(saved.glob("step_0000006/*/*.pt")))
+    jobs.kill_when(start(workers=1, stage=2), lambda: list(saved.glob("step_0000009/*/*.pt")))
     assert not (tmp_path / "run" / "model").exists()
-    code, summary, errors = jobs.finish(jobs.start("train", tmp_path, *arguments))
+    code, summary, errors = jobs.finish(start(workers=2, stage=3))
     assert code == 0, errors
     assert " 1/15 steps" not in errors  # it did not begin anew
     assert summary["steps"] == 15
@@ -63,8 +68,13 @@ def test_a_killed_run_goes_on_from_its_checkpoint_with_the_losses_of_an_uninterr
     np.testing.assert_allclose(train.read_losses(str(tmp_path / "run")), plain.losses, rtol=1e-4)
     assert plain.distance(exported(summary["model"]), plain.average) < 1e-3
     assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "mlflow.db").exists()
-    assert (Path(summary["model"]) / "cinemo.json").exists()
+
+    assert summary["registered"] == "models:/animator/1"
+    monkeypatch.setenv("CINEMO_CACHE", str(tmp_path / "cache"))
+    location = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    registered = models.resolve(models.absolute("models:/animator@champion", location, str(tmp_path / "run")))
+    assert model_directory.fingerprint(registered) == summary["model_fingerprint"]
+    assert load_unet(registered).config == load_unet(summary["model"]).config
 
 
 @pytest.mark.ray

@@ -16,9 +16,9 @@ from cinemo.pipeline import CinemoPipeline, decode_latents
 from cinemo.sheet import contact_sheet
 from pipelines import storage, tracking
 from pipelines.dataset import Clip
-from pipelines.train_batch import named_generator
-from pipelines.train_config import TrainConfig
-from pipelines.train_export import trained_unet
+from pipelines.training.batch import named_generator
+from pipelines.training.config import TrainConfig
+from pipelines.training.export import trained_unet
 
 SHOWN = 3  # clips
 STEPS = 10  # enough to see motion; a picture of progress is no evaluation

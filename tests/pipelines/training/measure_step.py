@@ -1,6 +1,6 @@
 """A program that trains two steps of two rounds with the job's own engine, and prints the bytes that they took.
 
-    python -m tests.pipelines.measure_step '{"zero_stage": 2, ...}' '{"block_out_channels": ...}' '[1, 4, 8, 32, 32]'
+    python -m tests.pipelines.training.measure_step '{"zero_stage": 2}' '{...}' '[1, 4, 8, 32, 32]'
 
 Arguments: TrainConfig's settings, CinemoUNet's, the shape of the latents. The memory is the process's largest resident
 size beyond what it had before there was a model. A process of its own: the largest is never forgotten, and malloc is
@@ -18,8 +18,8 @@ import torch
 
 from cinemo.residual import training_loss
 from cinemo.unet import CinemoUNet
-from pipelines.train_config import TrainConfig
-from pipelines.train_engine import start_engine, take_step
+from pipelines.training.config import TrainConfig
+from pipelines.training.engine import start_engine, take_step
 
 
 def main(settings: dict[str, object], unet_config: dict[str, object], shape: list[int]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipelines.train_config import TrainConfig
+    from pipelines.training.config import TrainConfig
 
 
 def shares(total_batch: int, micro_batch: int, world: int) -> tuple[int, int]:

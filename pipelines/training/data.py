@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines import dataset, extract, manifest, sources, storage
 
 if TYPE_CHECKING:
-    from pipelines.train_config import TrainConfig
+    from pipelines.training.config import TrainConfig
 
 
 def is_stream(uri: str) -> bool:
@@ -52,7 +52,7 @@ def start(config: "TrainConfig", output: str) -> Any:
         return None
     import ray
 
-    from pipelines.stream import Stream
+    from pipelines.training.stream import Stream
 
     stream = config.stream
     videos = sources.iter_videos(config.dataset, stream.uri_column, stream.caption_column)
@@ -68,6 +68,6 @@ def open_clips(config: "TrainConfig", stream: Any) -> Any:
     """The worker's part: a dataset.ClipReader, or a reader of the stream with the same methods."""
     if stream is None:
         return dataset.ClipReader(config.dataset, config.validation_share)
-    from pipelines.stream import StreamReader
+    from pipelines.training.stream import StreamReader
 
     return StreamReader(stream)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipelines.train_ema import AdamWithAverage
+from pipelines.training.ema import AdamWithAverage
 
 
 def take_steps(optimizer: torch.optim.Optimizer, weight: torch.nn.Parameter, count: int) -> list[torch.Tensor]:

@@ -10,8 +10,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_va
 
 from cinemo import checkpoint
 from cinemo.motion import SCORE_DEFINITION
-from pipelines import dataset, extract, models, storage, train_source
-from pipelines.train_deepspeed import check_deepspeed
+from pipelines import dataset, extract, models, storage
+from pipelines.training import data
+from pipelines.training.deepspeed_config import check_deepspeed
 
 # What a preset changes of the defaults below; a flag or a line of YAML wins over both.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -31,7 +32,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 # Flags that a run may change when it goes on: they say how and where it is computed, not what.
 FREE = {
     "output", "max_steps", "checkpoint_every", "max_failures", "tracking_uri", "zero_stage", "num_workers",
-    "micro_batch", "gpu", "gradient_checkpointing", "offload_optimizer", "offload_params", "deepspeed",
+    "resize_every", "micro_batch", "gpu", "gradient_checkpointing", "offload_optimizer", "offload_params", "deepspeed",
     "max_bad_steps", "register_as", "validate_every", "validation_clips", "sample_every",
 }  # fmt: skip
 
@@ -63,6 +64,9 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", populate_by_name=True)
     zero_stage: int = Field(2, ge=0, le=3, description="what DeepSpeed ZeRO shards over the workers; may change")
     num_workers: Annotated[int | str, BeforeValidator(_worker_range)] = Field(
         2, description="training processes; LOW:HIGH takes what the cluster has, and follows it; may change"
+    )
+    resize_every: float = Field(
+        60, gt=0, description="seconds between looks at whether a LOW:HIGH run may grow, which costs a restart"
     )
     gpu: bool = Field(False, description="one GPU for each worker")
     max_steps: int = Field(100, ge=1, description="optimizer steps in all, those before a resume included")
@@ -170,9 +174,9 @@ def placed(config: TrainConfig) -> TrainConfig:
 
 def settings(config: TrainConfig) -> dict[str, Any]:
     """Everything that a resumed run must share with its beginning, by the name of its flag. config: placed."""
-    found = train_source.describe(config)
+    found = data.describe(config)
     chosen = config.model_dump(exclude={*FREE, "stream", "dataset"})
-    if train_source.is_stream(config.dataset):
+    if data.is_stream(config.dataset):
         fields = extract.ExtractConfig.model_fields
         chosen |= {f"stream.{name}": value for name, value in found.items() if name in fields}
     chosen["init"] = models.plain(config.init)
@@ -184,8 +188,8 @@ def settings(config: TrainConfig) -> dict[str, Any]:
 def check(config: TrainConfig) -> None:
     """Refuse what cannot work, before a cluster is touched: raises ValueError naming the flag and what it met."""
     config = placed(config)
-    train_source.check(config)
-    found = train_source.describe(config)
+    data.check(config)
+    found = data.describe(config)
     check_dataset(config, found)
     before = storage.read_json(storage.join(config.output, "settings.json"))
     for name, value in settings(config).items():

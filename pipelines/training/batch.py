@@ -16,7 +16,7 @@ from cinemo import checkpoint
 from cinemo.motion import motion_id
 from cinemo.pipeline import encode_prompts
 from pipelines.dataset import Clip
-from pipelines.train_config import TrainConfig
+from pipelines.training.config import TrainConfig
 
 Text = Callable[[str], torch.Tensor]
 Inputs = tuple[torch.Tensor, ...]  # (latents, text, motion_bucket, timesteps, noise) of training_loss, on the CPU

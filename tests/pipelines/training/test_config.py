@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipelines import dataset, prepare, train
-from pipelines.train_deepspeed import deepspeed_config, shares
+from pipelines.training.deepspeed_config import deepspeed_config, shares
 from tests.pipelines.plain import small_config
 
 pytestmark = pytest.mark.ray

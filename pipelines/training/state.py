@@ -18,9 +18,9 @@ import ray.train
 import torch
 import torch.distributed
 
-from pipelines.train_config import TrainConfig
-from pipelines.train_deepspeed import read_file
-from pipelines.train_ema import AdamWithAverage
+from pipelines.training.config import TrainConfig
+from pipelines.training.deepspeed_config import read_file
+from pipelines.training.ema import AdamWithAverage
 
 # name of a weight -> "fp32" or a state of its optimizer -> consecutive pieces of the flattened tensor, on the CPU
 Pieces = dict[str, dict[str, list[torch.Tensor]]]

@@ -15,10 +15,11 @@ from PIL import Image
 from cinemo import checkpoint
 from cinemo.motion import UNIFORM_MOTION
 from cinemo.residual import training_loss
-from pipelines import dataset, extract, prepare, records, train, train_source
-from pipelines.stream import StreamReader
-from pipelines.train_batch import Inputs, named_generator, text_features
-from pipelines.train_validation import BY_BUCKET, BY_FIFTH, TOTAL, draw, read_rows, validate
+from pipelines import dataset, extract, prepare, records, train
+from pipelines.training import data
+from pipelines.training.batch import Inputs, named_generator, text_features
+from pipelines.training.stream import StreamReader
+from pipelines.training.validation import BY_BUCKET, BY_FIFTH, TOTAL, draw, read_rows, validate
 from tests.pipelines.conftest import SMALL, rows
 from tests.pipelines.plain import exported, run_plain, small_config
 
@@ -175,7 +176,7 @@ def test_a_stream_makes_no_training_clips_of_held_out_videos_and_judges_by_them(
 ) -> None:
     sampling = {**SMALL, "clips_per_video": prepare_config.clips_per_video}
     stream = config.model_copy(update={"dataset": str(videos), "stream": extract.ExtractConfig(**sampling)})
-    reader = StreamReader(train_source.start(stream, str(tmp_path)))
+    reader = StreamReader(data.start(stream, str(tmp_path)))
     reader.begin(0, None)
     held_out = {row["clip_id"] for row in held_out_rows(config)}
     numbers = reader.held_out(99)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import ray
 
-from pipelines import dataset, extract, prepare, train, train_source
-from pipelines.stream import StreamReader
+from pipelines import dataset, extract, prepare, train
+from pipelines.training import data
+from pipelines.training.stream import StreamReader
 from tests.pipelines.conftest import SMALL
 from tests.pipelines.plain import run_plain, small_config
 
@@ -29,7 +30,7 @@ def config(
 
 @pytest.fixture(scope="module")
 def stream(config: train.TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    actor = train_source.start(config, str(tmp_path_factory.mktemp("stream")))
+    actor = data.start(config, str(tmp_path_factory.mktemp("stream")))
     yield actor
     ray.kill(actor)
 
@@ -83,7 +84,7 @@ def test_videos_without_a_usable_clip_end_the_run_with_a_sentence(
 ) -> None:
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     config = config.model_copy(update={"dataset": str(tmp_path)})
-    reader = StreamReader(train_source.start(config, str(tmp_path / "run")))
+    reader = StreamReader(data.start(config, str(tmp_path / "run")))
     reader.begin(0, None)
     with pytest.raises(ValueError, match=r"no clip .* is usable: {'unreadable': 1}"):
         reader[0]

@@ -1,6 +1,6 @@
 """What one training worker does: clips in, steps, progress, checkpoints, and the model at the end.
 
-Nothing derives from a global random state (train_batch.py), so that the losses do not depend on ZeRO's stage, on the
+Nothing derives from a global random state (batch.py), so that the losses do not depend on ZeRO's stage, on the
 number of workers, on a resume, or on how often the model is judged. Imported by workers only: the driver needs no
 DeepSpeed.
 """
@@ -22,16 +22,17 @@ from cinemo import checkpoint
 from cinemo.motion import UNIFORM_MOTION
 from cinemo.residual import training_loss
 from cinemo.unet import CinemoUNet
-from pipelines import dataset, storage, tracking, train_source, train_validation
+from pipelines import dataset, storage, tracking
 from pipelines.progress import Progress
 from pipelines.train import read_losses
-from pipelines.train_batch import Inputs, draw_batch, text_features
-from pipelines.train_config import TrainConfig
-from pipelines.train_deepspeed import shares
-from pipelines.train_engine import start_engine, take_step
-from pipelines.train_export import export
-from pipelines.train_samples import SHOWN, show_samples
-from pipelines.train_state import restore, save
+from pipelines.training import data, validation
+from pipelines.training.batch import Inputs, draw_batch, text_features
+from pipelines.training.config import TrainConfig
+from pipelines.training.deepspeed_config import shares
+from pipelines.training.engine import start_engine, take_step
+from pipelines.training.export import export
+from pipelines.training.samples import SHOWN, show_samples
+from pipelines.training.state import restore, save
 
 
 def loop(settings: dict[str, Any]) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def loop(settings: dict[str, Any]) -> dict[str, Any]:
     schedule = checkpoint.load_scheduler(source)
     predicts = config.predicts
     embed = text_features(source, device)
-    clips = train_source.open_clips(config, settings["stream"])
+    clips = data.open_clips(config, settings["stream"])
     rounds, micro = shares(config.total_batch, config.micro_batch, world)
     engine, optimizer = start_engine(config, load_unet(config, source), world)
     unet = in_precision(engine)
@@ -60,13 +61,13 @@ def loop(settings: dict[str, Any]) -> dict[str, Any]:
         clips.begin(start * config.total_batch, state.get("cursor"))
     torch.distributed.barrier()
     losses = read_losses(output)[:start]
-    judged = [row for row in train_validation.read_rows(output) if row["step"] <= start]
+    judged = [row for row in validation.read_rows(output) if row["step"] <= start]
     held_out = clips.held_out(config.validation_clips)
     say = settings["mailbox"].remark.remote if rank == 0 else lambda line: None
     if config.validation_share and not held_out:
         say(f"no clip fell into --validation-share {config.validation_share}: there is no validation loss")
     timesteps = schedule.config.num_train_timesteps
-    draw = functools.partial(train_validation.draw, embed=embed, motion=motion, timesteps=timesteps)
+    draw = functools.partial(validation.draw, embed=embed, motion=motion, timesteps=timesteps)
     shown_at = (held_out or clips.positions(config.total_batch, config.seed, start))[:SHOWN] if rank == 0 else []
     shown = [clips[position] for position in shown_at]
     log = tracking.join(*settings["tracking"]) if rank == 0 else tracking.Log()
@@ -135,11 +136,11 @@ def loop(settings: dict[str, Any]) -> dict[str, Any]:
         saves = last or samples or (step + 1) % config.checkpoint_every == 0
         if held_out and (last or (step + 1) % config.validate_every == 0 if config.validate_every else saves):
             engine.eval()
-            means = train_validation.validate(loss_of, draw, clips, held_out, config.micro_batch, device)
+            means = validation.validate(loss_of, draw, clips, held_out, config.micro_batch, device)
             engine.train()
             judged.append({"step": step + 1, **means})
             if rank == 0:
-                train_validation.write_rows(output, judged)
+                validation.write_rows(output, judged)
                 log.series([(step + 1, means)])
         if saves:
             if rank == 0:
@@ -156,7 +157,7 @@ def loop(settings: dict[str, Any]) -> dict[str, Any]:
     with ray.train.get_checkpoint().as_directory() as folder:
         fingerprint = export(config, folder, motion, log.run_id, output)
         show(folder, config.max_steps)
-    validation_loss = judged[-1].get(train_validation.TOTAL) if judged else None
+    validation_loss = judged[-1].get(validation.TOTAL) if judged else None
     return {"model_fingerprint": fingerprint, "validation_loss": validation_loss, "bad_steps": bad_steps}
 
 

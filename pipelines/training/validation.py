@@ -17,7 +17,7 @@ import torch.distributed
 
 from cinemo.motion import NUM_BUCKETS
 from pipelines import dataset, storage
-from pipelines.train_batch import Inputs, Text, features, inputs, named_generator, stack
+from pipelines.training.batch import Inputs, Text, features, inputs, named_generator, stack
 
 FIFTHS = 5
 # Columns of validation.csv and names in MLflow. q1 has the least noise; a bucket without a clip has no number.

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from cinemo.unet import CinemoUNet
-from pipelines.train_config import TrainConfig
-from pipelines.train_deepspeed import deepspeed_config
-from pipelines.train_ema import AdamWithAverage
+from pipelines.training.config import TrainConfig
+from pipelines.training.deepspeed_config import deepspeed_config
+from pipelines.training.ema import AdamWithAverage
 
 
 def start_engine(config: TrainConfig, unet: CinemoUNet, world: int) -> tuple[Any, AdamWithAverage]:

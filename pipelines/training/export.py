@@ -11,9 +11,10 @@ import torch
 import cinemo
 from cinemo import checkpoint
 from cinemo.unet import CinemoUNet
-from pipelines import storage, train_source
-from pipelines.train_config import TrainConfig
-from pipelines.train_state import read_pieces
+from pipelines import storage
+from pipelines.training import data
+from pipelines.training.config import TrainConfig
+from pipelines.training.state import read_pieces
 
 
 def trained_unet(config: TrainConfig, saved: str | Path) -> CinemoUNet:
@@ -31,11 +32,12 @@ def trained_unet(config: TrainConfig, saved: str | Path) -> CinemoUNet:
 def export(config: TrainConfig, saved: str | Path, motion: dict[str, str], run_id: str | None, output: str) -> str:
     """Write OUTPUT/model from a checkpoint's folder; returns the model's fingerprint."""
     source, unet = config.source, trained_unet(config, saved)
-    made_from = train_source.describe(config)
+    made_from = data.describe(config)
     card = checkpoint.ModelCard(
         motion=motion,
         sizes=[(made_from["height"], made_from["width"])],
         lengths=[made_from["num_frames"]],
+        sampling=checkpoint.read_card(source).sampling if config.has_model else {},
         lineage={
             "dataset_fingerprint": made_from["fingerprint"],
             "init": config.init,

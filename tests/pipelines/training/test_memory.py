@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from cinemo.unet import CinemoUNet
-from pipelines.train_memory import Live, activations, states
+from pipelines.training.memory import Live, activations, states
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 UNET: dict[str, Any] = {
     "block_out_channels": (96, 192, 384),
     "attention_head_dim": 3,
@@ -35,7 +35,7 @@ def test_a_real_run_takes_what_was_computed(tmp_path: Path, stage: int, precisio
     # What is freed goes back to the system at once: the process is then as large as what lives.
     eager = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_TOP_PAD_": "0"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.pipelines.measure_step", *arguments],
+        [sys.executable, "-m", "tests.pipelines.training.measure_step", *arguments],
         cwd=ROOT, env=os.environ | eager | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,110 @@
+"""The service as Ray Serve runs it: one deployment for each model, and the ingress that answers HTTP.
+
+Knows Ray Serve. Knows nothing of routes, jobs or videos.
+"""
+
+import asyncio
+import logging
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from pipelines import models
+from pipelines.serving import catalog
+from pipelines.serving.animator import Animator
+from pipelines.serving.api import Service, create_app
+from pipelines.serving.dispatch import Dispatcher
+from pipelines.serving.metrics import Metrics
+from pipelines.serving.settings import ServeSettings
+from pipelines.serving.store import Store
+
+logger = logging.getLogger("ray.serve")
+
+AS_JSON = {"encoding": "JSON", "enable_access_log": False}  # our metrics count requests; a line of log has its job
+
+
+class Ingress:
+    """Answers HTTP, and sees its jobs through."""
+
+    def __init__(
+        self, settings: dict[str, Any], served: dict[str, str], animators: dict[str, DeploymentHandle]
+    ) -> None:
+        """served: name -> MODEL. animators: name -> its deployment."""
+        self.settings, self.animators = ServeSettings(**settings), animators
+        self.models = {name: catalog.look_up(name, model) for name, model in served.items()}
+        self.store = Store(self.settings.store_url)
+        self.metrics = Metrics()
+        self.answered: set[str] = set()
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Called by Serve, once, after the constructor."""
+        calls = {name: handle.animate.remote for name, handle in self.animators.items()}
+        dispatcher = Dispatcher(self.settings, self.store, calls, self.metrics.ended)
+        service = Service(self.settings, self.store, dispatcher, self.models)
+        return create_app(service, self.metrics, self.not_ready)
+
+    async def not_ready(self) -> list[str]:
+        """Models that should have a replica, and have none that answers."""
+        if not self.settings.replicas.min_replicas:
+            return []
+        for name in set(self.animators) - self.answered:
+            try:
+                await asyncio.wait_for(self.animators[name].ready.remote(), timeout=2)
+                self.answered.add(name)
+            except Exception:
+                logger.info("not ready yet", extra={"model": name})
+        return sorted(set(self.animators) - self.answered)
+
+
+def build(settings: ServeSettings) -> serve.Application:
+    """The application that `serve run` and `serve deploy` start. Raises ValueError for a model that is not there."""
+    served = {
+        name: models.absolute(model, settings.tracking_uri, settings.place) for name, model in settings.served.items()
+    }
+    for model in served.values():
+        models.resolve(model)  # a name that is wrong is said now, not by replicas that die one after another
+    given, replicas = (
+        {**settings.model_dump(), "output": settings.place, "store": settings.store_url},
+        settings.replicas,
+    )
+    given = {**given, "model": "builtin:tiny", "models": {}}  # replicas are told their own
+    animators = {}
+    for number, (name, model) in enumerate(served.items()):
+        animators[name] = (
+            serve.deployment(Animator)
+            .options(
+                name=f"animator-{number}",
+                autoscaling_config={
+                    "min_replicas": replicas.min_replicas,
+                    "max_replicas": replicas.max_replicas,
+                    "initial_replicas": max(replicas.min_replicas, 0),
+                    "target_ongoing_requests": replicas.target_requests,
+                    "upscale_delay_s": replicas.upscale_delay_s,
+                    "downscale_delay_s": replicas.downscale_delay_s,
+                },
+                # A batch that runs, and the next one, which waits here so that no replica is ever idle.
+                max_ongoing_requests=2 * replicas.batch,
+                max_queued_requests=-1,  # the store bounds the queue
+                graceful_shutdown_timeout_s=replicas.drain_s,
+                graceful_shutdown_wait_loop_s=1,
+                health_check_period_s=10,
+                health_check_timeout_s=120,
+                ray_actor_options={"num_cpus": replicas.num_cpus, "num_gpus": replicas.num_gpus},
+                logging_config=AS_JSON,
+            )
+            .bind(given, name, model)
+        )
+    return (
+        serve.deployment(serve.ingress()(Ingress))
+        .options(
+            name="ingress",
+            num_replicas=settings.ingress_replicas,
+            max_ongoing_requests=1000,  # most of them wait: event streams, and /v1/videos/sync
+            ray_actor_options={"num_cpus": 0},
+            health_check_period_s=5,
+            logging_config=AS_JSON,
+        )
+        .bind(given, served, animators)
+    )

@@ -1,0 +1,84 @@
+"""What a client is told when something is wrong: OpenAI's error object, naming the field.
+
+Knows status codes and sentences. An error that nobody foresaw says nothing of this service's insides.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from sqlalchemy.exc import DBAPIError
+from starlette.exceptions import HTTPException
+
+logger = logging.getLogger("ray.serve")
+
+TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+class ApiError(Exception):
+    """An answer that is no success. status: of HTTP. param: the field that was wrong."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code, self.headers = status, message, param, code, headers
+
+
+def answer(error: ApiError) -> JSONResponse:
+    """The response to an error."""
+    kind = TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
+    detail = {"message": error.message, "type": kind, "param": error.param, "code": error.code}
+    return JSONResponse({"error": detail}, error.status, dict(error.headers or {}))
+
+
+def from_validation(problems: Any) -> ApiError:
+    """What pydantic found, as one error about the first field."""
+    first = problems[0]
+    names = [str(part) for part in first["loc"] if part not in ("query", "path", "body", "header")]
+    name = ".".join(names) or None
+    message = first["msg"].removeprefix("Value error, ")
+    sentence = "is not known" if first["type"] == "extra_forbidden" else message[:1].lower() + message[1:]
+    if first["type"] == "missing":
+        sentence = "is required"
+    return ApiError(422, f"{name or 'the request'}: {sentence}", name)
+
+
+def install(app: FastAPI) -> None:
+    """Have the application answer every error in this shape."""
+
+    @app.exception_handler(ApiError)
+    async def known(_: Request, error: ApiError) -> JSONResponse:
+        return answer(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        return answer(from_validation(error.errors()))
+
+    @app.exception_handler(ValidationError)
+    async def invalid_fields(_: Request, error: ValidationError) -> JSONResponse:
+        return answer(from_validation(error.errors()))
+
+    @app.exception_handler(HTTPException)
+    async def refused(_: Request, error: HTTPException) -> JSONResponse:
+        return answer(ApiError(error.status_code, str(error.detail), headers=error.headers))
+
+    @app.exception_handler(DBAPIError)
+    async def no_store(_: Request, error: DBAPIError) -> JSONResponse:
+        logger.error("the store does not answer: %s", error)
+        message = "the store of jobs does not answer; send the request again, with the same Idempotency-Key"
+        return answer(ApiError(503, message, headers={"Retry-After": "5"}))
+
+    @app.exception_handler(Exception)
+    async def unforeseen(_: Request, error: Exception) -> JSONResponse:
+        logger.exception("unforeseen", exc_info=error)
+        return answer(ApiError(500, "an error that was not foreseen; the service's log has it"))

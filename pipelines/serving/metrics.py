@@ -1,0 +1,55 @@
+"""What Prometheus is told: requests, jobs, and times of this process; the length of the queue from the store.
+
+Knows names and buckets. Knows nothing of routes. With several ingress processes each tells its own counts: scrape by
+process, or sum over time.
+"""
+
+from typing import Any
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from pipelines.serving.store import Job, Store
+
+SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
+
+
+class Metrics:
+    """The numbers of one process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        own: dict[str, Any] = {"registry": self.registry}
+        self.requests = Counter("cinemo_http_requests_total", "answers", ["method", "route", "status"], **own)
+        self.answers = Histogram("cinemo_http_seconds", "time to answer", ["route"], buckets=SECONDS, **own)
+        self.videos = Counter("cinemo_videos_total", "videos that ended", ["model", "outcome"], **own)
+        self.queue = Gauge("cinemo_videos", "videos in the store", ["status"], **own)
+        self.batch = Histogram("cinemo_batch_size", "videos made at once", buckets=(1, 2, 4, 8, 16, 32, 64), **own)
+        self.step = Histogram("cinemo_step_seconds", "a denoising step", buckets=SECONDS, **own)
+        self.first = Histogram("cinemo_first_step_seconds", "request to first step done", buckets=SECONDS, **own)
+        self.result = Histogram("cinemo_result_seconds", "request to finished video", buckets=SECONDS, **own)
+        self.memory = Gauge("cinemo_gpu_memory_bytes", "most that a replica's GPU held", ["model"], **own)
+
+    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
+        """An HTTP request was answered. route: its pattern, not its path."""
+        self.requests.labels(method, route, status).inc()
+        self.answers.labels(route).observe(seconds)
+
+    def ended(self, job: Job, facts: dict[str, Any]) -> None:
+        """A job ended. facts: what the replica said, {} when it said nothing."""
+        outcome = job.error["code"] if job.error else job.status
+        self.videos.labels(job.model, outcome).inc()
+        if job.status == "completed" and job.ended_at:
+            self.result.observe(job.ended_at - job.created_at)
+        if facts:
+            self.batch.observe(facts["batch"])
+            self.step.observe(facts["timings"]["step_seconds"])
+            self.first.observe(facts["timings"]["first_step_seconds"])
+            if facts.get("gpu_memory_bytes"):
+                self.memory.labels(job.model).set(facts["gpu_memory_bytes"])
+
+    def text(self, store: Store) -> tuple[bytes, str]:
+        """(all numbers, their media type)."""
+        counts = store.counts()
+        for status in ("queued", "in_progress", "completed", "failed"):
+            self.queue.labels(status).set(counts.get(status, 0))
+        return generate_latest(self.registry), CONTENT_TYPE_LATEST

@@ -1,0 +1,79 @@
+"""The files of a finished video: mp4, thumbnail, spritesheet, and a sidecar that says how it was made.
+
+Every attempt writes files of its own name, so that two which do not know of each other never mix; the job's row names
+those that count. Knows frames and storage. Knows nothing of jobs' states or HTTP.
+"""
+
+import io
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cinemo.motion import motion_bucket, motion_score
+from cinemo.video import write_video
+from pipelines import storage
+
+ENDINGS = {"video": ".mp4", "thumbnail": ".webp", "spritesheet": ".jpg", "sidecar": ".json"}
+MEDIA = {"video": "video/mp4", "thumbnail": "image/webp", "spritesheet": "image/jpeg"}
+SPRITES = 4  # columns of the spritesheet
+NAME = re.compile(r"(?P<id>video_\w+)-(?P<attempt>\d+)\.(mp4|webp|jpg|json)")
+
+
+def name(job_id: str, attempt: int, variant: str) -> str:
+    """The name of a file of an attempt."""
+    return f"{job_id}-{attempt}{ENDINGS[variant]}"
+
+
+def write(
+    output: str, job_id: str, attempt: int, frames: np.ndarray, fps: float, facts: dict[str, Any]
+) -> dict[str, Any]:
+    """Write all files of an attempt, the sidecar last; returns facts with the measured motion.
+
+    frames: uint8 (N, H, W, 3). facts: JSON. Raises OSError.
+    """
+    score = motion_score(frames)
+    facts = {**facts, "motion_score": round(score, 6), "motion_bucket": motion_bucket(score)}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "video.mp4"
+        write_video(path, frames, fps)
+        files = {"video": path.read_bytes()}
+    files["thumbnail"] = encoded(Image.fromarray(frames[0]), "WEBP")
+    files["spritesheet"] = encoded(spritesheet(frames), "JPEG")
+    files["sidecar"] = (json.dumps(facts, indent=2) + "\n").encode()
+    for variant, data in files.items():
+        storage.put(storage.join(output, name(job_id, attempt, variant)), data)
+    return facts
+
+
+def remove(output: str, job_id: str, attempt: int) -> None:
+    """Delete the files of an attempt, as far as there are any."""
+    for variant in ENDINGS:
+        storage.remove(storage.join(output, name(job_id, attempt, variant)))
+
+
+def attempts(output: str) -> set[tuple[str, int]]:
+    """(job, attempt) of all files that are there."""
+    files = storage.list_files(output, tuple(ENDINGS.values()))
+    found = (NAME.fullmatch(file.rsplit("/", 1)[-1]) for file in files)
+    return {(match["id"], int(match["attempt"])) for match in found if match}
+
+
+def spritesheet(frames: np.ndarray) -> Image.Image:
+    """All frames from left to right and from top to bottom, without margins."""
+    count, height, width, _ = frames.shape
+    sheet = Image.new("RGB", (SPRITES * width, -(-count // SPRITES) * height))
+    for place, frame in enumerate(frames):
+        sheet.paste(Image.fromarray(frame), (place % SPRITES * width, place // SPRITES * height))
+    return sheet
+
+
+def encoded(picture: Image.Image, kind: str) -> bytes:
+    """A picture as the bytes of a file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format=kind, quality=85)
+    return buffer.getvalue()

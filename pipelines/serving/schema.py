@@ -1,0 +1,186 @@
+"""What goes over HTTP: the request for a video, the video object, errors; in the shape of the OpenAI Videos API.
+
+Knows names, types, units and defaults. Knows nothing of routes, jobs or models, but that a model has defaults.
+"""
+
+import time
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field
+
+from pipelines.serving.store import Job
+
+MAX_SEED = 2**63 - 1
+
+
+def _no_nul(text: Any) -> Any:
+    if isinstance(text, str) and "\0" in text:
+        raise ValueError("should not contain the character NUL")
+    return text
+
+
+Text = Annotated[str, BeforeValidator(_no_nul)]
+
+
+class VideoRequest(BaseModel, extra="forbid"):
+    """Settings of a video, as form fields (then numbers are text) or JSON. `input_reference` comes beside them."""
+
+    prompt: Text = Field(description="what should happen, in English; may be empty")
+    model: Text | None = Field(None, description="one of GET /v1/models; default: the first")
+    size: str | None = Field(
+        None, pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$", description="WIDTHxHEIGHT in pixels; default: the model's first"
+    )
+    seconds: float | None = Field(
+        None, gt=0, le=3600, allow_inf_nan=False,
+        description="length of the video; with num_frames it sets fps; default: num_frames / fps",
+    )  # fmt: skip
+    fps: float | None = Field(None, ge=1, le=60, allow_inf_nan=False, description="frames a second; default: 8")
+    num_frames: int | None = Field(None, ge=2, le=64, description="frames, the image included; default: the model's")
+    negative_prompt: Text = Field("", description="what should not happen; used when guidance_scale is above 1")
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="the same seed gives the same video; default: random")
+    num_inference_steps: int | None = Field(None, ge=1, le=999, description="denoising steps; default: the model's")
+    guidance_scale: float | None = Field(
+        None, ge=0, le=50, allow_inf_nan=False,
+        description="how strongly the prompt acts; 1 or less: not at all; default: the model's",
+    )  # fmt: skip
+    motion_bucket: int = Field(10, ge=0, le=19, description="motion: 0 (still) to 19")
+    dct_init: bool = Field(True, description="refine the initial noise with the image's low frequencies (DCTInit)")
+    dct_cutoff: float = Field(0.23, ge=0, le=1, description="share of the frequencies that DCTInit takes")
+    dct_timestep: int = Field(975, ge=0, le=999, description="noise level of the image in DCTInit")
+    # An official client sends this when it waits for nothing.
+    user: Text | None = Field(None, max_length=256, description="not used; taken for compatibility")
+
+
+class Failure(BaseModel):
+    """Why a video is not made."""
+
+    code: str = Field(description="cancelled, server_error or invalid_request")
+    message: str
+
+
+class Video(BaseModel):
+    """A video, made or to be made."""
+
+    id: str
+    object: Literal["video"] = "video"
+    status: Literal["queued", "in_progress", "completed", "failed"]
+    progress: int = Field(ge=0, le=100, description="percent of the denoising steps; 100 when the video can be fetched")
+    model: str
+    prompt: str
+    size: str = Field(description="WIDTHxHEIGHT in pixels")
+    seconds: str = Field(description="length, as text, as OpenAI has it")
+    created_at: int = Field(description="seconds since 1970")
+    completed_at: int | None = Field(None, description="seconds since 1970, for one that failed too")
+    expires_at: int | None = Field(None, description="seconds since 1970; then the video is deleted")
+    error: Failure | None = None
+    remixed_from_video_id: None = None
+    fps: float
+    num_frames: int
+    seed: int
+    motion_bucket: int = Field(description="asked for: 0 (still) to 19")
+    measured_motion_bucket: int | None = Field(None, description="measured in the finished video")
+    negative_prompt: str
+    num_inference_steps: int
+    guidance_scale: float
+    dct_init: bool
+    dct_cutoff: float
+    dct_timestep: int
+
+
+class VideoPage(BaseModel):
+    """A part of the list of videos."""
+
+    object: Literal["list"] = "list"
+    data: list[Video]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class DeletedVideo(BaseModel):
+    """What is left of a video."""
+
+    id: str
+    object: Literal["video.deleted"] = "video.deleted"
+    deleted: Literal[True] = True
+
+
+class Model(BaseModel):
+    """A model that is served."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = Field(description="seconds since 1970: when the service began")
+    owned_by: str = "cinemo"
+    fingerprint: str
+    sizes: list[str] | None = Field(description="WIDTHxHEIGHT that it takes; null: any that divide by the VAE's factor")
+    lengths: list[int] | None = Field(description="numbers of frames that it takes; null: 2 to 64")
+    num_inference_steps: int = Field(description="default")
+    guidance_scale: float = Field(description="default")
+
+
+class ModelList(BaseModel):
+    """The models that are served; the first is the default."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class ErrorDetail(BaseModel):
+    """What was wrong: OpenAI's error object."""
+
+    message: str
+    type: str = Field(description="invalid_request_error, authentication_error, rate_limit_error or server_error")
+    param: str | None = Field(description="the field that was wrong")
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The body of every answer from 400 on."""
+
+    error: ErrorDetail
+
+
+def to_video(job: Job) -> Video:
+    """The object that clients see of a job."""
+    request = job.request
+    return Video(
+        id=job.id,
+        status=job.status,
+        progress=job.progress,
+        model=job.model,
+        size=f"{request['width']}x{request['height']}",
+        seconds=f"{request['num_frames'] / request['fps']:g}",
+        created_at=int(job.created_at),
+        completed_at=None if job.ended_at is None else int(job.ended_at),
+        expires_at=None if job.expires_at is None else int(job.expires_at),
+        error=None if job.error is None else Failure(**job.error),
+        measured_motion_bucket=(job.result or {}).get("motion_bucket"),
+        **{name: request[name] for name in SETTINGS},
+    )
+
+
+# Of a job's request, in which nothing is left open: what its object shows as it is.
+SETTINGS = (
+    "prompt", "fps", "num_frames", "seed", "motion_bucket", "negative_prompt", "num_inference_steps", "guidance_scale",
+    "dct_init", "dct_cutoff", "dct_timestep",
+)  # fmt: skip
+
+
+def now() -> int:
+    """Seconds since 1970."""
+    return int(time.time())
+
+
+def request_body() -> dict[str, Any]:
+    """What OpenAPI says of the body of a request for a video: the same fields, as a form or as JSON."""
+    fields = VideoRequest.model_json_schema()
+    as_form = {"type": "string", "format": "binary", "description": "the image: JPEG, PNG, WebP, ..."}
+    as_json = {"type": "string", "pattern": "^data:", "description": "the image: data:TYPE;base64,DATA"}
+
+    def with_image(image: dict[str, Any]) -> dict[str, Any]:
+        properties = {"input_reference": image, **fields["properties"]}
+        return {"schema": {**fields, "properties": properties, "required": ["prompt", "input_reference"]}}
+
+    content = {"multipart/form-data": with_image(as_form), "application/json": with_image(as_json)}
+    return {"requestBody": {"required": True, "content": content}}

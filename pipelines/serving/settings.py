@@ -1,0 +1,111 @@
+"""What the service takes: models, replicas, places, limits; the schema of `serve run` and of its YAML.
+
+Knows names, units and ranges. Knows nothing of Ray or HTTP.
+"""
+
+import re
+from typing import Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+from pipelines import storage
+
+
+class Replicas(BaseModel, frozen=True, extra="forbid"):
+    """How many replicas of a model there are, and what each of them takes."""
+
+    min_replicas: int = Field(1, ge=0, description="replicas that are always there; 0: the first request waits for one")
+    max_replicas: int = Field(1, ge=1, description="most replicas")
+    target_requests: float = Field(2, gt=0, description="waiting or running videos a replica that call for another one")
+    upscale_delay_s: float = Field(10, ge=0, description="seconds of more load before replicas are added")
+    downscale_delay_s: float = Field(300, ge=0, description="seconds of less load before replicas are taken away")
+    num_cpus: float = Field(1, ge=0, description="CPUs that a replica reserves, and threads that it computes with")
+    num_gpus: float = Field(0, ge=0, description="GPUs that a replica reserves; 0.5: two replicas share one")
+    max_batch: int = Field(0, ge=0, le=64, description="most videos made at once; 0: 4 with a GPU, 1 without")
+    precision: Literal["float32", "bfloat16", "float16"] = Field("float32", description="arithmetic of a replica")
+    drain_s: float = Field(600, ge=0, description="seconds that a replica has to finish its videos when it is removed")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Replicas":
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas {self.min_replicas} is more than max_replicas {self.max_replicas}")
+        return self
+
+    @property
+    def batch(self) -> int:
+        """Most videos that a replica makes at once."""
+        return self.max_batch or (4 if self.num_gpus else 1)
+
+
+class Limits(BaseModel, frozen=True, extra="forbid"):
+    """What one request, and all of them together, may ask for."""
+
+    max_bytes: int = Field(20_000_000, ge=1, description="bytes of a request's body")
+    max_pixels: int = Field(40_000_000, ge=64, description="pixels of an image")
+    max_prompt: int = Field(2000, ge=1, description="characters of a prompt")
+    max_steps: int = Field(100, ge=1, le=999, description="denoising steps")
+    max_queue: int = Field(100, ge=1, description="videos that wait or run at a time; past it requests get 429")
+    max_queue_per_key: int = Field(0, ge=0, description="of these, videos of one API key; 0: as many as of all")
+
+
+class ServeSettings(BaseModel, frozen=True, extra="forbid"):
+    """What `serve run serve_app:app NAME=VALUE ...` and the args of a Serve configuration take."""
+
+    model: str = Field(
+        "builtin:tiny", description="MODEL to serve: builtin:tiny, a directory, a hub id, models:/NAME@X"
+    )
+    models: dict[str, str] = Field(
+        default_factory=dict, description="several: NAME that clients ask for -> MODEL; the first is the default"
+    )
+    output: str = Field("out/serve", description="folder or URI of the videos")
+    store: str | None = Field(
+        None, description="database of jobs, as SQLAlchemy names it; default: jobs.db in a local output"
+    )
+    page: bool = Field(True, description="serve the page at /ui, where gradio is installed")
+    tracking_uri: str | None = Field(
+        None, description="MLflow server or database for the finished videos; default: none"
+    )
+    ingress_replicas: int = Field(1, ge=1, description="processes that answer HTTP; more than one needs PostgreSQL")
+    lease_s: float = Field(30, gt=0, description="seconds without a sign of life after which a video is begun again")
+    max_attempts: int = Field(10, ge=1, description="beginnings of a video before it fails")
+    ttl_s: float = Field(86_400, gt=0, description="seconds that a finished video is kept")
+    replicas: Replicas = Field(default_factory=lambda: Replicas.model_validate({}), description="of each model")
+    limits: Limits = Field(default_factory=lambda: Limits.model_validate({}), description="of requests")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "ServeSettings":
+        if self.models and "model" in self.model_fields_set:
+            raise ValueError("give either model or models, not both")
+        if self.store is None and not storage.is_local(self.output):
+            raise ValueError(
+                f"output {self.output} is remote, so store has no default; set it, such as postgresql://..."
+            )
+        if self.ingress_replicas > 1 and self.store_url.startswith("sqlite"):
+            raise ValueError(
+                "ingress_replicas above 1 may run on several nodes, and SQLite is a file of one; set store to postgresql://"
+            )
+        return self
+
+    @property
+    def served(self) -> dict[str, str]:
+        """Names that clients ask for -> MODEL; the first is the default."""
+        return self.models or {public_name(self.model): self.model}
+
+    @property
+    def place(self) -> str:
+        """The output, the same for every process."""
+        return storage.absolute(self.output)
+
+    @property
+    def store_url(self) -> str:
+        """The database as SQLAlchemy opens it; PostgreSQL with the driver that we install."""
+        if self.store is None:
+            return f"sqlite:///{storage.join(self.place, 'jobs.db')}"
+        return re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", self.store)
+
+
+def public_name(model: str) -> str:
+    """What clients call a MODEL: never a path. models:/NAME@ALIAS and owner/name lose what is before the name."""
+    if model.startswith("builtin:"):
+        return model
+    return re.split(r"[@#]", model.rstrip("/"))[0].removeprefix("models:/").split("/")[-1] or "model"

@@ -1,0 +1,14 @@
+"""`serve run serve_app:app [model=MODEL] [output=URI] ...`: animations over HTTP.
+
+Settings: ServeSettings in pipelines/serving/settings.py.
+"""
+
+from ray import serve
+
+from pipelines.serving.deploy import build
+from pipelines.serving.settings import ServeSettings
+
+
+def app(settings: ServeSettings) -> serve.Application:
+    """What Serve runs. Raises ValueError for settings that cannot work, before anything is started."""
+    return build(settings)

@@ -1,0 +1,192 @@
+"""Jobs in SQLite and in a real PostgreSQL: kept, claimed, finished once, found again, forgotten on time."""
+
+import dataclasses
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from pipelines.serving.store import Job, OtherRequestError, QueueFullError, Store
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/jobs.db"
+    server = request.getfixturevalue("postgres")
+    return server.new_database().replace("postgresql:", "postgresql+psycopg:")
+
+
+@pytest.fixture
+def store(url: str) -> Store:
+    return Store(url)
+
+
+def job(number: int = 1, **changes: Any) -> Job:
+    now = time.time()
+    plain = Job(
+        id=f"video_{number:04d}", owner="me", model="tiny", status="queued", progress=0, request={"prompt": "a\0b 🐈"},
+        attempt=0, lease_until=now + 60, created_at=now, started_at=None, ended_at=None, expires_at=None, error=None,
+        result=None, idempotency_key=None, request_digest=f"digest {number}",
+    )  # fmt: skip
+    return dataclasses.replace(plain, **changes)
+
+
+def keep(store: Store, *jobs: Job) -> None:
+    for one in jobs:
+        assert store.create(one, b"image", 1000, 1000) == (one, True)
+
+
+def test_a_job_goes_from_queued_to_completed_and_then_never_changes(store: Store) -> None:
+    keep(store, job())
+    assert store.get("video_0001") == store.get("video_0001", "me")
+    assert store.get("video_0001", "somebody") is None
+    found = store.claim("video_0001", 60)
+    assert found is not None
+    claimed, image = found
+    assert (claimed.attempt, claimed.status, claimed.request, image) == (1, "queued", {"prompt": "a\0b 🐈"}, b"image")
+    assert store.advance("video_0001", 1, 40, 60)
+    running = store.get("video_0001")
+    assert running is not None
+    assert (running.status, running.progress) == ("in_progress", 40)
+    assert running.started_at is not None
+    assert store.complete("video_0001", 1, {"score": 0.5}, ttl_s=100)
+    assert store.complete("video_0001", 1, {"score": 0.5}, ttl_s=100)  # its answer was lost: the same again
+    done = store.get("video_0001")
+    assert done is not None
+    assert (done.status, done.progress, done.result) == ("completed", 100, {"score": 0.5})
+    assert done.ended_at is not None
+    assert done.expires_at == pytest.approx(done.ended_at + 100)
+
+    assert not store.complete("video_0001", 1, {"score": 0.6}, ttl_s=100)
+    assert not store.fail("video_0001", None, "cancelled", "too late", ttl_s=100)
+    assert not store.advance("video_0001", 1, 50, 60)
+    assert store.claim("video_0001", 60) is None
+    assert store.get("video_0001") == done
+
+
+def test_only_the_newest_attempt_is_heard(store: Store) -> None:
+    keep(store, job())
+    for attempt in (1, 2):
+        found = store.claim("video_0001", 60)
+        assert found is not None
+        assert found[0].attempt == attempt
+    assert not store.advance("video_0001", 1, 10, 60)
+    assert not store.complete("video_0001", 1, {}, ttl_s=1)
+    assert not store.fail("video_0001", 1, "server_error", "old", ttl_s=1)
+    assert store.complete("video_0001", 2, {"by": 2}, ttl_s=100)
+    assert not store.complete("video_0001", 1, {"by": 1}, ttl_s=100)
+
+
+def test_a_key_gives_the_first_job_and_refuses_another_request(store: Store) -> None:
+    first = job(1, idempotency_key="k", request_digest="same")
+    keep(store, first)
+    again = job(2, idempotency_key="k", request_digest="same")
+    found, is_new = store.create(again, b"image", 1, 1)  # even when the queue is full
+    assert (found.id, is_new) == ("video_0001", False)
+    with pytest.raises(OtherRequestError):
+        store.create(job(3, idempotency_key="k", request_digest="other"), b"image", 1000, 1000)
+    other = job(4, idempotency_key="k", request_digest="other", owner="you")
+    assert store.create(other, b"image", 1000, 1000) == (other, True)
+    assert store.create(other, b"image", 1000, 1000) == (other, True)  # its answer was lost: the same again
+
+
+def test_the_queue_is_bounded_for_all_and_for_each_however_many_come_at_once(url: str) -> None:
+    stores = [Store(url) for _ in range(4)]  # as of four processes
+    kept: list[str] = []
+    full: list[str] = []
+
+    def send(number: int) -> None:
+        owner = "me" if number % 2 else "you"
+        one = job(number, owner=owner)
+        try:
+            stores[number % 4].create(one, b"image", most=10, most_of_owner=6)
+            kept.append(owner)
+        except QueueFullError:
+            full.append(owner)
+
+    threads = [threading.Thread(target=send, args=(number,)) for number in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(kept) == 10
+    assert len(full) == 30
+    assert max(kept.count("me"), kept.count("you")) <= 6
+    store = stores[0]
+    assert store.counts() == {"queued": 10}
+    (done, *_), _ = store.page("me", None, 1, newest_first=True)
+    assert store.fail(done.id, None, "cancelled", "enough", ttl_s=100)
+    keep_one = job(100)
+    assert store.create(keep_one, b"image", 10, 6)[1]
+
+
+def test_what_nobody_works_on_is_taken_by_one_of_many(url: str) -> None:
+    store = Store(url)
+    past = time.time() - 1
+    keep(store, *(job(number, lease_until=past) for number in range(20)), job(50), job(51, lease_until=past))
+    store.extend(["video_0051", "video_9999"], 60)
+    taken: list[str] = []
+
+    def take() -> None:
+        taken.extend(one.id for one in Store(url).take_abandoned(60))
+
+    threads = [threading.Thread(target=take) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(taken) == [f"video_{number:04d}" for number in range(20)]
+    assert store.take_abandoned(60) == []
+
+
+def test_pages_go_through_all_jobs_of_an_owner_in_order(store: Store) -> None:
+    now = time.time()
+    keep(store, *(job(number, created_at=now - number // 2) for number in range(9)), job(99, owner="you"))
+    newest, more = store.page("me", None, 4, newest_first=True)
+    assert more
+    rest, more = store.page("me", newest[-1].id, 5, newest_first=True)
+    assert not more
+    ids = [one.id for one in newest + rest]
+    assert len(set(ids)) == 9
+    oldest, _ = store.page("me", None, 9, newest_first=False)
+    assert [one.id for one in oldest] == ids[::-1]
+    assert store.page("me", "video_0099", 9, newest_first=True) == ([], False)
+
+
+def test_deleted_and_expired_jobs_are_gone_and_known_to_have_been(store: Store) -> None:
+    keep(store, job(1), job(2), job(3))
+    store.claim("video_0001", 60)
+    deleted = store.delete("video_0001", "me")
+    assert deleted is not None
+    assert store.delete("video_0001", "me") is None
+    assert store.delete("video_0002", "you") is None
+    assert not store.advance("video_0001", 1, 50, 60)  # its replica learns it at the next step
+    store.claim("video_0002", 60)
+    store.complete("video_0002", 1, {}, ttl_s=-1)
+    assert [one.id for one in store.delete_expired()] == ["video_0002"]
+    assert store.delete_expired() == []
+    assert [store.is_gone(f"video_000{number}", "me") for number in (1, 2, 3, 4)] == [True, True, False, False]
+    assert not store.is_gone("video_0001", "you")
+    assert store.counts() == {"queued": 1}
+
+
+def test_a_database_that_comes_back_is_waited_for_and_one_that_does_not_is_an_error(postgres: Any) -> None:
+    url = postgres.new_database().replace("postgresql:", "postgresql+psycopg:")
+    store = Store(url, patience=30)
+    keep(store, job())
+    postgres.kill()
+    back = threading.Timer(2.0, postgres.start)
+    back.start()
+    assert store.claim("video_0001", 60) is not None
+    assert store.complete("video_0001", 1, {}, ttl_s=100)
+    back.join()
+    postgres.kill()
+    try:
+        with pytest.raises(sa.exc.DBAPIError):
+            Store(url, patience=0.5)
+    finally:
+        postgres.start()
