@@ -107,9 +107,8 @@ class Service:
         if (job := await asyncio.to_thread(self.store.delete, job_id, owner)) is not None:
             await asyncio.to_thread(results.remove, self.videos, job.id, job.attempt)
 
-    async def cancel(self, job_id: str) -> None:
+    async def cancel(self, job_id: str, message: str) -> None:
         """End a job that nobody waits for any more; its replica stops at the next step."""
-        message = "the client went away"
         await asyncio.to_thread(self.store.fail, job_id, None, "cancelled", message, self.settings.ttl_s)
 
     async def file(self, job: Job, variant: str) -> Path:
@@ -213,7 +212,7 @@ def create_app(service: Service, metrics: Metrics, ready: Any) -> FastAPI:
         finally:
             if not end.done():
                 end.cancel()
-                await asyncio.shield(service.cancel(job.id))
+                await asyncio.shield(service.cancel(job.id, "the client went away"))
         job = await service.find(job.id, owner)
         if job.error is not None:
             raise ApiError(500 if job.error["code"] == "server_error" else 409, job.error["message"], code="failed")

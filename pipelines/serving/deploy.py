@@ -5,6 +5,7 @@ Knows Ray Serve. Knows nothing of routes, jobs or videos.
 
 import asyncio
 import logging
+from importlib.util import find_spec
 from typing import Any
 
 from fastapi import FastAPI
@@ -43,7 +44,12 @@ class Ingress:
         calls = {name: handle.animate.remote for name, handle in self.animators.items()}
         dispatcher = Dispatcher(self.settings, self.store, calls, self.metrics.ended)
         service = Service(self.settings, self.store, dispatcher, self.models)
-        return create_app(service, self.metrics, self.not_ready)
+        app = create_app(service, self.metrics, self.not_ready)
+        if self.settings.page and find_spec("gradio") is not None:
+            from pipelines.serving import page
+
+            page.mount(app, service)
+        return app
 
     async def not_ready(self) -> list[str]:
         """Models that should have a replica, and have none that answers."""
