@@ -1,6 +1,7 @@
 """Jobs on a cluster of several nodes, one of which goes away and comes back."""
 
 import json
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.fixture
-def cluster() -> Iterator[Any]:
-    """A head and one more node, of one CPU each, as processes of this machine."""
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A head and one more node, of one CPU each, as processes of this machine, that ask for a token."""
+    (tmp_path / "token").write_text(secrets.token_hex(32))
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})

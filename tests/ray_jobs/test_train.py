@@ -74,7 +74,6 @@ def test_a_run_killed_on_two_workers_and_on_one_ends_on_two_at_another_stage_exa
     location = f"sqlite:///{tmp_path / 'mlflow.db'}"
     registered = models.resolve(models.absolute("models:/animator@champion", location, str(tmp_path / "run")))
     assert model_directory.fingerprint(registered) == summary["model_fingerprint"]
-    assert load_unet(registered).config == load_unet(summary["model"]).config
 
 
 @pytest.mark.ray
