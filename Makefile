@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 BENCHMARKS ?= conformance.py score.py decode.py prepare.py "prepare.py --one-core" memory.py train.py average.py
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test check bench clean
+.PHONY: install demo test test-long check bench serve clean
 
 install: $(STAMP)
 
@@ -26,6 +26,15 @@ check: $(STAMP)
 
 test: check
 	$(BIN)/python -m pytest
+
+# Kills, lost nodes, full disks: tests of more than a minute each.
+test-long: $(STAMP)
+	$(BIN)/python -m pytest -m long
+
+# Animations over HTTP, and a page: http://127.0.0.1:8000/ui
+serve: $(STAMP)
+	@echo "serving the page at http://127.0.0.1:8000/ui and the API's documentation at /docs, once replicas are ready"
+	@$(BIN)/serve run serve_app:app $(if $(MODEL),model="$(MODEL)")
 
 # Every figure that the README quotes, one file each; a quiet machine gives quiet numbers.
 bench: $(STAMP)

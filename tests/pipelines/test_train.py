@@ -34,8 +34,8 @@ def plain(config: train.TrainConfig) -> Plain:
     ("stage", "then"),
     [
         # (ZeRO stage, workers) of what goes on. Three workers share a batch of four clips as two, two and none.
-        (0, [(2, "1:3")]),  # from a checkpoint without shards
-        (1, [(1, 1), (1, 2)]),  # to fewer workers and back
+        pytest.param(0, [(2, "1:3")], marks=pytest.mark.long),  # from a checkpoint without shards
+        pytest.param(1, [(1, 1), (1, 2)], marks=pytest.mark.long),  # to fewer workers and back
         (2, [(3, 2)]),  # to sharded weights
         (3, [(1, 2)]),  # from sharded weights
     ],

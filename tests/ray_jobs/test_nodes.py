@@ -29,6 +29,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     cluster.shutdown()
 
 
+@pytest.mark.long
 def test_a_training_loses_a_node_goes_on_with_one_worker_and_grows_when_a_node_comes(
     cluster: Any, tmp_path: Path, checkpoint: Path
 ) -> None:

@@ -41,6 +41,7 @@ def test_bad_input_exits_2_with_one_sentence_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.timeout(900)
 def test_a_job_that_is_killed_again_and_again_ends_as_one_that_was_not(tmp_path: Path, checkpoint: Path) -> None:

@@ -76,6 +76,7 @@ def test_a_run_killed_on_two_workers_and_on_one_ends_on_two_at_another_stage_exa
     assert model_directory.fingerprint(registered) == summary["model_fingerprint"]
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_a_full_disk_ends_the_run_with_a_sentence_and_once_there_is_room_it_goes_on(
     tmp_path: Path, checkpoint: Path, prepared: str

@@ -18,6 +18,7 @@ def demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_a_folder_of_clips_becomes_an_animated_photo(moving_video: Path, tmp_path: Path) -> None:
     (tmp_path / "data" / "clips").mkdir(parents=True)

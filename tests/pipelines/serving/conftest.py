@@ -1,5 +1,6 @@
 """What the tests of the service share: a real PostgreSQL, a database for each test."""
 
+import io
 import os
 import shutil
 import socket
@@ -10,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import skimage.data
 import sqlalchemy as sa
+from PIL import Image
 
 
 def free_port() -> int:
@@ -93,3 +96,11 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
     server = Postgres(tmp_path_factory.mktemp("postgres") / "server")
     yield server
     server.kill()
+
+
+def png(size: tuple[int, int] = (96, 64)) -> bytes:
+    """A small photo as the bytes of a PNG: (width, height)."""
+    picture = Image.fromarray(skimage.data.astronaut()).resize(size)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -91,6 +91,7 @@ def tracking_server(tmp_path: Path) -> Iterator[tuple[str, Callable[[], None]]]:
     end()
 
 
+@pytest.mark.long
 def test_a_killed_worker_and_a_spoiled_clip_and_a_lost_tracking_server_leave_the_run_exact(
     prepare_config: prepare.PrepareConfig,
     summary: dict[str, Any],

@@ -63,6 +63,7 @@ def test_a_cursor_leads_to_the_same_clips_without_those_before(stream: Any) -> N
         assert [reader[number + more].clip_id for more in range(3)] == ids[number : number + 3]
 
 
+@pytest.mark.long
 def test_a_run_that_is_resumed_goes_on_with_the_clips_that_come_next(
     config: train.TrainConfig, stream: Any, tmp_path: Path
 ) -> None:

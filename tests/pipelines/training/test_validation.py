@@ -98,6 +98,7 @@ def test_means_are_taken_by_timestep_and_by_motion_and_leave_out_clips_that_are_
         assert means == pytest.approx({"validation_loss": mean + 0.2, **by_fifth, **by_bucket})
 
 
+@pytest.mark.long
 def test_losses_on_held_out_clips_are_right_in_every_layout_and_change_nothing(
     config: train.TrainConfig, tmp_path: Path
 ) -> None:

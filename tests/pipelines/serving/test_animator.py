@@ -1,0 +1,156 @@
+"""A replica without Ray: batches, cancellation, attempts, and files that count."""
+
+import asyncio
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cinemo import CinemoPipeline
+from cinemo.video import probe, sample_clip
+from pipelines import storage
+from pipelines.serving import catalog, results, schema
+from pipelines.serving.animator import Animator, shape_of
+from pipelines.serving.settings import Limits, Replicas, ServeSettings
+from pipelines.serving.store import Job
+from tests.pipelines.serving.conftest import png
+
+SMALL = {"num_inference_steps": 3}
+
+
+@pytest.fixture(scope="module")
+def animator(tmp_path_factory: pytest.TempPathFactory) -> Animator:
+    settings = ServeSettings(output=str(tmp_path_factory.mktemp("serve")), replicas=Replicas(max_batch=4))
+    return Animator(settings.model_dump(), "builtin:tiny", "builtin:tiny")
+
+
+def keep(animator: Animator, name: str, **asked: Any) -> Job:
+    """A job in the animator's store."""
+    served = catalog.look_up("builtin:tiny", "builtin:tiny")
+    request = catalog.complete(schema.VideoRequest(**{"prompt": "", **SMALL, **asked}), served, Limits())
+    now = time.time()
+    job = Job(
+        id=f"video_{name}", owner="me", model="builtin:tiny", status="queued", progress=0, request=request, attempt=0,
+        lease_until=now + 60, created_at=now, started_at=None, ended_at=None, expires_at=None, error=None, result=None,
+        idempotency_key=None, request_digest=name,
+    )  # fmt: skip
+    assert animator.store.create(job, png(), 100, 100)[1]
+    return job
+
+
+def animate(animator: Animator, *jobs: Job) -> list[dict[str, Any]]:
+    async def all_of_them() -> list[dict[str, Any]]:
+        return await asyncio.gather(*(animator.animate(job.id, shape_of(job.request)) for job in jobs))
+
+    return asyncio.run(all_of_them())
+
+
+def test_a_batch_of_four_gives_the_videos_of_four_single_calls(animator: Animator) -> None:
+    asked = [
+        {"prompt": "the camera pans left", "seed": 1, "motion_bucket": 3, "guidance_scale": 2.0},
+        {"prompt": "the camera zooms in", "seed": 2, "motion_bucket": 17, "guidance_scale": 5.0},
+        {"prompt": "the camera zooms in", "seed": 3, "motion_bucket": 10, "negative_prompt": "rain"},
+        {"prompt": "", "seed": 4, "motion_bucket": 0, "guidance_scale": 1.5},
+    ]
+    jobs = [keep(animator, f"batch{number}", **one) for number, one in enumerate(asked)]
+    facts = animate(animator, *jobs)
+    assert [one["batch"] for one in facts] == [4, 4, 4, 4]
+    pipe = CinemoPipeline.from_pretrained("builtin:tiny")
+    for job, one in zip(jobs, facts, strict=True):
+        path = storage.join(animator.videos, results.name(job.id, 1, "video"))
+        height, width = job.request["height"], job.request["width"]
+        made = sample_clip(path, 0, 1, 16, (height, width)).astype(float)
+        settings = {
+            name: job.request[name]
+            for name in ("negative_prompt", "motion_bucket", "seed", "guidance_scale", "num_inference_steps")
+        }
+        alone = pipe(png(), job.request["prompt"], **settings).frames[0].astype(float)
+        assert np.abs(made - alone).mean() < 3  # what H.264 loses
+        sidecar = storage.read_json(storage.join(animator.videos, results.name(job.id, 1, "sidecar")))
+        assert sidecar["request"] == job.request
+        assert sidecar["model_fingerprint"] == animator.fingerprint
+        assert sidecar["motion_score"] == one["motion_score"]
+        ended = animator.store.get(job.id)
+        assert ended is not None
+        assert (ended.status, ended.progress) == ("completed", 100)
+        assert probe(path).num_frames == 16
+        assert Path(storage.join(animator.videos, results.name(job.id, 1, "spritesheet"))).exists()
+
+
+def test_of_a_batch_one_is_cancelled_and_the_others_are_made(animator: Animator) -> None:
+    stays, goes = (keep(animator, f"cancel{number}", num_inference_steps=6) for number in range(2))
+    seen: list[int] = []
+    advance = animator.store.advance
+
+    def watched(job_id: str, attempt: int, progress: int, lease_s: float) -> bool:
+        if job_id == goes.id and progress:
+            seen.append(progress)
+            animator.store.delete(goes.id, "me")
+        return advance(job_id, attempt, progress, lease_s)
+
+    animator.store.advance = watched  # type: ignore[method-assign]
+    try:
+        facts = animate(animator, stays, goes)
+    finally:
+        animator.store.advance = advance  # type: ignore[method-assign]
+    assert facts[0]
+    assert facts[1] == {}
+    assert len(seen) == 1  # it is not asked about again
+    assert not list(Path(animator.videos).glob(f"{goes.id}*"))
+
+
+def test_a_lone_cancelled_job_stops_within_a_step(animator: Animator) -> None:
+    job = keep(animator, "alone", num_inference_steps=40)
+
+    async def begin_and_delete() -> float:
+        made = asyncio.create_task(animator.animate(job.id, shape_of(job.request)))
+        while (now := animator.store.get(job.id)) is None or now.progress < 5:
+            await asyncio.sleep(0.02)
+        animator.store.delete(job.id, "me")
+        began = time.monotonic()
+        assert await made == {}
+        return time.monotonic() - began
+
+    assert asyncio.run(begin_and_delete()) < 5  # 40 steps take twenty seconds
+
+
+def test_an_attempt_that_was_overtaken_leaves_nothing(animator: Animator) -> None:
+    job = keep(animator, "overtaken")
+    complete = animator.store.complete
+
+    def late(job_id: str, attempt: int, result: Any, ttl_s: float) -> bool:
+        assert animator.store.claim(job_id, 60) is not None  # another replica took it
+        return complete(job_id, attempt, result, ttl_s)
+
+    animator.store.complete = late  # type: ignore[method-assign]
+    try:
+        assert animate(animator, job) == [{}]
+    finally:
+        animator.store.complete = complete  # type: ignore[method-assign]
+    assert not list(Path(animator.videos).glob(f"{job.id}*"))
+    assert animate(animator, job)[0]  # the third attempt
+    assert results.attempts(animator.videos) >= {(job.id, 3)}
+
+
+def test_what_fails_in_a_batch_fails_alone_and_what_always_dies_is_given_up(animator: Animator) -> None:
+    good, bad, doomed = keep(animator, "good"), keep(animator, "bad"), keep(animator, "doomed")
+    with animator.store.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE cinemo_jobs_1 SET image = 'no image' WHERE id = 'video_bad'")
+        connection.exec_driver_sql("UPDATE cinemo_jobs_1 SET attempt = 10 WHERE id = 'video_doomed'")
+    facts = animate(animator, good, bad, doomed)
+    assert facts[0]
+    assert facts[1:] == [{}, {}]
+    errors = [animator.store.get(job.id).error for job in (bad, doomed)]  # type: ignore[union-attr]
+    assert "the service's log says why, under video_bad" in errors[0]["message"]  # type: ignore[index]
+    assert "given up after 10 attempts" in errors[1]["message"]  # type: ignore[index]
+    assert dataclasses.asdict(animator.store.get(good.id))["status"] == "completed"  # type: ignore[call-overload]
+
+
+def test_health_is_an_animation(animator: Animator) -> None:
+    before = animator.sign_of_life
+    animator.sign_of_life -= 1000
+    asyncio.run(animator.check_health())
+    assert animator.sign_of_life > before

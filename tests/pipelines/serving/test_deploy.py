@@ -1,0 +1,133 @@
+"""The service on real Ray Serve: deployed, used over HTTP, and its processes killed under it."""
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from pydantic import ValidationError
+from ray import serve
+
+from pipelines.serving.deploy import build
+from pipelines.serving.settings import Replicas, ServeSettings
+from tests.pipelines.serving.conftest import png
+
+pytestmark = pytest.mark.ray
+
+
+def test_settings_that_cannot_work_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    for given, sentence in [
+        ({"model": "builtin:huge"}, "model builtin:huge is unknown"),
+        ({"output": "s3://bucket/videos"}, "store has no default"),
+        ({"ingress_replicas": 2}, "set store to postgresql://"),
+        ({"replicas": {"min_replicas": 3}}, "min_replicas 3 is more than max_replicas 1"),
+        ({"replica": {}}, "Extra inputs are not permitted"),
+    ]:
+        with pytest.raises((ValueError, ValidationError), match=sentence):
+            build(ServeSettings(**{"output": str(tmp_path), **given}))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("serve")
+
+
+@pytest.fixture(scope="module")
+def client(ray_cluster: None, place: Path) -> Iterator[httpx.Client]:
+    """The service with two names of the built-in model, one replica each."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    settings = ServeSettings(
+        models={"tiny": "builtin:tiny", "again": "builtin:tiny"},
+        output=str(place),
+        lease_s=4,
+        replicas=Replicas(num_cpus=0.5),
+    )
+    serve.run(build(settings), name="cinemo")
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        yield client
+    serve.shutdown()
+
+
+def send(client: httpx.Client, **fields: Any) -> str:
+    """The id of a new video; sent again while the service is away, with a key, as clients should."""
+    key = {"Idempotency-Key": os.urandom(8).hex()}
+    data = {"prompt": "the camera pans left", "num_inference_steps": "4", **fields}
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            answer = client.post("/v1/videos", data=data, files={"input_reference": png()}, headers=key)
+            if answer.status_code == 200:
+                return answer.json()["id"]
+        except httpx.TransportError:
+            pass
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def wait(client: httpx.Client, *ids: str) -> list[dict[str, Any]]:
+    """The videos, when all of them have ended."""
+    deadline, ended = time.monotonic() + 240, {}
+    while len(ended) < len(ids):
+        assert time.monotonic() < deadline, ended
+        for name in set(ids) - set(ended):
+            try:
+                answer = client.get(f"/v1/videos/{name}")
+            except httpx.TransportError:
+                continue
+            if answer.status_code == 200 and answer.json()["status"] in ("completed", "failed"):
+                ended[name] = answer.json()
+        time.sleep(0.1)
+    return [ended[name] for name in ids]
+
+
+def processes(name: str) -> list[psutil.Process]:
+    """The processes below this one that Ray calls so."""
+    return [child for child in psutil.Process().children(recursive=True) if name in " ".join(child.cmdline())]
+
+
+def test_it_animates_with_each_model_and_shows_the_page_and_the_documentation(client: httpx.Client) -> None:
+    assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["tiny", "again"]
+    ids = [send(client), send(client, model="again")]
+    assert [video["model"] for video in wait(client, *ids)] == ["tiny", "again"]
+    assert client.get("/health/ready").json()["status"] == "ready"
+    assert client.get(f"/v1/videos/{ids[0]}/content").content[4:8] == b"ftyp"
+    assert "Cinemo" in client.get("/docs").text
+    page = client.get("/ui/")
+    assert page.status_code == 200
+    assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
+
+
+def test_a_client_that_leaves_cancels_its_synchronous_video(client: httpx.Client) -> None:
+    data, files = {"prompt": "", "num_inference_steps": "100"}, {"input_reference": png()}
+    with pytest.raises(httpx.ReadTimeout):
+        client.post("/v1/videos/sync", data=data, files=files, timeout=4)
+    deadline = time.monotonic() + 20
+    while (video := client.get("/v1/videos?limit=1").json()["data"][0])["status"] != "failed":
+        assert time.monotonic() < deadline, video
+        time.sleep(0.2)
+    assert video["error"]["code"] == "cancelled"
+
+
+def test_jobs_outlive_killed_replicas_and_a_killed_ingress(client: httpx.Client, place: Path) -> None:
+    ids = [send(client, num_inference_steps="8") for _ in range(6)]
+    time.sleep(2)
+    replicas = processes("ServeReplica:cinemo:animator-0")
+    assert replicas
+    for process in replicas:
+        process.send_signal(signal.SIGKILL)
+    time.sleep(3)
+    (ingress,) = processes("ServeReplica:cinemo:ingress")
+    ingress.send_signal(signal.SIGKILL)
+    ids += [send(client) for _ in range(2)]
+    assert {video["status"] for video in wait(client, *ids)} == {"completed"}
+    for name in ids:
+        assert len(list((place / "videos").glob(f"{name}-*.mp4"))) == 1
