@@ -22,7 +22,7 @@ class Metrics:
         self.requests = Counter("cinemo_http_requests_total", "answers", ["method", "route", "status"], **own)
         self.answers = Histogram("cinemo_http_seconds", "time to answer", ["route"], buckets=SECONDS, **own)
         self.videos = Counter("cinemo_videos_total", "videos that ended", ["model", "outcome"], **own)
-        self.queue = Gauge("cinemo_videos", "videos in the store", ["status"], **own)
+        self.queue = Gauge("cinemo_jobs", "videos in the store", ["status"], **own)
         self.batch = Histogram("cinemo_batch_size", "videos made at once", buckets=(1, 2, 4, 8, 16, 32, 64), **own)
         self.step = Histogram("cinemo_step_seconds", "a denoising step", buckets=SECONDS, **own)
         self.first = Histogram("cinemo_first_step_seconds", "request to first step done", buckets=SECONDS, **own)

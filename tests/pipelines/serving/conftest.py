@@ -1,10 +1,12 @@
 """What the tests of the service share: a real PostgreSQL, a database for each test."""
 
+import contextlib
 import io
 import os
 import shutil
 import socket
 import subprocess
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 import skimage.data
 import sqlalchemy as sa
+import uvicorn
 from PIL import Image
 
 
@@ -104,3 +107,16 @@ def png(size: tuple[int, int] = (96, 64)) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def in_thread(server: uvicorn.Server) -> Iterator[None]:
+    """A server that runs for the time of a block."""
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.05)
+    yield
+    server.should_exit = True
+    thread.join(timeout=20)

@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openai
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from cinemo.video import sample_clip
 from pipelines.serving import catalog
 from pipelines.serving.animator import Animator
 from pipelines.serving.api import Service, create_app
@@ -105,20 +107,28 @@ def test_an_unchanged_openai_client_creates_polls_lists_fetches_and_deletes(clie
 
 
 def test_json_with_a_data_url_and_ranges_and_sync_give_the_same_video(
-    client: TestClient, idle: None, settings: ServeSettings
+    client: TestClient, idle: None, tmp_path: Path
 ) -> None:
+    def frames(mp4: bytes) -> np.ndarray:
+        (tmp_path / "video.mp4").write_bytes(mp4)
+        return sample_clip(tmp_path / "video.mp4", 0, 1, 16, (128, 192)).astype(float)
+
     url = "data:image/png;base64," + base64.b64encode(png()).decode()
     wanted = {"prompt": "a cat", "num_inference_steps": 2, "seed": 7}
     one = client.post("/v1/videos", json={**wanted, "input_reference": url}).json()
     two = client.post("/v1/videos", json={**wanted, "input_reference": {"image_url": url}}).json()
     assert wait(client, one["id"])["measured_motion_bucket"] == wait(client, two["id"])["measured_motion_bucket"]
     mp4 = client.get(f"/v1/videos/{one['id']}/content").content
-    assert client.get(f"/v1/videos/{two['id']}/content").content == mp4
+    other = client.get(f"/v1/videos/{two['id']}/content").content
+    assert (
+        np.abs(frames(other) - frames(mp4)).max() < 16
+    )  # the last bit of a sum may differ, and H.264 makes more of it
     part = client.get(f"/v1/videos/{one['id']}/content", headers={"Range": "bytes=4-7"})
     assert (part.status_code, part.content) == (206, b"ftyp")
     files = {"input_reference": png()}
     sync = client.post("/v1/videos/sync", data={"prompt": "a cat", **FAST}, files=files)
-    assert (sync.status_code, sync.headers["content-type"], sync.content) == (200, "video/mp4", mp4)
+    assert (sync.status_code, sync.headers["content-type"]) == (200, "video/mp4")
+    assert np.abs(frames(sync.content) - frames(mp4)).max() < 16
     assert client.get(f"/v1/videos/{sync.headers['x-video-id']}").json()["status"] == "completed"
 
 
@@ -220,6 +230,7 @@ def zip_file() -> bytes:
         (None, {"seed": str(2**63)}, 422, "seed"),
         (None, {"sampler": "euler"}, 422, "sampler"),
     ],
+    ids=lambda value: None if isinstance(value, bytes) else str(value)[:40],
 )
 def test_bad_requests_name_the_field_and_the_service_goes_on(
     client: TestClient, idle: None, image: bytes | None, fields: dict[str, str], status: int, param: str
@@ -246,6 +257,7 @@ def test_bad_requests_name_the_field_and_the_service_goes_on(
         (b"--x\r\nContent-Disposition: form-data; name=\"prompt\"\r\n\r\na", "multipart/form-data; boundary=x", 400),
         (b"--x", "multipart/form-data", 400),
     ],
+    ids=range(12),
 )  # fmt: skip
 def test_bodies_that_are_none(client: TestClient, content: bytes, kind: str, status: int) -> None:
     for path in ("/v1/videos", "/v1/videos/sync"):
@@ -262,6 +274,7 @@ def test_bodies_that_are_none(client: TestClient, content: bytes, kind: str, sta
         picture("RGBA"),
         picture("P", kind="GIF", save_all=True, append_images=[Image.new("P", (64, 64), 3)]),
     ],
+    ids=["cmyk", "16 bits", "alpha", "animated gif"],
 )
 def test_images_of_every_kind_are_taken(client: TestClient, idle: None, image: bytes) -> None:
     video = send(client, image, prompt="emoji 🐈 here", num_inference_steps="1")
@@ -300,7 +313,7 @@ def test_each_key_sees_its_own_videos_only(
 def test_prometheus_is_told(client: TestClient, idle: None) -> None:
     wait(client, send(client, num_inference_steps="1").json()["id"])
     text = client.get("/metrics").text
-    for name in ("cinemo_videos_total{", 'cinemo_videos{status="completed"} 1', "cinemo_step_seconds_count",
+    for name in ("cinemo_videos_total{", 'cinemo_jobs{status="completed"} 1', "cinemo_step_seconds_count",
                  "cinemo_http_requests_total{"):  # fmt: skip
         assert name in text, text
     assert client.get("/health/ready").json()["jobs"]["completed"] == 1

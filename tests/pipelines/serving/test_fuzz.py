@@ -1,0 +1,46 @@
+"""Two thousand requests that the OpenAPI document allows, and two thousand that it does not: no answer is a 5xx."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import uvicorn
+
+from pipelines.serving import catalog
+from pipelines.serving.animator import Animator
+from pipelines.serving.api import Service, create_app
+from pipelines.serving.dispatch import Dispatcher
+from pipelines.serving.metrics import Metrics
+from pipelines.serving.settings import Limits, ServeSettings
+from pipelines.serving.store import Store
+from tests.pipelines.serving.conftest import free_port, in_thread
+
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    settings = ServeSettings(output=str(tmp_path), limits=Limits(max_queue=5, max_steps=1))
+    animator = Animator(settings.model_dump(), "builtin:tiny", "builtin:tiny")
+    metrics, store = Metrics(), Store(settings.store_url)
+    dispatcher = Dispatcher(settings, store, {"builtin:tiny": animator.animate}, metrics.ended)
+    service = Service(settings, store, dispatcher, {"builtin:tiny": catalog.look_up("builtin:tiny", "builtin:tiny")})
+
+    async def ready() -> list[str]:
+        return []
+
+    port = free_port()
+    config = uvicorn.Config(create_app(service, metrics, ready), port=port, log_level="error")
+    with in_thread(uvicorn.Server(config)):
+        yield f"http://127.0.0.1:{port}"
+
+
+def test_no_request_is_answered_with_a_5xx(address: str, tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).parent / "schemathesis"), "run", f"{address}/openapi.json"]
+    command += ["--checks", "not_a_server_error", "--phases", "fuzzing", "--mode", "all", "--max-examples", "250"]
+    command += ["--seed", "1", "--continue-on-failure", "--exclude-path-regex", "events"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=580)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert "No issues found" in done.stdout or "generated" in done.stdout, done.stdout[-2000:]

@@ -1,0 +1,99 @@
+"""The page in a real browser: choose a photo, animate it, see the video play, cancel another."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+
+from pipelines.serving import catalog, page
+from pipelines.serving.animator import Animator
+from pipelines.serving.api import Service, create_app
+from pipelines.serving.dispatch import Dispatcher
+from pipelines.serving.metrics import Metrics
+from pipelines.serving.settings import ServeSettings
+from pipelines.serving.store import Store
+from tests.pipelines.serving.conftest import free_port, in_thread, png
+
+FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+         "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
+         "--window-size=1400,1100")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The whole application with its page, on a port of this process."""
+    settings = ServeSettings(output=str(tmp_path_factory.mktemp("serve")))
+    animator = Animator(settings.model_dump(), "builtin:tiny", "builtin:tiny")
+    metrics, store = Metrics(), Store(settings.store_url)
+    dispatcher = Dispatcher(settings, store, {"builtin:tiny": animator.animate}, metrics.ended)
+    service = Service(settings, store, dispatcher, {"builtin:tiny": catalog.look_up("builtin:tiny", "builtin:tiny")})
+
+    async def ready() -> list[str]:
+        return []
+
+    app = create_app(service, metrics, ready)
+    page.mount(app, service)
+    port = free_port()
+    with in_thread(uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))):
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    from selenium import webdriver
+
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("no Chromium here (Debian: apt-get install chromium chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    yield browser
+    browser.quit()
+
+
+def until(happened: Any, seconds: float = 60) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (value := happened()):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    return value
+
+
+def test_a_photo_is_animated_and_plays_and_another_is_cancelled(browser: Any, address: str, tmp_path: Path) -> None:
+    from selenium.webdriver.common.by import By
+
+    (tmp_path / "photo.png").write_bytes(png((384, 256)))
+    browser.get(f"{address}/ui/")
+
+    def text() -> str:
+        return browser.find_element(By.ID, "status").text
+
+    until(lambda: browser.find_elements(By.CSS_SELECTOR, "#photo input[type=file]"))
+    browser.find_element(By.CSS_SELECTOR, "#photo input[type=file]").send_keys(str(tmp_path / "photo.png"))
+    until(lambda: browser.find_elements(By.CSS_SELECTOR, "#photo img"))
+    browser.find_element(By.ID, "animate").click()
+    until(lambda: "%" in text(), 30)
+    until(lambda: "measured" in text(), 90)
+    video = until(lambda: browser.find_elements(By.CSS_SELECTOR, "#video video"))[0]
+    until(lambda: browser.execute_script("return arguments[0].currentTime > 0.2", video), 30)
+    assert browser.execute_script("return arguments[0].videoWidth", video) == 192
+    assert browser.find_elements(By.CSS_SELECTOR, "#first img")
+    assert until(lambda: browser.find_elements(By.CSS_SELECTOR, "#history img"))
+    browser.save_screenshot(str(tmp_path / "page.png"))
+
+    browser.find_element(By.ID, "animate").click()
+    until(lambda: "%" in text(), 30)
+    browser.find_element(By.ID, "cancel").click()
+    until(lambda: "Cancelled" in text(), 30)
+
+    asked = [entry["message"] for entry in browser.get_log("performance") if "requestWillBeSent" in entry["message"]]
+    outside = [message for message in asked if '"url":"http' in message and f'"url":"{address}' not in message]
+    assert not outside, outside
