@@ -100,7 +100,8 @@ def build(service: Service) -> Any:
         ) -> AsyncIterator[dict[Any, Any]]:
             names = ("model", "negative_prompt", "num_inference_steps", "guidance_scale", "fps", "dct_init",
                      "dct_cutoff", "dct_timestep")  # fmt: skip
-            fields = {"prompt": text, "motion_bucket": int(bucket), **dict(zip(names, advanced, strict=True))}
+            fields = {"prompt": text or "", "motion_bucket": int(bucket), **dict(zip(names, advanced, strict=True))}
+            fields["negative_prompt"] = fields["negative_prompt"] or ""  # an empty box is None
             if number is not None and number >= 0:
                 fields["seed"] = int(number)
             try:
