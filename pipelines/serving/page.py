@@ -85,8 +85,12 @@ def build(service: Service) -> Any:
                 status = gr.Markdown("Choose a photo, or one of the examples below.", elem_id="status")
                 video = gr.Video(label="Animation", autoplay=True, loop=True, interactive=False, elem_id="video")
                 with gr.Row():
-                    before = gr.Image(label="Your photo", interactive=False, elem_id="before")
-                    first = gr.Image(label="First frame", interactive=False, elem_id="first")
+                    before = gr.Image(
+                        label="Your photo", interactive=False, buttons=["download", "fullscreen"], elem_id="before"
+                    )
+                    first = gr.Image(
+                        label="First frame", interactive=False, buttons=["download", "fullscreen"], elem_id="first"
+                    )
         files = [(str(path), sentence) for name, sentence in EXAMPLES if (path := example(name)) is not None]
         if files:
             gr.Examples([list(pair) for pair in files], [image, prompt], label="Examples", cache_examples=False)
