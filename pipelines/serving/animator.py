@@ -198,7 +198,8 @@ class Animator:
             facts = results.write(self.videos, job.id, job.attempt, video, job.request["fps"], facts)
             kept = {name: facts[name] for name in ("motion_score", "motion_bucket", "model_fingerprint", "timings")}
             if self.store.complete(job.id, job.attempt, kept, self.settings.ttl_s):
-                done[job.id] = {**kept, "batch": len(jobs)}
+                memory = torch.cuda.max_memory_allocated() if self.pipe.device.type == "cuda" else 0
+                done[job.id] = {**kept, "batch": len(jobs), "gpu_memory_bytes": memory}
                 logger.info("completed", extra={"job": job.id, "seconds": timings["animate_seconds"]})
             else:
                 results.remove(self.videos, job.id, job.attempt)
