@@ -117,6 +117,7 @@ def test_a_client_that_leaves_cancels_its_synchronous_video(client: httpx.Client
     assert video["error"]["code"] == "cancelled"
 
 
+@pytest.mark.long
 def test_jobs_outlive_killed_replicas_and_a_killed_ingress(client: httpx.Client, place: Path) -> None:
     ids = [send(client, num_inference_steps="8") for _ in range(6)]
     time.sleep(2)

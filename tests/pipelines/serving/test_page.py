@@ -18,6 +18,7 @@ from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Store
 from tests.pipelines.serving.conftest import free_port, in_thread, png
 
+pytestmark = pytest.mark.long
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
          "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
          "--window-size=1400,1100")  # fmt: skip
