@@ -1,7 +1,12 @@
-"""What the C library does with freed memory. Knows glibc; does nothing elsewhere, and nothing about tensors."""
+"""This process's memory: what the C library does with freed blocks, and the most it has held.
+
+Knows glibc and Linux's /proc; nothing about tensors.
+"""
 
 import ctypes
+import resource
 import sys
+from pathlib import Path
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt's names for them
 _KEEP = (1 << 31) - 1  # bytes; the largest that mallopt takes
@@ -18,3 +23,12 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     # In this order: where the first is refused, as old versions do, the second alone would do harm.
     return mallopt is not None and bool(mallopt(_MMAP_THRESHOLD, _KEEP)) and bool(mallopt(_TRIM_THRESHOLD, _KEEP))
+
+
+def peak_rss() -> int:
+    """The largest resident size that this program has had, in bytes."""
+    if sys.platform != "linux":  # macOS counts bytes
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Not getrusage's: a program started by a larger one has its parent's there.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))

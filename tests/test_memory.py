@@ -1,4 +1,4 @@
-"""Freed memory stays with the process: no page is faulted in twice."""
+"""Freed memory stays with the process: no page is faulted in twice. The largest size is the program's own."""
 
 import subprocess
 import sys
@@ -29,3 +29,11 @@ def test_blocks_that_were_freed_are_used_again_without_page_faults() -> None:
     pages = 10 * (20 << 20) // 4096
     assert faults("keep") < pages // 20
     assert faults("default") > 5 * faults("keep")
+
+
+def test_the_largest_size_is_the_programs_own_and_not_that_of_the_one_that_started_it() -> None:
+    program = "from cinemo.memory import peak_rss; first = peak_rss(); b'1' * (300 << 20); print(first, peak_rss())"
+    held = b"1" * (600 << 20)
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    first, last = map(int, done.stdout.split())
+    assert first < 300 << 20 < last < len(held)

@@ -7,7 +7,6 @@ DeepSpeed.
 
 import functools
 import math
-import resource
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 import torch.distributed
 
 from cinemo import checkpoint
+from cinemo.memory import peak_rss
 from cinemo.motion import UNIFORM_MOTION
 from cinemo.residual import training_loss
 from cinemo.unet import CinemoUNet
@@ -182,7 +182,7 @@ def memory_mib(device: torch.device) -> float:
     """The most memory that this worker has had: the GPU's, or the process's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return peak_rss() / 2**20
 
 
 def load_unet(config: TrainConfig, source: Path) -> CinemoUNet:

@@ -16,7 +16,16 @@ import pytest
 import skimage.data
 import sqlalchemy as sa
 import uvicorn
+from fastapi import FastAPI
 from PIL import Image
+
+from pipelines.serving import catalog, page
+from pipelines.serving.animator import Animator
+from pipelines.serving.api import Service, create_app
+from pipelines.serving.dispatch import Dispatcher
+from pipelines.serving.metrics import Metrics
+from pipelines.serving.settings import ServeSettings
+from pipelines.serving.store import Store
 
 
 def free_port() -> int:
@@ -120,3 +129,18 @@ def in_thread(server: uvicorn.Server) -> Iterator[None]:
     yield
     server.should_exit = True
     thread.join(timeout=20)
+
+
+def application(settings: ServeSettings, animator: Animator, with_page: bool = False) -> FastAPI:
+    """The whole application over one replica in this process, without Ray."""
+    metrics, store = Metrics(), Store(settings.store_url)
+    dispatcher = Dispatcher(settings, store, {"builtin:tiny": animator.animate}, metrics.ended)
+    service = Service(settings, store, dispatcher, {"builtin:tiny": catalog.look_up("builtin:tiny", "builtin:tiny")})
+
+    async def ready() -> list[str]:
+        return []
+
+    app = create_app(service, metrics, ready)
+    if with_page:
+        page.mount(app, service)
+    return app

@@ -17,14 +17,9 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from cinemo.video import sample_clip
-from pipelines.serving import catalog
 from pipelines.serving.animator import Animator
-from pipelines.serving.api import Service, create_app
-from pipelines.serving.dispatch import Dispatcher
-from pipelines.serving.metrics import Metrics
 from pipelines.serving.settings import Limits, ServeSettings
-from pipelines.serving.store import Store
-from tests.pipelines.serving.conftest import png
+from tests.pipelines.serving.conftest import application, png
 
 FAST = {"num_inference_steps": "2", "seed": "7"}
 
@@ -42,15 +37,7 @@ def animator(settings: ServeSettings) -> Animator:
 
 def serve(settings: ServeSettings, animator: Animator) -> TestClient:
     """A client of the whole application, with one replica in this process."""
-    metrics, store = Metrics(), Store(settings.store_url)
-    dispatcher = Dispatcher(settings, store, {"builtin:tiny": animator.animate}, metrics.ended)
-    models = {"builtin:tiny": catalog.look_up("builtin:tiny", "builtin:tiny")}
-
-    async def ready() -> list[str]:
-        return []
-
-    app = create_app(Service(settings, store, dispatcher, models), metrics, ready)
-    return TestClient(app, raise_server_exceptions=False)
+    return TestClient(application(settings, animator), raise_server_exceptions=False)
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,9 @@ import httpx
 import pytest
 import uvicorn
 
-from pipelines.serving import catalog
 from pipelines.serving.animator import Animator
-from pipelines.serving.api import Service, create_app
-from pipelines.serving.dispatch import Dispatcher
-from pipelines.serving.metrics import Metrics
 from pipelines.serving.settings import Limits, ServeSettings
-from pipelines.serving.store import Store
-from tests.pipelines.serving.conftest import free_port, in_thread
+from tests.pipelines.serving.conftest import application, free_port, in_thread
 
 pytestmark = pytest.mark.long
 
@@ -26,15 +21,8 @@ pytestmark = pytest.mark.long
 def address(tmp_path: Path) -> Iterator[str]:
     settings = ServeSettings(output=str(tmp_path), limits=Limits(max_queue=5, max_steps=1))
     animator = Animator(settings.model_dump(), "builtin:tiny", "builtin:tiny")
-    metrics, store = Metrics(), Store(settings.store_url)
-    dispatcher = Dispatcher(settings, store, {"builtin:tiny": animator.animate}, metrics.ended)
-    service = Service(settings, store, dispatcher, {"builtin:tiny": catalog.look_up("builtin:tiny", "builtin:tiny")})
-
-    async def ready() -> list[str]:
-        return []
-
     port = free_port()
-    config = uvicorn.Config(create_app(service, metrics, ready), port=port, log_level="error")
+    config = uvicorn.Config(application(settings, animator), port=port, log_level="error")
     with in_thread(uvicorn.Server(config)):
         yield f"http://127.0.0.1:{port}"
 

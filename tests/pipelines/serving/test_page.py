@@ -9,14 +9,9 @@ from typing import Any
 import pytest
 import uvicorn
 
-from pipelines.serving import catalog, page
 from pipelines.serving.animator import Animator
-from pipelines.serving.api import Service, create_app
-from pipelines.serving.dispatch import Dispatcher
-from pipelines.serving.metrics import Metrics
 from pipelines.serving.settings import ServeSettings
-from pipelines.serving.store import Store
-from tests.pipelines.serving.conftest import free_port, in_thread, png
+from tests.pipelines.serving.conftest import application, free_port, in_thread, png
 
 pytestmark = pytest.mark.long
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
@@ -29,15 +24,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The whole application with its page, on a port of this process."""
     settings = ServeSettings(output=str(tmp_path_factory.mktemp("serve")))
     animator = Animator(settings.model_dump(), "builtin:tiny", "builtin:tiny")
-    metrics, store = Metrics(), Store(settings.store_url)
-    dispatcher = Dispatcher(settings, store, {"builtin:tiny": animator.animate}, metrics.ended)
-    service = Service(settings, store, dispatcher, {"builtin:tiny": catalog.look_up("builtin:tiny", "builtin:tiny")})
-
-    async def ready() -> list[str]:
-        return []
-
-    app = create_app(service, metrics, ready)
-    page.mount(app, service)
+    app = application(settings, animator, with_page=True)
     port = free_port()
     with in_thread(uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))):
         yield f"http://127.0.0.1:{port}"

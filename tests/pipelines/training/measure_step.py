@@ -9,13 +9,13 @@ told by its environment to give back at once what is freed.
 
 import json
 import os
-import resource
 import socket
 import sys
 
 import psutil
 import torch
 
+from cinemo.memory import peak_rss
 from cinemo.residual import training_loss
 from cinemo.unet import CinemoUNet
 from pipelines.training.config import TrainConfig
@@ -31,7 +31,7 @@ def main(settings: dict[str, object], unet_config: dict[str, object], shape: lis
     train(config, CinemoUNet(block_out_channels=(32, 32), attention_head_dim=1, **SMALL), [1, 4, 2, 8, 8])  # libraries
     before = psutil.Process().memory_info().rss
     train(config, CinemoUNet(**unet_config), shape)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+    print(peak_rss() - before)
 
 
 SMALL = {
