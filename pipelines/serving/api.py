@@ -75,9 +75,9 @@ class Service:
         now = time.time()
         digest = hashlib.sha256(json.dumps(asked.model_dump(), sort_keys=True).encode() + image).hexdigest()
         job = Job(
-            id=f"video_{uuid.uuid4().hex}", owner=owner, model=name, status="queued", progress=0, request=request,
-            attempt=0, lease_until=now + self.settings.lease_s, created_at=now, started_at=None, ended_at=None,
-            expires_at=None, error=None, result=None, idempotency_key=idempotency_key, request_digest=digest,
+            id=f"video_{uuid.uuid4().hex}", owner=owner, model=name, request=request, keeper=self.dispatcher.name,
+            lease_until=now + self.settings.lease_s, created_at=now, idempotency_key=idempotency_key,
+            request_digest=digest,
         )  # fmt: skip
         limits = self.settings.limits
         most = limits.max_queue_per_key or limits.max_queue

@@ -7,6 +7,7 @@ replica does. Everything it knows of a job is also in the store: when this proce
 import asyncio
 import logging
 import time
+import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -36,6 +37,7 @@ class Dispatcher:
     ) -> None:
         """animate: by the name of the model. finished: is told of every job that ended here, and its facts."""
         self.settings, self.store, self.animate, self.finished = settings, store, animate, finished
+        self.name = uuid.uuid4().hex  # as the keeper of jobs
         self.videos = storage.join(settings.place, "videos")
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self.ends: deque[float] = deque(maxlen=1000)
@@ -87,10 +89,11 @@ class Dispatcher:
             except Exception as error:  # the replica died, or there is none: Ray has many ways to say so
                 logger.warning("to be begun again: %s", type(error).__name__, extra={"job": job.id})
             now = await asyncio.to_thread(self.store.get, job.id)
-            if now is None or not now.is_open:
-                if now is not None:
-                    self.ends.append(time.monotonic())
-                    self.finished(now, facts)
+            if now is None or now.keeper != self.name:
+                return  # deleted, or another process took it while the store was away
+            if not now.is_open:
+                self.ends.append(time.monotonic())
+                self.finished(now, facts)
                 return
             await asyncio.sleep(pause)
             pause = min(5.0, 2 * pause)
@@ -100,8 +103,8 @@ class Dispatcher:
         while True:
             try:
                 lease = self.settings.lease_s
-                await asyncio.to_thread(self.store.extend, sorted(self.tasks), lease)
-                for job in await asyncio.to_thread(self.store.take_abandoned, lease):
+                await asyncio.to_thread(self.store.extend, sorted(self.tasks), lease, self.name)
+                for job in await asyncio.to_thread(self.store.take_abandoned, self.name, lease):
                     logger.warning("begun again: nobody worked on it", extra={"job": job.id})
                     self.submit(job)
                 for job in await asyncio.to_thread(self.store.delete_expired):

@@ -1,16 +1,17 @@
 """Jobs in a SQL database: kept before they are begun, finished exactly once, whoever dies in between.
 
-A job is queued, then in progress, then completed or failed, and from there it never changes. Whoever works on it claims
-an attempt; what an older attempt says is not heard. A lease that ran out means that nobody works on it. Knows
-SQLAlchemy, SQLite and PostgreSQL. Knows nothing of HTTP, Ray or videos.
+A job is queued, then in progress, then completed or failed, and from there it never changes. One process sees to it:
+its keeper. Whoever works on it claims an attempt; what an older attempt says is not heard. A lease that ran out means
+that nobody works on it, and another keeper takes it. Knows SQLAlchemy, SQLite and PostgreSQL. Knows nothing of HTTP,
+Ray or videos.
 """
 
+import dataclasses
 import functools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -26,7 +27,7 @@ Result = TypeVar("Result")
 metadata = sa.MetaData()
 # Times are seconds since 1970. The number in the names is the version of these columns.
 jobs = sa.Table(
-    "cinemo_jobs_1",
+    "cinemo_jobs_2",
     metadata,
     sa.Column("id", sa.String(64), primary_key=True),
     sa.Column("owner", sa.String(64), nullable=False),
@@ -36,6 +37,7 @@ jobs = sa.Table(
     sa.Column("request", sa.Text, nullable=False),  # JSON
     sa.Column("image", sa.LargeBinary),  # as it was sent; gone when the job ends
     sa.Column("attempt", sa.Integer, nullable=False, default=0),
+    sa.Column("keeper", sa.String(64), nullable=False),
     sa.Column("lease_until", sa.Float, nullable=False),
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("started_at", sa.Float),
@@ -46,8 +48,8 @@ jobs = sa.Table(
     sa.Column("idempotency_key", sa.String(255)),
     sa.Column("request_digest", sa.String(64)),
     sa.UniqueConstraint("owner", "idempotency_key"),
-    sa.Index("cinemo_jobs_1_by_owner", "owner", "created_at", "id"),
-    sa.Index("cinemo_jobs_1_open", "status", "lease_until"),
+    sa.Index("cinemo_jobs_2_by_owner", "owner", "created_at", "id"),
+    sa.Index("cinemo_jobs_2_open", "status", "lease_until"),
 )
 gone = sa.Table(
     "cinemo_gone_1",
@@ -67,26 +69,27 @@ class OtherRequestError(Exception):
     """The idempotency key belongs to another request."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
     """A row, without the image."""
 
     id: str
     owner: str
     model: str
-    status: Status
-    progress: int
+    status: Status = "queued"
+    progress: int = 0
     request: dict[str, Any]
-    attempt: int
+    attempt: int = 0
+    keeper: str
     lease_until: float
     created_at: float
-    started_at: float | None
-    ended_at: float | None
-    expires_at: float | None
-    error: dict[str, str] | None
-    result: dict[str, Any] | None
-    idempotency_key: str | None
-    request_digest: str | None
+    started_at: float | None = None
+    ended_at: float | None = None
+    expires_at: float | None = None
+    error: dict[str, str] | None = None
+    result: dict[str, Any] | None = None
+    idempotency_key: str | None = None
+    request_digest: str | None = None
 
     @property
     def is_open(self) -> bool:
@@ -211,23 +214,24 @@ class Store:
         error = json.dumps({"code": code, "message": message})
         return self._end(job_id, attempt, ttl_s, status="failed", error=error)
 
-    def extend(self, job_ids: Sequence[str], lease_s: float) -> None:
-        """Somebody still works on these jobs, or keeps them for a replica."""
+    def extend(self, job_ids: Sequence[str], lease_s: float, keeper: str | None = None) -> None:
+        """Somebody still works on these jobs; with a keeper, those of them that are still its own."""
         if not job_ids:
             return
-        change = jobs.update().where(jobs.c.id.in_(job_ids), jobs.c.status.in_(OPEN))
+        mine = sa.true() if keeper is None else jobs.c.keeper == keeper
+        change = jobs.update().where(jobs.c.id.in_(job_ids), jobs.c.status.in_(OPEN), mine)
         self._patiently(lambda: self._change(change.values(lease_until=time.time() + lease_s)))
 
-    def take_abandoned(self, lease_s: float) -> list[Job]:
-        """Jobs that nobody works on, with a new lease for the caller; of several callers one gets each."""
+    def take_abandoned(self, keeper: str, lease_s: float) -> list[Job]:
+        """Jobs that nobody works on, with a new lease and a new keeper; of several callers one gets each."""
         now = time.time()
         left = sa.select(*COLUMNS).where(jobs.c.status.in_(OPEN), jobs.c.lease_until < now).order_by(jobs.c.created_at)
         taken = []
         for row in self._patiently(lambda: self._all(left)):
             change = jobs.update().where(jobs.c.id == row.id, jobs.c.lease_until == row.lease_until)
-            change = change.where(jobs.c.status.in_(OPEN)).values(lease_until=now + lease_s)
+            change = change.where(jobs.c.status.in_(OPEN)).values(keeper=keeper, lease_until=now + lease_s)
             if self._patiently(functools.partial(self._change, change)):
-                taken.append(_job(row))
+                taken.append(dataclasses.replace(_job(row), keeper=keeper))
         return taken
 
     def delete(self, job_id: str, owner: str) -> Job | None:

@@ -33,9 +33,8 @@ def keep(animator: Animator, name: str, **asked: Any) -> Job:
     request = catalog.complete(schema.VideoRequest(**{"prompt": "", **SMALL, **asked}), served, Limits())
     now = time.time()
     job = Job(
-        id=f"video_{name}", owner="me", model="builtin:tiny", status="queued", progress=0, request=request, attempt=0,
-        lease_until=now + 60, created_at=now, started_at=None, ended_at=None, expires_at=None, error=None, result=None,
-        idempotency_key=None, request_digest=name,
+        id=f"video_{name}", owner="me", model="builtin:tiny", request=request, keeper="me", lease_until=now + 60,
+        created_at=now, request_digest=name,
     )  # fmt: skip
     assert animator.store.create(job, png(), 100, 100)[1]
     return job
@@ -138,8 +137,8 @@ def test_an_attempt_that_was_overtaken_leaves_nothing(animator: Animator) -> Non
 def test_what_fails_in_a_batch_fails_alone_and_what_always_dies_is_given_up(animator: Animator) -> None:
     good, bad, doomed = keep(animator, "good"), keep(animator, "bad"), keep(animator, "doomed")
     with animator.store.engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE cinemo_jobs_1 SET image = 'no image' WHERE id = 'video_bad'")
-        connection.exec_driver_sql("UPDATE cinemo_jobs_1 SET attempt = 10 WHERE id = 'video_doomed'")
+        connection.exec_driver_sql("UPDATE cinemo_jobs_2 SET image = 'no image' WHERE id = 'video_bad'")
+        connection.exec_driver_sql("UPDATE cinemo_jobs_2 SET attempt = 10 WHERE id = 'video_doomed'")
     facts = animate(animator, good, bad, doomed)
     assert facts[0]
     assert facts[1:] == [{}, {}]

@@ -28,9 +28,8 @@ def store(url: str) -> Store:
 def job(number: int = 1, **changes: Any) -> Job:
     now = time.time()
     plain = Job(
-        id=f"video_{number:04d}", owner="me", model="tiny", status="queued", progress=0, request={"prompt": "a\0b 🐈"},
-        attempt=0, lease_until=now + 60, created_at=now, started_at=None, ended_at=None, expires_at=None, error=None,
-        result=None, idempotency_key=None, request_digest=f"digest {number}",
+        id=f"video_{number:04d}", owner="me", model="tiny", request={"prompt": "a\0b 🐈"}, keeper="first",
+        lease_until=now + 60, created_at=now, request_digest=f"digest {number}",
     )  # fmt: skip
     return dataclasses.replace(plain, **changes)
 
@@ -132,7 +131,7 @@ def test_what_nobody_works_on_is_taken_by_one_of_many(url: str) -> None:
     taken: list[str] = []
 
     def take() -> None:
-        taken.extend(one.id for one in Store(url).take_abandoned(60))
+        taken.extend(one.id for one in Store(url).take_abandoned("second", 60))
 
     threads = [threading.Thread(target=take) for _ in range(4)]
     for thread in threads:
@@ -140,7 +139,17 @@ def test_what_nobody_works_on_is_taken_by_one_of_many(url: str) -> None:
     for thread in threads:
         thread.join()
     assert sorted(taken) == [f"video_{number:04d}" for number in range(20)]
-    assert store.take_abandoned(60) == []
+    assert store.take_abandoned("third", 60) == []
+    found = store.get("video_0000")
+    assert found is not None
+    assert found.keeper == "second"
+
+
+def test_a_keeper_extends_only_the_leases_of_jobs_that_are_still_its_own(store: Store) -> None:
+    past = time.time() - 1
+    keep(store, job(1, lease_until=past), job(2, lease_until=past, keeper="second"))
+    store.extend(["video_0001", "video_0002"], 60, "first")
+    assert [one.id for one in store.take_abandoned("third", 60)] == ["video_0002"]
 
 
 def test_pages_go_through_all_jobs_of_an_owner_in_order(store: Store) -> None:
