@@ -19,7 +19,8 @@ from pipelines.serving.api import Service, create_app
 from pipelines.serving.dispatch import Dispatcher
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.settings import ServeSettings
-from pipelines.serving.store import Store
+from pipelines.serving.store import Job, Store
+from pipelines.serving.tracker import Tracker
 
 logger = logging.getLogger("ray.serve")
 
@@ -37,12 +38,13 @@ class Ingress:
         self.models = {name: catalog.look_up(name, model) for name, model in served.items()}
         self.store = Store(self.settings.store_url)
         self.metrics = Metrics()
+        self.tracker = Tracker(self.settings) if self.settings.track else None
         self.answered: set[str] = set()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve, once, after the constructor."""
         calls = {name: handle.animate.remote for name, handle in self.animators.items()}
-        dispatcher = Dispatcher(self.settings, self.store, calls, self.metrics.ended)
+        dispatcher = Dispatcher(self.settings, self.store, calls, self.ended)
         service = Service(self.settings, self.store, dispatcher, self.models)
         app = create_app(service, self.metrics, self.not_ready)
         if self.settings.page and find_spec("gradio") is not None:
@@ -50,6 +52,12 @@ class Ingress:
 
             page.mount(app, service)
         return app
+
+    def ended(self, job: Job, facts: dict[str, Any]) -> None:
+        """A job that this process saw to has ended; facts as its replica told them."""
+        self.metrics.ended(job, facts)
+        if self.tracker is not None:
+            self.tracker.ended(job)
 
     async def not_ready(self) -> list[str]:
         """Models that should have a replica, and have none that answers."""

@@ -62,7 +62,10 @@ class ServeSettings(BaseModel, frozen=True, extra="forbid"):
         None, description="database of jobs, as SQLAlchemy names it; default: jobs.db in a local output"
     )
     page: bool = Field(True, description="serve the page at /ui, where gradio is installed")
-    tracking_uri: str | None = Field(None, description="MLflow server or database that models:/ names are looked up in")
+    tracking_uri: str | None = Field(
+        None, description="MLflow server or database of models:/ names and of runs; default: MLFLOW_TRACKING_URI"
+    )
+    track: bool = Field(False, description="log each finished video in MLflow: request, model, timings, motion")
     ingress_replicas: int = Field(1, ge=1, description="processes that answer HTTP; more than one needs PostgreSQL")
     lease_s: float = Field(30, gt=0, description="seconds without a sign of life after which a video is begun again")
     max_attempts: int = Field(10, ge=1, description="beginnings of a video before it fails")

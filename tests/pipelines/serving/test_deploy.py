@@ -11,14 +11,17 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+import yaml
 from pydantic import ValidationError
 from ray import serve
+from ray.serve.schema import ServeDeploySchema
 
 from pipelines.serving.deploy import build
 from pipelines.serving.settings import Replicas, ServeSettings
 from tests.pipelines.serving.conftest import png
 
 pytestmark = pytest.mark.ray
+DEPLOY = Path(__file__).parents[3] / "docs" / "deploy"
 
 
 def test_settings_that_cannot_work_are_refused_before_anything_starts(tmp_path: Path) -> None:
@@ -31,6 +34,14 @@ def test_settings_that_cannot_work_are_refused_before_anything_starts(tmp_path: 
     ]:
         with pytest.raises((ValueError, ValidationError), match=sentence):
             build(ServeSettings(**{"output": str(tmp_path), **given}))
+
+
+@pytest.mark.parametrize("name", ["serve.yaml", "serve-models.yaml"])
+def test_the_shipped_configurations_are_what_serve_and_the_service_take(name: str) -> None:
+    (application,) = ServeDeploySchema(**yaml.safe_load((DEPLOY / name).read_text())).applications
+    assert application.import_path == "serve_app:app"
+    settings = ServeSettings(**application.args)
+    assert list(settings.served) == {"serve.yaml": ["builtin:tiny"]}.get(name, ["champion", "candidate", "tiny"])
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""docs/http-api.md tells the truth: its examples run against a service that `make serve` would start."""
+"""docs/http-api.md tells the truth: its examples run against a service of docs/deploy/serve.yaml."""
 
 import os
 import re
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 
 from cinemo.video import probe
 from tests.pipelines.serving.conftest import free_port, png
@@ -22,13 +23,13 @@ TEXT = (ROOT / "docs" / "http-api.md").read_text()
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A service of its own, started by `serve run` as users start it, on a free port."""
+    """A service of its own, of the configuration that users deploy, on a free port, with an output of its own."""
     folder, port = tmp_path_factory.mktemp("service"), free_port()
+    shipped = yaml.safe_load((ROOT / "docs" / "deploy" / "serve.yaml").read_text())
+    shipped["http_options"]["port"] = port
+    shipped["applications"][0]["args"]["output"] = str(folder / "out")
     config = folder / "config.yaml"
-    config.write_text(
-        f"proxy_location: HeadOnly\nhttp_options: {{host: 127.0.0.1, port: {port}}}\napplications:\n"
-        f"- name: cinemo\n  import_path: serve_app:app\n  args: {{output: {folder / 'out'}}}\n"
-    )
+    config.write_text(yaml.safe_dump(shipped))
     environment = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "PYTHONPATH")}
     with (folder / "log").open("w") as log:
         service = subprocess.Popen(
