@@ -1,24 +1,20 @@
 """The service on real Ray Serve: deployed, used over HTTP, and its processes killed under it."""
 
-import os
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
-import psutil
 import pytest
 import yaml
 from pydantic import ValidationError
-from ray import serve
 from ray.serve.schema import ServeDeploySchema
 
 from pipelines.serving.deploy import build
 from pipelines.serving.settings import Replicas, ServeSettings
 from tests.pipelines.serving.conftest import png
+from tests.pipelines.serving.service import deployed, processes, send, wait
 
 pytestmark = pytest.mark.ray
 DEPLOY = Path(__file__).parents[3] / "docs" / "deploy"
@@ -52,57 +48,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def client(ray_cluster: None, place: Path) -> Iterator[httpx.Client]:
     """The service with two names of the built-in model, one replica each."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
     settings = ServeSettings(
         models={"tiny": "builtin:tiny", "again": "builtin:tiny"},
         output=str(place),
         lease_s=4,
         replicas=Replicas(num_cpus=0.5),
     )
-    serve.run(build(settings), name="cinemo")
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+    with deployed(settings) as client:
         yield client
-    serve.shutdown()
-
-
-def send(client: httpx.Client, **fields: Any) -> str:
-    """The id of a new video; sent again while the service is away, with a key, as clients should."""
-    key = {"Idempotency-Key": os.urandom(8).hex()}
-    data = {"prompt": "the camera pans left", "num_inference_steps": "4", **fields}
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            answer = client.post("/v1/videos", data=data, files={"input_reference": png()}, headers=key)
-            if answer.status_code == 200:
-                return answer.json()["id"]
-        except httpx.TransportError:
-            pass
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-
-
-def wait(client: httpx.Client, *ids: str) -> list[dict[str, Any]]:
-    """The videos, when all of them have ended."""
-    deadline, ended = time.monotonic() + 240, {}
-    while len(ended) < len(ids):
-        assert time.monotonic() < deadline, ended
-        for name in set(ids) - set(ended):
-            try:
-                answer = client.get(f"/v1/videos/{name}")
-            except httpx.TransportError:
-                continue
-            if answer.status_code == 200 and answer.json()["status"] in ("completed", "failed"):
-                ended[name] = answer.json()
-        time.sleep(0.1)
-    return [ended[name] for name in ids]
-
-
-def processes(name: str) -> list[psutil.Process]:
-    """The processes below this one that Ray calls so."""
-    return [child for child in psutil.Process().children(recursive=True) if name in " ".join(child.cmdline())]
 
 
 def test_it_animates_with_each_model_and_shows_the_page_and_the_documentation(client: httpx.Client) -> None:

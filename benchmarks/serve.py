@@ -1,0 +1,113 @@
+"""The service against a direct call of the pipeline, and how long it takes to accept a video while it is busy.
+
+    python benchmarks/serve.py [--repeats 5] [--steps 30]
+
+The built-in model on Ray Serve, one replica and one thread, as `serve run` starts it; the direct call has one thread
+too. Exits 1 when a video by POST /v1/videos/sync takes more than 1.05 times the direct call plus 100 ms, or when
+POST /v1/videos takes 50 ms or more at the median while the replica is busy. Takes about three minutes on two cores.
+"""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import argparse
+import io
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx
+import skimage.data
+import torch
+from PIL import Image
+from timing import compare, ratio, report
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+FACTOR, MOST_MORE_S, MOST_POST_S = 1.05, 0.1, 0.05
+POSTS = 50
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=30)
+    given = parser.parse_args(arguments)
+
+    from ray import serve
+
+    from cinemo import CinemoPipeline
+    from pipelines.serving.deploy import build
+    from pipelines.serving.settings import ServeSettings
+    from ray_jobs import common
+
+    torch.set_num_threads(1)
+    buffer = io.BytesIO()
+    Image.fromarray(skimage.data.chelsea()).save(buffer, "PNG")
+    asked = {"prompt": "the camera pans left", "seed": 1, "num_inference_steps": given.steps}
+    pipe = CinemoPipeline.from_pretrained("builtin:tiny")
+    pipe.set_progress_bar_config(disable=True)
+    guidance = pipe.card.guidance
+    with tempfile.TemporaryDirectory() as folder:
+        common.connect(2, verbose=False)
+        port = free_port()
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        serve.run(build(ServeSettings(output=folder, page=False)), name="cinemo")
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600) as client:
+
+            def post(where: str, **more: int) -> httpx.Response:
+                answer = client.post(where, data={**asked, **more}, files={"input_reference": buffer.getvalue()})
+                return answer.raise_for_status()
+
+            def seconds_of_posts() -> list[float]:
+                taken = []
+                for _ in range(POSTS):
+                    began = time.perf_counter()
+                    video = post("/v1/videos").json()["id"]
+                    taken.append(time.perf_counter() - began)
+                    client.delete(f"/v1/videos/{video}").raise_for_status()
+                return taken
+
+            seconds = compare(
+                {
+                    "service": lambda: post("/v1/videos/sync"),
+                    "direct": lambda: pipe(buffer.getvalue(), **asked, guidance_scale=guidance),
+                },
+                given.repeats,
+            )
+            long = post("/v1/videos", num_inference_steps=100).json()["id"]
+            while client.get(f"/v1/videos/{long}").json()["status"] != "in_progress":
+                time.sleep(0.1)
+            posts = seconds_of_posts()
+            busy = client.get(f"/v1/videos/{long}").json()["status"] == "in_progress"
+        serve.shutdown()
+        common.disconnect()
+    if not busy:
+        sys.exit("the replica was done before the posts were; a faster machine needs a longer video here")
+    more = statistics.median(a - FACTOR * b for a, b in zip(seconds["service"], seconds["direct"], strict=True))
+    median = statistics.median(posts)
+    against = ratio(seconds["service"], seconds["direct"])
+    facts = {"direct_seconds": statistics.median(seconds["direct"]), "seconds_over_the_factor": more}
+    share = ratio(posts, [MOST_POST_S] * POSTS)
+    return max(
+        report("sync request against a direct call", against, more <= MOST_MORE_S, **facts, bound=MOST_MORE_S),
+        report("POST while busy against 50 ms", share, median < MOST_POST_S, median_milliseconds=1000 * median),
+    )
+
+
+def free_port() -> int:
+    """A port that nobody uses."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
