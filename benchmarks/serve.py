@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
 import io
+import socket
 import statistics
 import sys
 import tempfile
@@ -102,8 +103,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def free_port() -> int:
     """A port that nobody uses."""
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

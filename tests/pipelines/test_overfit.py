@@ -41,6 +41,7 @@ def psnr(ours: np.ndarray, true: np.ndarray) -> float:
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_a_model_that_overfits_four_clips_animates_their_images_with_25_db(tmp_path: Path, ray_cluster: None) -> None:
     with open(tmp_path / "captions.csv", "w", newline="") as file:
         table = csv.writer(file)

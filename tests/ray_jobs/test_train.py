@@ -45,6 +45,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> str:
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_a_run_killed_on_two_workers_and_on_one_ends_on_two_at_another_stage_exact_and_registered(
     tmp_path: Path, checkpoint: Path, prepared: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
