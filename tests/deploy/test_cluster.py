@@ -1,0 +1,135 @@
+"""cluster.yaml and its variant: Ray's launcher and AWS's API take them, and what they install is there to be installed."""
+
+import copy
+import functools
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+FILES = ["cluster.yaml", "docs/deploy/cluster-local.yaml"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+TOKEN = "~/.ray/auth_token"
+
+
+def read(name: str) -> dict[str, Any]:
+    return yaml.safe_load((ROOT / name).read_text())
+
+
+@functools.cache
+def ray_start_help() -> str:
+    ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--help"]
+    return subprocess.run(ray, capture_output=True, text=True, check=True).stdout
+
+
+def pinned(package: str) -> str:
+    """The version of a package in constraints.txt."""
+    (version,) = re.findall(rf"^{package}==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    return version
+
+
+def check_install(command: str) -> None:
+    """A pip command takes the exact versions, and names extras of this project."""
+    assert "-c constraints.txt" in command
+    (extras,) = re.findall(r'"\.\[(.+?)\]"', command)
+    assert set(extras.split(",")) <= set(PROJECT["optional-dependencies"])
+
+
+def check_builds(files: list[str], folder: Path) -> None:
+    """These files and folders of the repository make a wheel, with the built-in model's weights in it."""
+    for name in files:
+        place = folder / "checkout" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, place, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, place)
+    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), "."]
+    subprocess.run(pip, cwd=folder / "checkout", check=True)
+    (wheel,) = folder.glob(f"cinemo-{PROJECT['version']}-*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "cinemo/builtin/tiny/unet/diffusion_pytorch_model.safetensors" in names
+    assert {name.split("/")[0] for name in names} == {"cinemo", f"cinemo-{PROJECT['version']}.dist-info"}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_launcher_takes_it(name: str) -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = read(name)
+    validate_config(prepare_config(copy.deepcopy(config)))
+    for wrong in ("max_wokers", "file_mount"):
+        with pytest.raises(Exception, match=wrong):
+            validate_config(prepare_config({**copy.deepcopy(config), wrong: 1}))
+
+
+def test_there_are_the_workers_that_the_jobs_ask_for() -> None:
+    config = read("cluster.yaml")
+    types = config["available_node_types"]
+    assert types[config["head_node_type"]]["resources"] == {"CPU": 0}
+    workers = {name: kind for name, kind in types.items() if name != config["head_node_type"]}
+    assert set(workers) == {"cpu-workers", "gpu-workers", "gpu-workers-spot"}
+    for name, kind in workers.items():
+        assert 0 <= kind["min_workers"] < kind["max_workers"], name
+        assert kind["resources"].get("GPU", 0) == name.startswith("gpu"), name
+    spot = {name for name, kind in workers.items() if "InstanceMarketOptions" in kind["node_config"]}
+    assert spot == {"cpu-workers", "gpu-workers-spot"}
+    assert config["max_workers"] >= sum(kind["max_workers"] for kind in workers.values())
+
+
+def test_amazons_api_takes_the_node_types() -> None:
+    """Against botocore's description of RunInstances: names, types and the closed lists of values."""
+    import botocore.session
+    from botocore.validate import ParamValidator
+
+    config = read("cluster.yaml")
+    session = botocore.session.get_session()
+    shape = session.get_service_model("ec2").operation_model("RunInstances").input_shape
+    for name, kind in config["available_node_types"].items():
+        given = {**kind["node_config"], "MinCount": 1, "MaxCount": 1}  # which Ray adds
+        report = ParamValidator().validate(given, shape)
+        assert not report.has_errors(), f"{name}: {report.generate_report()}"
+        assert given["InstanceType"] in shape.members["InstanceType"].enum
+        market = given.get("InstanceMarketOptions", {"MarketType": "spot"})
+        assert market["MarketType"] in shape.members["InstanceMarketOptions"].members["MarketType"].enum
+    regions = session.get_available_regions("ec2")
+    assert config["provider"]["region"] in regions
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_mounted_files_exist_and_commands_use_what_is_mounted(name: str) -> None:
+    config = read(name)
+    mounts = {place: source for place, source in config["file_mounts"].items() if source != TOKEN}
+    (home,) = {place.removesuffix(f"/{source}") for place, source in mounts.items()}
+    for source in mounts.values():
+        assert (ROOT / source).exists(), source
+    assert any(source == TOKEN for source in config["file_mounts"].values())
+    (install,) = (command for command in config["setup_commands"] if "pip install" in command)
+    check_install(install)
+    assert f"cd {home} && " in install
+    for command in (config["head_start_ray_commands"][-1], config["worker_start_ray_commands"][-1]):
+        assert "RAY_AUTH_MODE=token" in command
+        assert f"PYTHONPATH={home} " in command
+        (rest,) = re.findall(r"ray start (.+)", command)
+        for flag in re.findall(r"--[a-z-]+", rest):
+            assert flag in ray_start_help(), flag
+
+
+def test_versions_are_those_of_the_project() -> None:
+    image = read("cluster.yaml")["docker"]["image"]
+    assert image == f"rayproject/ray:{pinned('ray')}-py311-gpu"
+    assert PROJECT["requires-python"] == ">=3.11"
+
+
+def test_what_is_mounted_can_be_installed(tmp_path: Path) -> None:
+    mounted = [set(read(name)["file_mounts"].values()) for name in FILES]
+    assert mounted[0] == mounted[1]
+    check_builds(sorted(mounted[0] - {TOKEN}), tmp_path)
