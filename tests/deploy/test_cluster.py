@@ -1,4 +1,4 @@
-"""cluster.yaml and its variant: Ray's launcher and AWS's API take them, and what they install is there to be installed."""
+"""cluster.yaml and its variant: Ray's launcher and AWS's API take them, and what they install is there."""
 
 import copy
 import functools

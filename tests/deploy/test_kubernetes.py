@@ -1,0 +1,125 @@
+"""The manifests and the Dockerfile: KubeRay's fields, and paths, flags, versions and settings that there are here."""
+
+import copy
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from pipelines.prepare import PrepareConfig
+from pipelines.serving.settings import ServeSettings
+from pipelines.train import TrainConfig
+from ray_jobs import common
+from tests.deploy import kuberay
+from tests.deploy.test_cluster import PROJECT, ROOT, check_builds, check_install, pinned
+
+DEPLOY = ROOT / "docs" / "deploy"
+MANIFESTS = ["rayjob.yaml", "rayservice.yaml"]
+HOME = "/home/ray/cinemo"
+JOBS = {"prepare.py": PrepareConfig, "train.py": TrainConfig}
+
+
+def read(name: str) -> Any:
+    return yaml.safe_load((DEPLOY / name).read_text())
+
+
+def instructions() -> list[tuple[str, str]]:
+    """(word, rest) of every line of the Dockerfile."""
+    lines = (DEPLOY / "Dockerfile").read_text().splitlines()
+    return [(word, rest) for word, _, rest in (line.partition(" ") for line in lines) if word.isupper()]
+
+
+def copied() -> dict[str, str]:
+    """What the Dockerfile copies: path in the repository -> path in the image."""
+    found = {}
+    for word, rest in instructions():
+        if word == "COPY":
+            *sources, place = [part for part in rest.split() if not part.startswith("--")]
+            found |= {source: f"{HOME}/{source}" if place == "./" else f"{HOME}/{place}" for source in sources}
+    return found
+
+
+def clusters() -> list[kuberay.ClusterSpec]:
+    job, service = (kuberay.validate(read(name)).spec for name in MANIFESTS)
+    return [job.rayClusterSpec, service.rayClusterConfig]
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_kuberay_has_these_fields(name: str) -> None:
+    manifest = read(name)
+    kuberay.validate(manifest)
+    for wrong in ({"entrypont": "x"}, {"backoffLimit": "2"}):
+        with pytest.raises(ValidationError):
+            kuberay.validate({**copy.deepcopy(manifest), "spec": {**manifest["spec"], **wrong}})
+
+
+def test_all_run_the_image_of_the_dockerfile_at_this_version() -> None:
+    image = f"registry.example.com/cinemo:{PROJECT['version']}"
+    assert f"-t {image} ." in (DEPLOY / "Dockerfile").read_text()
+    for cluster in clusters():
+        groups = [cluster.headGroupSpec, *cluster.workerGroupSpecs]
+        assert {container.image for group in groups for container in group.template.spec.containers} == {image}
+        assert cluster.rayVersion == pinned("ray")
+        assert cluster.authOptions.mode == "token"
+        for group in cluster.workerGroupSpecs:
+            assert group.minReplicas < group.maxReplicas
+            limits = group.template.spec.containers[0].resources.limits
+            assert ("nvidia.com/gpu" in limits) == group.groupName.startswith("gpu")
+
+
+def test_the_entrypoint_is_a_job_with_settings_that_it_takes() -> None:
+    python, path, *flags = shlex.split(kuberay.validate(read("rayjob.yaml")).spec.entrypoint)
+    assert python == "python"
+    folder, script = path.removeprefix(f"{HOME}/").split("/")
+    assert copied()[folder] == f"{HOME}/ray_jobs"
+    config, _ = common.read_arguments(JOBS[script], flags)
+    assert config.tracking_uri, "the output is remote, so MLflow has no default place"
+    for flag in flags[::2]:
+        assert flag.startswith("--"), flag
+
+
+def test_the_service_has_settings_that_it_takes() -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    config = yaml.safe_load(kuberay.validate(read("rayservice.yaml")).spec.serveConfigV2)
+    (application,) = ServeDeploySchema.model_validate(config).applications
+    settings = ServeSettings(**application.args)
+    assert f"{application.import_path.split(':')[0]}.py" in copied()
+    group = clusters()[1].workerGroupSpecs[0]
+    pod = group.template.spec
+    assert settings.replicas.drain_s <= (pod.terminationGracePeriodSeconds or 0)
+    assert settings.replicas.num_cpus <= int(pod.containers[0].resources.limits["cpu"])
+    assert settings.replicas.max_replicas <= group.maxReplicas
+    assert settings.ingress_replicas > 1
+    assert not settings.store_url.startswith("sqlite")
+
+
+def test_the_dockerfile_installs_and_finds_what_it_copies(tmp_path: Path) -> None:
+    found = dict(instructions())
+    assert found["FROM"] == f"rayproject/ray:{pinned('ray')}-py311-gpu"
+    assert found["WORKDIR"] == HOME
+    assert found["ENV"] == f"PYTHONPATH={HOME}"
+    for source in copied():
+        assert (ROOT / source).exists(), source
+    words = [word for word, _ in instructions()]
+    installed = [rest for word, rest in instructions()[: words.index("RUN")] if word == "COPY"]
+    files = [part for rest in installed for part in rest.split()[:-1] if not part.startswith("--")]
+    check_builds(files, tmp_path)
+    install, warm = (rest for word, rest in instructions() if word == "RUN")
+    check_install(install)
+    python, *rest = shlex.split(warm)
+    assert python == "python"
+    subprocess.run([sys.executable, *rest], cwd=ROOT, check=True)
+
+
+def test_names_in_the_commands_of_the_manifests_are_files() -> None:
+    for name in [*MANIFESTS, "Dockerfile", "cluster-local.yaml", "serve.yaml"]:
+        comments = "\n".join(re.findall(r"^#.*", (DEPLOY / name).read_text(), re.MULTILINE))
+        for path in re.findall(r"docs/deploy/[\w.-]*\w", comments):
+            assert (ROOT / path).exists(), f"{name}: {path}"
