@@ -8,6 +8,7 @@ import io
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,20 @@ MAX_PIXELS = 64_000_000  # a 64-megapixel photo; larger ones are refused from th
 MIN_SIDE = 8
 
 
+class ImageError(ValueError):
+    """An image that cannot be used.
+
+    `reason` is one of missing, unreadable, no_image, too_large, too_small, corrupt.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:  # two arguments, which Exception's own pickling would lose
+        return (type(self), (self.reason, str(self)))
+
+
 def read_image(
     source: str | os.PathLike[str] | bytes | Image.Image | np.ndarray, max_pixels: int = MAX_PIXELS
 ) -> np.ndarray:
@@ -26,7 +41,7 @@ def read_image(
 
     source: a path, the bytes of an image file, a PIL image, or uint8 (H, W, 3) which is passed through.
     max_pixels: most that are decoded.
-    Raises ValueError, naming the file and the remedy, for what is missing, empty, no image, broken or too large.
+    Raises ImageError (a ValueError), naming the file and the remedy: missing, empty, no image, broken or too large.
     """
     if isinstance(source, np.ndarray):
         return check_array(source)
@@ -35,15 +50,17 @@ def read_image(
     name = "image" if isinstance(source, bytes) else f"image {os.fspath(source)}"
     data = source if isinstance(source, bytes) else read_bytes(Path(source), name)
     if not data:
-        raise ValueError(f"{name} is empty (0 bytes); pass a JPEG, PNG or WebP file")
+        raise ImageError("no_image", f"{name} is empty (0 bytes); pass a JPEG, PNG or WebP file")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is checked below
         try:
             picture = Image.open(io.BytesIO(data))
         except Image.DecompressionBombError:
-            raise ValueError(f"{name} has more than {max_pixels:,} pixels; scale it down first") from None
+            raise ImageError("too_large", f"{name} has more than {max_pixels:,} pixels; scale it down first") from None
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
-            raise ValueError(f"{name} is not an image that can be read; pass a JPEG, PNG or WebP file") from None
+            raise ImageError(
+                "no_image", f"{name} is not an image that can be read; pass a JPEG, PNG or WebP file"
+            ) from None
         return to_rgb(picture, name, max_pixels)
 
 
@@ -51,20 +68,21 @@ def read_bytes(path: Path, name: str) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise ValueError(f"{name} does not exist; check the path") from None
+        raise ImageError("missing", f"{name} does not exist; check the path") from None
     except OSError as error:
-        raise ValueError(f"{name} cannot be read ({error.strerror}); pass a readable file") from None
+        raise ImageError("unreadable", f"{name} cannot be read ({error.strerror}); pass a readable file") from None
 
 
 def to_rgb(picture: Image.Image, name: str, max_pixels: int) -> np.ndarray:
-    """PIL image -> uint8 (H, W, 3). Raises ValueError as read_image."""
+    """PIL image -> uint8 (H, W, 3). Raises ImageError as read_image."""
     width, height = picture.size
     if width * height > max_pixels:
-        raise ValueError(
-            f"{name} is {width} x {height} pixels; at most {max_pixels:,} are taken, so scale it down first"
+        raise ImageError(
+            "too_large",
+            f"{name} is {width} x {height} pixels; at most {max_pixels:,} are taken, so scale it down first",
         )
     if min(width, height) < MIN_SIDE:
-        raise ValueError(f"{name} is {width} x {height} pixels; each side needs at least {MIN_SIDE}")
+        raise ImageError("too_small", f"{name} is {width} x {height} pixels; each side needs at least {MIN_SIDE}")
     try:
         picture = ImageOps.exif_transpose(picture)
         if picture.mode.startswith(("I", "F")):  # 16-bit greys: PIL's own conversion would clip them to white
@@ -76,7 +94,7 @@ def to_rgb(picture: Image.Image, name: str, max_pixels: int) -> np.ndarray:
             picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
         return np.array(picture.convert("RGB"))
     except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise ValueError(f"{name} is damaged ({error}); save it anew") from None
+        raise ImageError("corrupt", f"{name} is damaged ({error}); save it anew") from None
 
 
 def check_array(array: np.ndarray) -> np.ndarray:

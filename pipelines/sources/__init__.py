@@ -8,7 +8,8 @@ A uri is absolute and unique: two names of one local place are one uri. A video 
 first caption. A video without a caption gets the empty prompt. What is wrong with one row is a fault in it, which names
 file and line, and becomes a reject; what is wrong with the source is a ValueError.
 
-folder.py, manifests.py and webdataset.py read each kind, places.py knows addresses, media.py opens videos.
+folder.py, manifests.py (over tables.py) and webdataset.py read each kind, places.py knows addresses, media.py opens
+videos. What the catalog job reads is catalogs.py, and images.py opens its images.
 """
 
 import itertools
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 import pyarrow as pa
 
 from cinemo.video import VIDEO_SUFFIXES
-from pipelines.sources import folder, manifests, places, webdataset
+from pipelines.sources import folder, manifests, places, tables, webdataset
 from pipelines.sources.media import open_video
 from pipelines.sources.rows import Row
 from pipelines.sources.seen import Seen
@@ -68,7 +69,7 @@ def check(source: str, uri_column: str | None = None, caption_column: str | None
             raise ValueError(_NO_VIDEO)
 
 
-_KINDS = f"a folder of videos, a list ({', '.join(manifests.SUFFIXES)}), or WebDataset .tar shards"
+_KINDS = f"a folder of videos, a list ({', '.join(tables.SUFFIXES)}), or WebDataset .tar shards"
 _NO_VIDEO = f"it lists no video; videos end in {', '.join(VIDEO_SUFFIXES)}"
 
 
@@ -93,7 +94,7 @@ def _resolve(uri: str, uri_column: str | None, caption_column: str | None) -> tu
     if places.base_name(uri).lower().endswith(webdataset.COMPRESSED):
         raise ValueError(webdataset.UNPACK)
     first = next(webdataset.expand(uri))
-    kind = ".tar" if places.base_name(first).lower().endswith(".tar") else manifests.kind(first)
+    kind = ".tar" if places.base_name(first).lower().endswith(".tar") else tables.kind(first)
     files = webdataset.expand(uri)
     if kind is None or not places.is_file(first):
         if not places.is_folder(first):

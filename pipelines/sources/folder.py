@@ -57,20 +57,23 @@ def rows(folder: str, uri_column: str | None, caption_column: str | None) -> Ite
         yield from manifests.rows(listed, uri_column, caption_column)
     elif uri_column or caption_column:
         raise ValueError(f"it is a folder without {CAPTIONS}, and has no columns; leave out the names of columns")
-    videos = (
-        (place, name, _beside(name, names))
-        for place, name, names in walk(folder)
-        if name.lower().endswith(VIDEO_SUFFIXES)
+    yield from captioned_files(folder, VIDEO_SUFFIXES)
+
+
+def captioned_files(folder: str, suffixes: tuple[str, ...]) -> Iterator[Row]:
+    """Files below a folder that end in one of the suffixes, with the captions beside them, in the order of names."""
+    found = (
+        (place, name, _beside(name, names)) for place, name, names in walk(folder) if name.lower().endswith(suffixes)
     )
-    while batch := list(itertools.islice(videos, _BATCH)):
+    while batch := list(itertools.islice(found, _BATCH)):
         texts = iter(_fetch([places.below(place, beside) for place, _, beside in batch if beside]))
         for place, name, beside in batch:
             yield captioned(places.below(place, name), beside, next(texts) if beside else None)
 
 
-def _beside(video: str, names: set[str]) -> str:
-    """The name of the file with the video's caption, "" when there is none."""
-    stem = video.rpartition(".")[0]
+def _beside(name: str, names: set[str]) -> str:
+    """The name of the file with the caption of a video or an image, "" when there is none."""
+    stem = name.rpartition(".")[0]
     return next((stem + suffix for suffix in (".txt", ".json") if stem + suffix in names), "")
 
 

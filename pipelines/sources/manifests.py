@@ -1,32 +1,18 @@
-"""Lists of videos: CSV and JSON lines, both also gzipped, and Parquet; local or remote, read as a stream.
+"""Lists of videos: tables (tables.py) with a column for the video and one for its caption.
 
-Knows columns, lines and paths relative to the list. Opens no video. A row that is broken becomes a row with a fault
-that names file and line; only a list that cannot be read at all, or lacks its columns, raises ValueError.
+Knows what columns are called, and paths relative to the list. Opens no video. A row that is broken becomes a row with a
+fault that names file and line; only a list that cannot be read at all, or lacks its columns, raises ValueError.
 """
 
-import csv
-import gzip
-import io
-import itertools
-import json
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, BinaryIO, NamedTuple, cast
+from collections.abc import Iterator
+from typing import NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from pipelines.sources import places
+from pipelines.sources import places, tables
 from pipelines.sources.rows import Row, row
 
 # WebVid's come first: videoid, contentUrl, name (the caption), page_dir, duration.
 URI_COLUMNS = ("contentUrl", "uri", "url", "path", "video", "file_name")
 CAPTION_COLUMNS = ("caption", "text", "prompt", "name")
-_HEAD = 100  # JSON lines that are read to learn the columns: a line may leave out what it has not
-
-_Record = dict[str, Any] | str  # a row, or what is wrong with it
-_Records = Iterator[tuple[str, _Record]]  # each with its place in the file
 
 
 class Columns(NamedTuple):
@@ -46,32 +32,14 @@ def rows(uri: str, uri_column: str | None = None, caption_column: str | None = N
 
     Raises ValueError when the list cannot be read from its beginning or lacks a column; OSError when storage fails.
     """
-    name, suffix = places.base_name(uri), kind(uri)
-    assert suffix, f"{uri} is no list"
-    read_names, read_records = _READERS[suffix]
-    try:
-        found = read_names(uri)
-    except _DAMAGED as error:
-        if not _is_damage(error):
-            raise
-        raise ValueError(f"{name} cannot be read: {error}; is it a {suffix} file?") from error
-    columns = choose(name, found, uri_column, caption_column)
-    folder, place = places.parent(uri), "the beginning"
-    try:
-        for place, record in read_records(uri, columns):
-            yield _row(uri, folder, f"{name} {place}", f"{uri}#{place.replace(' ', '-')}", record, columns)
-    except _DAMAGED as error:
-        if not _is_damage(error):
-            raise
-        rest = f"{name} is damaged after {place}, and what follows is not read: {error}"
-        yield f"{uri}#after-{place.replace(' ', '-')}", "", rest
-
-
-def kind(uri: str) -> str | None:
-    """The suffix, without .gz, by which a file is known to be a list; None when it is none."""
-    name = places.base_name(uri).lower()
-    suffix = name.removesuffix(".gz").rpartition(".")[2]
-    return f".{suffix}" if f".{suffix}" in _READERS and not name.endswith(".parquet.gz") else None
+    name, folder = places.base_name(uri), places.parent(uri)
+    columns = choose(name, tables.columns(uri), uri_column, caption_column)
+    for place, record in tables.records(uri, columns.names()):
+        here = f"{uri}#{place.replace(' ', '-')}"
+        if tables.is_damage(place):
+            yield here, "", str(record)
+        else:
+            yield _row(here, folder, f"{name} {place}", record, columns)
 
 
 def choose(name: str, found: list[str], uri_column: str | None, caption_column: str | None) -> Columns:
@@ -93,8 +61,8 @@ def choose(name: str, found: list[str], uri_column: str | None, caption_column: 
     return Columns(uri, caption, webvid)
 
 
-def _row(uri: str, folder: str, where: str, here: str, record: _Record, columns: Columns) -> Row:
-    """where: the place in words, for a fault. here: the uri of a row that names no video."""
+def _row(here: str, folder: str, where: str, record: tables.Record, columns: Columns) -> Row:
+    """here: the uri of a row that names no video. where: the place in words, for a fault."""
     if isinstance(record, str):
         return here, "", f"{where}: {record}"
     name = record.get(columns.uri)
@@ -109,114 +77,3 @@ def _row(uri: str, folder: str, where: str, here: str, record: _Record, columns:
     if "\0" in name:
         return here, "", f"{where}: {columns.uri} holds a zero byte"
     return row(places.below(folder, name), record.get(columns.caption) if columns.caption else None, where)
-
-
-# Readers. Each kind has two: the names of its columns, and its records.
-
-
-def _csv_names(uri: str) -> list[str]:
-    with _open_text(uri) as text:
-        return _header(csv.reader(text))
-
-
-def _csv_records(uri: str, columns: Columns) -> _Records:
-    with _open_text(uri) as text:
-        reader = csv.reader(text)
-        header = _header(reader)
-        at = [(name, header.index(name)) for name in columns.names()]
-        while True:
-            try:
-                fields = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield f"line {reader.line_num}", str(error)
-                continue
-            place = f"line {reader.line_num}"
-            if len(fields) == len(header):
-                yield place, {name: fields[i] for name, i in at}
-            elif fields:  # a blank line is no row
-                yield place, f"{len(fields)} fields where the header has {len(header)}; is a comma or quote unescaped?"
-
-
-def _header(reader: Any) -> list[str]:
-    try:
-        return [name.strip() for name in next(reader, [])]
-    except csv.Error as error:
-        raise ValueError(f"the first line is no CSV header: {error}") from error
-
-
-def _json_names(uri: str) -> list[str]:
-    records = itertools.islice(_json_records(uri), _HEAD)
-    return list(dict.fromkeys(key for _, record in records if isinstance(record, dict) for key in record))
-
-
-def _json_records(uri: str, _columns: Columns | None = None) -> _Records:
-    with _open_lines(uri) as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except (ValueError, RecursionError) as error:
-                yield f"line {number}", f"not JSON ({error})"
-                continue
-            good = isinstance(record, dict)
-            yield f"line {number}", record if good else f"a JSON {type(record).__name__}, not an object"
-
-
-def _parquet_names(uri: str) -> list[str]:
-    with places.open_binary(uri) as file, pq.ParquetFile(file) as table:
-        return list(table.schema_arrow.names)
-
-
-def _parquet_records(uri: str, columns: Columns) -> _Records:
-    number = 0
-    # buffer_size: without it pyarrow holds whole column chunks, however large.
-    with places.open_binary(uri) as file, pq.ParquetFile(file, buffer_size=1 << 20) as table:
-        for batch in table.iter_batches(8192, columns=columns.names()):
-            for record in zip(*(_values(batch[name]) for name in columns.names()), strict=True):
-                number += 1
-                yield f"row {number}", dict(zip(columns.names(), record, strict=True))
-
-
-def _values(column: pa.Array) -> list[Any]:
-    try:
-        return cast(list[Any], column.to_pylist())
-    except UnicodeDecodeError:  # Parquet promises UTF-8 and does not check it
-        values = column.cast(pa.binary()).to_pylist()
-        return [value if value is None else value.decode("utf-8", "surrogateescape") for value in values]
-
-
-@contextmanager
-def _open_lines(uri: str) -> Iterator[BinaryIO]:
-    with places.open_binary(uri) as file:
-        if places.base_name(uri).lower().endswith(".gz"):
-            with gzip.open(file) as unzipped:
-                yield cast(BinaryIO, unzipped)
-        else:
-            yield file
-
-
-@contextmanager
-def _open_text(uri: str) -> Iterator[io.TextIOWrapper]:
-    """Text in which bytes that are not UTF-8 are lone surrogates, so that they spoil their own row only."""
-    with _open_lines(uri) as lines, io.TextIOWrapper(lines, "utf-8-sig", "surrogateescape", newline="") as text:
-        yield text
-
-
-_READERS: dict[str, tuple[Callable[[str], list[str]], Callable[[str, Columns], _Records]]] = {
-    ".csv": (_csv_names, _csv_records),
-    ".jsonl": (_json_names, _json_records),
-    ".ndjson": (_json_names, _json_records),
-    ".parquet": (_parquet_names, _parquet_records),
-}
-SUFFIXES = tuple(_READERS)
-
-# What readers raise for bytes that are no such file; _is_damage tells pyarrow's OSError from a storage's.
-_DAMAGED = (EOFError, zlib.error, pa.ArrowInvalid, OSError)
-
-
-def _is_damage(error: Exception) -> bool:
-    """Storage gives its errors a number; pyarrow and gzip, which use the same class for damaged bytes, do not."""
-    return not isinstance(error, OSError) or (error.errno is None and type(error) in (OSError, gzip.BadGzipFile))

@@ -1,0 +1,195 @@
+"""What the catalog job reads: images to animate, each with what is wished for it, streamed.
+
+A catalog is a folder of images, a .csv, .jsonl, .ndjson (each also .gz) or .parquet table, a folder of .parquet files,
+or a pattern such as catalog/{000..127}.parquet; local or anything that fsspec opens, and so may each image. A column
+holds the image's uri or, in Parquet, its bytes; other columns hold settings for the row.
+
+Knows what columns are called. Opens no image, and knows no ranges of settings: what is wrong with a value is found by
+who uses it. What is wrong with a row stands in it; what is wrong with the catalog is a ValueError.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from pipelines.sources import folder, images, places, tables, webdataset
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
+IMAGE_COLUMNS = ("image", "image_uri", "image_url", "photo", "uri", "url", "path", "file_name")
+# What a row may wish for, and the columns that say it. A later kind of wish, such as the video whose motion is
+# transferred, is one line here.
+WISHES = {
+    "prompt": ("prompt", "caption", "text"),
+    "negative_prompt": ("negative_prompt",),
+    "motion_bucket": ("motion_bucket",),
+    "seed": ("seed",),
+    "num_inference_steps": ("num_inference_steps", "steps"),
+    "guidance_scale": ("guidance_scale", "guidance"),
+    "size": ("size",),
+}
+_HEAD = 100  # rows that `check` looks at for a prompt
+_PARQUET = (".parquet",)
+
+
+class Entry(NamedTuple):
+    """A row of a catalog: the image's uri, and what it wishes for, as it stands there; empty values are left out.
+
+    fault: what is wrong with the row, None when nothing is; then image may be the place of the row.
+    """
+
+    image: str
+    wishes: dict[str, Any]
+    fault: str | None = None
+
+
+def entries(catalog: str, image_column: str | None = None, prompt_column: str | None = None) -> Iterator[Entry]:
+    """The rows of a catalog in its order, those of a folder by name; the same rows twice are two entries.
+
+    Raises ValueError as `check` does; OSError when storage fails on the way.
+    """
+    with _naming(catalog):
+        uri = places.absolute(catalog)
+        files = _files(uri)
+        if files is None:
+            if image_column or prompt_column:
+                raise ValueError("it is a folder of images, and has no columns; leave out the names of columns")
+            for image, prompt, fault in folder.captioned_files(uri, IMAGE_SUFFIXES):
+                yield Entry(image, {"prompt": prompt} if prompt else {}, fault)
+            return
+        for index, file in enumerate(files):
+            try:
+                yield from _table(file, image_column, prompt_column)
+            except (ValueError, FileNotFoundError) as error:
+                if index == 0:
+                    raise
+                yield Entry(file, {}, f"it cannot be read: {error}")
+
+
+def check(catalog: str, image_column: str | None, prompt_column: str | None, prompt: str | None) -> None:
+    """Refuse a catalog that cannot be read, before a cluster is touched. Reads only its beginning.
+
+    prompt: of rows without one; None for none. Raises ValueError, one sentence that starts with `--catalog {catalog}`,
+    when it does not exist, is of no known kind, lacks a column, lists no image, has neither prompts nor a prompt for
+    all, or when its storage or that of its first image lets nobody in.
+    """
+    with _naming(catalog):
+        try:
+            head = list(itertools.islice(entries(catalog, image_column, prompt_column), _HEAD))
+            if head and head[0].fault is None:
+                images.stamp(head[0].image)
+        except ValueError as error:
+            raise ValueError(str(error).removeprefix(_name(catalog))) from error
+        # Drivers have exceptions of their own, such as botocore's NoCredentialsError, that share no class.
+        except Exception as error:
+            raise ValueError(f"it cannot be read: {type(error).__name__}: {error}") from error
+        if not head:
+            raise ValueError(f"it lists no image; images end in {', '.join(IMAGE_SUFFIXES)}")
+        good = [entry for entry in head if entry.fault is None]
+        if prompt is None and good and not any("prompt" in entry.wishes for entry in good):
+            raise ValueError("it has no prompts; give --prompt TEXT for all images, which may be empty")
+
+
+def is_below(uri: str, catalog: str) -> bool:
+    """Whether a place lies in the folder that a catalog is, so that what is written there would be listed."""
+    return f"{places.absolute(uri)}/".startswith(f"{places.absolute(catalog)}/")
+
+
+def _files(uri: str) -> Iterator[str] | None:
+    """The tables that a catalog is made of, None for a folder of images. Raises ValueError for what is no catalog."""
+    kinds = f"a folder of images, or a table ({', '.join(tables.SUFFIXES)})"
+    first = next(webdataset.expand(uri))
+    if tables.kind(first) is not None and places.is_file(first):
+        return webdataset.expand(uri)
+    if not places.is_folder(first):
+        if places.is_file(first):
+            raise ValueError(f"it is neither a folder nor a file of a known kind; give {kinds}")
+        raise ValueError(f"{first} does not exist; give {kinds}")
+    parquet = False
+    for _, name, _ in folder.walk(uri):
+        if name.lower().endswith(IMAGE_SUFFIXES):
+            return None
+        parquet = parquet or name.lower().endswith(_PARQUET)
+    return folder.files(uri, *_PARQUET) if parquet else None
+
+
+def _table(uri: str, image_column: str | None, prompt_column: str | None) -> Iterator[Entry]:
+    name, place = places.base_name(uri), places.parent(uri)
+    found = tables.columns(uri)
+    image = _column(name, found, image_column, IMAGE_COLUMNS, "--image-column")
+    if image is None:
+        raise ValueError(
+            f"{name} has no column for the image; found are {', '.join(found) or '(none)'}, needed is one of "
+            f"{', '.join(IMAGE_COLUMNS)}, or name it with --image-column"
+        )
+    columns = {wish: _column(name, found, None, names, "") for wish, names in WISHES.items()}
+    columns["prompt"] = _column(name, found, prompt_column, WISHES["prompt"], "--prompt-column")
+    kept = {wish: column for wish, column in columns.items() if column is not None}
+    embedded = tables.kind(uri) == ".parquet" and _holds_bytes(tables.schema(uri).field(image).type)
+    names = list(dict.fromkeys([*kept.values(), *([] if embedded else [image])]))
+    for number, (where, record) in enumerate(tables.records(uri, names)):
+        here = f"{uri}#{where.replace(' ', '-')}"
+        if isinstance(record, str):
+            yield Entry(here, {}, record if tables.is_damage(where) else f"{name} {where}: {record}")
+            continue
+        wishes = {wish: record.get(column) for wish, column in kept.items()}
+        wishes = {wish: value for wish, value in wishes.items() if not _is_empty(value)}
+        if embedded:
+            yield Entry(images.cell(uri, image, number), wishes)
+        else:
+            yield _entry(record.get(image), wishes, place, here, f"{name} {where}", image)
+
+
+def _entry(value: Any, wishes: dict[str, Any], place: str, here: str, where: str, column: str) -> Entry:
+    if value is not None and not isinstance(value, str):
+        return Entry(here, {}, f"{where}: {column} is of type {type(value).__name__}, not text")
+    text = (value or "").strip()
+    if not text:
+        return Entry(here, {}, f"{where} names no image: {column} is empty or missing")
+    if "\0" in text or not _is_utf8(text):
+        return Entry(here, {}, f"{where}: {column} is no name of a file")
+    return Entry(places.below(place, text), wishes)
+
+
+def _column(name: str, found: list[str], named: str | None, usual: tuple[str, ...], flag: str) -> str | None:
+    if named is not None and named not in found:
+        raise ValueError(f"{name} lacks the column {named} that {flag} names; found are {', '.join(found) or '(none)'}")
+    return named or next((column for column in usual if column in found), None)
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    """Whether a column holds images themselves: bytes, or a struct with bytes, as Hugging Face datasets write them."""
+    if pa.types.is_struct(kind):
+        return any(field.name == images.BYTES for field in kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _is_empty(value: Any) -> bool:
+    """What stands for nothing: null, blank text, and the NaN that pandas writes for a missing number."""
+    return value is None or (isinstance(value, str) and not value.strip()) or (
+        isinstance(value, float) and math.isnan(value)
+    )  # fmt: skip
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _name(catalog: str) -> str:
+    return f"--catalog {catalog}: "
+
+
+@contextmanager
+def _naming(catalog: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(text if text.startswith(_name(catalog)) else _name(catalog) + text) from error

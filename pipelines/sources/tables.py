@@ -1,0 +1,188 @@
+"""Tables in files: CSV and JSON lines, both also gzipped, and Parquet; local or remote, read as a stream of records.
+
+Knows columns, lines and damage. Knows nothing of what a column means. A row that is broken becomes a sentence in its
+place; only a file that cannot be read from its beginning raises ValueError.
+"""
+
+import csv
+import gzip
+import io
+import itertools
+import json
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.sources import places
+
+_HEAD = 100  # JSON lines that are read to learn the columns: a line may leave out what it has not
+
+Record = dict[str, Any] | str  # a row, or what is wrong with it
+Records = Iterator[tuple[str, Record]]  # each with its place in the file, such as "line 3"
+
+
+def kind(uri: str) -> str | None:
+    """The suffix, without .gz, by which a file is known to be a table; None when it is none."""
+    name = places.base_name(uri).lower()
+    suffix = name.removesuffix(".gz").rpartition(".")[2]
+    return f".{suffix}" if f".{suffix}" in _READERS and not name.endswith(".parquet.gz") else None
+
+
+def columns(uri: str) -> list[str]:
+    """The names of a table's columns. Raises ValueError when it cannot be read, OSError when storage fails."""
+    suffix = _suffix(uri)
+    try:
+        return _READERS[suffix][0](uri)
+    except _DAMAGED as error:
+        if not _is_damage(error):
+            raise
+        raise ValueError(f"{places.base_name(uri)} cannot be read: {error}; is it a {suffix} file?") from error
+
+
+def records(uri: str, names: Sequence[str]) -> Records:
+    """The rows of a table as dictionaries, in its order; of Parquet and CSV these columns alone.
+
+    A file that is damaged on the way gives what stands before, and a sentence. Raises OSError when storage fails.
+    """
+    place = "the beginning"
+    try:
+        for place, record in _READERS[_suffix(uri)][1](uri, names):
+            yield place, record
+    except _DAMAGED as error:
+        if not _is_damage(error):
+            raise
+        name = places.base_name(uri)
+        yield f"after {place}", f"{name} is damaged after {place}, and what follows is not read: {error}"
+
+
+def schema(uri: str) -> pa.Schema:
+    """The Arrow schema of a Parquet table that `columns` could read."""
+    with places.open_binary(uri) as file, pq.ParquetFile(file) as table:
+        return table.schema_arrow
+
+
+def is_damage(place: str) -> bool:
+    """Whether the record at this place is the sentence about a file that is damaged."""
+    return place.startswith("after ")
+
+
+def _suffix(uri: str) -> str:
+    suffix = kind(uri)
+    assert suffix, f"{uri} is no table"
+    return suffix
+
+
+# Readers. Each kind has two: the names of its columns, and its records.
+
+
+def _csv_names(uri: str) -> list[str]:
+    with _open_text(uri) as text:
+        return _header(csv.reader(text))
+
+
+def _csv_records(uri: str, names: Sequence[str]) -> Records:
+    with _open_text(uri) as text:
+        reader = csv.reader(text)
+        header = _header(reader)
+        at = [(name, header.index(name)) for name in names]
+        while True:
+            try:
+                fields = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield f"line {reader.line_num}", str(error)
+                continue
+            place = f"line {reader.line_num}"
+            if len(fields) == len(header):
+                yield place, {name: fields[i] for name, i in at}
+            elif fields:  # a blank line is no row
+                yield place, f"{len(fields)} fields where the header has {len(header)}; is a comma or quote unescaped?"
+
+
+def _header(reader: Any) -> list[str]:
+    try:
+        return [name.strip() for name in next(reader, [])]
+    except csv.Error as error:
+        raise ValueError(f"the first line is no CSV header: {error}") from error
+
+
+def _json_names(uri: str) -> list[str]:
+    records = itertools.islice(_json_records(uri), _HEAD)
+    return list(dict.fromkeys(key for _, record in records if isinstance(record, dict) for key in record))
+
+
+def _json_records(uri: str, _names: Sequence[str] = ()) -> Records:
+    with _open_lines(uri) as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except (ValueError, RecursionError) as error:
+                yield f"line {number}", f"not JSON ({error})"
+                continue
+            good = isinstance(record, dict)
+            yield f"line {number}", record if good else f"a JSON {type(record).__name__}, not an object"
+
+
+def _parquet_names(uri: str) -> list[str]:
+    with places.open_binary(uri) as file, pq.ParquetFile(file) as table:
+        return list(table.schema_arrow.names)
+
+
+def _parquet_records(uri: str, names: Sequence[str]) -> Records:
+    number = 0
+    # buffer_size: without it pyarrow holds whole column chunks, however large.
+    with places.open_binary(uri) as file, pq.ParquetFile(file, buffer_size=1 << 20) as table:
+        for batch in table.iter_batches(8192, columns=list(names)):
+            columns = [_values(batch[name]) for name in names]
+            for index in range(batch.num_rows):
+                number += 1
+                yield f"row {number}", {name: column[index] for name, column in zip(names, columns, strict=True)}
+
+
+def _values(column: pa.Array) -> list[Any]:
+    try:
+        return cast(list[Any], column.to_pylist())
+    except UnicodeDecodeError:  # Parquet promises UTF-8 and does not check it
+        values = column.cast(pa.binary()).to_pylist()
+        return [value if value is None else value.decode("utf-8", "surrogateescape") for value in values]
+
+
+@contextmanager
+def _open_lines(uri: str) -> Iterator[BinaryIO]:
+    with places.open_binary(uri) as file:
+        if places.base_name(uri).lower().endswith(".gz"):
+            with gzip.open(file) as unzipped:
+                yield cast(BinaryIO, unzipped)
+        else:
+            yield file
+
+
+@contextmanager
+def _open_text(uri: str) -> Iterator[io.TextIOWrapper]:
+    """Text in which bytes that are not UTF-8 are lone surrogates, so that they spoil their own row only."""
+    with _open_lines(uri) as lines, io.TextIOWrapper(lines, "utf-8-sig", "surrogateescape", newline="") as text:
+        yield text
+
+
+_READERS: dict[str, tuple[Callable[[str], list[str]], Callable[[str, Sequence[str]], Records]]] = {
+    ".csv": (_csv_names, _csv_records),
+    ".jsonl": (_json_names, _json_records),
+    ".ndjson": (_json_names, _json_records),
+    ".parquet": (_parquet_names, _parquet_records),
+}
+SUFFIXES = tuple(_READERS)
+
+# What readers raise for bytes that are no such file; _is_damage tells pyarrow's OSError from a storage's.
+_DAMAGED = (EOFError, zlib.error, pa.ArrowInvalid, OSError)
+
+
+def _is_damage(error: Exception) -> bool:
+    """Storage gives its errors a number; pyarrow and gzip, which use the same class for damaged bytes, do not."""
+    return not isinstance(error, OSError) or (error.errno is None and type(error) in (OSError, gzip.BadGzipFile))
