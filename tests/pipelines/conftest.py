@@ -1,12 +1,15 @@
-"""What the tests of the dataflows share: one local cluster, a folder of videos, a dataset made from it."""
+"""What the tests of the dataflows share: a local cluster, an S3 server, a folder of videos, a dataset made from it."""
 
 import shutil
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow.parquet as pq
 import pytest
+from moto.server import ThreadedMotoServer
 
 from cinemo.synthetic import write_clips
 from pipelines import prepare
@@ -25,6 +28,29 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         common.connect(4, verbose=False)
         yield
         common.disconnect()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """s3://videos, empty, on a server of this machine, as a file system that writes to it."""
+    urllib.request.urlopen(f"{s3_server}/moto-api/reset", data=b"").close()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "of-the-test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    files = fsspec.filesystem("s3", skip_instance_cache=True)
+    type(files).clear_instance_cache()  # a client keeps the listings of the test before
+    files.mkdir("videos")
+    yield files
+    type(files).clear_instance_cache()
 
 
 @pytest.fixture(scope="session")

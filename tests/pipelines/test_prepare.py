@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from cinemo import checkpoint as model_directory
+from cinemo.latents import encode_frames, encode_prompts, to_pixels
 from cinemo.motion import SCORE_DEFINITION, motion_bucket
-from cinemo.pipeline import encode_frames, encode_prompts, to_pixels
 from cinemo.video import sample_clip
 from pipelines import parts, prepare
 from tests.pipelines.conftest import NUM_VIDEOS, rows

@@ -19,6 +19,7 @@ from PIL import Image
 from cinemo.video import sample_clip
 from pipelines.serving.animator import Animator
 from pipelines.serving.settings import Limits, ServeSettings
+from pipelines.serving.store import Store
 from tests.pipelines.serving.conftest import application, png
 
 FAST = {"num_inference_steps": "2", "seed": "7"}
@@ -91,6 +92,29 @@ def test_an_unchanged_openai_client_creates_polls_lists_fetches_and_deletes(clie
     with pytest.raises(openai.APIStatusError) as gone:
         api.videos.retrieve(video.id)
     assert gone.value.status_code == 410
+
+
+def test_videos_on_s3_are_written_served_with_ranges_and_deleted(
+    animator: Animator, tmp_path: Path, bucket: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote = ServeSettings(output="s3://videos/made", store=f"sqlite:///{tmp_path}/jobs.db")
+    monkeypatch.setattr(animator, "store", Store(remote.store_url))
+    monkeypatch.setattr(animator, "videos", "s3://videos/made/videos")
+
+    def names() -> list[str]:  # without folders, which pyarrow makes objects of
+        bucket.invalidate_cache()
+        return sorted(filter(None, (name.rpartition("/")[2] for name in bucket.find("videos/made"))))
+
+    with serve(remote, animator) as client:
+        video = wait(client, send(client).json()["id"])
+        assert video["status"] == "completed", video
+        assert names() == [f"{video['id']}-1.{ending}" for ending in ("jpg", "json", "mp4", "webp")]
+        mp4 = client.get(f"/v1/videos/{video['id']}/content").content
+        assert mp4 == bucket.cat(f"videos/made/videos/{video['id']}-1.mp4")
+        part = client.get(f"/v1/videos/{video['id']}/content", headers={"Range": "bytes=4-7"})
+        assert (part.status_code, part.content) == (206, b"ftyp")
+        assert client.delete(f"/v1/videos/{video['id']}").status_code == 200
+        assert names() == []
 
 
 def test_json_with_a_data_url_and_ranges_and_sync_give_the_same_video(

@@ -1,18 +1,15 @@
-"""What the tests of sources share: one small video, an S3 server and a web server on this machine."""
+"""What the tests of sources share: one small video, and a web server on this machine."""
 
 import http.server
 import re
 import threading
-import urllib.request
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
 
 from cinemo.video import write_video
 from pipelines import sources
@@ -37,29 +34,6 @@ def listed() -> Listed:
         return [row for table in sources.iter_videos(str(source), **columns) for row in table.to_pylist()]
 
     return rows
-
-
-@pytest.fixture(scope="session")
-def s3_server() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    yield "http://{}:{}".format(*server.get_host_and_port())
-    server.stop()
-
-
-@pytest.fixture
-def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """s3://videos, empty, on a server of this machine, as a file system that writes to it."""
-    urllib.request.urlopen(f"{s3_server}/moto-api/reset", data=b"").close()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "of-the-test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    files = fsspec.filesystem("s3", skip_instance_cache=True)
-    type(files).clear_instance_cache()  # a client keeps the listings of the test before
-    files.mkdir("videos")
-    yield files
-    type(files).clear_instance_cache()
 
 
 class _Handler(http.server.SimpleHTTPRequestHandler):
