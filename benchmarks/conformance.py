@@ -16,7 +16,7 @@ import torch
 from cinemo import CinemoPipeline
 from cinemo.dctinit import dct_init
 from cinemo.image import fit_pixels
-from cinemo.pipeline import encode_prompts
+from cinemo.latents import encode_prompts
 
 GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "golden"
 

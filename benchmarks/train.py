@@ -61,7 +61,7 @@ def waiting(output: Path, run_id: str) -> float:
 def plain_loop(dataset: Path, steps: int, encode: bool) -> float:
     """Seconds of the same steps in this process, without Ray or DeepSpeed; with `encode` from frames, not latents."""
     from cinemo import checkpoint
-    from cinemo.pipeline import encode_frames
+    from cinemo.latents import encode_frames
     from cinemo.residual import training_loss
     from cinemo.video import sample_clip
     from pipelines import train

@@ -211,7 +211,7 @@ class Encoder:
 
     def encode(self, row: Mapping[str, Any]) -> Row:
         """One decoded clip -> the same row with its tensors as float16 bytes, and no frames."""
-        from cinemo.pipeline import encode_posterior, encode_prompts, to_pixels
+        from cinemo.latents import encode_posterior, encode_prompts, to_pixels
 
         began = time.perf_counter()
         frames = np.frombuffer(row["frames"], np.uint8).reshape(self.shape)

@@ -10,7 +10,7 @@ import torch
 
 from cinemo import CinemoPipeline
 from cinemo.checkpoint import ModelCard
-from cinemo.pipeline import encode_frames, encode_pixels, encode_prompts
+from cinemo.latents import encode_frames, encode_pixels, encode_prompts
 
 
 @pytest.fixture(scope="module")

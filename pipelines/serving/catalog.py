@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cinemo import checkpoint
-from cinemo.pipeline import check_length, check_settings, check_size
+from cinemo.arguments import check_length, check_settings, check_size
 from pipelines import models
 from pipelines.serving.errors import ApiError
 from pipelines.serving.schema import MAX_SEED, VideoRequest

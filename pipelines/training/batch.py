@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from cinemo import checkpoint
+from cinemo.latents import encode_prompts
 from cinemo.motion import motion_id
-from cinemo.pipeline import encode_prompts
 from pipelines.dataset import Clip
 from pipelines.training.config import TrainConfig
 

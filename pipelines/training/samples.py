@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from cinemo import checkpoint
-from cinemo.pipeline import CinemoPipeline, decode_latents
+from cinemo.latents import decode_latents
+from cinemo.pipeline import CinemoPipeline
 from cinemo.sheet import contact_sheet
 from pipelines import storage, tracking
 from pipelines.dataset import Clip

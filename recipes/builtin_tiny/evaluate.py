@@ -16,8 +16,9 @@ from scipy.stats import spearmanr
 from skimage.color import rgb2gray
 from skimage.registration import phase_cross_correlation
 
+from cinemo.latents import decode_latents, encode_frames
 from cinemo.motion import motion_bucket, motion_score
-from cinemo.pipeline import CinemoPipeline, decode_latents, encode_frames
+from cinemo.pipeline import CinemoPipeline
 from cinemo.synthetic import plain_caption
 from cinemo.synthetic.images import HELD_OUT_PHOTOS, photo
 

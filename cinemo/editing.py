@@ -1,0 +1,111 @@
+"""Video editing and motion transfer (paper, section 4.3): DDIM inversion of motion residuals, and sampling from them.
+
+Inversion finds the noise from which sampling would arrive at a given video. Sampling from it with another first frame
+gives that frame the video's motion. Knows the pipeline's parts. Knows nothing of files.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDIMInverseScheduler
+from torch import Tensor
+
+from cinemo.dctinit import dct_init as refine_noise
+from cinemo.image import fit_pixels, read_image
+from cinemo.latents import encode_pixels
+
+DCT_TIMESTEP = 985  # the official editing script's; animation has 975
+ASPECT_TOLERANCE = 0.02
+
+
+@torch.no_grad()
+def invert_residuals(
+    unet: Any,
+    scheduler: Any,
+    residuals: Tensor,
+    image_latents: Tensor,
+    text: Tensor,
+    motion_ids: Sequence[float],
+    steps: int,
+) -> Tensor:
+    """Motion residuals -> the noise that DDIM would make them from: (B, C, F, h, w) -> the same shape.
+
+    Timesteps ascend. From noise level t - 1000 // steps to t the network is asked at t, without guidance, and the DDIM
+    step is solved for its input (diffusers' DDIMInverseScheduler, which is the official code's arithmetic).
+    image_latents: (B, C, 1, h, w). text: (B, T, D). scheduler: the model's DDIM.
+    """
+    inverse = DDIMInverseScheduler.from_config({**scheduler.config, "prediction_type": "epsilon"})
+    inverse.set_timesteps(steps)
+    ids = torch.tensor(motion_ids, device=residuals.device)
+    for timestep in inverse.timesteps:
+        predicted = unet(residuals, int(timestep), text, image_latents, ids).sample
+        noise = as_noise(predicted, residuals, scheduler, int(timestep))
+        residuals = inverse.step(noise, int(timestep), residuals).prev_sample
+    return residuals
+
+
+def as_noise(predicted: Tensor, sample: Tensor, scheduler: Any, timestep: int) -> Tensor:
+    """What a network that predicts noise would have said, from one that predicts something else about `sample`."""
+    alpha = scheduler.alphas_cumprod[timestep].to(sample)
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return predicted
+    if kind == "v_prediction":
+        return alpha.sqrt() * predicted + (1 - alpha).sqrt() * sample
+    assert kind == "sample", kind
+    return (sample - alpha.sqrt() * predicted) / (1 - alpha).sqrt()
+
+
+def edit_video(
+    pipe: Any,
+    frames: np.ndarray,
+    image: Any,
+    prompt: str,
+    source_prompt: str | None = None,
+    motion_bucket: int = 10,
+    num_inference_steps: int = 50,
+    guidance_scale: float = 1.0,
+    dct_init: bool = False,
+    dct_cutoff: float = 0.23,
+    dct_timestep: int = DCT_TIMESTEP,
+    **settings: Any,
+) -> np.ndarray:
+    """The video's motion, beginning from an edited first frame: uint8 (N, H, W, 3) -> the same shape.
+
+    frames: the video, at a size and length that the model takes. image: its first frame after editing, of the video's
+    aspect; anything that read_image takes. prompt: of the result; source_prompt: of the video, the same when None.
+    guidance_scale: 1 keeps the video's motion exactly; more follows the prompt and departs from it. dct_init: put the
+    edited image's low frequencies into the inverted noise. settings: as CinemoPipeline's. Raises ValueError.
+    """
+    edited = read_image(image)
+    check_aspect(edited, frames)
+    source = prompt if source_prompt is None else source_prompt
+    noise = pipe.invert(frames, source, motion_bucket, num_inference_steps=num_inference_steps)
+    height, width = frames.shape[1:3]
+    image_latents = encode_pixels(pipe.vae, fit_pixels(edited, height, width))[:, :, None]
+    if dct_init:
+        alpha_bar = pipe.scheduler.alphas_cumprod[dct_timestep].double()
+        noise = refine_noise(noise, image_latents.to(noise), alpha_bar, dct_cutoff)
+    made = pipe(
+        None,
+        prompt,
+        motion_bucket=motion_bucket,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        image_latents=image_latents,
+        latents=noise,
+        **settings,
+    )
+    return made.frames[0]
+
+
+def check_aspect(image: np.ndarray, frames: np.ndarray) -> None:
+    """Raise ValueError unless the image has the frames' aspect, within 2 %: cutting it would move its content."""
+    (height, width), (tall, wide) = image.shape[:2], frames.shape[1:3]
+    if abs(width * tall / (height * wide) - 1) > ASPECT_TOLERANCE:
+        raise ValueError(
+            f"image is {width} x {height} pixels, and the video's frames are {wide} x {tall}: edit the frame without "
+            "changing its aspect (`cinemo edit VIDEO --first-frame frame.png` writes it)"
+        )

@@ -1,0 +1,83 @@
+"""Pixels <-> latents, and prompts -> text features.
+
+Knows VAEs and text encoders of a model directory. Knows nothing of noise, steps or motion residuals.
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLTemporalDecoder
+from torch import Tensor
+
+logger = logging.getLogger("cinemo")
+
+
+def vae_factor(vae: Any) -> int:
+    """Pixels a latent cell, per side."""
+    return int(2 ** (len(vae.config.block_out_channels) - 1))
+
+
+def encode_pixels(vae: Any, pixels: Tensor) -> Tensor:
+    """Posterior mean times the scaling factor: (B, 3, H, W) in [-1, 1] -> (B, C, h, w) in the VAE's dtype.
+
+    The official code draws from the posterior; the mean makes frame 0 repeatable and nearer to the input.
+    """
+    return encode_posterior(vae, pixels)[0]
+
+
+@torch.no_grad()
+def encode_posterior(vae: Any, pixels: Tensor, chunk: int = 16) -> tuple[Tensor, Tensor]:
+    """Mean and log-variance of the scaled latents: (B, 3, H, W) in [-1, 1] -> twice (B, C, h, w).
+
+    A draw is mean + exp(log-variance / 2) * noise. chunk: pictures that the VAE takes at once.
+    """
+    scale = vae.config.scaling_factor
+    parts = [vae.encode(part).latent_dist for part in pixels.to(vae.device, vae.dtype).split(chunk)]
+    logvar = torch.cat([part.logvar for part in parts]) + 2 * math.log(scale)
+    return torch.cat([part.mean for part in parts]) * scale, logvar
+
+
+def to_pixels(frames: np.ndarray) -> Tensor:
+    """Frames as a VAE takes them: uint8 (N, H, W, 3) -> float32 (N, 3, H, W) in [-1, 1]."""
+    return torch.tensor(frames).permute(0, 3, 1, 2).float() / 255.0 * 2.0 - 1.0
+
+
+def encode_frames(vae: Any, frames: np.ndarray) -> Tensor:
+    """Clips -> latents, frame by frame (Algorithm 1, line 4): uint8 (B, N, H, W, 3) -> (B, C, N, h, w)."""
+    batch, count = frames.shape[:2]
+    pixels = to_pixels(frames.reshape(-1, *frames.shape[2:]))
+    return encode_pixels(vae, pixels).unflatten(0, (batch, count)).transpose(1, 2)
+
+
+@torch.no_grad()
+def decode_latents(vae: Any, latents: Tensor, chunk: int = 14) -> np.ndarray:
+    """Latents -> clips: (B, C, N, h, w), scaled -> uint8 (B, N, H, W, 3).
+
+    chunk: frames a call decodes. A temporal decoder sees the neighbours within its chunk only, so another chunk than
+    the official 14 gives slightly other pixels there; a chunk never holds frames of two clips.
+    """
+    clips = []
+    for clip in latents.to(vae.dtype) / vae.config.scaling_factor:
+        parts = clip.transpose(0, 1).split(chunk)
+        temporal = isinstance(vae, AutoencoderKLTemporalDecoder)
+        pixels = torch.cat([vae.decode(p, **({"num_frames": len(p)} if temporal else {})).sample for p in parts])
+        levels = ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        clips.append(levels.permute(0, 2, 3, 1).cpu().numpy())
+    return np.stack(clips)
+
+
+@torch.no_grad()
+def encode_prompts(tokenizer: Any, text_encoder: Any, prompts: Sequence[str]) -> Tensor:
+    """Prompts -> text features (B, T, D), padded to the tokenizer's T = 77 tokens. Says so when it cuts a prompt."""
+    length = tokenizer.model_max_length
+    tokens = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    for prompt in dict.fromkeys(prompts):
+        own = tokenizer(prompt).input_ids
+        if len(own) > length:
+            lost = tokenizer.decode(own[length - 1 : -1])
+            logger.warning("the prompt is longer than %d tokens; this part was cut: %r", length, lost)
+    return text_encoder(tokens.input_ids.to(text_encoder.device)).last_hidden_state

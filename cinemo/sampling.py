@@ -1,0 +1,91 @@
+"""Denoising: samplers by name, classifier-free guidance, and the loop over timesteps.
+
+Knows diffusers' schedulers, and the U-Net as a function from noisy residuals to a prediction. Knows nothing of images,
+VAEs or words.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import diffusers
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+from torch import Tensor
+
+# Only samplers that draw no noise on the way: a sample then depends on its own seed alone, whatever its batch.
+SCHEDULERS = {
+    "ddim": "DDIMScheduler",
+    "dpmsolver++": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "deis": "DEISMultistepScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+}
+
+
+class Guidance(NamedTuple):
+    """Classifier-free guidance: how strongly each sample leans from its negative prompt towards its prompt."""
+
+    scales: Sequence[float]  # one a sample; 1 is none
+    rescale: float = 0.0  # 0..1: share of the guided prediction that gets the unguided one's deviation back
+    interval: tuple[float, float] = (0.0, 1.0)  # share of the steps, from first to last, in which guidance acts
+
+    @property
+    def wanted(self) -> bool:
+        """Whether any sample needs its negative prompt."""
+        return max(self.scales) > 1.0 and self.interval[0] < self.interval[1]
+
+    def acts(self, step: int, steps: int) -> bool:
+        """Whether step number `step` of `steps` is guided."""
+        return self.wanted and self.interval[0] <= step / steps < self.interval[1]
+
+
+def make_scheduler(own: Any, name: str | None, steps: int) -> Any:
+    """A fresh scheduler with the noise levels of `own`, ready for `steps` steps; None keeps own's kind.
+
+    Fresh, because timesteps are state, and a pipeline may be called from threads. Raises ValueError for a name that is
+    not in SCHEDULERS.
+    """
+    if name is not None and name not in SCHEDULERS:
+        raise ValueError(f"scheduler {name!r} is unknown; use {', '.join(SCHEDULERS)}")
+    kind = type(own) if name is None else getattr(diffusers, SCHEDULERS[name])
+    # What a kind does not know of the other's settings is left out, which diffusers would say in a warning each time.
+    known = set(kind._get_init_keys(kind)) & set(own.config)
+    scheduler = kind.from_config({key: own.config[key] for key in known})
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def denoise(
+    unet: Any,
+    scheduler: Any,
+    latents: Tensor,
+    image_latents: Tensor,
+    text: Tensor,
+    motion_ids: Sequence[float],
+    guidance: Guidance,
+    on_step: Callable[[int, Any, Tensor], Tensor],
+) -> Tensor:
+    """Noise -> motion residuals (paper, section 3.2): (B, C, F, h, w), unit variance -> the same shape.
+
+    image_latents: (B, C, 1, h, w). text: (B, T, D), or (2 B, T, D) with the negative prompts first where guidance is
+    wanted. on_step(step, timestep, latents) returns the latents to go on with.
+    """
+    batch, device, dtype = len(latents), latents.device, latents.dtype
+    ids = torch.tensor(motion_ids, device=device)
+    scale = torch.tensor(guidance.scales, device=device, dtype=dtype).view(-1, 1, 1, 1, 1)
+    latents = latents * scheduler.init_noise_sigma
+    for step, timestep in enumerate(scheduler.timesteps):
+        sample = scheduler.scale_model_input(latents, timestep)
+        if guidance.acts(step, len(scheduler.timesteps)):
+            twice = (text, image_latents.repeat(2, 1, 1, 1, 1), ids.repeat(2))
+            predicted = unet(sample.repeat(2, 1, 1, 1, 1), int(timestep), *twice).sample
+            negative, positive = predicted.chunk(2)
+            predicted = negative + scale * (positive - negative)
+            if guidance.rescale:
+                predicted = rescale_noise_cfg(predicted, positive, guidance.rescale)
+        else:  # the prompt alone, at half the cost
+            predicted = unet(sample, int(timestep), text[-batch:], image_latents, ids).sample
+        latents = scheduler.step(predicted, timestep, latents).prev_sample
+        latents = on_step(step, timestep, latents)
+    return latents

@@ -1,0 +1,118 @@
+"""Samplers and guidance: that each arrives where the others do, and what the settings mean."""
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cinemo import CinemoPipeline
+from cinemo.checkpoint import load_scheduler
+from cinemo.sampling import SCHEDULERS, Guidance, denoise, make_scheduler
+from cinemo.synthetic.images import photo
+
+SMALL = {"num_frames": 4, "height": 64, "width": 96, "output_type": "latent"}
+
+
+@pytest.fixture(scope="module")
+def pipe(checkpoint: Path) -> CinemoPipeline:
+    return CinemoPipeline.from_pretrained(checkpoint)
+
+
+class GaussianUNet:
+    """The perfect network for residuals that are Gaussian with this deviation: every sampler must then scale alike."""
+
+    deviation = 0.5
+
+    def __init__(self, scheduler: Any) -> None:
+        self.alphas = scheduler.alphas_cumprod
+        self.rows: list[int] = []
+
+    def __call__(self, sample: Tensor, timestep: int, *conditions: Any) -> Any:
+        alpha = self.alphas[timestep]
+        self.rows.append(len(sample))
+        noise = (1 - alpha).sqrt() * sample / (alpha * self.deviation**2 + 1 - alpha)
+        return type("Output", (), {"sample": noise})
+
+
+def run(unet: Any, scheduler: Any, noise: Tensor, guidance: Guidance) -> Tensor:
+    batch = len(noise)
+    text = torch.zeros(2 * batch if guidance.wanted else batch, 1, 1)
+    return denoise(unet, scheduler, noise, noise[:, :, :1], text, [0.0] * batch, guidance, lambda i, t, x: x)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_sampler_arrives_at_the_data_that_the_network_knows(name: str, checkpoint: Path) -> None:
+    own = load_scheduler(checkpoint)
+    scheduler = make_scheduler(own, name, 50)
+    noise = torch.randn(1, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = run(GaussianUNet(own), scheduler, noise, Guidance([1.0]))
+    # The flow of a Gaussian only scales the noise: by this deviation, from one where every step was exact.
+    ratio = (found / noise).flatten()
+    assert float(ratio.std() / ratio.mean()) < 1e-4
+    assert float(ratio.mean()) == pytest.approx(GaussianUNet.deviation, rel=0.1)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_sampler_gives_a_sample_that_its_batch_does_not_change(name: str, pipe: CinemoPipeline) -> None:
+    image = photo("coffee.png")
+    wish = {"num_inference_steps": 3, "scheduler": name, **SMALL}
+    together = pipe([image] * 2, "x", seed=[3, 4], **wish).frames
+    alone = pipe(image, "x", seed=4, **wish).frames
+    assert torch.allclose(together[1], alone[0], atol=1e-3 * float(alone.std()))
+
+
+def test_the_model_s_own_schedule_is_kept_by_every_sampler(checkpoint: Path) -> None:
+    own = load_scheduler(checkpoint)
+    for name in SCHEDULERS:
+        scheduler = make_scheduler(own, name, 10)
+        assert torch.equal(scheduler.alphas_cumprod, own.alphas_cumprod), name
+        assert scheduler.config.prediction_type == own.config.prediction_type
+
+
+def test_guidance_acts_in_its_interval_and_costs_nothing_outside(checkpoint: Path) -> None:
+    own = load_scheduler(checkpoint)
+    noise = torch.randn(2, 4, 3, 8, 8)
+    unet = GaussianUNet(own)
+    run(unet, make_scheduler(own, None, 10), noise, Guidance([7.5, 1.0], interval=(0.2, 0.6)))
+    assert unet.rows == [2, 2, 4, 4, 4, 4, 2, 2, 2, 2]
+    unet.rows.clear()
+    run(unet, make_scheduler(own, None, 10), noise, Guidance([7.5, 1.0], interval=(0.5, 0.5)))
+    assert set(unet.rows) == {2}
+
+
+def test_rescaled_guidance_has_the_deviation_of_the_unguided_prediction(
+    pipe: CinemoPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+    step = diffusers.DDIMScheduler.step
+
+    def watch(self: Any, predicted: Tensor, *rest: Any, **more: Any) -> Any:
+        seen.append(predicted)
+        return step(self, predicted, *rest, **more)
+
+    monkeypatch.setattr(diffusers.DDIMScheduler, "step", watch)
+    for rescale, scale in ((0.0, 1.0), (0.0, 20.0), (1.0, 20.0)):
+        wish = {"num_inference_steps": 1, "guidance_scale": scale, "guidance_rescale": rescale, **SMALL}
+        pipe(photo("coffee.png"), "a shark", "x", **wish)
+    alone, guided, rescaled = (float(one.std()) for one in seen)
+    assert guided != pytest.approx(alone, rel=0.01)
+    assert rescaled == pytest.approx(alone, rel=1e-4)
+    assert np.corrcoef(seen[1].flatten(), seen[2].flatten())[0, 1] == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"scheduler": "magic"}, "scheduler 'magic' is unknown; use ddim, dpmsolver"),
+        ({"guidance_rescale": 2.0}, "guidance_rescale 2.0 is outside 0..1"),
+        ({"guidance_interval": (0.7, 0.2)}, "guidance_interval 0.7..0.2 is no part of 0..1"),
+        ({"dct_transform": "dst"}, "transform 'dst' is unknown"),
+    ],
+)
+def test_bad_settings_are_named(pipe: CinemoPipeline, asked: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        pipe(photo("coffee.png"), "x", num_inference_steps=1, **SMALL, **asked)
