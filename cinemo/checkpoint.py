@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cinemo import builtin
 from cinemo.motion import OFFICIAL_MOTION, UNIFORM_MOTION
 
 if TYPE_CHECKING:  # torch and diffusers take seconds to import, and `cinemo info` needs neither
     import torch
 
-BUILTIN = {"builtin:tiny": Path(__file__).parent / "builtin" / "tiny"}
 CARD_NAME = "cinemo.json"
 FORMAT_VERSION = 1
 VAES = {"temporal": "vae_temporal_decoder", "frame": "vae"}
@@ -66,10 +66,8 @@ def resolve(model: str | os.PathLike[str]) -> Path:
     Raises ValueError when there is no such model or it has no U-Net.
     """
     name = os.fspath(model)
-    if name in BUILTIN:
-        directory = BUILTIN[name]
-    elif name.startswith("builtin:"):
-        raise ValueError(f"model {name} is unknown; the built-in ones are {', '.join(BUILTIN)}")
+    if name.startswith("builtin:"):
+        directory = builtin.find(name)
     elif Path(name).is_dir():
         directory = Path(name)
     elif Path(name).exists():

@@ -1,1 +1,39 @@
-"""The embedded default model: `builtin:tiny` is the directory tiny/. recipes/builtin_tiny made it."""
+"""The embedded default model: `builtin:tiny` is the directory tiny/. recipes/builtin_tiny made it.
+
+Knows where its files are: beside this one, or, where this one was brought along by `ray job submit --working-dir .`
+without them (.rayignore), in the package that is installed on the node.
+"""
+
+from pathlib import Path
+
+NAMES = ("builtin:tiny",)
+
+
+def find(name: str) -> Path:
+    """The directory of builtin:tiny. Raises ValueError for another name, and where the files are nowhere."""
+    if name not in NAMES:
+        raise ValueError(f"model {name} is unknown; the built-in ones are {', '.join(NAMES)}")
+    folder = name.removeprefix("builtin:")
+    for place in (Path(__file__).parent, *installed()):
+        if (place / folder / "unet").is_dir():
+            return place / folder
+    raise ValueError(
+        f"model {name}: this copy of the code has no weights, and no installed one was found; install the project on "
+        "every node (pip install, in a checkout), or name another model"
+    )
+
+
+def installed() -> list[Path]:
+    """Folders like this one of the cinemo packages that pip installed, whichever of them is imported."""
+    import json
+    from importlib.metadata import distributions
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
+    found = []
+    for package in distributions(name="cinemo"):
+        origin = json.loads(package.read_text("direct_url.json") or "{}")
+        editable = origin.get("dir_info", {}).get("editable", False)  # then only a pointer to a checkout is installed
+        root = url2pathname(urlsplit(origin["url"]).path) if editable else str(package.locate_file(""))
+        found.append(Path(root) / "cinemo" / "builtin")
+    return found

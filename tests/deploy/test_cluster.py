@@ -43,8 +43,8 @@ def check_install(command: str) -> None:
     assert set(extras.split(",")) <= set(PROJECT["optional-dependencies"])
 
 
-def check_builds(files: list[str], folder: Path) -> None:
-    """These files and folders of the repository make a wheel, with the built-in model's weights in it."""
+def check_builds(files: list[str], folder: Path) -> Path:
+    """These files and folders of the repository make a wheel, with the built-in model's weights in it; returns it."""
     for name in files:
         place = folder / "checkout" / name
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -58,6 +58,7 @@ def check_builds(files: list[str], folder: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "cinemo/builtin/tiny/unet/diffusion_pytorch_model.safetensors" in names
     assert {name.split("/")[0] for name in names} == {"cinemo", f"cinemo-{PROJECT['version']}.dist-info"}
+    return wheel
 
 
 @pytest.mark.parametrize("name", FILES)
