@@ -33,6 +33,12 @@ def main(
     """
     try:
         config, verbose = read_arguments(model, sys.argv[1:])
+        output = getattr(config, "output", "/")
+        if submission() is not None and is_relative(output):
+            raise ValueError(
+                f"--output {output} would be in the working directory of a submitted job, which goes with the job; "
+                "give an absolute path or a URI"
+            )
         check(config)
     except ValueError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
@@ -118,10 +124,11 @@ def connect(num_cpus: int, verbose: bool) -> None:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     variables = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     joins = "RAY_ADDRESS" in os.environ
-    if joins:
-        # Ray 2.60 clusters ask for a token, and turn away a client that does not say that it has one.
+    job = submission()
+    if joins and job is None and has_token():
+        # Ray's own rule for a cluster that it finds by itself. A submitted job has the cluster's environment already.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # `ray job submit --working-dir` brings the code along itself
+    if "working_dir" not in (job or {}):  # with one, Ray brings the code along itself
         variables["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
     import ray
 
@@ -140,6 +147,23 @@ def connect(num_cpus: int, verbose: bool) -> None:
     context.enable_progress_bars = verbose
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.CRITICAL)
+
+
+def submission() -> dict[str, Any] | None:
+    """The runtime environment that `ray job submit` gave this job, such as its working_dir; None for any other job."""
+    given = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
+    return None if given is None else json.loads(given).get("runtime_env") or {}
+
+
+def is_relative(place: str) -> bool:
+    """Whether a place is a path that depends on the working directory."""
+    return "://" not in place and not os.path.isabs(os.path.expanduser(place))
+
+
+def has_token() -> bool:
+    """Whether there is a token for Ray where Ray looks for one: a cluster of this user's asks for it, then."""
+    given = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return bool(given) or (Path.home() / ".ray" / "auth_token").is_file()
 
 
 def cores() -> int:

@@ -63,3 +63,32 @@ def test_a_config_file_that_is_none_is_refused(tmp_path: Path, text: str, senten
     file.write_text(text)
     with pytest.raises(ValueError, match=sentence):
         common.read_arguments(PrepareConfig, [*GIVEN, "--config", str(file)])
+
+
+def test_a_submitted_job_takes_no_relative_output(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its working directory is a copy that goes with the job."""
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"runtime_env": {"working_dir": "gcs://_ray_pkg_1.zip"}}')
+
+    def check(config: PrepareConfig) -> None:
+        raise ValueError(f"checked {config.output}")
+
+    for output, said in [("out/ds", "--output out/ds would be in the working directory"), ("/srv/ds", "checked /srv"),
+                         ("s3://bucket/ds", "checked s3")]:  # fmt: skip
+        monkeypatch.setattr("sys.argv", ["prepare.py", "--input", "in", "--output", output])
+        assert common.main(PrepareConfig, check, lambda config: {}, lambda config: 1) == common.BAD_USAGE
+        assert said in capsys.readouterr().err
+
+
+def test_a_token_is_found_where_ray_looks_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert not common.has_token()
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("secret")
+    assert common.has_token()
+    monkeypatch.setenv("HOME", str(tmp_path / "nobody"))
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / ".ray" / "auth_token"))
+    assert common.has_token()
