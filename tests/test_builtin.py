@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from cinemo.checkpoint import BUILTIN, load_text, load_vae, read_card
-from cinemo.pipeline import CinemoPipeline, decode_latents, encode_frames
+from cinemo.checkpoint import load_text, load_vae, read_card, resolve
+from cinemo.latents import decode_latents, encode_frames
+from cinemo.pipeline import CinemoPipeline
 from cinemo.synthetic.images import HELD_OUT_PHOTOS
 from recipes.builtin_tiny.evaluate import fitted_photo, psnr
 
-DIRECTORY = BUILTIN["builtin:tiny"]
+DIRECTORY = resolve("builtin:tiny")
 MAX_BYTES = 40_000_000
 VAE_PSNR = 24.0  # dB, mean over the held-out photos; the shipped VAE has a little more
 

@@ -1,4 +1,4 @@
-"""What `ray job submit --working-dir .` sends: the code, under 2 MB; weights are found where the package is installed."""
+"""What `ray job submit --working-dir .` sends: the code, under 2 MB; the weights are those of an installed package."""
 
 import json
 import os
