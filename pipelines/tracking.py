@@ -56,6 +56,17 @@ class Log:
         """What links this run to data, models and other runs."""
         self._try(lambda: [self.client.set_tag(self.run_id, name, value) for name, value in values.items()])
 
+    def came_from(self, job: str, tag: str, value: str) -> None:
+        """Link this run to what made its data or model: tag JOB_run_id, the newest run of `job` that has this tag."""
+
+        def send() -> None:
+            experiment = self.client.get_run(self.run_id).info.experiment_id
+            wanted = f"tags.job = '{job}' and tags.{tag} = '{value}'"
+            for run in self.client.search_runs([experiment], wanted, max_results=1):
+                self.client.set_tag(self.run_id, f"{job}_run_id", run.info.run_id)
+
+        self._try(send)
+
     def picture(self, name: str, png: bytes) -> None:
         """A PNG among the run's artifacts."""
 

@@ -49,6 +49,9 @@ def run(config: TrainConfig) -> dict[str, Any]:
     found = data.describe(config)
     with tracking.start("train", output, config.tracking_uri, config.model_dump()) as log:
         log.tags({"dataset_fingerprint": found["fingerprint"], "init": config.init})
+        log.came_from("prepare", "dataset_fingerprint", found["fingerprint"])
+        if config.has_model:
+            log.came_from("train", tracking.FINGERPRINT, checkpoint.fingerprint(config.source))
         storage.put_json(storage.join(output, "settings.json"), settings(config))
         result = already_done(config) or fit(config, output, log)
         if "stopped" in result:

@@ -125,6 +125,8 @@ def test_info_shows_the_parts_and_the_fingerprint(cinemo: Command, checkpoint: P
     assert facts["parameters"]["unet"] > 2_000_000
     assert len(facts["fingerprint"]) == 64
     assert "official-demo-100" in cinemo("info", checkpoint).out
+    assert cinemo("info", "builtin:tiny").out.splitlines()[-1].startswith("  made by recipe recipes/builtin_tiny")
+    refused(cinemo("info", "out.mp4"), "has no sidecar out.json beside it")
 
 
 def test_unknown_flags_are_bad_usage(cinemo: Command) -> None:

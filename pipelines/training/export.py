@@ -39,8 +39,12 @@ def export(config: TrainConfig, saved: str | Path, motion: dict[str, str], run_i
         lengths=[made_from["num_frames"]],
         sampling=checkpoint.read_card(source).sampling if config.has_model else {},
         lineage={
+            "dataset": config.dataset,
             "dataset_fingerprint": made_from["fingerprint"],
+            "sources": made_from["input"],
             "init": config.init,
+            **({"init_fingerprint": checkpoint.fingerprint(source)} if config.has_model else {}),
+            "output": config.output,
             "steps": config.max_steps,
             "ema_decay": config.ema_decay,
             "run_id": run_id,

@@ -9,9 +9,9 @@ import pytest
 import torch
 from mlflow.tracking import MlflowClient
 
-from cinemo import CinemoPipeline
+from cinemo import CinemoPipeline, lineage
 from cinemo import checkpoint as model_directory
-from pipelines import prepare, train
+from pipelines import dataset, prepare, train
 from tests.pipelines.plain import Plain, exported, run_plain, small_config
 
 pytestmark = pytest.mark.ray
@@ -116,6 +116,10 @@ def check_export(config: train.TrainConfig, said: dict[str, Any]) -> None:
     assert (card.sizes, card.lengths) == ([(64, 64)], [4])
     assert card.lineage["dataset_fingerprint"] == said["dataset_fingerprint"]
     assert card.lineage["steps"] == STEPS
+    run, data, *start = lineage.trace(said["model"]).came_from
+    assert (run.name, data.name, data.note) == (said["run_id"], config.dataset, None)
+    assert data.came_from[0].name == dataset.read_description(config.dataset)["input"]
+    assert [node.name for node in start] == ([] if config.init == "none" else [config.init])
     assert said["model_fingerprint"] == model_directory.fingerprint(said["model"])
     image = np.full((64, 64, 3), 128, np.uint8)
     pipe = CinemoPipeline.from_pretrained(said["model"])
