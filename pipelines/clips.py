@@ -18,14 +18,11 @@ from pydantic import BaseModel, Field, model_validator
 
 from cinemo.motion import motion_bucket, neighbour_ssim
 from cinemo.video import SAMPLING_VERSION, VideoError, VideoInfo, probe, sample_clip
-from pipelines import records, sources
-from pipelines.isolation import DeadChildError, Sandbox
+from pipelines import isolation, records, sources
+from pipelines.isolation import Run
 from pipelines.records import Reason
 
 Row = dict[str, Any]
-Run = Callable[..., Any]  # (function, *arguments) -> what the function returns or raises
-
-ATTEMPTS = 2  # for a clip that kills its decoder: the first may have been the machine's fault
 
 
 class SamplingConfig(BaseModel, frozen=True, extra="forbid"):
@@ -71,19 +68,7 @@ def in_sandbox(timeout: float) -> Run:
 
     timeout: seconds for one call.
     """
-    sandbox = Sandbox(warm_up)
-
-    def run(function: Callable[..., Any], *arguments: Any) -> Any:
-        for _ in range(ATTEMPTS):
-            try:
-                return sandbox.call(function, *arguments, timeout=timeout)
-            except TimeoutError as error:
-                raise VideoError("timeout", f"{error}; raise --clip-timeout if the storage is slow") from None
-            except DeadChildError as error:
-                last = error
-        raise VideoError("crashed", f"the decoder died of it {ATTEMPTS} times: {last}")
-
-    return run
+    return isolation.guard(warm_up, timeout, "--clip-timeout", VideoError)
 
 
 def warm_up() -> None:

@@ -16,6 +16,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+ATTEMPTS = 2  # for what kills its child: the first may have been the machine's fault
+Run = Callable[..., Any]  # (function, *arguments) -> what the function returns or raises
+
 _START_S = 300.0  # for a child to start and to import what it shall run: a cold node's disk is slow
 
 
@@ -85,6 +88,27 @@ class Sandbox:
             except (EOFError, BrokenPipeError):
                 code = self.close()
         raise DeadChildError(f"could not be started: {_cause(code)}")
+
+
+def guard(warm_up: Callable[[], object], timeout: float, flag: str, fault: Callable[[str, str], Exception]) -> Run:
+    """A call that runs in one child of this process: what hangs or crashes there raises a fault here.
+
+    timeout: seconds for one call; flag: the option that sets it. fault: (reason, message) -> what is raised, where the
+    reason is "timeout" or "crashed".
+    """
+    sandbox = Sandbox(warm_up)
+
+    def run(function: Callable[..., Any], *arguments: Any) -> Any:
+        for _ in range(ATTEMPTS):
+            try:
+                return sandbox.call(function, *arguments, timeout=timeout)
+            except TimeoutError as error:
+                raise fault("timeout", f"{error}; raise {flag} if the storage is slow") from None
+            except DeadChildError as error:
+                last = error
+        raise fault("crashed", f"the decoder died of it {ATTEMPTS} times: {last}")
+
+    return run
 
 
 def _start() -> "subprocess.Popen[bytes]":

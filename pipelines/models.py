@@ -8,13 +8,16 @@ Knows nothing of MLflow's client, or of what is in a model.
 
 import fcntl
 import functools
+import json
 import os
 import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cinemo import checkpoint
 from pipelines import storage, tracking
@@ -47,6 +50,28 @@ def plain(model: str) -> str:
 def resolve(model: str) -> Path:
     """The directory on this node of a MODEL that `absolute` made. Raises ValueError when there is no such model."""
     return checkpoint.resolve(fetch(model) if model.startswith("models:") else model)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a model without loading it."""
+
+    card: checkpoint.ModelCard
+    scheduler: Any
+    factor: int  # pixels a latent cell, per side
+    fingerprint: str
+
+
+def look_up(model: str) -> Facts:
+    """What a MODEL's directory says of itself; reads all of it once. Raises ValueError as `resolve`."""
+    directory = resolve(model)
+    vae = json.loads((directory / checkpoint.vae_name(directory) / "config.json").read_text())
+    return Facts(
+        card=checkpoint.read_card(directory),
+        scheduler=checkpoint.load_scheduler(directory),
+        factor=2 ** (len(vae["block_out_channels"]) - 1),
+        fingerprint=checkpoint.fingerprint(directory),
+    )
 
 
 @functools.cache

@@ -1,0 +1,138 @@
+"""A catalog of images to videos: tasks (plan.py) -> videos (flow.py) -> a listing, a gallery, a summary.
+
+Knows what a finished job is, and how to get there from whatever is left of an earlier try.
+
+Exactly once: a video is named by its image's bytes, its settings and its model, and its sidecar is written last; a row
+of the catalog is known by a key that changes with it. So the same command finishes a job that was killed at any moment
+and makes what changed in the catalog, and a finished job changes no file. A reject is a result: delete OUT/rejects to
+have them tried again. Videos of rows that are no longer in the catalog stay, and are not listed.
+"""
+
+import functools
+import time
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from pipelines import manifest, models, storage, tracking
+from pipelines.animation import files, flow, gallery, listing, plan
+from pipelines.animation.config import AnimateConfig, check, examine, placed, settings
+from pipelines.progress import Progress, to_stderr
+
+__all__ = ["AnimateConfig", "check", "run"]
+
+PASSES = 3  # over what is left; a second one is needed when Ray loses rows with a node
+
+
+def run(config: AnimateConfig, animator: type | None = None) -> dict[str, Any]:
+    """Do the job, or what is left of it; returns the summary. Needs a running Ray; raises ValueError as check does.
+
+    animator: as in flow.build.
+    """
+    config = placed(config)
+    model = examine(config)
+    output, began = config.output, time.monotonic()
+    place = functools.partial(storage.join, output)
+    with tracking.start("animate", output, config.tracking_uri, config.model_dump()) as log:
+        log.tags({tracking.FINGERPRINT: model.fingerprint, "model": models.plain(config.model)})
+        wanted = plan.write(config, model, place("catalog"))
+        found = listing.survey(output)
+        sums: Counter[str] = Counter()
+        finished = storage.exists(place("summary.json")) and found.lists(wanted)
+        if not finished:
+            storage.put_json(place("settings.json"), settings(config))
+            storage.remove(place("summary.json"))  # not finished any more
+            found, sums = work(config, model, wanted, found, animator)
+        summary = describe(config, model, wanted, found)
+        took = time.monotonic() - began
+        now = {
+            "new_videos": sums["made"],
+            "videos_per_second": round(sums["made"] / took, 3),
+            "run_id": log.run_id,
+            "seconds": round(took, 2),
+        }
+        log.metrics({"videos": found.videos, "rows": len(wanted.keys), "seconds": took, "new_videos": sums["made"]})
+        log.metrics({f"rejects_{reason}": count for reason, count in found.reasons.items()})
+        if found.psnr is not None:
+            log.metrics({"psnr_first_frame": found.psnr})
+        if not finished:
+            storage.put_changed(place("index.html"), gallery.page(output, summary["counts"], config.ending))
+            if (sheet := gallery.sheet(output, config.ending)) is not None:
+                storage.put_changed(place("sheet.png"), sheet)
+                log.picture("sheet.png", sheet)
+            storage.put_json(place("summary.json"), summary | now)
+    for line in lines(found):
+        to_stderr(line)
+    return summary | now
+
+
+def work(
+    config: AnimateConfig, model: models.Facts, wanted: plan.Plan, found: listing.Survey, animator: type | None
+) -> tuple[listing.Survey, Counter[str]]:
+    """Make and list what is left; returns what is listed then, and sums over the rows that came out of the dataflow.
+
+    Raises RuntimeError when rows are lost again and again.
+    """
+    output, sums = config.output, Counter[str]()
+    for _ in range(PASSES):
+        done = np.intersect1d(found.keys, wanted.keys)
+        if len(done) < len(wanted.keys):
+            sums += one_pass(config, model, wanted, done, animator)
+        listing.settle(output, wanted)
+        found = listing.survey(output)
+        if found.lists(wanted):
+            files.forget_latents(output)
+            return found, sums
+    lost = len(wanted.keys) - len(np.intersect1d(found.keys, wanted.keys))
+    raise RuntimeError(f"{lost} rows left no trace in {output}; is it the same place on every node?")
+
+
+def one_pass(
+    config: AnimateConfig, model: models.Facts, wanted: plan.Plan, done: np.ndarray, animator: type | None
+) -> Counter[str]:
+    """Run the dataflow to its end, and list what comes out of it."""
+    slices = manifest.slices(wanted.files, smallest=config.most)
+    progress = Progress("animate", "rows", len(wanted.keys), began=len(done))
+    sums: Counter[str] = Counter()
+    writer = listing.Writer(config.output, config.ending)
+    try:
+        dataset = flow.build(config, model, slices, done, animator)
+        for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for row in block.to_pylist():
+                writer.add(row)
+                sums["made"] += bool(row["made"])
+            progress.add(block.num_rows)
+    finally:
+        writer.close()
+    return sums
+
+
+def describe(config: AnimateConfig, model: models.Facts, wanted: plan.Plan, found: listing.Survey) -> dict[str, Any]:
+    """What the files say; no clock in it: a rerun says the same.
+
+    rows = listed + rejected; listed = videos + those that share one.
+    """
+    rejects = dict(sorted(found.reasons.items()))
+    return {
+        "job": "animate",
+        "output": config.output,
+        "model": models.plain(config.model),
+        "model_fingerprint": model.fingerprint,
+        "counts": {
+            "rows": len(wanted.keys),
+            "listed": found.listed,
+            "videos": found.videos,
+            "rejected": sum(rejects.values()),
+            "rejects": rejects,
+        },
+        "too_many_rejects": sum(rejects.values()) > config.max_reject_fraction * len(wanted.keys),
+        "motion_bucket_histogram": found.buckets,
+        "psnr_first_frame": found.psnr,
+    }
+
+
+def lines(found: listing.Survey) -> list[str]:
+    """For the end of a job: videos, and rejects by reason."""
+    rejects = [f"{count:>10}  rejected: {reason}" for reason, count in found.reasons.most_common()]
+    return [f"{found.videos:>10}  videos for {found.listed} rows", *rejects]

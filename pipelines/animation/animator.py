@@ -1,0 +1,158 @@
+"""A replica: loads one model, and makes the frames of rows, several of one shape at once.
+
+Knows the pipeline and kept latents. Knows nothing of catalogs, video files or other replicas. A batch that fails is
+tried again row by row, so that one row's fault is its own; a row that its process does not survive is given up after
+some processes, which a ledger counts.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from cinemo import CinemoPipeline
+from cinemo.latents import decode_latents, encode_pixels
+from cinemo.memory import keep_freed_memory
+from pipelines import models, request, videos
+from pipelines.animation import files
+from pipelines.animation.config import AnimateConfig
+from pipelines.animation.records import Reason, reject, table
+
+Row = dict[str, Any]
+Count = Callable[[list[str]], list[int]]
+ATTEMPTS = 5  # processes that a row may bring down, or that may die of something else while they work on it
+_PEAK_DB = 100.0  # PSNR of equal pictures, which has no number
+
+
+class Animator:
+    """One replica; the model is loaded once."""
+
+    def __init__(self, config: AnimateConfig, facts: dict[str, Any], begin: Count, attempts: Count) -> None:
+        """config: `placed`. facts: of every sidecar.
+
+        begin: ids -> how often each was begun, this time included; attempts: the same, without beginning it.
+        """
+        if not config.num_gpus:
+            keep_freed_memory()  # a process that does nothing else, and needs as much for every video
+        device = "cuda" if config.num_gpus else "cpu"
+        self.pipe = CinemoPipeline.from_pretrained(
+            models.resolve(config.model), getattr(torch, config.precision), device
+        )
+        self.pipe.set_progress_bar_config(disable=True)
+        self.batch, self.output, self.facts = config.most, config.output, facts
+        self.begin, self.attempts = begin, attempts
+
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        """Rows with pixels -> rows with frames and no pixels, or rejects; rows without pixels pass through."""
+        rows = block.to_pylist()
+        for row in rows:
+            if row["pixels"] is None:
+                yield table([row])
+        waiting = [(request.shape_of(json.loads(row["request"])), row) for row in rows if row["pixels"] is not None]
+        waiting.sort(key=lambda pair: pair[0])
+        for _, same in groupby(waiting, key=lambda pair: pair[0]):
+            group = [row for _, row in same]
+            for first in range(0, len(group), self.batch):
+                for row in self.animate(group[first : first + self.batch]):
+                    yield table([row])  # one by one: so a retry gives the same tables, and frames are large
+
+    def animate(self, rows: Sequence[Row]) -> Iterator[Row]:
+        """Rows of one shape -> rows with frames, or rejects."""
+        names = [row["id"] for row in rows]
+        if len(rows) > 1 and not any(self.attempts(names)):  # else one of them brought a process down
+            self.begin(names)
+            try:
+                yield from self.make(rows)
+                return
+            except OSError:  # the storage, and no row's fault
+                raise
+            except Exception:
+                self.recover()
+        for row in rows:
+            if self.begin([row["id"]])[0] > ATTEMPTS:
+                yield reject(row, "animate", Reason.CRASHED, f"{ATTEMPTS} processes died while they worked on it")
+                continue
+            try:
+                yield from self.make([row])
+            except OSError:
+                raise
+            except Exception as error:
+                self.recover()
+                yield reject(row, "animate", Reason.FAILED, f"{type(error).__name__}: {str(error).splitlines()[0]}")
+
+    @torch.no_grad()
+    def make(self, rows: Sequence[Row]) -> list[Row]:
+        """Rows of one shape -> the same rows with frames. Raises whatever the model raises."""
+        asked = [json.loads(row["request"]) for row in rows]
+        height, width = asked[0]["height"], asked[0]["width"]
+        pixels = np.stack([np.frombuffer(row["pixels"], np.float32).reshape(3, height, width) for row in rows])
+        image_latents = encode_pixels(self.pipe.vae, torch.tensor(pixels))[:, :, None]
+        image_latents = image_latents.to(self.pipe.device, self.pipe.unet.dtype)
+        began = time.perf_counter()
+        latents = self.residuals(rows, asked, image_latents)
+        sample_s = (time.perf_counter() - began) / len(rows)
+        done = []
+        for index, row in enumerate(rows):
+            began = time.perf_counter()
+            own = image_latents[index : index + 1]
+            frames = decode_latents(self.pipe.vae, torch.cat((own, own + latents[index : index + 1]), dim=2))[0]
+            facts = {
+                "id": row["id"],
+                **self.facts,
+                "request": {**asked[index], "image": row["image"], "image_digest": row["image_digest"]},
+                "versions": videos.versions(),
+                "batch": len(rows),
+                "psnr_first_frame": psnr(frames[0], pixels[index]),
+                "timings": {
+                    **json.loads(row["facts"])["timings"],
+                    "sample_seconds": round(sample_s, 4),
+                    "decode_seconds": round(time.perf_counter() - began, 4),
+                },
+            }
+            done.append({**row, "pixels": None, "frames": frames.tobytes(), "facts": json.dumps(facts)})
+        return done
+
+    def residuals(self, rows: Sequence[Row], asked: Sequence[Row], image_latents: torch.Tensor) -> torch.Tensor:
+        """Residual latents (B, C, F, h, w): those that were kept, else sampled, and kept from now on."""
+        found = [files.kept(self.output, row["id"]) for row in rows]
+        new = [index for index, latents in enumerate(found) if latents is None]
+        if new:
+            wanted = [asked[index] for index in new]
+            sampled = self.pipe(
+                None,
+                [one["prompt"] for one in wanted],
+                negative_prompt=[one["negative_prompt"] for one in wanted],
+                motion_bucket=[one["motion_bucket"] for one in wanted],
+                seed=[one["seed"] for one in wanted],
+                guidance_scale=[one["guidance_scale"] for one in wanted],
+                image_latents=image_latents[new],
+                output_type="latent",
+                **{name: asked[0][name] for name in request.SAME_FOR_ALL},
+            ).frames
+            for index, latents in zip(new, sampled.float().cpu().numpy(), strict=True):
+                files.keep(self.output, rows[index]["id"], latents)
+                found[index] = latents
+        return torch.tensor(np.stack([latents for latents in found if latents is not None])).to(image_latents)
+
+    def recover(self) -> None:
+        """After a failure: free memory; a process whose GPU does not answer any more ends, and Ray starts another."""
+        if self.pipe.device.type != "cuda":
+            return
+        try:
+            torch.cuda.empty_cache()
+            torch.zeros(1, device=self.pipe.device).item()
+        except Exception:
+            os._exit(1)
+
+
+def psnr(frame: np.ndarray, pixels: np.ndarray) -> float:
+    """Of a frame, uint8 (H, W, 3), against fitted pixels, float32 (3, H, W) in [-1, 1]: dB, 100 at most."""
+    wanted = (np.clip(pixels / 2 + 0.5, 0, 1) * 255).round().transpose(1, 2, 0)
+    error = float(np.mean((frame.astype(np.float64) - wanted) ** 2))
+    return _PEAK_DB if not error else round(min(_PEAK_DB, 10 * float(np.log10(255**2 / error))), 3)

@@ -1,0 +1,137 @@
+"""A catalog -> the tasks of the job: complete requests, each with a key that changes when its row does.
+
+Knows what makes a request complete, and the stamps of files. Opens no image. Memory: 16 bytes for each row.
+"""
+
+import functools
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, ValidationError
+
+from pipelines import manifest, models, records, request
+from pipelines.animation.config import AnimateConfig, made_with
+from pipelines.animation.records import TASK, Reason, digest, table
+from pipelines.sources import catalogs, images
+from pipelines.sources.seen import Seen
+
+CHUNK = 8192  # rows whose files are asked for at a time
+MAX_PROMPT = 2000  # characters; what a text encoder reads is far less
+_FLAGS = {*request.Settings.model_fields}
+
+
+class Plan(NamedTuple):
+    """The files of OUT/catalog with their number of rows; the keys of all rows, hashed and sorted; their numbers."""
+
+    files: dict[str, int]
+    keys: np.ndarray
+    rows: np.ndarray
+
+
+def write(config: AnimateConfig, model: models.Facts, folder: str) -> Plan:
+    """Store the tasks below `folder`; the same catalog again changes nothing. Raises as catalogs.entries."""
+    keys, rows = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+
+    def noted() -> Iterator[pa.Table]:
+        for chunk in tasks(config, model):
+            keys.append(records.hash64(chunk["key"].to_pylist()))
+            rows.append(chunk["row"].to_numpy())
+            yield chunk
+
+    files, _ = manifest.write(noted(), folder, "key")
+    order = np.argsort(np.concatenate(keys))
+    return Plan(files, np.concatenate(keys)[order], np.concatenate(rows)[order])
+
+
+def tasks(config: AnimateConfig, model: models.Facts) -> Iterator[pa.Table]:
+    """The rows of a catalog as tables of schema TASK of at most CHUNK rows, in which equal shapes stand together."""
+    seen, repeats = Seen(), Counter[str]()
+    made = made_with(config, model)
+    found = itertools.islice(catalogs.entries(config.catalog, config.image_column, config.prompt_column), config.limit)
+    fill = Filler(config, model)
+    first = 0
+    while chunk := list(itertools.islice(found, CHUNK)):
+        stamps = images.stamps([entry.image for entry in chunk])
+        made_of = [fill(entry) for entry in chunk]
+        names = [
+            digest([entry.image, stamp, part.get("request"), part.get("message"), made])
+            for entry, stamp, part in zip(chunk, stamps, made_of, strict=True)
+        ]
+        rows = []
+        for place, (name, fresh) in enumerate(zip(names, seen.add(names), strict=True)):
+            if not fresh:  # a row like an earlier one is a row of its own
+                repeats[name] += 1
+                name = digest([name, repeats[name]])
+            rows.append({**made_of[place], "row": first + place, "key": name, "image": chunk[place].image})
+        rows.sort(key=lambda row: row["shape"])
+        yield table(rows, TASK)
+        first += len(chunk)
+
+
+class Filler:
+    """An entry of a catalog -> its complete request as JSON and its shape, or the reason why it has none."""
+
+    def __init__(self, config: AnimateConfig, model: models.Facts) -> None:
+        self.prompt, self.model = config.prompt, model
+        self.defaults = config.model_dump(include=_FLAGS)
+        self.completed = functools.lru_cache(4096)(self._complete)  # most rows differ in nothing but image and prompt
+
+    def __call__(self, entry: catalogs.Entry) -> dict[str, Any]:
+        if entry.fault is not None:
+            return _fault(Reason.BAD_ROW, entry.fault)
+        wishes = dict(entry.wishes)
+        prompt = wishes.pop("prompt", self.prompt)
+        if (wrong := _wrong_prompt(prompt)) is not None:
+            return _fault(Reason.BAD_PROMPT, wrong)
+        wrong_kind = next(
+            (name for name, value in wishes.items() if isinstance(value, (bool, dict, list, bytes))), None
+        )
+        if wrong_kind is not None:
+            return _fault(Reason.BAD_SETTING, f"{wrong_kind} is of type {type(wishes[wrong_kind]).__name__}")
+        try:
+            settings, shape = self.completed(tuple(sorted(wishes.items())))
+        except (ValidationError, request.SettingError) as error:
+            return _fault(Reason.BAD_SETTING, _sentence(error))
+        return {"request": json.dumps({**settings, "prompt": prompt.strip()}), "shape": shape}
+
+    def _complete(self, wishes: tuple[tuple[str, Any], ...]) -> tuple[dict[str, Any], str]:
+        asked = request.Settings.model_validate({**self.defaults, **dict(wishes)})
+        settings = request.complete(asked, "", self.model)
+        return settings, request.shape_of(settings)
+
+
+class _Prompt(BaseModel):
+    text: request.Text
+
+
+def _wrong_prompt(prompt: Any) -> str | None:
+    """What is wrong with a prompt, None when nothing is."""
+    if prompt is None:
+        return "the row has no prompt; give it one, or --prompt for all such rows"
+    if not isinstance(prompt, str):
+        return f"the prompt is of type {type(prompt).__name__}, not text"
+    if len(prompt) > MAX_PROMPT:
+        return f"the prompt has {len(prompt):,} characters; {MAX_PROMPT:,} are taken"
+    try:
+        _Prompt(text=prompt)
+        prompt.encode()
+    except (ValidationError, UnicodeEncodeError):
+        return "the prompt holds the character NUL, or is not UTF-8"
+    return None
+
+
+def _fault(reason: Reason, message: str) -> dict[str, Any]:
+    return {"reason": reason.value, "message": message.encode("utf-8", "backslashreplace").decode(), "shape": ""}
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        problem = error.errors()[0]
+        return f"{problem['loc'][0]} {problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}"
+    assert isinstance(error, request.SettingError)
+    return f"{error.field}: {error}"

@@ -1,0 +1,74 @@
+"""A finished video as the bytes of its files, and what is measured in it; for the service and the catalog job alike.
+
+Knows frames and encoders. Knows nothing of names, jobs or storage.
+"""
+
+import functools
+import io
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageSequence
+
+import cinemo
+from cinemo.motion import motion_bucket, motion_score
+from cinemo.video import sample_clip, write_video
+
+SPRITES = 4  # columns of the spritesheet
+
+
+def video(frames: np.ndarray, fps: float, ending: str = ".mp4") -> bytes:
+    """Frames, uint8 (N, H, W, 3), as a file that ends in .mp4, .gif or .webp. Raises ValueError as write_video."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"video{ending}"
+        write_video(path, frames, fps)
+        return path.read_bytes()
+
+
+def read(data: bytes, num_frames: int, ending: str = ".mp4") -> np.ndarray:
+    """The frames of such a file: uint8 (N, H, W, 3)."""
+    if ending == ".mp4":
+        return sample_clip(io.BytesIO(data), 0, 1, num_frames)
+    with Image.open(io.BytesIO(data)) as picture:
+        return np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(picture)])
+
+
+def thumbnail(frame: np.ndarray, width: int | None = None) -> bytes:
+    """A frame, uint8 (H, W, 3), as WebP; width: at most so many pixels wide."""
+    picture = Image.fromarray(frame)
+    if width is not None and picture.width > width:
+        picture.thumbnail((width, picture.height))
+    return encoded(picture, "WEBP")
+
+
+def spritesheet(frames: np.ndarray) -> bytes:
+    """All frames from left to right and from top to bottom, without margins, as JPEG."""
+    count, height, width, _ = frames.shape
+    sheet = Image.new("RGB", (SPRITES * width, -(-count // SPRITES) * height))
+    for place, frame in enumerate(frames):
+        sheet.paste(Image.fromarray(frame), (place % SPRITES * width, place // SPRITES * height))
+    return encoded(sheet, "JPEG")
+
+
+def encoded(picture: Image.Image, kind: str) -> bytes:
+    """A picture as the bytes of a file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format=kind, quality=85)
+    return buffer.getvalue()
+
+
+def measured(frames: np.ndarray) -> dict[str, Any]:
+    """How much moves: motion_score (Eq. 2) and motion_bucket."""
+    score = motion_score(frames)
+    return {"motion_score": round(score, 6), "motion_bucket": motion_bucket(score)}
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Of what a video depends on."""
+    import diffusers
+    import torch
+
+    return {"cinemo": cinemo.__version__, "torch": torch.__version__, "diffusers": diffusers.__version__}
