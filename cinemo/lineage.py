@@ -57,9 +57,9 @@ def of_video(sidecar: Path) -> Node:
     facts = {name: request[name] for name in ("prompt", "seed") if name in request}
     if "motion_bucket" in said and "motion_bucket" in request:
         facts["motion_bucket"] = f"{said['motion_bucket']} (asked for {request['motion_bucket']})"
-    if said.get("run_id"):
-        facts["run_id"] = said["run_id"]
-    model = of_model(str(said.get("model", "")), said["model_fingerprint"], said.get("lineage") or {}, "animated by")
+    facts |= run_of(sidecar.parent.parent)
+    recorded = said.get("model_lineage") or {}
+    model = of_model(str(said.get("model", "")), said["model_fingerprint"], recorded, "animated by")
     return Node("video", str(sidecar), facts=facts, came_from=[model])
 
 
@@ -127,13 +127,18 @@ def of_dataset(place: str, fingerprint: str | None = None, sources: str | None =
         "clips": counts.get("clips"),
         "size": f"{said.get('num_frames')} x {said.get('height')} x {said.get('width')}",
     }
-    if (summary := Path(place) / "summary.json").is_file():
-        facts["run_id"] = read_json(summary).get("run_id")
+    facts |= run_of(Path(place))
     changed = fingerprint not in (None, found)
     note = f"another dataset is there now, {str(found)[:12]}" if changed else None
     videos = {"videos": counts.get("videos"), "listed_in": f"{place}/videos"}
     parents = [Node("sources", said.get("input", "unknown"), "made from", facts=videos)]
     return Node("dataset", place, relation, fingerprint or found, facts, note, parents)
+
+
+def run_of(output: Path) -> dict[str, Any]:
+    """The run in MLflow of the job that wrote this output; nothing where it left no summary."""
+    summary = output / "summary.json"
+    return {"run_id": read_json(summary).get("run_id")} if summary.is_file() else {}
 
 
 def lines(chain: Node, depth: int = 0) -> Iterator[str]:

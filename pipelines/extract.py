@@ -59,7 +59,8 @@ def extract(
     import ray.data
 
     size = frame_size(config)
-    cpus = int(ray.cluster_resources().get("CPU", 1))
+    # A cluster that grows with its jobs may have no CPU yet: then what was asked for says how large it will be.
+    cpus = max(int(ray.cluster_resources().get("CPU", 1)), config.encoders or 0, config.gpus)
     bound_memory(config, size, cpus)
     ray.data.DataContext.get_current().execution_options.preserve_order = in_order
 

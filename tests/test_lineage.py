@@ -48,13 +48,16 @@ def made(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> dict[str
     second, print_ = write_model(
         checkpoint, folder / "second", **trained, init=first, init_fingerprint=first_print, run_id="run-2", steps=300
     )
-    sidecar = write_sidecar(folder / "video.json", second, print_)
+    (folder / "out" / "videos").mkdir(parents=True)
+    (folder / "out" / "summary.json").write_text('{"run_id": "animate-run"}')
+    sidecar = write_sidecar(folder / "out" / "videos" / "video.json", second, print_)
     return {"folder": folder, "dataset": dataset, "first": first, "second": second, "print": print_, "sidecar": sidecar}
 
 
 def test_a_video_is_followed_to_the_sources_of_every_model_before_it(made: dict[str, Any]) -> None:
     chain = trace(made["sidecar"])
-    assert chain.facts == {"prompt": "a shark swims", "seed": 7, "motion_bucket": "11 (asked for 12)"}
+    asked = {"prompt": "a shark swims", "seed": 7, "motion_bucket": "11 (asked for 12)"}
+    assert chain.facts == {**asked, "run_id": "animate-run"}
     assert [model.name for model in find(chain, "model")] == [made["second"], made["first"]]
     assert [run.name for run in find(chain, "run")] == ["run-2", "run-1"]
     assert {dataset.name for dataset in find(chain, "dataset")} == {made["dataset"]}
@@ -78,7 +81,7 @@ def test_text_has_a_line_for_each_thing_further_in_the_further_back(made: dict[s
 def test_a_model_that_was_replaced_or_is_away_is_said_and_what_was_recorded_goes_on(made: dict[str, Any]) -> None:
     recorded = {"dataset": "s3://bucket/ds", "dataset_fingerprint": "e" * 64, "sources": "s3://bucket/videos"}
     folder = made["folder"]
-    away = trace(write_sidecar(folder / "away.json", "/nowhere", "f" * 64, lineage=recorded))
+    away = trace(write_sidecar(folder / "away.json", "/nowhere", "f" * 64, model_lineage=recorded))
     (model,) = find(away, "model")
     assert "not on this machine" in str(model.note)
     assert "not on this machine" in str(find(away, "dataset")[0].note)
