@@ -4,23 +4,16 @@ Every attempt writes files of its own name, so that two which do not know of eac
 those that count. Knows frames and storage. Knows nothing of jobs' states or HTTP.
 """
 
-import io
 import json
 import re
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from cinemo.motion import motion_bucket, motion_score
-from cinemo.video import write_video
-from pipelines import storage
+from pipelines import storage, videos
 
 ENDINGS = {"video": ".mp4", "thumbnail": ".webp", "spritesheet": ".jpg", "sidecar": ".json"}
 MEDIA = {"video": "video/mp4", "thumbnail": "image/webp", "spritesheet": "image/jpeg"}
-SPRITES = 4  # columns of the spritesheet
 NAME = re.compile(r"(?P<id>video_\w+)-(?P<attempt>\d+)\.(mp4|webp|jpg|json)")
 
 
@@ -36,14 +29,12 @@ def write(
 
     frames: uint8 (N, H, W, 3). facts: JSON. Raises OSError.
     """
-    score = motion_score(frames)
-    facts = {**facts, "motion_score": round(score, 6), "motion_bucket": motion_bucket(score)}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "video.mp4"
-        write_video(path, frames, fps)
-        files = {"video": path.read_bytes()}
-    files["thumbnail"] = encoded(Image.fromarray(frames[0]), "WEBP")
-    files["spritesheet"] = encoded(spritesheet(frames), "JPEG")
+    facts = {**facts, **videos.measured(frames)}
+    files = {
+        "video": videos.video(frames, fps),
+        "thumbnail": videos.thumbnail(frames[0]),
+        "spritesheet": videos.spritesheet(frames),
+    }
     files["sidecar"] = (json.dumps(facts, indent=2) + "\n").encode()
     for variant, data in files.items():
         storage.put(storage.join(output, name(job_id, attempt, variant)), data)
@@ -61,19 +52,3 @@ def attempts(output: str) -> set[tuple[str, int]]:
     files = storage.list_files(output, tuple(ENDINGS.values()))
     found = (NAME.fullmatch(file.rsplit("/", 1)[-1]) for file in files)
     return {(match["id"], int(match["attempt"])) for match in found if match}
-
-
-def spritesheet(frames: np.ndarray) -> Image.Image:
-    """All frames from left to right and from top to bottom, without margins."""
-    count, height, width, _ = frames.shape
-    sheet = Image.new("RGB", (SPRITES * width, -(-count // SPRITES) * height))
-    for place, frame in enumerate(frames):
-        sheet.paste(Image.fromarray(frame), (place % SPRITES * width, place // SPRITES * height))
-    return sheet
-
-
-def encoded(picture: Image.Image, kind: str) -> bytes:
-    """A picture as the bytes of a file."""
-    buffer = io.BytesIO()
-    picture.save(buffer, format=kind, quality=85)
-    return buffer.getvalue()

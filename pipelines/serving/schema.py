@@ -4,49 +4,27 @@ Knows names, types, units and defaults. Knows nothing of routes, jobs or models,
 """
 
 import time
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, Field
 
+from pipelines import request
+from pipelines.request import Text
 from pipelines.serving.store import Job
 
-MAX_SEED = 2**63 - 1
 
-
-def _no_nul(text: Any) -> Any:
-    if isinstance(text, str) and "\0" in text:
-        raise ValueError("should not contain the character NUL")
-    return text
-
-
-Text = Annotated[str, BeforeValidator(_no_nul)]
-
-
-class VideoRequest(BaseModel, extra="forbid"):
+class VideoRequest(request.Settings, frozen=True):
     """Settings of a video, as form fields (then numbers are text) or JSON. `input_reference` comes beside them."""
 
     prompt: Text = Field(description="what should happen, in English; may be empty")
     model: Text | None = Field(None, description="one of GET /v1/models; default: the first")
-    size: str | None = Field(
-        None, pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$", description="WIDTHxHEIGHT in pixels; default: the model's first"
-    )
     seconds: float | None = Field(
         None, gt=0, le=3600, allow_inf_nan=False,
         description="length of the video; with num_frames it sets fps; default: num_frames / fps",
     )  # fmt: skip
-    fps: float | None = Field(None, ge=1, le=60, allow_inf_nan=False, description="frames a second; default: 8")
-    num_frames: int | None = Field(None, ge=2, le=64, description="frames, the image included; default: the model's")
-    negative_prompt: Text = Field("", description="what should not happen; used when guidance_scale is above 1")
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="the same seed gives the same video; default: random")
-    num_inference_steps: int | None = Field(None, ge=1, le=999, description="denoising steps; default: the model's")
-    guidance_scale: float | None = Field(
-        None, ge=0, le=50, allow_inf_nan=False,
-        description="how strongly the prompt acts; 1 or less: not at all; default: the model's",
-    )  # fmt: skip
-    motion_bucket: int = Field(10, ge=0, le=19, description="motion: 0 (still) to 19")
-    dct_init: bool = Field(True, description="refine the initial noise with the image's low frequencies (DCTInit)")
-    dct_cutoff: float = Field(0.23, ge=0, le=1, description="share of the frequencies that DCTInit takes")
-    dct_timestep: int = Field(975, ge=0, le=999, description="noise level of the image in DCTInit")
+    seed: int | None = Field(
+        None, ge=0, le=request.MAX_SEED, description="the same seed gives the same video; default: random"
+    )
     # An official client sends this when it waits for nothing.
     user: Text | None = Field(None, max_length=256, description="not used; taken for compatibility")
 
@@ -143,20 +121,20 @@ class ErrorBody(BaseModel):
 
 def to_video(job: Job) -> Video:
     """The object that clients see of a job."""
-    request = job.request
+    asked = job.request
     return Video(
         id=job.id,
         status=job.status,
         progress=job.progress,
         model=job.model,
-        size=f"{request['width']}x{request['height']}",
-        seconds=f"{request['num_frames'] / request['fps']:g}",
+        size=f"{asked['width']}x{asked['height']}",
+        seconds=f"{asked['num_frames'] / asked['fps']:g}",
         created_at=int(job.created_at),
         completed_at=None if job.ended_at is None else int(job.ended_at),
         expires_at=None if job.expires_at is None else int(job.expires_at),
         error=None if job.error is None else Failure(**job.error),
         measured_motion_bucket=(job.result or {}).get("motion_bucket"),
-        **{name: request[name] for name in SETTINGS},
+        **{name: asked[name] for name in SETTINGS},
     )
 
 
