@@ -12,6 +12,7 @@ import torch
 from diffusers import DDIMInverseScheduler
 from torch import Tensor
 
+from cinemo.arguments import check_settings
 from cinemo.dctinit import dct_init as refine_noise
 from cinemo.image import fit_pixels, read_image
 from cinemo.latents import encode_pixels
@@ -81,6 +82,7 @@ def edit_video(
     """
     edited = read_image(image)
     check_aspect(edited, frames)
+    check_settings(num_inference_steps, dct_timestep, "np", 1, pipe.scheduler)
     source = prompt if source_prompt is None else source_prompt
     noise = pipe.invert(frames, source, motion_bucket, num_inference_steps=num_inference_steps)
     height, width = frames.shape[1:3]

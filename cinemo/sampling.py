@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import diffusers
 import torch
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from torch import Tensor
 
 # Only samplers that draw no noise on the way: a sample then depends on its own seed alone, whatever its batch.
@@ -82,10 +81,22 @@ def denoise(
             predicted = unet(sample.repeat(2, 1, 1, 1, 1), int(timestep), *twice).sample
             negative, positive = predicted.chunk(2)
             predicted = negative + scale * (positive - negative)
-            if guidance.rescale:
-                predicted = rescale_noise_cfg(predicted, positive, guidance.rescale)
+            predicted = rescaled(predicted, positive, guidance.rescale)
         else:  # the prompt alone, at half the cost
             predicted = unet(sample, int(timestep), text[-batch:], image_latents, ids).sample
         latents = scheduler.step(predicted, timestep, latents).prev_sample
         latents = on_step(step, timestep, latents)
     return latents
+
+
+def rescaled(guided: Tensor, positive: Tensor, share: float) -> Tensor:
+    """A guided prediction with that share of the deviation of the unguided one (Lin et al., arXiv 2305.08891, 3.4).
+
+    Each (B, C, F, h, w); the deviation is a sample's. diffusers' rescale_noise_cfg, without the imports that it
+    comes with.
+    """
+    if not share:
+        return guided
+    axes = tuple(range(1, guided.ndim))
+    same = guided * positive.std(axes, keepdim=True) / guided.std(axes, keepdim=True)
+    return share * same + (1 - share) * guided

@@ -1,9 +1,11 @@
 """Contact sheets: rows of frames with a label above each, as one picture.
 
-Knows pixels and text. Knows nothing of models or files.
+Knows pixels and text. Knows nothing of models.
 """
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -33,3 +35,12 @@ def contact_sheet(rows: Sequence[tuple[str, np.ndarray]], columns: int = 6, fram
             frame = Image.fromarray(clip[index]).resize((frame_width, frame_height), Image.Resampling.LANCZOS)
             sheet.paste(frame, (MARGIN + column * (frame_width + MARGIN), top + label_height))
     return sheet
+
+
+def write_sheet(path: str | os.PathLike[str], picture: Image.Image) -> None:
+    """Write a picture as PNG; the file appears complete or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}")
+    picture.save(aside, format="PNG")
+    aside.replace(path)

@@ -135,7 +135,7 @@ def animate(model: Path, photo: Path, prompt: str, steps: int, animation: Path, 
     from cinemo import CinemoPipeline
     from cinemo.image import read_image
     from cinemo.motion import motion_bucket, motion_score
-    from cinemo.sheet import contact_sheet
+    from cinemo.sheet import contact_sheet, write_sheet
     from cinemo.video import write_video
 
     pipe = CinemoPipeline.from_pretrained(model)
@@ -148,9 +148,7 @@ def animate(model: Path, photo: Path, prompt: str, steps: int, animation: Path, 
         (f'"{prompt}", asked for motion bucket {bucket}, measured {motion_bucket(motion_score(clip))}', clip)
         for bucket, clip in zip(buckets, clips, strict=True)
     ]
-    aside = sheet.with_name(f".{sheet.name}")
-    contact_sheet(rows).save(aside, format="PNG")
-    aside.replace(sheet)
+    write_sheet(sheet, contact_sheet(rows))
 
 
 if __name__ == "__main__":

@@ -132,3 +132,63 @@ def test_info_shows_the_parts_and_the_fingerprint(cinemo: Command, checkpoint: P
 def test_unknown_flags_are_bad_usage(cinemo: Command) -> None:
     assert cinemo("animate", "--nonsense").code == 2
     assert cinemo("no-such-command").code == 2
+
+
+SMALL = ("--height", 64, "--width", 96, "--steps", 1, "--num-frames", 4)
+
+
+def test_a_sweep_writes_a_video_for_each_bucket_and_a_sheet(
+    cinemo: Command, photo: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    model = ("--model", checkpoint, *SMALL)
+    result = cinemo("animate", photo, "--prompt", "x", *model, "--sweep", "0,19", "--output", tmp_path / "s.mp4")
+    assert result.code == 0, result.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s-0.mp4", "s-19.mp4", "s.png"]
+    assert [line.split()[0] for line in result.out.splitlines()[1:3]] == ["0", "19"]
+    refused(cinemo("animate", photo, "--prompt", "x", *model, "--sweep", "0,x"), "--sweep 0,x is no list")
+    refused(cinemo("animate", photo, "--prompt", "x", *model, "--sweep", "0,20"), "motion_bucket 20 is outside")
+    refused(cinemo("animate", photo, "--prompt", "x", *model, "--sweep", "0", "--loop"), "leave out --extend")
+
+
+def test_a_chain_loops_with_the_reference_s_motion(
+    cinemo: Command, photo: Path, checkpoint: Path, moving_video: Path, tmp_path: Path
+) -> None:
+    wish = ("--extend", 1, "--loop", "--reference-video", moving_video, "--scheduler", "dpmsolver++")
+    output = tmp_path / "o.mp4"
+    result = cinemo("animate", photo, "--prompt", "x", "--model", checkpoint, *SMALL, *wish, "--output", output)
+    assert result.code == 0, result.err
+    assert probe(output).num_frames == 2 * (4 + 3) - 2
+    measured = cinemo("score", moving_video, "--num-frames", 4, "--height", 64, "--width", 96, "--json").out
+    bucket = json.loads(measured)["bucket"]
+    assert f"motion bucket {bucket}\n" in result.out
+    assert f"asked for {bucket}\n" in result.out
+    drifts = result.out.splitlines()[-1].split(":")[1].split("(")[0].split(",")
+    assert len([float(drift) for drift in drifts]) == 2
+
+
+def test_edit_takes_two_steps_and_refuses_what_cannot_be_edited(
+    cinemo: Command, photo: Path, checkpoint: Path, moving_video: Path, tmp_path: Path
+) -> None:
+    model = ("--model", checkpoint, *SMALL)
+    frame, output = tmp_path / "frame.png", tmp_path / "o.mp4"
+    assert cinemo("edit", moving_video, *model, "--first-frame", frame).code == 0
+    with Image.open(frame) as picture:
+        assert picture.size == (96, 64)
+    result = cinemo("edit", moving_video, *model, "--image", frame, "--prompt", "x", "--dct-init", "--output", output)
+    assert result.code == 0, result.err
+    assert probe(output).num_frames == 4
+    assert "measured motion bucket" in result.out
+    square = tmp_path / "square.png"
+    Image.open(photo).resize((64, 64)).save(square)
+    with_image = (*model, "--image", frame)
+    cases: list[tuple[tuple[object, ...], str]] = [
+        ((moving_video, *model), "give --image"),
+        ((moving_video, *with_image, "--first-frame", frame), "give --image"),
+        ((moving_video, *model, "--image", square), "edit the frame without changing its aspect"),
+        ((moving_video, *with_image, "--start", 59), "ends before frame"),
+        ((tmp_path / "none.mp4", *with_image), "none.mp4 does not exist"),
+        ((frame, *with_image), "is a still image"),
+        ((moving_video, *with_image, "--dct-init", "--dct-timestep", 1000), "dct_timestep 1000"),
+    ]
+    for arguments, words in cases:
+        refused(cinemo("edit", *arguments, "--output", output), words)

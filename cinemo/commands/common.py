@@ -1,0 +1,87 @@
+"""What several commands need: their common options, a model on a device, the motion of a video.
+
+Imports nothing large: `cinemo --help` answers at once.
+"""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from cinemo.pipeline import CinemoPipeline
+
+
+class Dtype(StrEnum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Vae(StrEnum):
+    auto = "auto"
+    temporal = "temporal"
+    frame = "frame"
+
+
+ModelOption = Annotated[str, typer.Option(help="builtin:tiny, a model directory, or a hub id")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto")]
+OutputOption = Annotated[Path, typer.Option(help="the video to write: .mp4, .gif or .webp")]
+StepsOption = Annotated[int | None, typer.Option(help="denoising steps; default: the model's, or 50")]
+NegativeOption = Annotated[str, typer.Option(help="what should not happen")]
+HeightOption = Annotated[int | None, typer.Option(help="pixels; default: the model's")]
+WidthOption = Annotated[int | None, typer.Option(help="pixels; default: the model's")]
+FpsOption = Annotated[float, typer.Option(help="frames a second of the video")]
+CutoffOption = Annotated[float, typer.Option(help="share of low frequencies taken from the photo, 0..1")]
+VaeOption = Annotated[Vae, typer.Option(help="which VAE, where a model has two")]
+DtypeOption = Annotated[Dtype, typer.Option(help="precision")]
+
+
+def load(model: str, device: str, dtype: str = "float32", vae: str = "auto") -> "CinemoPipeline":
+    """A pipeline on a device; "auto" is the GPU where there is one. Raises ValueError."""
+    import torch
+
+    from cinemo.pipeline import CinemoPipeline
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device {device} is not there: torch sees no GPU; use --device cpu")
+    try:
+        torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device {device} is unknown; use cpu, cuda or auto") from None
+    return CinemoPipeline.from_pretrained(model, getattr(torch, dtype), device, vae)
+
+
+def frame_size(pipe: "CinemoPipeline", height: int | None, width: int | None) -> tuple[int, int]:
+    """(H, W) in pixels that the model animates at. Raises ValueError for a size that it does not take."""
+    from cinemo.arguments import check_size
+    from cinemo.latents import vae_factor
+
+    return check_size(height, width, vae_factor(pipe.vae), pipe.card.sizes)
+
+
+def read_clip(
+    path: Path, start: int, interval: int, num_frames: int, size: tuple[int, int]
+) -> tuple["np.ndarray", int]:
+    """A clip of a video file, uint8 (N, H, W, 3), and its interval: less than asked for where the video is short.
+
+    Raises ValueError.
+    """
+    from cinemo.video import probe, sample_clip
+
+    longest = max(1, (probe(path).num_frames - 1 - start) // (num_frames - 1))
+    step = min(interval, longest)
+    return sample_clip(path, start, step, num_frames, size), step
+
+
+def sentence(frames: "np.ndarray", asked: int) -> str:
+    """Measured and requested motion of an animation, for people."""
+    from cinemo.motion import motion_bucket, motion_score
+
+    score = motion_score(frames)
+    return f"measured motion bucket {motion_bucket(score)} (SSIM {score:.3f}), asked for {asked}"

@@ -1,0 +1,63 @@
+"""One clip's pixels: is the photo kept, are colours kept, is the change smooth.
+
+Knows numpy and scikit-image. Every function takes uint8 (N, H, W, 3), RGB.
+"""
+
+import numpy as np
+from skimage.color import deltaE_cie76, rgb2lab
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+ROUNDING = 0.5  # grey levels: what a still clip's neighbours may differ by when every frame is rounded
+
+
+def first_frame_fidelity(frames: np.ndarray, image: np.ndarray) -> tuple[float, float]:
+    """How well the clip begins with the photo: PSNR in dB and SSIM of frame 0 and image, uint8 (H, W, 3).
+
+    scikit-image's, data range 255 (SSIM with its 7 x 7 window, over RGB). An exact copy has a PSNR of infinity.
+    Raises ValueError when the sizes differ.
+    """
+    if frames.shape[1:] != image.shape:
+        raise ValueError(f"the frames are {frames.shape[1:]} and the image is {image.shape}; fit the image to them")
+    with np.errstate(divide="ignore"):
+        ratio = float(peak_signal_noise_ratio(image, frames[0], data_range=255))
+    return ratio, float(structural_similarity(image, frames[0], channel_axis=-1, data_range=255))
+
+
+def neighbour_difference(frames: np.ndarray) -> np.ndarray:
+    """Mean absolute difference of every frame from the next, in levels: float64 (N - 1,)."""
+    return np.abs(np.diff(frames.astype(np.int16), axis=0)).mean(axis=(1, 2, 3))
+
+
+def abruptness(frames: np.ndarray) -> float:
+    """The largest of the neighbouring-frame differences over their median: 1 is even motion, more is a jump (Fig. 5).
+
+    The median counts as at least half a level, so that a nearly still clip is not called abrupt for its rounding.
+    """
+    differences = neighbour_difference(frames)
+    return float(max(differences.max(), ROUNDING) / max(np.median(differences), ROUNDING))
+
+
+def smoothness(frames: np.ndarray) -> float:
+    """1 when every pixel changes evenly, 0 when each change is undone by the next: 1 - |x' - x''| / (|x'| + |x''|).
+
+    x' and x'' are neighbouring changes of a pixel; sums run over pixels and frames. A still clip is smooth. N >= 3.
+    """
+    changes = np.diff(frames.astype(np.int16), axis=0)
+    before, after = np.abs(changes[:-1]).sum(dtype=np.int64), np.abs(changes[1:]).sum(dtype=np.int64)
+    bends = np.abs(np.diff(changes, axis=0)).sum(dtype=np.int64)
+    return float(1 - bends / (before + after)) if before + after else 1.0
+
+
+def colour_drift(frames: np.ndarray) -> np.ndarray:
+    """Mean CIE Lab distance (CIE76) of the pixels of each frame from those of the first: float64 (N,), 0 first.
+
+    Motion raises it too: compare clips of like motion, or see mean_colour_drift.
+    """
+    lab = rgb2lab(frames)
+    return np.array([deltaE_cie76(lab[0], frame).mean() for frame in lab])
+
+
+def mean_colour_drift(frames: np.ndarray) -> np.ndarray:
+    """CIE Lab distance of each frame's mean colour from the first's: float64 (N,). Hardly sees motion; 2.3 shows."""
+    means = rgb2lab(frames).mean(axis=(1, 2))
+    return np.linalg.norm(means - means[0], axis=-1)
