@@ -36,6 +36,7 @@ def run(config: AnimateConfig, animator: type | None = None) -> dict[str, Any]:
     place = functools.partial(storage.join, output)
     with tracking.start("animate", output, config.tracking_uri, config.model_dump()) as log:
         log.tags({tracking.FINGERPRINT: model.fingerprint, "model": models.plain(config.model)})
+        log.came_from("train", tracking.FINGERPRINT, model.fingerprint)
         wanted = plan.write(config, model, place("catalog"))
         found = listing.survey(output)
         sums: Counter[str] = Counter()
