@@ -12,6 +12,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from pipelines.animate import AnimateConfig
 from pipelines.prepare import PrepareConfig
 from pipelines.serving.settings import ServeSettings
 from pipelines.train import TrainConfig
@@ -22,7 +23,7 @@ from tests.deploy.test_cluster import PROJECT, ROOT, check_builds, check_install
 DEPLOY = ROOT / "docs" / "deploy"
 MANIFESTS = ["rayjob.yaml", "rayservice.yaml"]
 HOME = "/home/ray/cinemo"
-JOBS = {"prepare.py": PrepareConfig, "train.py": TrainConfig}
+JOBS = {"prepare.py": PrepareConfig, "train.py": TrainConfig, "animate.py": AnimateConfig}
 
 
 def read(name: str) -> Any:
