@@ -110,10 +110,10 @@ def test_the_conformance_table_is_what_the_command_prints() -> None:
 def test_help_of_every_command_in_the_documents_knows_its_flags() -> None:
     """Flags that operations.md and the README show for a job are flags of that job."""
     text = README + (ROOT / "docs" / "operations.md").read_text()
-    for job in ("prepare", "train"):
+    for job in ("prepare", "train", "animate"):
         shown = subprocess.run(
             [sys.executable, f"ray_jobs/{job}.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
         ).stdout
-        for command in re.findall(rf"python ray_jobs/{job}\.py([^`]*?)(?:```|\n\n|\npython|\ncinemo)", text):
+        for command in re.findall(rf"python ray_jobs/{job}\.py([^`]*?)(?:```|\n\n|\npython|\ncinemo|\nray)", text):
             for flag in re.findall(r"--[a-z-]+", shlex.quote(command)):
                 assert flag in shown, f"{job}.py has no {flag}"
