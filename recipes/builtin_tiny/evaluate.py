@@ -2,7 +2,7 @@
 
     python recipes/builtin_tiny/evaluate.py --model builtin:tiny --per-move 3
 
-Measures pixels of finished animations with scikit-image. Knows nothing of training or of the U-Net.
+Measures pixels of finished animations (cinemo.metrics). Knows nothing of training or of the U-Net.
 """
 
 import argparse
@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from scipy.stats import spearmanr
-from skimage.color import rgb2gray
-from skimage.registration import phase_cross_correlation
 
 from cinemo.latents import decode_latents, encode_frames
+from cinemo.metrics import flow
+from cinemo.metrics.statistics import motion_fidelity
 from cinemo.motion import motion_bucket, motion_score
 from cinemo.pipeline import CinemoPipeline
 from cinemo.synthetic import plain_caption
@@ -25,7 +24,6 @@ from cinemo.synthetic.images import HELD_OUT_PHOTOS, photo
 MOVES = (("pan", "left"), ("pan", "right"), ("pan", "up"), ("pan", "down"), ("zoom", "in"), ("zoom", "out"))
 BUCKETS = (0, 4, 8, 12, 16, 19)
 SETTINGS: dict[str, Any] = {"num_inference_steps": 10, "guidance_scale": 2.0}  # what suits so small a model
-GAP = 2  # frames between the two that are compared: far enough to see a slow motion, near enough to overlap
 
 
 def fitted_photo(name: str, size: tuple[int, int] = (128, 192)) -> np.ndarray:
@@ -38,36 +36,10 @@ def fitted_photo(name: str, size: tuple[int, int] = (128, 192)) -> np.ndarray:
     return np.asarray(image.resize(size[::-1], Image.Resampling.LANCZOS, box=box))
 
 
-def shift(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """How far the content moved, in pixels (down, right), by phase correlation of two grey pictures (H, W)."""
-    window = np.hanning(before.shape[0])[:, None] * np.hanning(before.shape[1])[None]
-    a, b = (before - before.mean()) * window, (after - after.mean()) * window
-    moved, _, _ = phase_cross_correlation(a, b, upsample_factor=4)
-    return -moved
-
-
-def camera_motion(frames: np.ndarray) -> tuple[float, float, float]:
-    """Motion of the content over a clip, uint8 (N, H, W, 3): pixels right, pixels down, pixels outward.
-
-    The last is the mean, over the four quarters of the frame, of their shift outward; zooming in is positive.
-    """
-    grey = rgb2gray(frames)
-    height, width = grey.shape[1:]
-    total, outward = np.zeros(2), 0.0
-    for before, after in zip(grey[:-GAP:GAP], grey[GAP::GAP], strict=True):
-        total += shift(before, after)
-        for rows, down in ((slice(0, height // 2), -1), (slice(height // 2, height), 1)):
-            for columns, right in ((slice(0, width // 2), -1), (slice(width // 2, width), 1)):
-                part = shift(before[rows, columns], after[rows, columns])
-                outward += float(part[0] * down + part[1] * right) / 4
-    return float(total[1]), float(total[0]), outward
-
-
 def agrees(frames: np.ndarray, kind: str, direction: str) -> bool:
-    """Whether the measured motion has the direction of a pan or zoom; a camera that turns left moves content right."""
-    right, down, outward = camera_motion(frames)
-    measured = {"left": right, "right": -right, "up": down, "down": -down, "in": outward, "out": -outward}[direction]
-    return measured > 0.5  # half a pixel over the whole clip: no motion is no agreement
+    """Whether the optical flow of uint8 (N, H, W, 3) goes the way of a pan or zoom (cinemo.metrics.flow)."""
+    motion, _ = flow.measure(frames)
+    return bool(flow.agrees(motion, kind, direction))
 
 
 def animate_photos(pipe: Any, jobs: Sequence[dict[str, Any]], batch: int, **settings: Any) -> list[np.ndarray]:
@@ -112,8 +84,8 @@ def motion_control(pipe: Any, prompt: str = "the camera pans left", **settings: 
     ]
     measured = [motion_bucket(motion_score(clip)) for clip in animate_photos(pipe, jobs, batch=6, **settings)]
     requested = [job["motion_bucket"] for job in jobs]
-    means = {b: float(np.mean([m for m, r in zip(measured, requested, strict=True) if r == b])) for b in BUCKETS}
-    return float(spearmanr(requested, measured).statistic), means
+    fidelity = motion_fidelity(requested, measured)
+    return fidelity.spearman, {bucket: mean for bucket, (mean, _) in fidelity.by_bucket.items()}
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
