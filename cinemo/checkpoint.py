@@ -4,6 +4,7 @@ Reads the official repository's layout as it is (unet/ vae/ vae_temporal_decoder
 and ours, which adds cinemo.json. Knows files and components. Knows nothing of sampling or training.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -162,11 +163,17 @@ def vae_name(directory: str | os.PathLike[str], kind: str = "auto") -> str:
 def load_vae(
     directory: str | os.PathLike[str], kind: str = "auto", dtype: "torch.dtype | None" = None, device: str = "cpu"
 ) -> Any:
-    """AutoencoderKL or AutoencoderKLTemporalDecoder, in evaluation mode. kind as in vae_name. Raises ValueError."""
-    from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
+    """The autoencoder of a model directory, in evaluation mode. kind as in vae_name. Raises ValueError.
+
+    AutoencoderKLTemporalDecoder, AutoencoderKL, or AutoencoderDC where the configuration says so.
+    """
+    from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderKLTemporalDecoder
 
     name = vae_name(directory, kind)
     cls = AutoencoderKLTemporalDecoder if name == VAES["temporal"] else AutoencoderKL
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # what is wrong with the files, load_part says
+        if json.loads((Path(directory) / name / "config.json").read_text())["_class_name"] == AutoencoderDC.__name__:
+            cls = AutoencoderDC
     return load_part(cls, Path(directory) / name, dtype).to(device).eval()
 
 

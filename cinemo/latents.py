@@ -10,15 +10,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLTemporalDecoder
+from diffusers import AutoencoderDC, AutoencoderKLTemporalDecoder
 from torch import Tensor
 
 logger = logging.getLogger("cinemo")
 
 
+NO_WIDTH = -30.0  # log-variance of an autoencoder that has no posterior; diffusers' own lower bound
+
+
 def vae_factor(vae: Any) -> int:
     """Pixels a latent cell, per side."""
-    return int(2 ** (len(vae.config.block_out_channels) - 1))
+    blocks = vae.config.encoder_block_out_channels if is_plain(vae) else vae.config.block_out_channels
+    return int(2 ** (len(blocks) - 1))
+
+
+def is_plain(vae: Any) -> bool:
+    """Whether it is an autoencoder without a posterior: a picture has one latent, not a distribution of them."""
+    return isinstance(vae, AutoencoderDC)
 
 
 def encode_pixels(vae: Any, pixels: Tensor) -> Tensor:
@@ -36,7 +45,11 @@ def encode_posterior(vae: Any, pixels: Tensor, chunk: int = 16) -> tuple[Tensor,
     A draw is mean + exp(log-variance / 2) * noise. chunk: pictures that the VAE takes at once.
     """
     scale = vae.config.scaling_factor
-    parts = [vae.encode(part).latent_dist for part in pixels.to(vae.device, vae.dtype).split(chunk)]
+    encoded = [vae.encode(part) for part in pixels.to(vae.device, vae.dtype).split(chunk)]
+    if is_plain(vae):
+        mean = torch.cat([part.latent for part in encoded]) * scale
+        return mean, torch.full_like(mean, NO_WIDTH)
+    parts = [part.latent_dist for part in encoded]
     logvar = torch.cat([part.logvar for part in parts]) + 2 * math.log(scale)
     return torch.cat([part.mean for part in parts]) * scale, logvar
 

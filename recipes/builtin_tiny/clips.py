@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderDC
 from torch import Tensor
 from transformers import CLIPTokenizer
 
@@ -52,11 +52,10 @@ def mean_ssim(frames: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, frames: Tensor) -> Tensor:
+def encode(vae: AutoencoderDC, frames: Tensor) -> Tensor:
     """uint8 (B, N, H, W, 3) -> scaled latents (B, C, N, h, w) in float16."""
     pixels = frames.flatten(0, 1).permute(0, 3, 1, 2).float() / 127.5 - 1
-    with torch.autocast(frames.device.type, torch.bfloat16):
-        parts = [vae.encode(part).latent_dist.mean for part in pixels.split(ENCODE_CHUNK)]
+    parts = [vae.encode(part).latent for part in pixels.split(ENCODE_CHUNK)]
     latents = torch.cat(parts).float() * vae.config.scaling_factor
     return latents.half().unflatten(0, frames.shape[:2]).transpose(1, 2)
 
@@ -70,7 +69,7 @@ class ClipPool:
 
     def __init__(
         self,
-        vae: AutoencoderKL,
+        vae: AutoencoderDC,
         tokenizer: CLIPTokenizer,
         kinds: tuple[str, ...],
         cells: tuple[int, int],

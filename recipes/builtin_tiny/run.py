@@ -2,8 +2,8 @@
 
     python recipes/builtin_tiny/run.py --out out/tiny --minutes 9
 
-Does what is due next: the VAE until it has seen its share, then the U-Net; every call continues where the last one
-stopped. Knows what fits a CPU and what fits a GPU.
+Does what is due next: the autoencoder until it has seen its share, then the U-Net; every call continues where the last
+one stopped. Knows what fits a CPU and what fits a GPU.
 """
 
 import argparse
@@ -18,27 +18,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a file, P
 
 from recipes.builtin_tiny.common import pick_device
 from recipes.builtin_tiny.export import load_pipeline, write_sheet
+from recipes.builtin_tiny.train_autoencoder import train_autoencoder
 from recipes.builtin_tiny.train_unet import train_unet
-from recipes.builtin_tiny.train_vae import train_vae
 
 
 @dataclass(frozen=True)
 class Plan:
     """How much of everything. Samples are counted from the very start, over all calls."""
 
-    vae_whole: int  # samples of encoder and decoder together
-    vae_samples: int  # the rest trains the decoder alone
-    vae_batch: int
+    autoencoder_samples: int
+    autoencoder_batch: int
     unet_samples: int
     unet_batch: int
     reuse: float  # uses of a clip: making one is dear on a CPU and cheap on a GPU
 
 
 PLANS = {
-    "cpu": Plan(vae_whole=32_000, vae_samples=85_000, vae_batch=16, unet_samples=27_600, unet_batch=8, reuse=6),
-    "cuda": Plan(
-        vae_whole=900_000, vae_samples=1_000_000, vae_batch=128, unet_samples=1_000_000, unet_batch=64, reuse=3
-    ),
+    "cpu": Plan(autoencoder_samples=60_000, autoencoder_batch=16, unet_samples=60_000, unet_batch=8, reuse=3),
+    "cuda": Plan(autoencoder_samples=500_000, autoencoder_batch=64, unet_samples=1_000_000, unet_batch=64, reuse=3),
 }
 
 
@@ -57,9 +54,9 @@ def main() -> None:
     def minutes_left() -> float:
         return (deadline - time.monotonic()) / 60
 
-    seen = train_vae(out, minutes_left(), plan.vae_whole, plan.vae_samples, plan.vae_batch)
-    print(f"vae: {seen} of {plan.vae_samples} samples", flush=True)
-    if seen < plan.vae_samples or minutes_left() < 0:
+    seen = train_autoencoder(out, minutes_left(), plan.autoencoder_samples, plan.autoencoder_batch)
+    print(f"autoencoder: {seen} of {plan.autoencoder_samples} samples", flush=True)
+    if seen < plan.autoencoder_samples or minutes_left() < 0:
         return
     seen = train_unet(out, minutes_left(), plan.unet_samples, plan.unet_batch, plan.reuse)
     print(f"unet: {seen} of {plan.unet_samples} samples", flush=True)

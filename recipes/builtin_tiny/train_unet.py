@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler
+from diffusers import AutoencoderDC, DDIMScheduler
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -20,7 +20,7 @@ from cinemo.unet import CinemoUNet
 from recipes.builtin_tiny.clips import ClipPool
 from recipes.builtin_tiny.common import Log, Training, learning_rate, load_checkpoint, pick_device, save_checkpoint
 from recipes.builtin_tiny.text import WIDTH, make_text_encoder, write_tokenizer
-from recipes.builtin_tiny.train_vae import load_vae
+from recipes.builtin_tiny.train_autoencoder import load_autoencoder
 
 WARMUP = 500  # samples
 SAVE_SECONDS = 120.0
@@ -84,7 +84,7 @@ def make_unet(latent_channels: int, channels: tuple[int, ...] = (64, 128, 128)) 
     return unet
 
 
-def make_models(vae: AutoencoderKL) -> tuple[CLIPTokenizer, CLIPTextModel, CinemoUNet]:
+def make_models(vae: AutoencoderDC) -> tuple[CLIPTokenizer, CLIPTextModel, CinemoUNet]:
     """Tokenizer, text encoder and U-Net at their start, the same every time."""
     torch.manual_seed(0)
     with TemporaryDirectory() as folder:
@@ -100,9 +100,9 @@ def named_parameters(text_encoder: nn.Module, unet: nn.Module) -> list[tuple[str
     ]
 
 
-def load_trained(out: Path) -> tuple[AutoencoderKL, CLIPTokenizer, CLIPTextModel, CinemoUNet, int]:
+def load_trained(out: Path) -> tuple[AutoencoderDC, CLIPTokenizer, CLIPTextModel, CinemoUNet, int]:
     """VAE, tokenizer, text encoder, U-Net with averaged weights, and samples seen. Raises ValueError without any."""
-    vae = load_vae(out)
+    vae = load_autoencoder(out)
     tokenizer, text_encoder, unet = make_models(vae)
     saved = load_checkpoint(out / "unet")
     if not saved:
@@ -125,12 +125,12 @@ def train_unet(
 ) -> int:
     """Train for at most `minutes` or until `total` samples were seen since the very start; returns samples seen.
 
-    Continues from out/unet where that exists; needs out/vae. base_batch: clips a step in the last
+    Continues from out/unet where that exists; needs out/autoencoder. base_batch: clips a step in the last
     lesson, more in the earlier ones. reuse: how often a clip is used on average.
     """
     deadline = time.monotonic() + 60 * minutes
     device = pick_device()
-    vae = load_vae(out).to(device, memory_format=torch.channels_last)
+    vae = load_autoencoder(out).to(device, memory_format=torch.channels_last)
     tokenizer, text_encoder, unet = make_models(vae)
     text_encoder.to(device).train()
     unet.to(device).train()

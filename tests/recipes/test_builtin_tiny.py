@@ -12,8 +12,8 @@ from recipes.builtin_tiny.clips import mean_ssim
 from recipes.builtin_tiny.common import MAX_FILE_BYTES, Training, load_checkpoint, save_checkpoint
 from recipes.builtin_tiny.evaluate import agrees, fitted_photo
 from recipes.builtin_tiny.export import write_model
+from recipes.builtin_tiny.train_autoencoder import load_pictures, make_autoencoder, start_linear, train_autoencoder
 from recipes.builtin_tiny.train_unet import Lesson, train_unet
-from recipes.builtin_tiny.train_vae import train_vae
 
 LESSONS = (
     Lesson(0.5, ("pan",), (4, 6), 2, 2.0, 1, 0.0, 1.0),
@@ -26,19 +26,39 @@ def trained(tmp_path_factory):
     """Checkpoints after three steps of each stage, the third in a second call."""
     out = tmp_path_factory.mktemp("tiny")
     for total in (4, 6):
-        assert train_vae(out, minutes=5, whole=4, total=total, batch=2, pictures=4) == total
+        assert train_autoencoder(out, minutes=5, total=total, batch=2, pictures=4) == total
     for total in (4, 6):
         seen = train_unet(out, minutes=5, total=total, base_batch=2, reuse=4, curriculum=LESSONS, capacity=4)
         assert seen == total
     return out
 
 
-@pytest.mark.parametrize("stage", ["vae", "unet"])
+@pytest.mark.parametrize("stage", ["autoencoder", "unet"])
 def test_a_second_call_continues_from_the_checkpoint(trained, stage):
     saved = load_checkpoint(trained / stage)
     assert saved["counters"].tolist() == [6, 3]
-    assert stage == "vae" or any(name.startswith("exp_avg_sq.") for name in saved)
+    assert stage == "autoencoder" or any(name.startswith("exp_avg_sq.") for name in saved)
     assert all(bool(torch.isfinite(tensor).all()) for tensor in saved.values())
+
+
+def test_the_autoencoder_starts_as_the_principal_components_of_blocks():
+    pictures = load_pictures(8, torch.device("cpu"))
+    autoencoder = make_autoencoder().eval()
+    start_linear(autoencoder, pictures)
+
+    def to_rows(pixels: torch.Tensor) -> np.ndarray:  # of 8 x 8 blocks
+        return torch.nn.functional.unfold(pixels, 8, stride=8).transpose(1, 2).reshape(-1, 192).double().numpy()
+
+    photos = [part[::2, :, : part.shape[2] // 8 * 8, : part.shape[3] // 8 * 8] / 127.5 - 1 for part in pictures[:2]]
+    rows = np.concatenate([to_rows(photo) for photo in photos])
+    middle = rows.mean(0)
+    basis = np.linalg.svd(rows - middle, full_matrices=False)[2][:20]
+    image = torch.tensor(fitted_photo("coffee.png")).permute(2, 0, 1)[None] / 127.5 - 1
+    expected = (to_rows(image) - middle) @ basis.T @ basis + middle
+    with torch.no_grad():
+        found = to_rows(autoencoder.decode(autoencoder.encode(image).latent).sample)
+    assert np.abs(found - expected).max() < 0.02  # of a range of 2: the last norm changes bright pixels a little
+    assert np.sqrt(np.square(found - expected).mean()) < 0.005
 
 
 def test_checkpoint_files_can_travel(trained):
