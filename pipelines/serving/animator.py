@@ -189,6 +189,7 @@ class Animator:
                 "id": job.id,
                 "model": self.name,
                 "model_fingerprint": self.fingerprint,
+                "model_lineage": self.pipe.card.lineage,
                 "request": job.request,
                 "versions": versions,
                 "attempt": job.attempt,

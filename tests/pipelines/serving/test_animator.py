@@ -71,6 +71,7 @@ def test_a_batch_of_four_gives_the_videos_of_four_single_calls(animator: Animato
         sidecar = storage.read_json(storage.join(animator.videos, results.name(job.id, 1, "sidecar")))
         assert sidecar["request"] == job.request
         assert sidecar["model_fingerprint"] == animator.fingerprint
+        assert sidecar["model_lineage"] == animator.pipe.card.lineage
         assert sidecar["motion_score"] == one["motion_score"]
         ended = animator.store.get(job.id)
         assert ended is not None
