@@ -59,11 +59,14 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def start(folder: Path, token: bool) -> Iterator[Head]:
-    """A head with four logical CPUs, in a process of this one, which alone is stopped in the end. folder: its home."""
+def start(folder: Path, token: bool, **more: str) -> Iterator[Head]:
+    """A head with four logical CPUs, in a process of this one, which alone is stopped in the end.
+
+    folder: its home. more: environment variables of the cluster.
+    """
     left_out = ("PYTHONPATH", "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
     environment = {key: value for key, value in os.environ.items() if key not in left_out}
-    environment |= {"HOME": str(folder), "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    environment |= {"HOME": str(folder), "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"} | more
     headers = None
     if token:
         secret = secrets.token_hex(32)

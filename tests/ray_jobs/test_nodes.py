@@ -2,14 +2,17 @@
 
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from cinemo.synthetic import write_clips
+from cinemo.synthetic.images import photo
 from pipelines import train
+from tests.pipelines.conftest import rows
 from tests.ray_jobs import jobs
 
 pytestmark = pytest.mark.ray
@@ -17,22 +20,58 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A head and one more node, of one CPU each, as processes of this machine, that ask for a token."""
+    """A head, to which nodes are added, as processes of this machine, that ask for a token."""
     (tmp_path / "token").write_text(secrets.token_hex(32))
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    cluster.add_node(num_cpus=1)
     yield cluster
     cluster.shutdown()
+
+
+def lose_a_node(cluster: Any, job: Any, begun: Callable[[], object]) -> dict[str, Any]:
+    """Take a node away as a power cut does, once `begun` holds; the summary of the job, which ends all the same."""
+    jobs.wait_until(job, begun)
+    cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+    code, summary, errors = jobs.finish(job)
+    assert code == 0, errors
+    return summary
+
+
+@pytest.mark.long
+def test_a_preparation_and_a_catalog_each_lose_one_of_two_nodes_and_finish(
+    cluster: Any, tmp_path: Path, checkpoint: Path
+) -> None:
+    for _ in range(2):
+        cluster.add_node(num_cpus=2)
+    write_clips(tmp_path / "v", 16, size=(64, 96), num_frames=60)
+    flags = ["--input", "v", "--output", "ds", "--model", str(checkpoint), "--num-frames", "4", "--height", "64"]
+    flags += ["--width", "64", "--clips-per-video", "4", "--clips-per-file", "1", "--encoders", "2"]
+    ds, out = tmp_path / "ds", tmp_path / "out"
+    job = jobs.start("prepare", tmp_path, *flags, address=cluster.address)
+    summary = lose_a_node(cluster, job, lambda: list(ds.glob("data/part-*")))
+    made = rows(ds)
+    assert summary["counts"]["clips"] == len(made) == len({row["clip_id"] for row in made}) == 64
+    assert not summary["counts"]["rejects"]
+
+    cluster.add_node(num_cpus=2)
+    (tmp_path / "photos").mkdir()
+    for number in range(12):
+        Image.fromarray(photo("coffee.png")[number:]).save(tmp_path / "photos" / f"{number}.png")
+    flags = ["--catalog", "photos", "--output", "out", "--prompt", "a photo", "--num-inference-steps", "4"]
+    job = jobs.start("animate", tmp_path, *flags, "--min-replicas", "2", address=cluster.address)
+    summary = lose_a_node(cluster, job, lambda: list(out.glob("videos/*.json")))
+    assert summary["counts"] == {"rows": 12, "listed": 12, "videos": 12, "rejected": 0, "rejects": {}}
+    assert len(list(out.glob("videos/*.mp4"))) == 12
 
 
 @pytest.mark.long
 def test_a_training_loses_a_node_goes_on_with_one_worker_and_grows_when_a_node_comes(
     cluster: Any, tmp_path: Path, checkpoint: Path
 ) -> None:
+    cluster.add_node(num_cpus=1)
     write_clips(tmp_path / "v", 6, size=(64, 96), num_frames=60)
     small = ["--num-frames", "4", "--height", "64", "--width", "64", "--clips-per-video", "2"]
     code, _, errors = jobs.finish(
