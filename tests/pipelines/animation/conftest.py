@@ -1,0 +1,72 @@
+"""What the tests of the catalog job share: photos, a catalog of them, settings that are quick, rows without Ray."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage.data import astronaut
+
+from pipelines import manifest
+from pipelines.animation import config as configs
+from pipelines.animation import flow, plan, rows
+from pipelines.animation.config import AnimateConfig
+
+# Few steps, few frames and the fewest cells: a video takes less than a second.
+QUICK: dict[str, Any] = {"size": "64x64", "num_frames": 4, "num_inference_steps": 2, "guidance_scale": 1.0}
+
+
+def write_photo(path: Path, number: int) -> Path:
+    """One of many different photos."""
+    top, left = 10 * (number % 30), 7 * (number // 30)
+    Image.fromarray(astronaut()[top : top + 96, left : left + 120]).save(path)
+    return path
+
+
+def write_catalog(path: Path, lines: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+@pytest.fixture
+def config(tmp_path: Path, checkpoint: Path) -> AnimateConfig:
+    """Three rows, each with a photo and a prompt of its own."""
+    lines = []
+    for number in range(3):
+        write_photo(tmp_path / f"{number}.png", number)
+        lines.append({"image": f"{number}.png", "prompt": f"prompt {number}", "seed": number})
+    catalog = write_catalog(tmp_path / "catalog.jsonl", lines)
+    made = AnimateConfig(catalog=catalog, output=str(tmp_path / "out"), model=str(checkpoint), batch=2, **QUICK)
+    return configs.placed(made)
+
+
+def tasks_of(config: AnimateConfig) -> list[dict[str, Any]]:
+    """The rows of OUT/catalog, in the catalog's order."""
+    planned = plan.write(config, configs.examine(config), f"{config.output}/catalog")
+    slices = manifest.slices(planned.files).to_pylist()
+    return sorted((task for part in slices for task in manifest.read_slice(**part)), key=lambda task: task["row"])
+
+
+def directly(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
+
+
+def ready(config: AnimateConfig) -> list[dict[str, Any]]:
+    """The rows of a catalog with their pixels."""
+    made = configs.made_with(config, configs.examine(config))
+    return [rows.prepare(task, made, directly) for task in tasks_of(config)]
+
+
+def make_animator(config: AnimateConfig, ledger: flow.Ledger | None = None) -> Any:
+    from pipelines.animation.animator import Animator
+
+    ledger = ledger or flow.Ledger()
+    facts = {"model": config.model, "model_fingerprint": "f" * 64, "model_lineage": {}}
+    return Animator(config, facts, ledger.begin, ledger.attempts)
+
+
+def frames_of(row: dict[str, Any]) -> np.ndarray:
+    return np.frombuffer(row["frames"], np.uint8).reshape(4, 64, 64, 3)
