@@ -1,4 +1,4 @@
-"""cluster.yaml and its variant: Ray's launcher and AWS's API take them, and what they install is there."""
+"""cluster.yaml and its variant: Ray's launcher takes them, on a simulated AWS too, and what they install is there."""
 
 import copy
 import functools
@@ -86,23 +86,38 @@ def test_there_are_the_workers_that_the_jobs_ask_for() -> None:
     assert config["max_workers"] >= sum(kind["max_workers"] for kind in workers.values())
 
 
-def test_amazons_api_takes_the_node_types() -> None:
-    """Against botocore's description of RunInstances: names, types and the closed lists of values."""
-    import botocore.session
-    from botocore.validate import ParamValidator
+def test_rays_launcher_starts_every_node_type_on_a_simulated_amazon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """moto answers as EC2 and IAM do, and botocore checks every call; an account in which Ray was used before."""
+    monkeypatch.setenv("HOME", str(tmp_path))  # for the key that Ray makes
+    (tmp_path / ".ssh").mkdir()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    import boto3
+    from moto import mock_aws
+    from ray.autoscaler._private.aws.config import bootstrap_aws
+    from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+    from ray.autoscaler._private.util import prepare_config
 
-    config = read("cluster.yaml")
-    session = botocore.session.get_session()
-    shape = session.get_service_model("ec2").operation_model("RunInstances").input_shape
-    for name, kind in config["available_node_types"].items():
-        given = {**kind["node_config"], "MinCount": 1, "MaxCount": 1}  # which Ray adds
-        report = ParamValidator().validate(given, shape)
-        assert not report.has_errors(), f"{name}: {report.generate_report()}"
-        assert given["InstanceType"] in shape.members["InstanceType"].enum
-        market = given.get("InstanceMarketOptions", {"MarketType": "spot"})
-        assert market["MarketType"] in shape.members["InstanceMarketOptions"].members["MarketType"].enum
-    regions = session.get_available_regions("ec2")
-    assert config["provider"]["region"] in regions
+    role = "ray-autoscaler-v1"
+    with mock_aws():
+        iam = boto3.client("iam")
+        iam.create_role(RoleName=role, AssumeRolePolicyDocument="{}")
+        iam.create_instance_profile(InstanceProfileName=role)
+        iam.add_role_to_instance_profile(InstanceProfileName=role, RoleName=role)
+        config = bootstrap_aws(prepare_config(read("cluster.yaml")))
+        provider = AWSNodeProvider(config["provider"], config["cluster_name"])
+        ec2 = boto3.client("ec2", region_name=config["provider"]["region"])
+        for name, kind in config["available_node_types"].items():
+            wanted = kind["node_config"]
+            (node,) = provider.create_node(wanted, {"ray-user-node-type": name}, 1)
+            (made,) = ec2.describe_instances(InstanceIds=[node])["Reservations"][0]["Instances"]
+            assert made.get("InstanceLifecycle") == ("spot" if "InstanceMarketOptions" in wanted else None)
+            (machine,) = ec2.describe_instance_types(InstanceTypes=[made["InstanceType"]])["InstanceTypes"]
+            gpus = sum(gpu["Count"] for gpu in machine.get("GpuInfo", {}).get("Gpus", []))
+            has = {"CPU": machine["VCpuInfo"]["DefaultVCpus"]} | ({"GPU": gpus} if gpus else {})
+            assert kind["resources"] == (has if name != config["head_node_type"] else {"CPU": 0})
 
 
 @pytest.mark.parametrize("name", FILES)
