@@ -1,7 +1,5 @@
 """The page in a real browser: choose a photo, animate it, see the video play, cancel another."""
 
-import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,12 +9,10 @@ import uvicorn
 
 from pipelines.serving.animator import Animator
 from pipelines.serving.settings import ServeSettings
+from tests.browser import chromium, until
 from tests.pipelines.serving.conftest import application, free_port, in_thread, png
 
 pytestmark = pytest.mark.long
-FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-         "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
-         "--window-size=1400,1100")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -32,27 +28,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    from selenium import webdriver
-
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("no Chromium here (Debian: apt-get install chromium chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
-    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    yield browser
-    browser.quit()
-
-
-def until(happened: Any, seconds: float = 60) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (value := happened()):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    return value
+    with chromium(tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
 
 
 def test_a_photo_is_animated_and_plays_and_another_is_cancelled(browser: Any, address: str, tmp_path: Path) -> None:
