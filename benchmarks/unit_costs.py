@@ -2,9 +2,10 @@
 
     python benchmarks/unit_costs.py [--model builtin:tiny] [--device auto] [--steps N] [--repeats 5] [--price 0.05]
 
-One process, and one thread on a CPU: seconds of a core, or of a GPU and the core beside it. The jobs' own overhead is
-in benchmarks/prepare.py and train.py. The table of docs/operations.md is what this prints; --price is of an hour of a
-core or a GPU, and gives the cost of 1,000. Medians, with the extremes behind them. Two minutes on a core.
+One process, and one thread on a CPU: seconds of a core (CPU time, which others on the machine do not lengthen), or of
+a GPU and the core beside it (by the clock). The jobs' own overhead is in benchmarks/prepare.py and train.py. The table
+of docs/operations.md is what this prints; --price is of an hour of a core or a GPU, and gives the cost of 1,000.
+Medians, with the extremes behind them. Two minutes on a core.
 """
 
 import os
@@ -30,16 +31,22 @@ sys.path.insert(0, str(ROOT))
 CLIPS_PER_VIDEO = 4
 
 
-def seconds_of(call: Callable[[], object], repeats: int) -> list[float]:
+def clock(device: str) -> float:
+    """Seconds: of this process's work on a CPU; by the clock, once its work is done, on a GPU."""
+    if device == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def seconds_of(call: Callable[[], object], device: str, repeats: int) -> list[float]:
     """Seconds of each call, one before them untimed."""
     call()
     seconds = []
     for _ in range(repeats):
-        began = time.perf_counter()
+        began = clock(device)
         call()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
+        seconds.append(clock(device) - began)
     return seconds
 
 
@@ -55,10 +62,12 @@ def measure_clips(model: str, device: str, folder: Path, repeats: int) -> tuple[
     decode_s, encode_s, rows = [], [], []
     for path in sorted(videos.iterdir()):
         for span in clips.make_spans({"uri": str(path), "caption": "", "fault": None}, config, size):
-            row = encoder.encode(clips.decode({"reason": None, **span}, config, size))
-            decode_s.append(row["decode_s"] + row["score_s"])
-            encode_s.append(row["encode_s"])
-            rows.append({"reason": None, **row})
+            began = clock("cpu")
+            row = clips.decode({"reason": None, **span}, config, size)
+            decode_s.append(clock("cpu") - began)
+            began = clock(device)
+            rows.append(encoder.encode(row))
+            encode_s.append(clock(device) - began)
     parts.write(rows, str(folder / "dataset"), config.num_frames, size)
     stored = sum(path.stat().st_size for path in (folder / "dataset").rglob("*.parquet"))
     skip = CLIPS_PER_VIDEO  # the first video loads and compiles
@@ -89,7 +98,7 @@ def measure_training(model: str, device: str, repeats: int) -> list[float]:
         optimizer.step()
         optimizer.zero_grad()
 
-    return [seconds / 4 for seconds in seconds_of(step, repeats)]
+    return [seconds / 4 for seconds in seconds_of(step, device, repeats)]
 
 
 def measure_videos(
@@ -111,7 +120,7 @@ def measure_videos(
         frames[:] = pipe(picture, "the camera pans left", **wishes).frames
         write_video(folder / "video.mp4", frames[0])
 
-    short, whole = seconds_of(lambda: animate(few), repeats), seconds_of(lambda: animate(many), repeats)
+    short, whole = (seconds_of(lambda count=count: animate(count), device, repeats) for count in (few, many))
     step = [(long - brief) / (many - few) for long, brief in zip(whole, short, strict=True)]
     rest = [brief - few * one for brief, one in zip(short, step, strict=True)]
     costs = {f"a video in {many} steps": whole, "a step of it": step, "the rest of it": rest}

@@ -4,7 +4,6 @@ import contextlib
 import os
 import secrets
 import shlex
-import signal
 import socket
 import subprocess
 import sys
@@ -102,12 +101,10 @@ def wait_until_up(address: str, process: "subprocess.Popen[bytes]", headers: dic
 
 
 def stop(process: "subprocess.Popen[bytes]") -> None:
-    """End `ray start --block`, which ends what it started; and then what is left of that."""
+    """Kill `ray start --block` and what it started, and nothing else: `ray stop` would end every cluster here."""
     below = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-    process.send_signal(signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=30)
-    for child in below:
+    for one in (process, *below):
         with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-    psutil.wait_procs(below, timeout=10)
+            one.kill()
+    process.wait()
+    psutil.wait_procs(below, timeout=30)
