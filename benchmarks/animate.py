@@ -70,7 +70,7 @@ def plain_loop(catalog: Path, output: Path) -> float:
     model = configs.examine(config)
     ledger = flow.Ledger()
     facts = {"model": config.model, "model_fingerprint": model.fingerprint, "model_lineage": model.card.lineage}
-    animator = Animator(config, facts, ledger.begin, ledger.attempts)
+    animator = Animator(config, facts, ledger)
     rows.warm_up()
     began = time.perf_counter()
     planned = plan.write(config, model, f"{output}/catalog")

@@ -8,7 +8,7 @@ some processes, which a ledger counts.
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -25,19 +25,19 @@ from pipelines.animation.config import AnimateConfig
 from pipelines.animation.records import Reason, reject, table
 
 Row = dict[str, Any]
-Count = Callable[[list[str]], list[int]]
-ATTEMPTS = 5  # processes that a row may bring down, or that may die of something else while they work on it
+DEATHS = 5  # of processes that worked on a row by itself, of it or of something else, before it is given up
 _PEAK_DB = 100.0  # PSNR of equal pictures, which has no number
+
+
+class DeadlyError(Exception):
+    """A row that too many processes did not survive."""
 
 
 class Animator:
     """One replica; the model is loaded once."""
 
-    def __init__(self, config: AnimateConfig, facts: dict[str, Any], begin: Count, attempts: Count) -> None:
-        """config: `placed`. facts: of every sidecar.
-
-        begin: ids -> how often each was begun, this time included; attempts: the same, without beginning it.
-        """
+    def __init__(self, config: AnimateConfig, facts: dict[str, Any], ledger: Any) -> None:
+        """config: `placed`. facts: of every sidecar. ledger: a flow.Ledger, or what stands for it in this process."""
         if not config.num_gpus:
             keep_freed_memory()  # a process that does nothing else, and needs as much for every video
         device = "cuda" if config.num_gpus else "cpu"
@@ -46,7 +46,7 @@ class Animator:
         )
         self.pipe.set_progress_bar_config(disable=True)
         self.batch, self.output, self.facts = config.most, config.output, facts
-        self.begin, self.attempts = begin, attempts
+        self.ledger = ledger
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         """Rows with pixels -> rows with frames and no pixels, or rejects; rows without pixels pass through."""
@@ -65,26 +65,37 @@ class Animator:
     def animate(self, rows: Sequence[Row]) -> Iterator[Row]:
         """Rows of one shape -> rows with frames, or rejects."""
         names = [row["id"] for row in rows]
-        if len(rows) > 1 and not any(self.attempts(names)):  # else one of them brought a process down
-            self.begin(names)
-            try:
-                yield from self.make(rows)
+        if len(rows) > 1 and not self.ledger.died(names):
+            made = self.attempt(rows)
+            if not isinstance(made, Exception):
+                yield from made
                 return
-            except OSError:  # the storage, and no row's fault
-                raise
-            except Exception:
-                self.recover()
         for row in rows:
-            if self.begin([row["id"]])[0] > ATTEMPTS:
-                yield reject(row, "animate", Reason.CRASHED, f"{ATTEMPTS} processes died while they worked on it")
-                continue
-            try:
-                yield from self.make([row])
-            except OSError:
-                raise
-            except Exception as error:
-                self.recover()
-                yield reject(row, "animate", Reason.FAILED, f"{type(error).__name__}: {str(error).splitlines()[0]}")
+            made = self.attempt([row])
+            if isinstance(made, DeadlyError):
+                yield reject(row, "animate", Reason.CRASHED, str(made))
+            elif isinstance(made, Exception):
+                yield reject(row, "animate", Reason.FAILED, f"{type(made).__name__}: {first_line(made)}")
+            else:
+                yield from made
+
+    def attempt(self, rows: Sequence[Row]) -> list[Row] | Exception:
+        """What `make` returns or raises, and a DeadlyError for what too many processes did not survive.
+
+        Raises OSError: the storage fails, which is no row's fault.
+        """
+        names = [row["id"] for row in rows]
+        try:
+            if max(self.ledger.begin(names)) >= DEATHS:
+                return DeadlyError(f"{DEATHS} processes died while they worked on it")
+            return self.make(rows)
+        except OSError:
+            raise
+        except Exception as error:
+            self.recover()
+            return error
+        finally:
+            self.ledger.end(names)
 
     @torch.no_grad()
     def make(self, rows: Sequence[Row]) -> list[Row]:
@@ -149,6 +160,11 @@ class Animator:
             torch.zeros(1, device=self.pipe.device).item()
         except Exception:
             os._exit(1)
+
+
+def first_line(error: Exception) -> str:
+    """Of what an error says, which may be nothing."""
+    return next(iter(str(error).splitlines()), "")
 
 
 def psnr(frame: np.ndarray, pixels: np.ndarray) -> float:

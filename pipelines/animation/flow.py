@@ -25,7 +25,7 @@ _BLOCK = 1 << 20  # bytes
 
 
 class Ledger:
-    """What the processes of a job must agree on: who makes which video, and how often each was begun."""
+    """What the processes of a job must agree on: who makes which video, and whom it brought down."""
 
     def __init__(self) -> None:
         self.owner: dict[str, str] = {}  # id -> key of the row that makes it
@@ -36,31 +36,52 @@ class Ledger:
         return [self.owner.setdefault(name, key) == key for name, key in zip(names, keys, strict=True)]
 
     def begin(self, names: list[str]) -> list[int]:
-        """Count a process that begins to work on these; returns how many have."""
+        """A process begins to work on these; returns how many began before and did not come back."""
+        before = [self.begun.get(name, 0) for name in names]
         for name in names:
             self.begun[name] = self.begun.get(name, 0) + 1
-        return self.attempts(names)
+        return before
 
-    def attempts(self, names: list[str]) -> list[int]:
-        """How many processes have begun to work on each."""
-        return [self.begun.get(name, 0) for name in names]
+    def end(self, names: list[str]) -> None:
+        """It came back, with a video or without."""
+        for name in names:
+            self.begun.pop(name, None)
+
+    def died(self, names: list[str]) -> int:
+        """How many processes began to work on one of these and did not come back, or not yet."""
+        return sum(self.begun.get(name, 0) for name in names)
+
+
+class RemoteLedger:
+    """The job's ledger, as another process sees it."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+
+    def begin(self, names: list[str]) -> list[int]:
+        """As Ledger."""
+        import ray
+
+        return list(ray.get(self.actor.begin.remote(names)))
+
+    def end(self, names: list[str]) -> None:
+        """As Ledger; nobody waits for it."""
+        self.actor.end.remote(names)
+
+    def died(self, names: list[str]) -> int:
+        """As Ledger."""
+        import ray
+
+        return int(ray.get(self.actor.died.remote(names)))
 
 
 class Replica:
     """An animator in an actor of its own, with the job's ledger."""
 
     def __init__(self, config: AnimateConfig, facts: dict[str, Any], ledger: Any) -> None:
-        import ray
-
         from pipelines.animation.animator import Animator
 
-        def begin(names: list[str]) -> list[int]:
-            return list(ray.get(ledger.begin.remote(names)))
-
-        def attempts(names: list[str]) -> list[int]:
-            return list(ray.get(ledger.attempts.remote(names)))
-
-        self.animate = Animator(config, facts, begin, attempts)
+        self.animate = Animator(config, facts, RemoteLedger(ledger))
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         """Blocks as Animator takes and gives them."""

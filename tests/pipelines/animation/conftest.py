@@ -65,7 +65,7 @@ def make_animator(config: AnimateConfig, ledger: flow.Ledger | None = None) -> A
 
     ledger = ledger or flow.Ledger()
     facts = {"model": config.model, "model_fingerprint": "f" * 64, "model_lineage": {}}
-    return Animator(config, facts, ledger.begin, ledger.attempts)
+    return Animator(config, facts, ledger)
 
 
 def frames_of(row: dict[str, Any]) -> np.ndarray:

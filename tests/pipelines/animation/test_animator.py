@@ -71,12 +71,12 @@ def test_a_broken_row_of_a_batch_is_a_reject_and_the_other_is_made(config: Anima
 def test_a_row_that_brought_processes_down_is_tried_alone_and_then_given_up(config: AnimateConfig) -> None:
     first, second = ready(config)[:2]
     ledger = flow.Ledger()
-    for _ in range(animator.ATTEMPTS):
+    for _ in range(animator.DEATHS):
         ledger.begin([first["id"]])
     given_up, made = run(make_animator(config, ledger), [first, second])
     assert (given_up["reason"], made["reason"]) == ("crashed", None)
     assert json.loads(made["facts"])["batch"] == 1
-    assert ledger.attempts([second["id"]]) == [1]
+    assert ledger.died([first["id"], second["id"]]) == 0
 
 
 def test_kept_latents_are_not_sampled_again(config: AnimateConfig) -> None:
