@@ -4,7 +4,7 @@ Knows matplotlib. Knows nothing of where the numbers come from, or where the pic
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
@@ -21,6 +21,20 @@ def curve(values: Sequence[float], smooth: Sequence[float], x: str, y: str) -> b
         axes.plot(steps, values, color="#9db7d3", linewidth=0.8)
         axes.plot(steps, smooth, color="#1f4e79", linewidth=1.8)
         axes.set_ylim(bottom=0)
+
+    return _figure(draw, x, y)
+
+
+def lines(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, diagonal: bool = False) -> bytes:
+    """Named lines through points (x, y). x, y: names of the axes. diagonal: where both are equal, dotted."""
+
+    def draw(axes: Any) -> None:
+        if diagonal:
+            ends = [value for points in series.values() for value, _ in points]
+            axes.plot([min(ends), max(ends)], [min(ends), max(ends)], color="#999999", linestyle=":", linewidth=1)
+        for name, points in series.items():
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.5, label=name)
+        axes.legend(frameon=False, fontsize=8)
 
     return _figure(draw, x, y)
 

@@ -77,7 +77,7 @@ def direction_score(
 
 def motion_control(pipe: Any, prompt: str = "the camera pans left", **settings: Any) -> tuple[float, dict[int, float]]:
     """Spearman correlation of requested and measured bucket, and the mean measured bucket of each requested one."""
-    jobs = [
+    jobs: list[dict[str, Any]] = [
         {"image": fitted_photo(name), "prompt": prompt, "motion_bucket": bucket, "seed": 0}
         for bucket in BUCKETS
         for name in HELD_OUT_PHOTOS
