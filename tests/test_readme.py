@@ -27,13 +27,14 @@ def commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the README says is there: photo.jpg and clips/. Jobs are named from the repository's root."""
+    """What the README says is there: photo.jpg, photos.csv and clips/. Jobs are named from the repository's root."""
     from cinemo.synthetic import write_clips
     from cinemo.synthetic.images import photo
 
     folder = tmp_path_factory.mktemp("readme")
     Image.fromarray(photo("coffee.png")).save(folder / "photo.jpg")
     write_clips(folder / "clips", 8)
+    (folder / "photos.csv").write_text(blocks("csv")[0])
     (folder / "ray_jobs").symlink_to(ROOT / "ray_jobs")
     return folder
 
@@ -45,7 +46,13 @@ def test_the_commands_run_as_they_stand_there(folder: Path) -> None:
     for command in commands():
         done = subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    for name in ("left.mp4", "mine.mp4", "out/dataset/dataset.json", "out/train/model/cinemo.json"):
+    for name in (
+        "left.mp4",
+        "mine.mp4",
+        "out/dataset/dataset.json",
+        "out/train/model/cinemo.json",
+        "out/videos/index.html",
+    ):
         assert (folder / name).exists()
 
 
