@@ -1,7 +1,6 @@
 """Jobs on a cluster of several nodes, one of which goes away and comes back."""
 
 import json
-import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,27 +13,25 @@ from cinemo.synthetic.images import photo
 from pipelines import train
 from tests.pipelines.conftest import rows
 from tests.ray_jobs import jobs
+from tests.ray_jobs.nodes import Nodes
 
 pytestmark = pytest.mark.ray
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A head, to which nodes are added, as processes of this machine, that ask for a token."""
-    (tmp_path / "token").write_text(secrets.token_hex(32))
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+    """A head, to which nodes are added, as processes of this machine, that ask for a token; the jobs have it."""
+    cluster = Nodes(tmp_path)
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
     yield cluster
-    cluster.shutdown()
+    cluster.shut_down()
 
 
-def lose_a_node(cluster: Any, job: Any, begun: Callable[[], object]) -> dict[str, Any]:
+def lose_a_node(cluster: Nodes, job: Any, begun: Callable[[], object]) -> dict[str, Any]:
     """Take a node away as a power cut does, once `begun` holds; the summary of the job, which ends all the same."""
     jobs.wait_until(job, begun)
-    cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+    cluster.lose()
     code, summary, errors = jobs.finish(job)
     assert code == 0, errors
     return summary
@@ -42,10 +39,10 @@ def lose_a_node(cluster: Any, job: Any, begun: Callable[[], object]) -> dict[str
 
 @pytest.mark.long
 def test_a_preparation_and_a_catalog_each_lose_one_of_two_nodes_and_finish(
-    cluster: Any, tmp_path: Path, checkpoint: Path
+    cluster: Nodes, tmp_path: Path, checkpoint: Path
 ) -> None:
     for _ in range(2):
-        cluster.add_node(num_cpus=2)
+        cluster.add(2)
     write_clips(tmp_path / "v", 16, size=(64, 96), num_frames=60)
     flags = ["--input", "v", "--output", "ds", "--model", str(checkpoint), "--num-frames", "4", "--height", "64"]
     flags += ["--width", "64", "--clips-per-video", "4", "--clips-per-file", "1", "--encoders", "2"]
@@ -56,7 +53,7 @@ def test_a_preparation_and_a_catalog_each_lose_one_of_two_nodes_and_finish(
     assert summary["counts"]["clips"] == len(made) == len({row["clip_id"] for row in made}) == 64
     assert not summary["counts"]["rejects"]
 
-    cluster.add_node(num_cpus=2)
+    cluster.add(2)
     (tmp_path / "photos").mkdir()
     for number in range(12):
         Image.fromarray(photo("coffee.png")[number:]).save(tmp_path / "photos" / f"{number}.png")
@@ -69,9 +66,9 @@ def test_a_preparation_and_a_catalog_each_lose_one_of_two_nodes_and_finish(
 
 @pytest.mark.long
 def test_a_training_loses_a_node_goes_on_with_one_worker_and_grows_when_a_node_comes(
-    cluster: Any, tmp_path: Path, checkpoint: Path
+    cluster: Nodes, tmp_path: Path, checkpoint: Path
 ) -> None:
-    cluster.add_node(num_cpus=1)
+    cluster.add(1)
     write_clips(tmp_path / "v", 6, size=(64, 96), num_frames=60)
     small = ["--num-frames", "4", "--height", "64", "--width", "64", "--clips-per-video", "2"]
     code, _, errors = jobs.finish(
@@ -89,9 +86,9 @@ def test_a_training_loses_a_node_goes_on_with_one_worker_and_grows_when_a_node_c
 
     job = jobs.start("train", tmp_path, *flags, "--resize-every", "2", "--max-steps", "100000", address=cluster.address)
     jobs.wait_until(job, lambda: world()[1] == 2)
-    cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+    cluster.lose()
     jobs.wait_until(job, lambda: world()[1] == 1)
-    cluster.add_node(num_cpus=1)
+    cluster.add(1)
     alone = world()[0]
     jobs.wait_until(job, lambda: world()[1] == 2)
     assert world()[0] > alone

@@ -1,0 +1,73 @@
+"""A cluster of several nodes on this machine, in a process of its own.
+
+Of its own, because Ray keeps the token of the first cluster that a process met, and a session of tests meets others.
+Run as a program it obeys lines: `add CPUS`, `lose`; each is answered when it is done.
+"""
+
+import os
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+
+ANSWER = "cluster: "
+ROOT = Path(__file__).parents[2]
+
+
+class Nodes:
+    """A head with one CPU, which asks for a token, and nodes that come and go."""
+
+    def __init__(self, folder: Path) -> None:
+        """folder: for the token."""
+        (folder / "token").write_text(secrets.token_hex(32))
+        self.environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.ray_jobs.nodes"],
+            cwd=ROOT, env={**os.environ, **self.environment}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.address = self._answer()
+
+    def add(self, num_cpus: int) -> None:
+        """One more node."""
+        self._say(f"add {num_cpus}")
+
+    def lose(self) -> None:
+        """One node less, as when its power fails."""
+        self._say("lose")
+
+    def shut_down(self) -> None:
+        """Stop all of it."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
+
+    def _say(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        self._answer()
+
+    def _answer(self) -> str:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith(ANSWER):
+                return line.removeprefix(ANSWER).strip()
+        raise RuntimeError(f"the cluster's process ended with {self.process.wait()}")
+
+
+def main() -> None:
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    print(f"{ANSWER}{cluster.address}", flush=True)
+    for line in sys.stdin:
+        if line.startswith("add"):
+            cluster.add_node(num_cpus=int(line.split()[1]))
+        else:
+            cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+        print(f"{ANSWER}done", flush=True)
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main()
