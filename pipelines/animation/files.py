@@ -6,6 +6,7 @@ so that nothing that fails after it costs it again. Knows names and storage. Kno
 
 import io
 import json
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,12 +46,14 @@ def write(row: Mapping[str, Any], output: str, ending: str) -> dict[str, Any]:
     """
     facts, name = json.loads(row["facts"]), row["id"]
     request = facts["request"]
+    began = time.perf_counter()
     try:
         shape = (request["num_frames"], request["height"], request["width"], 3)
         frames = np.frombuffer(row["frames"], np.uint8).reshape(shape)
         data = {ending: videos.video(frames, request["fps"], ending)}
         data[THUMBNAIL] = videos.thumbnail(frames[0], THUMBNAIL_WIDTH)
         facts |= videos.measured(frames)
+        facts["timings"]["encode_seconds"] = round(time.perf_counter() - began, 4)
     except Exception as error:
         return reject(row, "write", Reason.FAILED, f"{type(error).__name__}: {error}")
     data[".json"] = (json.dumps(facts, indent=2) + "\n").encode()

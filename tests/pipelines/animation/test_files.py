@@ -16,7 +16,7 @@ REQUEST = {"num_frames": 6, "height": 72, "width": 96, "fps": 8.0}
 
 
 def row(frames: np.ndarray, **request: Any) -> dict[str, Any]:
-    facts = {"request": {**REQUEST, **request}}
+    facts = {"request": {**REQUEST, **request}, "timings": {}}
     return {"id": "a", "key": "k", "reason": None, "frames": frames.tobytes(), "facts": json.dumps(facts)}
 
 
