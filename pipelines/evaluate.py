@@ -160,7 +160,8 @@ def run(settings: EvaluateConfig) -> dict[str, Any]:
         counts = {"cases": len(wanted[REAL]), "rows": len(measured), "rejects": dict(sorted(reasons.items()))}
         variants = config.variants(settings)
         cells = report.values(settings, variants, measured)
-        text = report.markdown(settings, variants, cells, counts, size)
+        marks = fingerprints(settings)
+        text = report.markdown(settings, variants, cells, counts, size, marks)
         storage.put_changed(place("report.md"), text.encode())
         storage.put_changed(place("report.parquet"), report.parquet(cells, settings))
         pictures = figures.pictures(settings, variants, measured)
@@ -169,14 +170,14 @@ def run(settings: EvaluateConfig) -> dict[str, Any]:
         for name, data in {"report.md": text.encode(), **pictures}.items():
             log.picture(name, data)
         log.metrics({f"{cell.metric}/{tag(cell.variant)}": cell.value for cell in cells if cell.value == cell.value})
-        for variant in variants:
-            if config.scheme(variant.model) == "cinemo":
-                log.came_from("train", tracking.FINGERPRINT, models.look_up(variant.model).fingerprint)
+        for mark in marks.values():
+            log.came_from("train", tracking.FINGERPRINT, mark)
         summary = {
             "job": "evaluate",
             "output": output,
             "report": place("report.md"),
             "counts": counts,
+            "model_fingerprints": marks,
             "left_out": settings.left_out,
             "metrics": {v.label: {c.metric: rounded(c) for c in cells if c.variant == v.label} for v in variants},
             "too_many_rejects": len(rejects) > settings.max_reject_fraction * len(ids),
@@ -186,6 +187,12 @@ def run(settings: EvaluateConfig) -> dict[str, Any]:
             storage.put_json(place("summary.json"), summary | now)
     print(text, file=sys.stderr)
     return summary | now
+
+
+def fingerprints(settings: EvaluateConfig) -> dict[str, str]:
+    """Cinemo models as users wrote them -> their fingerprints."""
+    own = [model for model in settings.model if config.scheme(model) == "cinemo"]
+    return {models.plain(model): models.look_up(model).fingerprint for model in own}
 
 
 def work(settings: EvaluateConfig, wanted: dict[str, list[dict[str, Any]]], size: tuple[int, int]) -> int:
@@ -205,8 +212,8 @@ def work(settings: EvaluateConfig, wanted: dict[str, list[dict[str, Any]]], size
 
 
 def tag(label: str) -> str:
-    """A variant as a part of a metric's name in MLflow, which takes few characters."""
-    return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in label)
+    """A variant as a part of a metric's name in MLflow, which takes few characters; of a path its last name."""
+    return "".join(c if c.isalnum() or c in "_-. " else "_" for c in label.rsplit("/", 1)[-1])
 
 
 def rounded(cell: report.Value) -> list[float | None]:

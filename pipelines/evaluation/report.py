@@ -171,6 +171,7 @@ def markdown(
     cells: Sequence[Value],
     counts: Mapping[str, Any],
     size: tuple[int, int],
+    fingerprints: Mapping[str, str],
 ) -> str:
     """The report as text."""
     labels = [variant.label for variant in variants]
@@ -200,6 +201,7 @@ def markdown(
             f"- FVD and FID of {counts['cases']} videos are biased upwards; the paper's are of 2,048 and 2,990."
         )
     notes += [f"- {count} rejected: {reason}." for reason, count in counts["rejects"].items()]
+    notes += [f"- {model} has fingerprint {mark}." for model, mark in fingerprints.items()]
     if not paper:
         notes.append("- The paper has no numbers on this dataset.")
     lines += ["", *notes]

@@ -28,3 +28,13 @@ def test_a_curve_that_falls_ends_at_the_bottom_right() -> None:
     rows, columns = np.nonzero(ink(plots.curve(values, values, "step", "loss"), SMOOTH))
     assert rows[columns.argmin()] < rows[columns.argmax()]
     assert np.corrcoef(rows, columns)[0, 1] > 0.99
+
+
+def test_lines_go_through_their_points_and_have_names() -> None:
+    falling = [(float(x), 10.0 - x) for x in range(11)]
+    blue = (0x1F, 0x77, 0xB4)
+    rows, columns = np.nonzero(ink(plots.lines({"a": falling}, "x", "y"), blue))
+    inside = columns < np.quantile(columns, 0.7)  # without the legend's sample, on the right
+    assert np.corrcoef(rows[inside], columns[inside])[0, 1] > 0.95
+    with_diagonal = plots.lines({"a": falling}, "x", "y", diagonal=True)
+    assert with_diagonal != plots.lines({"a": falling}, "x", "y")

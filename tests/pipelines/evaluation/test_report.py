@@ -58,13 +58,14 @@ def table(measured: list[dict[str, Any]], dataset: str = "synthetic:12") -> str:
     config = make(dataset)
     cells = report.values(config, VARIANTS, measured)
     counts = {"cases": 12, "rejects": {"corrupt": 2}}
-    return report.markdown(config, VARIANTS, cells, counts, (128, 192))
+    return report.markdown(config, VARIANTS, cells, counts, (128, 192), {"builtin:tiny": "abc"})
 
 
 def test_what_is_left_out_and_rejected_is_said() -> None:
     text = table([*rows(REAL, 12, 0), *rows("builtin:tiny", 12, 1)])
     assert "- is is left out: no weights: pass --c3d." in text
     assert "- 2 rejected: corrupt." in text
+    assert "- builtin:tiny has fingerprint abc." in text
     assert "The paper has no numbers on this dataset." in text
     assert "FVD and FID of 12 videos are biased upwards" in text
 
