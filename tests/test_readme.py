@@ -124,3 +124,16 @@ def test_help_of_every_command_in_the_documents_knows_its_flags() -> None:
         for command in re.findall(rf"python ray_jobs/{job}\.py([^`]*?)(?:```|\n\n|\npython|\ncinemo|\nray)", text):
             for flag in re.findall(r"--[a-z-]+", shlex.quote(command)):
                 assert flag in shown, f"{job}.py has no {flag}"
+
+
+def test_what_the_failure_table_quotes_is_said_by_the_code() -> None:
+    """Sentences of ours in the first column of operations.md's last table."""
+    table = (ROOT / "docs" / "operations.md").read_text().partition("### When something fails")[2]
+    firsts = [line.split("|")[1] for line in table.splitlines() if line.startswith("| ")]
+    quoted = {text for first in firsts for text in re.findall(r"`([^`]+ [^`]+)`", first)}
+    of_ray = {"Failed to download runtime_env file package", "ray status"}
+    assert len(quoted - of_ray) >= 4
+    sources = [path.read_text() for name in ("cinemo", "pipelines", "ray_jobs") for path in (ROOT / name).rglob("*.py")]
+    code = re.sub(r'"\s*\n\s*f?"', "", "\n".join(sources))  # a sentence that goes on in the next line
+    for text in quoted - of_ray:
+        assert text in code, text
