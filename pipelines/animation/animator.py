@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from cinemo import CinemoPipeline
@@ -50,11 +51,11 @@ class Animator:
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         """Rows with pixels -> rows with frames and no pixels, or rejects; rows without pixels pass through."""
-        rows = block.to_pylist()
-        for row in rows:
-            if row["pixels"] is None:
-                yield table([row])
-        waiting = [(request.shape_of(json.loads(row["request"])), row) for row in rows if row["pixels"] is not None]
+        passing = pc.is_null(block["pixels"])
+        if pc.any(passing).as_py():
+            yield block.filter(passing)
+        rows = block.filter(pc.invert(passing)).to_pylist()
+        waiting = [(request.shape_of(json.loads(row["request"])), row) for row in rows]
         waiting.sort(key=lambda pair: pair[0])
         for _, same in groupby(waiting, key=lambda pair: pair[0]):
             group = [row for _, row in same]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from cinemo.memory import keep_freed_memory
 from pipelines import manifest, models
 from pipelines import records as hashes
 from pipelines.animation import files, rows
@@ -180,6 +181,7 @@ def take_slice(
     """Slices of the catalog -> tables of a few rows each: with pixels, finished, twins of another row, or rejects."""
     import ray
 
+    keep_freed_memory()  # pixels of the next row need as much
     run = rows.in_sandbox(config.image_timeout)
     finished = ray.get(done)
     for part in slices.to_pylist():
@@ -210,5 +212,8 @@ def claimed(ready: list[rows.Row], output: str, ledger: Any) -> list[rows.Row]:
 
 def write_block(block: pa.Table, output: str, ending: str) -> Iterator[pa.Table]:
     """Rows with frames -> their files, and rows of the listing; other rows pass through."""
+    if block["frames"].null_count == block.num_rows:
+        yield block
+        return
     for row in hashes.iter_rows(block):
         yield table([row if row["frames"] is None else files.write(row, output, ending)])

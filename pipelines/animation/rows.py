@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from cinemo.image import ImageError, fit_pixels, read_image
+from cinemo.memory import keep_freed_memory
 from pipelines import isolation
 from pipelines.animation.records import Reason, animation_id, reject
 from pipelines.isolation import Run
@@ -34,6 +35,7 @@ def in_sandbox(timeout: float) -> Run:
 
 def warm_up() -> None:
     """Load what preparing an image needs: seconds on a new node, and not the first image's fault."""
+    keep_freed_memory()
     fit_pixels(np.zeros((8, 8, 3), np.uint8), 8, 8)
 
 
