@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from pipelines import clips, models, storage, tracking
-from pipelines.evaluation import animators, config, datasets, figures, measure, report, rows
+from pipelines import models, storage, tracking
+from pipelines.evaluation import config, datasets, rows
 from pipelines.evaluation.config import REAL, EvaluateConfig, Variant
 from pipelines.progress import Progress, to_stderr
 
-if TYPE_CHECKING:  # seconds to import, and `--help` does not need it
+if TYPE_CHECKING:  # seconds to import, and `--help` needs neither
     import ray.data
+
+    from pipelines.evaluation import report
 
 __all__ = ["EvaluateConfig", "check", "run"]
 
@@ -33,7 +35,11 @@ class Evaluator:
     """One process of one model: cases under the variants that are left -> rows, one at a time."""
 
     def __init__(self, settings: EvaluateConfig, model: str, size: tuple[int, int]) -> None:
+        from pipelines import clips
+        from pipelines.evaluation import animators, measure
+
         device = "cuda" if settings.gpus else "cpu"
+        self.measure = measure.measure
         self.config, self.size = settings, size
         self.animate = None if model == REAL else animators.load(model, settings, device)
         self.nets = measure.Networks(settings, device)
@@ -44,7 +50,7 @@ class Evaluator:
         for text in block["case"].to_pylist():
             case = json.loads(text)
             variant = Variant(*case["variant"])
-            row = measure.measure(case, variant, self.animate, self.nets, self.config, self.size, self.run)
+            row = self.measure(case, variant, self.animate, self.nets, self.config, self.size, self.run)
             yield pa.Table.from_pylist([{name: row.get(name) for name in rows.ROW.names}], schema=rows.ROW)
 
 
@@ -92,6 +98,8 @@ def build(
 
 def check(settings: EvaluateConfig) -> None:
     """Refuse what cannot work, before a cluster is touched: raises ValueError for dataset, models, weights, output."""
+    from pipelines.evaluation.measure import Networks
+
     settings = config.placed(settings)
     if not datasets.read(settings.dataset, settings.limit, settings.seed):
         raise ValueError(f"--dataset {settings.dataset}: it lists no video")
@@ -111,7 +119,7 @@ def check(settings: EvaluateConfig) -> None:
             and not storage.list_files(place, (".mp4",))
         ):
             raise ValueError(f"--model {model}: there is no video in it")
-    measure.Networks(settings, "cpu")
+    Networks(settings, "cpu")
 
 
 def fits(model: str, settings: EvaluateConfig, size: tuple[int, int]) -> None:
@@ -144,6 +152,8 @@ def plan(settings: EvaluateConfig) -> dict[str, list[dict[str, Any]]]:
 
 def run(settings: EvaluateConfig) -> dict[str, Any]:
     """Do the job, or what is left of it; returns the summary. Needs a running Ray; raises ValueError as check does."""
+    from pipelines.evaluation import figures, report
+
     settings = config.placed(settings)
     check(settings)
     output, began = settings.output, time.monotonic()
@@ -216,6 +226,6 @@ def tag(label: str) -> str:
     return "".join(c if c.isalnum() or c in "_-. " else "_" for c in label.rsplit("/", 1)[-1])
 
 
-def rounded(cell: report.Value) -> list[float | None]:
+def rounded(cell: "report.Value") -> list[float | None]:
     """[value, low, high] for the summary; null where there is none."""
     return [None if number != number else round(number, 6) for number in (cell.value, cell.low, cell.high)]

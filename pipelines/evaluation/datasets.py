@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cinemo.synthetic import KINDS, make_plan
 from cinemo.video import VIDEO_SUFFIXES
 from pipelines import records, sources, storage
 
@@ -62,6 +61,8 @@ def name_of(uri: str) -> str:
 
 def synthetic(dataset: str, limit: int | None) -> list[Case]:
     """Clips of every kind in turn. Raises ValueError for a name that is no number of clips, or of no kind."""
+    from cinemo.synthetic import KINDS, make_plan  # torch
+
     parts = SYNTHETIC.fullmatch(dataset)
     if parts is None:
         raise ValueError("it is no number of clips; write synthetic:64, or synthetic:64:pan,zoom")
