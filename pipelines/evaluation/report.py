@@ -53,24 +53,15 @@ class Value(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """A line of the table: the metric that asks for it, its text, and its value from rows and the real rows."""
+    """A line of the table: the metric that asks for it, its text, and the column that a row needs to count."""
 
     name: str
     asked: str
     text: str
-    of: Callable[[Sequence[Row], Sequence[Row]], float]
-    needs: str  # the column; rows without it do not count
+    needs: str
+    # Its value from rows and the real rows; None: the mean of the column, or of a list's values after its first.
+    of: Callable[[Sequence[Row], Sequence[Row]], float] | None = None
     sets: bool = False  # compares sets with the real clips
-
-
-def mean_of(column: str) -> Callable[[Sequence[Row], Sequence[Row]], float]:
-    """The mean of a column, or of a list's values after its first."""
-
-    def mean(rows: Sequence[Row], real: Sequence[Row]) -> float:
-        values = [row[column] for row in rows]
-        return float(np.mean([np.mean(v[1:]) if isinstance(v, list) else v for v in values]))
-
-    return mean
 
 
 def features(rows: Sequence[Row], column: str, width: int) -> np.ndarray:
@@ -101,24 +92,24 @@ def inception(rows: Sequence[Row], real: Sequence[Row]) -> float:
 
 
 METRICS = (
-    Metric("fvd", "fvd", "FVD ↓", frechet("i3d", 400), "i3d", True),
-    Metric("fvd_corrected", "fvd", "FVD without the bias of few videos ↓", frechet_corrected("i3d", 400), "i3d", True),
-    Metric("fid", "fid", "FID ↓", frechet("inception", 2048), "inception", True),
-    Metric("is", "is", "IS ↑", inception, "c3d"),
-    Metric("clipsim", "clipsim", "CLIPSIM ↑", mean_of("clipsim"), "clipsim"),
-    Metric("clip_consistency", "clipsim", "CLIP consistency ↑", mean_of("clip_consistency"), "clip_consistency"),
-    Metric("spearman", "motion", "requested and measured bucket, Spearman ↑", fidelity("spearman"), "measured_bucket"),
-    Metric("bucket_error", "motion", "bucket error, mean absolute ↓", fidelity("error"), "measured_bucket"),
-    Metric("bucket_bias", "motion", "bucket bias, measured less requested", fidelity("bias"), "measured_bucket"),
-    Metric("direction", "direction", "direction agrees with the prompt ↑", mean_of("agrees"), "agrees"),
-    Metric("psnr", "fidelity", "first frame and photo, PSNR in dB ↑", mean_of("psnr"), "psnr"),
-    Metric("ssim", "fidelity", "first frame and photo, SSIM ↑", mean_of("ssim"), "ssim"),
-    Metric("lpips", "lpips", "first frame and photo, LPIPS ↓", mean_of("lpips"), "lpips"),
-    Metric("smoothness", "smoothness", "temporal smoothness ↑", mean_of("smoothness"), "smoothness"),
-    Metric("abruptness", "smoothness", "abruptness ↓", mean_of("abruptness"), "abruptness"),
-    Metric("colour_drift", "colour", "colour drift, pixels, Lab ↓", mean_of("colour_drift"), "colour_drift"),
-    Metric("mean_colour_drift", "colour", "colour drift, mean, Lab ↓", mean_of("mean_colour_drift"), "colour_drift"),
-    Metric("consistency", "consistency", "consistency along the flow ↑", mean_of("consistency"), "consistency"),
+    Metric("fvd", "fvd", "FVD ↓", "i3d", frechet("i3d", 400), True),
+    Metric("fvd_corrected", "fvd", "FVD without the bias of few videos ↓", "i3d", frechet_corrected("i3d", 400), True),
+    Metric("fid", "fid", "FID ↓", "inception", frechet("inception", 2048), True),
+    Metric("is", "is", "IS ↑", "c3d", inception),
+    Metric("clipsim", "clipsim", "CLIPSIM ↑", "clipsim"),
+    Metric("clip_consistency", "clipsim", "CLIP consistency ↑", "clip_consistency"),
+    Metric("spearman", "motion", "requested and measured bucket, Spearman ↑", "measured_bucket", fidelity("spearman")),
+    Metric("bucket_error", "motion", "bucket error, mean absolute ↓", "measured_bucket", fidelity("error")),
+    Metric("bucket_bias", "motion", "bucket bias, measured less requested", "measured_bucket", fidelity("bias")),
+    Metric("direction", "direction", "direction agrees with the prompt ↑", "agrees"),
+    Metric("psnr", "fidelity", "first frame and photo, PSNR in dB ↑", "psnr"),
+    Metric("ssim", "fidelity", "first frame and photo, SSIM ↑", "ssim"),
+    Metric("lpips", "lpips", "first frame and photo, LPIPS ↓", "lpips"),
+    Metric("smoothness", "smoothness", "temporal smoothness ↑", "smoothness"),
+    Metric("abruptness", "smoothness", "abruptness ↓", "abruptness"),
+    Metric("colour_drift", "colour", "colour drift, pixels, Lab ↓", "colour_drift"),
+    Metric("mean_colour_drift", "colour", "colour drift, mean, Lab ↓", "mean_colour_drift"),
+    Metric("consistency", "consistency", "consistency along the flow ↑", "consistency"),
 )  # fmt: skip
 
 
@@ -141,22 +132,26 @@ def values(config: EvaluateConfig, variants: Sequence[Variant], rows: Sequence[R
 
 def cell(metric: Metric, label: str, rows: Sequence[Row], real: Sequence[Row]) -> Value:
     """One value with its interval: cases are drawn with repetition, and the real ones beside them stay as they are."""
+    of = metric.of
+    if of is None:
+        each = np.array([np.mean(v[1:]) if isinstance(v := row[metric.needs], list) else v for row in rows], np.float64)
+        low, high = statistics.bootstrap(len(each), lambda places: float(each[places].mean()), ROUNDS)
+        return Value(label, metric.name, float(each.mean()), low, high, len(rows), "")
     try:
-        value = metric.of(rows, real)
+        value = of(rows, real)
     except ValueError as error:
         return Value(label, metric.name, math.nan, math.nan, math.nan, len(rows), str(error))
 
     def resampled(places: np.ndarray) -> float:
         try:
-            return metric.of([rows[place] for place in places], real)
+            return of([rows[place] for place in places], real)
         except ValueError:
             return math.nan
 
-    slow = metric.sets or metric.name == "is"
-    if metric.name == "fvd_corrected":
-        low, high = math.nan, math.nan  # itself a fit over resamples
-    else:
-        low, high = statistics.bootstrap(len(rows), resampled, SET_ROUNDS if slow else ROUNDS)
+    low, high = math.nan, math.nan
+    if metric.name != "fvd_corrected":  # itself a fit over resamples
+        rounds = SET_ROUNDS if metric.sets or metric.name == "is" else ROUNDS
+        low, high = statistics.bootstrap(len(rows), resampled, rounds)
     return Value(label, metric.name, value, low, high, len(rows), "")
 
 

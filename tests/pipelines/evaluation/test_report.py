@@ -15,6 +15,12 @@ from pipelines.evaluation.rows import ROW
 VARIANTS = [Variant(REAL, "", {}), Variant("builtin:tiny", "", {})]
 
 
+@pytest.fixture(autouse=True)
+def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "ROUNDS", 100)
+    monkeypatch.setattr(report, "SET_ROUNDS", 3)
+
+
 def rows(variant: str, count: int, seed: int) -> list[dict[str, Any]]:
     """Rows as an evaluation with I3D and CLIP would leave them."""
     rng = np.random.default_rng(seed)
