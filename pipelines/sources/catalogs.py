@@ -32,6 +32,7 @@ WISHES = {
     "size": ("size",),
 }
 _HEAD = 100  # rows that `check` looks at for a prompt
+_KNOCKS = 4  # images whose storage `check` asks for them
 _PARQUET = (".parquet",)
 
 
@@ -74,13 +75,12 @@ def check(catalog: str, image_column: str | None, prompt_column: str | None, pro
 
     prompt: of rows without one; None for none. Raises ValueError, one sentence that starts with `--catalog {catalog}`,
     when it does not exist, is of no known kind, lacks a column, lists no image, has neither prompts nor a prompt for
-    all, or when its storage or that of its first image lets nobody in.
+    all, or when its storage or that of its first images lets nobody in.
     """
     with _naming(catalog):
         try:
             head = list(itertools.islice(entries(catalog, image_column, prompt_column), _HEAD))
-            if head and head[0].fault is None:
-                images.stamp(head[0].image)
+            _knock([entry.image for entry in head if entry.fault is None][:_KNOCKS])
         except ValueError as error:
             raise ValueError(str(error).removeprefix(_name(catalog))) from error
         # Drivers have exceptions of their own, such as botocore's NoCredentialsError, that share no class.
@@ -91,6 +91,17 @@ def check(catalog: str, image_column: str | None, prompt_column: str | None, pro
         good = [entry for entry in head if entry.fault is None]
         if prompt is None and good and not any("prompt" in entry.wishes for entry in good):
             raise ValueError("it has no prompts; give --prompt TEXT for all images, which may be empty")
+
+
+def _knock(uris: list[str]) -> None:
+    """Ask for some images; raises what the last one's storage raised, where all of them raise."""
+    for place, uri in enumerate(uris, 1):
+        try:
+            images.stamp(uri)
+            return
+        except Exception:
+            if place == len(uris):
+                raise
 
 
 def is_below(uri: str, catalog: str) -> bool:
