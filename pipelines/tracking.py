@@ -122,8 +122,7 @@ def start(job: str, output: str, uri: str | None, parameters: Mapping[str, Any])
     try:
         yield log
     except BaseException as error:
-        # Ray turns the SIGTERM of `ray job stop` into SystemExit.
-        log.end("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
+        log.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     log.end("FINISHED")
 

@@ -6,6 +6,7 @@ Knows the command line and ray.init. Knows nothing of what a job computes.
 import json
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
 DONE, FAILED, BAD_USAGE, TOO_MANY_REJECTS = 0, 1, 2, 3
+STOPPED = 130  # by a person or by `ray job stop`, as shells say it
 REPOSITORY = Path(__file__).resolve().parent.parent
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -46,6 +48,9 @@ def main(
     try:
         connect(num_cpus(config), verbose)
         summary = run(config)
+    except KeyboardInterrupt:
+        print(f"{Path(sys.argv[0]).name}: stopped; the same command goes on from here", file=sys.stderr)
+        return STOPPED
     except Exception as error:
         if verbose:
             raise
@@ -141,6 +146,8 @@ def connect(num_cpus: int, verbose: bool) -> None:
         log_to_driver=verbose,
         logging_level=logging.INFO if verbose else logging.ERROR,
     )
+    # Ray answers SIGTERM (`ray job stop`) with a dump of its stack and nothing else: what is open would stay open.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     import ray.data
 
     context = ray.data.DataContext.get_current()

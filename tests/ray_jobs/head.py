@@ -66,6 +66,7 @@ def start(folder: Path, token: bool, **more: str) -> Iterator[Head]:
     left_out = ("PYTHONPATH", "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
     environment = {key: value for key, value in os.environ.items() if key not in left_out}
     environment |= {"HOME": str(folder), "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"} | more
+    environment["RAY_JOB_STOP_WAIT_TIME_S"] = "30"  # from SIGTERM to SIGKILL; three are few on a busy machine
     headers = None
     if token:
         secret = secrets.token_hex(32)
