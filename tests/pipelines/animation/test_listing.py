@@ -87,3 +87,24 @@ def test_parts_are_of_a_bounded_size_and_the_same_rows_are_the_same_files(tmp_pa
     assert len(names) == 2
     write(tmp_path, rows)
     assert sorted(path.name for path in (tmp_path / "results").iterdir()) == names
+
+
+def test_videos_and_listing_on_s3(bucket: Any, moving_frames: Any) -> None:
+    import numpy as np
+
+    from pipelines.animation import files
+
+    output = "s3://videos/out"
+    files.keep(output, "id0", np.zeros((4, 3, 9, 12), np.float32))
+    written = files.write({**state(0), "frames": moving_frames[:4].tobytes()}, output, ".mp4")
+    writer = listing.Writer(output, ".mp4")
+    for row in (written, state(1)):
+        writer.add(row)
+    writer.close()
+    assert files.sidecar(output, "id0") is not None
+    assert files.kept(output, "id0") is None
+    assert listing.survey(output).lists(plan_of({"key0": 0, "key1": 1}))
+    listing.settle(output, plan_of({"key0": 1}))
+    assert listing.survey(output).lists(plan_of({"key0": 1}))
+    names = {name.rpartition("/")[2] for name in bucket.ls("videos/out/videos", refresh=True)}
+    assert names == {"id0.mp4", "id0.json", "id0.thumb.webp"}
