@@ -117,7 +117,7 @@ def test_the_conformance_table_is_what_the_command_prints() -> None:
 def test_help_of_every_command_in_the_documents_knows_its_flags() -> None:
     """Flags that operations.md and the README show for a job are flags of that job."""
     text = README + (ROOT / "docs" / "operations.md").read_text()
-    for job in ("prepare", "train", "animate"):
+    for job in ("prepare", "train", "animate", "evaluate"):
         shown = subprocess.run(
             [sys.executable, f"ray_jobs/{job}.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
         ).stdout

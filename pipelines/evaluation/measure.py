@@ -30,7 +30,7 @@ class Networks:
     """The networks of the metrics that are asked for, loaded once; None for those that are not."""
 
     def __init__(self, config: EvaluateConfig, device: str) -> None:
-        """Raises ValueError for weights of another network."""
+        """Raises ValueError for weights of another network, and for clips that are too short for one."""
         wanted = config.measured
 
         def load(metric: str, loader: Any, weights: str | None) -> Any:
@@ -41,6 +41,9 @@ class Networks:
         self.inception = load("fid", networks.load_inception, config.inception)
         self.clip = load("clipsim", networks.load_clip, config.clip)
         self.lpips = load("lpips", networks.load_lpips, config.lpips)
+        for network in (self.i3d, self.c3d):  # they refuse clips that are too short for them
+            if network is not None:
+                network(np.zeros((config.num_frames, 64, 64, 3), np.uint8))
 
 
 def real_clip(

@@ -150,6 +150,7 @@ def test_other_settings_do_not_mix_with_what_is_there(config: evaluate.EvaluateC
         ({"dataset": "synthetic:x"}, "it is no number of clips"),
         ({"dataset": "nowhere"}, "nowhere does not exist"),
         ({"i3d": __file__}, "is no TorchScript file, which I3D needs"),
+        ({"num_frames": 8}, "FVD needs clips of at least 10 frames, got 8"),
         ({"model": ["builtin:tiny"]}, "64 x 64 was not trained by this model; it takes 128 x 192"),
         ({"model": ["videos:nowhere"]}, "there is no video in it"),
         ({"model": ["real"]}, "are measured anyway"),
