@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # seconds to import, and `--help` needs neither
 
 __all__ = ["EvaluateConfig", "check", "run"]
 
-ROWS_PER_FILE = 8  # what a kill at most makes do again, for each process
+ROWS_PER_FILE = 8  # a kill makes these do again at most, and what each process has under way
 
 
 class Evaluator:
@@ -98,6 +98,7 @@ def build(
 
 def check(settings: EvaluateConfig) -> None:
     """Refuse what cannot work, before a cluster is touched: raises ValueError for dataset, models, weights, output."""
+    from cinemo.video import VIDEO_SUFFIXES
     from pipelines.evaluation.measure import Networks
 
     settings = config.placed(settings)
@@ -113,11 +114,7 @@ def check(settings: EvaluateConfig) -> None:
             fits(model, settings, size)
         elif kind == REAL:
             raise ValueError(f"--model {model}: the dataset's own clips are measured anyway")
-        elif (
-            kind == "videos"
-            and storage.is_local(place := model.partition(":")[2])
-            and not storage.list_files(place, (".mp4",))
-        ):
+        elif kind == "videos" and not storage.list_files(model.partition(":")[2], VIDEO_SUFFIXES):
             raise ValueError(f"--model {model}: there is no video in it")
     Networks(settings, "cpu")
 
