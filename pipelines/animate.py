@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pipelines import manifest, models, storage, tracking
-from pipelines.animation import files, flow, gallery, listing, plan
+from pipelines.animation import files, gallery, listing, plan
 from pipelines.animation.config import AnimateConfig, check, examine, placed, settings
 from pipelines.progress import Progress, to_stderr
 
@@ -93,6 +93,8 @@ def one_pass(
     config: AnimateConfig, model: models.Facts, wanted: plan.Plan, done: np.ndarray, animator: type | None
 ) -> Counter[str]:
     """Run the dataflow to its end, and list what comes out of it."""
+    from pipelines.animation import flow  # torch, which `--help` does not need
+
     slices = manifest.slices(wanted.files, smallest=config.most)
     progress = Progress("animate", "rows", len(wanted.keys), began=len(done))
     sums: Counter[str] = Counter()

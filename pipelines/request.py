@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field
 
-from cinemo.arguments import check_length, check_settings, check_size
 from pipelines.models import Facts
 
 MAX_SEED = 2**63 - 1
@@ -54,6 +53,8 @@ class SettingError(ValueError):
 
 def complete(asked: Settings, prompt: str, model: Facts) -> dict[str, Any]:
     """The settings as a pipeline takes them, nothing left open. Raises SettingError for what the model cannot take."""
+    from cinemo.arguments import check_length, check_settings, check_size  # torch, which `--help` does not need
+
     card = model.card
     steps = card.steps if asked.num_inference_steps is None else asked.num_inference_steps
     width, height = map(int, asked.size.split("x")) if asked.size else (None, None)
