@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-BENCHMARKS ?= conformance.py score.py decode.py prepare.py "prepare.py --one-core" memory.py train.py average.py animate.py serve.py
+BENCHMARKS ?= conformance.py inversion.py samplers.py score.py decode.py prepare.py "prepare.py --one-core" memory.py train.py average.py animate.py serve.py
 STAMP := $(VENV)/.installed
 
 .PHONY: install demo test test-long check bench serve clean
