@@ -38,29 +38,32 @@ def lose_a_node(cluster: Nodes, job: Any, begun: Callable[[], object]) -> dict[s
 
 
 @pytest.mark.long
-def test_a_preparation_and_a_catalog_each_lose_one_of_two_nodes_and_finish(
-    cluster: Nodes, tmp_path: Path, checkpoint: Path
-) -> None:
+def test_a_preparation_loses_one_of_two_nodes_and_finishes(cluster: Nodes, tmp_path: Path, checkpoint: Path) -> None:
     for _ in range(2):
         cluster.add(2)
     write_clips(tmp_path / "v", 16, size=(64, 96), num_frames=60)
     flags = ["--input", "v", "--output", "ds", "--model", str(checkpoint), "--num-frames", "4", "--height", "64"]
     flags += ["--width", "64", "--clips-per-video", "4", "--clips-per-file", "1", "--encoders", "2"]
-    ds, out = tmp_path / "ds", tmp_path / "out"
+    ds = tmp_path / "ds"
     job = jobs.start("prepare", tmp_path, *flags, address=cluster.address)
     summary = lose_a_node(cluster, job, lambda: list(ds.glob("data/part-*")))
     assert sorted(row["clip_id"] for row in rows(ds)) == sorted(jobs.wanted_clips(tmp_path / "v", 4))
     assert not summary["counts"]["rejects"]
 
-    cluster.add(2)
+
+@pytest.mark.long
+def test_a_catalog_loses_one_of_two_nodes_and_finishes(cluster: Nodes, tmp_path: Path) -> None:
+    for _ in range(2):
+        cluster.add(2)
+    out = tmp_path / "out"
     (tmp_path / "photos").mkdir()
-    for number in range(12):
+    for number in range(8):
         Image.fromarray(photo("coffee.png")[number:]).save(tmp_path / "photos" / f"{number}.png")
-    flags = ["--catalog", "photos", "--output", "out", "--prompt", "a photo", "--num-inference-steps", "4"]
+    flags = ["--catalog", "photos", "--output", "out", "--prompt", "a photo", "--num-inference-steps", "2"]
     job = jobs.start("animate", tmp_path, *flags, "--min-replicas", "2", address=cluster.address)
     summary = lose_a_node(cluster, job, lambda: list(out.glob("videos/*.json")))
-    assert summary["counts"] == {"rows": 12, "listed": 12, "videos": 12, "rejected": 0, "rejects": {}}
-    assert len(list(out.glob("videos/*.mp4"))) == 12
+    assert summary["counts"] == {"rows": 8, "listed": 8, "videos": 8, "rejected": 0, "rejects": {}}
+    assert len(list(out.glob("videos/*.mp4"))) == 8
 
 
 @pytest.mark.long

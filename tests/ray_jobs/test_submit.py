@@ -86,7 +86,7 @@ def test_who_has_no_token_submits_nothing(cluster: head.Head) -> None:
 @pytest.mark.long
 def test_the_commands_of_the_readme_lead_from_clips_to_videos(cluster: head.Head, data: Path) -> None:
     jobs = [re.search(r"ray_jobs/(\w+)\.py", command) for command in commands()]
-    assert [job and job[1] for job in jobs] == ["prepare", "train", "animate"]
+    assert [job and job[1] for job in jobs] == ["prepare", "train", "animate", "evaluate"]
     for command in commands():
         done = cluster.shell(command, DATA=str(data))
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
@@ -94,6 +94,7 @@ def test_the_commands_of_the_readme_lead_from_clips_to_videos(cluster: head.Head
         assert cluster.client.get_job_info(job).driver_exit_code == 0
         assert "succeeded" in cluster.shell(f"ray job status {job}").stdout
         assert json.dumps(last_line(cluster, job)) in cluster.shell(f"ray job logs {job}").stdout
+    assert (data / "report" / "report.md").exists()
     videos = sorted((data / "videos" / "videos").glob("*.mp4"))
     assert len(videos) == 2
     chain = lineage.trace(str(videos[0]))
