@@ -35,7 +35,7 @@ def pictures(config: EvaluateConfig, variants: Sequence[Variant], rows: Sequence
             label: list(enumerate(np.mean([row["mean_colour_drift"] for row in group], axis=0).tolist()))
             for label, group in own.items()
         }
-        found["colour_drift.png"] = plots.lines(drifts, "frame", "distance of the mean colour from the first, CIE Lab")
+        found["colour_drift.png"] = plots.lines(drifts, "frame", "mean colour from the first frame, CIE Lab")
     if (sheet := samples(config, own)) is not None:
         found["sheet.png"] = sheet
     return found
