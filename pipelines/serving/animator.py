@@ -11,13 +11,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import diffusers
 import numpy as np
 import torch
 
-import cinemo
 from cinemo import CinemoPipeline, checkpoint
-from pipelines import models, storage
+from pipelines import models, request, storage, videos
 from pipelines.serving import results
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Job, Store
@@ -26,7 +24,6 @@ logger = logging.getLogger("ray.serve")
 
 PATIENCE_S = 300.0  # a finished video waits this long for a database that is away
 HEALTH_EVERY_S = 60.0  # an idle replica proves that often that it still animates
-SAME_FOR_ALL = ("height", "width", "num_frames", "num_inference_steps", "dct_init", "dct_cutoff", "dct_timestep")
 
 
 class StoppedError(Exception):
@@ -39,11 +36,6 @@ class Waiting(NamedTuple):
     job_id: str
     shape: str
     done: "asyncio.Future[dict[str, Any]]"
-
-
-def shape_of(request: dict[str, Any]) -> str:
-    """Requests with one shape can be made in one batch."""
-    return " ".join(f"{name}={request[name]}" for name in SAME_FOR_ALL) + f" guided={request['guidance_scale'] > 1}"
 
 
 class Animator:
@@ -165,16 +157,15 @@ class Animator:
         advance(0)
         frames = self.pipe(
             [image for _, image in claimed],
-            [request["prompt"] for request in asked],
-            negative_prompt=[request["negative_prompt"] for request in asked],
-            motion_bucket=[request["motion_bucket"] for request in asked],
-            seed=[request["seed"] for request in asked],
-            guidance_scale=[request["guidance_scale"] for request in asked],
+            [one["prompt"] for one in asked],
+            negative_prompt=[one["negative_prompt"] for one in asked],
+            motion_bucket=[one["motion_bucket"] for one in asked],
+            seed=[one["seed"] for one in asked],
+            guidance_scale=[one["guidance_scale"] for one in asked],
             callback_on_step_end=step_done,
-            **{name: asked[0][name] for name in SAME_FOR_ALL},
+            **{name: asked[0][name] for name in request.SAME_FOR_ALL},
         ).frames
         ended = time.time()
-        versions = {"cinemo": cinemo.__version__, "torch": torch.__version__, "diffusers": diffusers.__version__}
         done = {}
         for job, video in zip(jobs, frames, strict=True):
             if job.id not in wanted:
@@ -191,7 +182,7 @@ class Animator:
                 "model_fingerprint": self.fingerprint,
                 "model_lineage": self.pipe.card.lineage,
                 "request": job.request,
-                "versions": versions,
+                "versions": videos.versions(),
                 "attempt": job.attempt,
                 "batch": len(jobs),
                 "timings": timings,

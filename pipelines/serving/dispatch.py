@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from pipelines import storage
+from pipelines.request import shape_of
 from pipelines.serving import results
-from pipelines.serving.animator import shape_of
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Job, Store
 

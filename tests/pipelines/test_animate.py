@@ -207,6 +207,7 @@ class Mortal(flow.Replica):
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.long
 def test_what_ends_its_process_and_what_hangs_are_rejects_and_the_rest_is_made(
     ray_cluster: None, catalog: Path, checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -12,8 +12,9 @@ import pytest
 from cinemo import CinemoPipeline
 from cinemo.video import probe, sample_clip
 from pipelines import storage
+from pipelines.request import shape_of
 from pipelines.serving import catalog, results, schema
-from pipelines.serving.animator import Animator, shape_of
+from pipelines.serving.animator import Animator
 from pipelines.serving.settings import Limits, Replicas, ServeSettings
 from pipelines.serving.store import Job
 from tests.pipelines.serving.conftest import png
