@@ -106,7 +106,12 @@ class ServeSettings(BaseModel, frozen=True, extra="forbid"):
 
 
 def public_name(model: str) -> str:
-    """What clients call a MODEL: never a path. models:/NAME@ALIAS and owner/name lose what is before the name."""
+    """What clients call a MODEL: never a path. Of owner/name and of a directory the last part.
+
+    Of models:/NAME@ALIAS and models:/NAME/VERSION the name alone: requests outlive a change of the version.
+    """
     if model.startswith("builtin:"):
         return model
-    return re.split(r"[@#]", model.rstrip("/"))[0].removeprefix("models:/").split("/")[-1] or "model"
+    if model.startswith("models:/"):
+        return re.split("[@/#]", model.removeprefix("models:/"))[0] or "model"
+    return model.rstrip("/").split("/")[-1] or "model"

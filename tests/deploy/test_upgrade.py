@@ -12,11 +12,25 @@ import yaml
 
 from cinemo import checkpoint as model_directory
 from pipelines import tracking
+from pipelines.serving.settings import public_name
 from tests.deploy.test_cluster import ROOT
 from tests.pipelines.serving.conftest import png
 from tests.ray_jobs import head
 
-pytestmark = [pytest.mark.ray, pytest.mark.long]
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("models:/animator/4", "animator"),
+        ("models:/animator@champion", "animator"),
+        ("models:/animator/4#http://mlflow:5000", "animator"),
+        ("maxin-cn/Cinemo", "Cinemo"),
+        ("/srv/models/mine/", "mine"),
+        ("builtin:tiny", "builtin:tiny"),
+    ],
+)
+def test_clients_call_every_version_of_a_model_the_same(model: str, name: str) -> None:
+    assert public_name(model) == name
 
 
 @pytest.fixture
@@ -70,6 +84,8 @@ class Client:
         return videos
 
 
+@pytest.mark.long
+@pytest.mark.ray
 def test_requests_go_on_while_replicas_with_the_new_version_come(
     cluster: head.Head, checkpoint: Path, tmp_path: Path
 ) -> None:
