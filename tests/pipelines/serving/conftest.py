@@ -68,17 +68,20 @@ class Postgres:
     def start(self) -> None:
         """Start it, and wait until it answers."""
         options = ["-D", str(self.folder / "data"), "-k", str(self.folder), "-h", "127.0.0.1", "-p", str(self.port)]
-        with (self.folder / "log").open("ab") as log:
-            command = [*self.user, str(self.programs / "postgres"), *options]
-            self.server = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder, start_new_session=True)
+        command = [*self.user, str(self.programs / "postgres"), *options]
         engine = sa.create_engine(self.url("postgres").replace("postgresql:", "postgresql+psycopg:"))
-        for _ in range(300):
+        for _ in range(600):
+            # After a kill it refuses to start for as long as a process of the old server still ends.
+            if self.server is None or self.server.poll() is not None:
+                with (self.folder / "log").open("ab") as log:
+                    self.server = subprocess.Popen(
+                        command, stdout=log, stderr=log, cwd=self.folder, start_new_session=True
+                    )
             try:
                 engine.connect().close()
                 engine.dispose()
                 return
             except sa.exc.OperationalError:
-                assert self.server.poll() is None, (self.folder / "log").read_text()
                 time.sleep(0.1)
         pytest.fail((self.folder / "log").read_text())
 
