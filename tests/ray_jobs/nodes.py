@@ -23,7 +23,8 @@ class Nodes:
         self.environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.ray_jobs.nodes"],
-            cwd=ROOT, env={**os.environ, **self.environment}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            # On a busy machine a node takes longer to come up than the half minute that Ray waits.
+            cwd=ROOT, env={**os.environ, **self.environment, "RAY_raylet_start_wait_time_s": "180"}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         self.address = self._answer()
 
