@@ -21,11 +21,11 @@ class Nodes:
         """folder: for the token."""
         (folder / "token").write_text(secrets.token_hex(32))
         self.environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.ray_jobs.nodes"],
-            # On a busy machine a node takes longer to come up than the half minute that Ray waits.
-            cwd=ROOT, env={**os.environ, **self.environment, "RAY_raylet_start_wait_time_s": "180"}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+        # On a busy machine a node takes longer to come up than the half minute that Ray waits.
+        environment = {**os.environ, **self.environment, "RAY_raylet_start_wait_time_s": "180"}
+        command = [sys.executable, "-m", "tests.ray_jobs.nodes"]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True)
         self.address = self._answer()
 
     def add(self, num_cpus: int) -> None:
