@@ -114,13 +114,20 @@ def stop_and_go_on(
     flags: list[str],
     begun: Callable[[], object],
     last: Callable[[], list[str]] | None = None,
+    command: bool = False,
 ) -> dict[str, Any]:
-    """Submit a job, stop it once `begun` holds, submit it again; the summary of the second. last: its own flags."""
+    """Submit a job, stop it once `begun` holds, submit it again; the summary of the second.
+
+    last: flags of the second. command: stop it as a shell does, which takes seconds, in which a short job would end.
+    """
     first = cluster.submit(name, *flags)
     while not begun():
         assert not cluster.client.get_job_status(first).is_terminal(), cluster.client.get_job_logs(first)
-    done = cluster.shell(f"ray job stop {first}")
-    assert done.returncode == 0, done.stderr
+    if command:
+        done = cluster.shell(f"ray job stop {first}")
+        assert done.returncode == 0, done.stderr
+    else:
+        cluster.client.stop_job(first)
     assert cluster.wait(first).status == "STOPPED"
     assert "stopped; the same command goes on from here" in cluster.client.get_job_logs(first)
     again = cluster.submit(name, *(last() if last else flags))
@@ -160,7 +167,10 @@ def test_a_stopped_preparation_and_training_are_finished_by_the_same_command(
         found = (json.loads(path.read_text())["steps"] for path in run.glob("checkpoints/step_*/state.json"))
         return max(found, default=0)
 
-    said = stop_and_go_on(cluster, "train", [*flags, "10000"], steps, lambda: [*flags, str(steps() + 10)])
+    def some_more() -> list[str]:
+        return [*flags, str(steps() + 10)]
+
+    said = stop_and_go_on(cluster, "train", [*flags, "10000"], steps, some_more, command=True)
     assert said["steps"] == len(train.read_losses(str(run)))
     assert 15 <= said["steps"] < 10_000
     runs = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").search_runs(["1"])
@@ -171,13 +181,13 @@ def test_a_stopped_preparation_and_training_are_finished_by_the_same_command(
 def test_a_stopped_catalog_is_finished_by_the_same_command(cluster: head.Head, data: Path, tmp_path: Path) -> None:
     photos, out = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()
-    for number in range(6):
+    for number in range(12):
         Image.fromarray(photo("coffee.png")[number:]).save(photos / f"{number}.png")
-    flags = ["--catalog", str(photos), "--output", str(out), "--prompt", "a photo", "--num-inference-steps", "4"]
+    flags = ["--catalog", str(photos), "--output", str(out), "--prompt", "a photo", "--num-inference-steps", "8"]
     flags += ["--min-replicas", "1", "--max-replicas", "1"]
     said = stop_and_go_on(cluster, "animate", flags, lambda: list(out.glob("videos/*.json")))
-    assert said["counts"]["videos"] == len(list(out.glob("videos/*.mp4"))) == 6
-    assert 0 < said["new_videos"] < 6
+    assert said["counts"]["videos"] == len(list(out.glob("videos/*.mp4"))) == 12
+    assert 0 < said["new_videos"] < 12
 
 
 @pytest.mark.long

@@ -30,7 +30,7 @@ def send(client: httpx.Client, **fields: Any) -> str:
     """The id of a new video; sent again while the service is away or full, with a key, as clients should."""
     key = {"Idempotency-Key": os.urandom(8).hex()}
     data = {"prompt": "the camera pans left", "num_inference_steps": "4", **fields}
-    deadline, last = time.monotonic() + 120, None
+    deadline, last = time.monotonic() + 240, None
     while True:
         try:
             last = client.post("/v1/videos", data=data, files={"input_reference": png()}, headers=key)
