@@ -1,6 +1,7 @@
 # Each target works on a fresh clone: it makes .venv and installs what it needs.
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 2
 BIN := $(VENV)/bin
 BENCHMARKS ?= conformance.py inversion.py samplers.py score.py decode.py prepare.py "prepare.py --one-core" memory.py train.py average.py animate.py serve.py
 STAMP := $(VENV)/.installed
@@ -24,8 +25,10 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Tests that start Ray take both cores by themselves; the others go side by side.
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not ray and not long" -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -m "ray and not long"
 
 # Kills, lost nodes, full disks: tests of more than a minute each.
 test-long: $(STAMP)

@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,6 +159,12 @@ def vae_name(directory: str | os.PathLike[str], kind: str = "auto") -> str:
     raise ValueError(
         f"model {directory} has no VAE in {' or '.join(VAES[name] + '/' for name in wanted)}; try vae='auto'"
     )
+
+
+def vae_factor(config: Mapping[str, Any]) -> int:
+    """Pixels a latent cell, per side, of an autoencoder with such a configuration (its config.json)."""
+    blocks = config.get("encoder_block_out_channels") or config["block_out_channels"]
+    return int(2 ** (len(blocks) - 1))
 
 
 def load_vae(

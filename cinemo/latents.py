@@ -19,12 +19,6 @@ logger = logging.getLogger("cinemo")
 NO_WIDTH = -30.0  # log-variance of an autoencoder that has no posterior; diffusers' own lower bound
 
 
-def vae_factor(vae: Any) -> int:
-    """Pixels a latent cell, per side."""
-    blocks = vae.config.encoder_block_out_channels if is_plain(vae) else vae.config.block_out_channels
-    return int(2 ** (len(blocks) - 1))
-
-
 def is_plain(vae: Any) -> bool:
     """Whether it is an autoencoder without a posterior: a picture has one latent, not a distribution of them."""
     return isinstance(vae, AutoencoderDC)

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from cinemo.arguments import check_size
+from cinemo.checkpoint import vae_factor
 from cinemo.image import fit_pixels, read_image
-from cinemo.latents import decode_latents, encode_pixels, vae_factor
+from cinemo.latents import decode_latents, encode_pixels
 from cinemo.metrics.frames import mean_colour_drift
 
 
@@ -32,7 +33,7 @@ def extend(
     """
     if more < 0:
         raise ValueError(f"extend {more} is below 0; it is the number of further clips")
-    height, width = check_size(height, width, vae_factor(pipe.vae), pipe.card.sizes)
+    height, width = check_size(height, width, vae_factor(pipe.vae.config), pipe.card.sizes)
     start = encode_pixels(pipe.vae, fit_pixels(read_image(image), height, width))[:, :, None]
     clips = []
     for number in range(more + 1):

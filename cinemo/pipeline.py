@@ -30,7 +30,7 @@ from cinemo.arguments import (
 from cinemo.dctinit import dct_init as refine_noise
 from cinemo.editing import invert_residuals
 from cinemo.image import fit_pixels, read_image
-from cinemo.latents import decode_latents, encode_frames, encode_pixels, encode_prompts, vae_factor
+from cinemo.latents import decode_latents, encode_frames, encode_pixels, encode_prompts
 from cinemo.sampling import Guidance, denoise, make_scheduler
 
 
@@ -127,7 +127,7 @@ class CinemoPipeline(DiffusionPipeline):
         ids = motion_ids(motion_bucket, raw_motion_id, self.card.motion, batch)
         if latents is not None:
             num_frames = latents.shape[2] + 1
-        factor = vae_factor(self.vae)
+        factor = checkpoint.vae_factor(self.vae.config)
         if image_latents is not None:
             height, width = image_latents.shape[-2] * factor, image_latents.shape[-1] * factor
         height, width = check_size(height, width, factor, self.card.sizes)
@@ -203,7 +203,7 @@ class CinemoPipeline(DiffusionPipeline):
             image_latents, latents = encoded[:, :, :1], encoded[:, :, 1:] - encoded[:, :, :1]
         assert image_latents is not None
         batch = batch_size(prompt, motion_bucket, raw_motion_id, image_latents, latents)
-        factor = vae_factor(self.vae)
+        factor = checkpoint.vae_factor(self.vae.config)
         check_size(latents.shape[-2] * factor, latents.shape[-1] * factor, factor, self.card.sizes)
         check_length(latents.shape[2] + 1, self.card.lengths)
         check_settings(num_inference_steps, 0, "latent", 1, self.scheduler)

@@ -69,7 +69,7 @@ def look_up(model: str) -> Facts:
     return Facts(
         card=checkpoint.read_card(directory),
         scheduler=checkpoint.load_scheduler(directory),
-        factor=2 ** (len(vae["block_out_channels"]) - 1),
+        factor=checkpoint.vae_factor(vae),
         fingerprint=checkpoint.fingerprint(directory),
     )
 

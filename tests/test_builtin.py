@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from cinemo.checkpoint import load_text, load_vae, read_card, resolve
+from cinemo.image import fit_pixels
 from cinemo.latents import decode_latents, encode_frames
 from cinemo.pipeline import CinemoPipeline
 from cinemo.synthetic.images import HELD_OUT_PHOTOS
@@ -12,7 +13,7 @@ from recipes.builtin_tiny.evaluate import fitted_photo, psnr
 
 DIRECTORY = resolve("builtin:tiny")
 MAX_BYTES = 40_000_000
-VAE_PSNR = 24.0  # dB, mean over the held-out photos; the shipped VAE has a little more
+VAE_PSNR = 27.0  # dB, of each held-out photo
 
 
 def test_it_is_small_and_has_every_part():
@@ -49,8 +50,8 @@ def test_its_vae_keeps_photos_it_never_saw():
     photos = [fitted_photo(name) for name in HELD_OUT_PHOTOS]
     latents = encode_frames(vae, np.stack(photos)[:, None])
     kept = [psnr(clip[0], photo) for clip, photo in zip(decode_latents(vae, latents), photos, strict=True)]
-    assert np.mean(kept) >= VAE_PSNR
-    assert 0.7 < float(latents.std()) < 1.5  # the scaling factor makes them unit variance, near enough
+    assert min(kept) >= VAE_PSNR
+    assert 1 < float(latents.std()) < 3  # the recipe's scaling factor makes it about 2, so that residuals have 1 to 1.5
 
 
 def test_it_animates():
@@ -58,5 +59,6 @@ def test_it_animates():
     photo = fitted_photo("coffee.png")
     out = pipe(photo, "the camera pans left", motion_bucket=12, num_inference_steps=4, guidance_scale=3, seed=1)
     assert out.frames.shape == (1, 16, 128, 192, 3)
-    assert psnr(out.frames[0, 0], photo) > 20
+    pixels = fit_pixels(photo, 128, 192)[0].permute(1, 2, 0).numpy()
+    assert psnr(out.frames[0, 0], ((pixels + 1) * 127.5).round()) > VAE_PSNR
     assert np.abs(np.diff(out.frames[0].astype(float), axis=0)).mean() > 0.5

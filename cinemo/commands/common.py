@@ -60,9 +60,9 @@ def load(model: str, device: str, dtype: str = "float32", vae: str = "auto") -> 
 def frame_size(pipe: "CinemoPipeline", height: int | None, width: int | None) -> tuple[int, int]:
     """(H, W) in pixels that the model animates at. Raises ValueError for a size that it does not take."""
     from cinemo.arguments import check_size
-    from cinemo.latents import vae_factor
+    from cinemo.checkpoint import vae_factor
 
-    return check_size(height, width, vae_factor(pipe.vae), pipe.card.sizes)
+    return check_size(height, width, vae_factor(pipe.vae.config), pipe.card.sizes)
 
 
 def read_clip(

@@ -23,7 +23,7 @@ from cinemo.synthetic.images import HELD_OUT_PHOTOS, photo
 
 MOVES = (("pan", "left"), ("pan", "right"), ("pan", "up"), ("pan", "down"), ("zoom", "in"), ("zoom", "out"))
 BUCKETS = (0, 4, 8, 12, 16, 19)
-SETTINGS: dict[str, Any] = {"num_inference_steps": 10, "guidance_scale": 2.0}  # what suits so small a model
+SETTINGS: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 2.0}  # what suits so small a model
 
 
 def fitted_photo(name: str, size: tuple[int, int] = (128, 192)) -> np.ndarray:

@@ -23,7 +23,7 @@ SAVE_SECONDS = 60.0
 PICTURES = 384  # canvases that it learns from
 BLOCK = 3 * 8 * 8  # numbers of a block of pixels
 CONSTANT = 40.0  # beside pixels of -1..1 it is all that the decoder's last norm sees, which so does not change them
-DEVIATION = 1.5  # of scaled latents: residuals, which are what is denoised, then have about 1
+DEVIATION = 2.0  # of scaled latents: residuals, which are what is denoised, then have about 1.5
 NOISE = 0.2  # deviation that latents get in training, at most: the U-Net's are not exact either
 
 
@@ -54,9 +54,9 @@ def to_blocks(encoder: nn.Module, pixels: Tensor) -> Tensor:
 def start_linear(autoencoder: AutoencoderDC, pictures: list[Tensor]) -> None:
     """Set weights with which it keeps the principal components of the pictures' blocks, and nothing else.
 
-    pictures: as load_pictures has them; the photos among them count, at the two smaller scales. Components are divided
-    by the root of their deviation: half-way between pixels, where the first would drown the others, and latents of one
-    deviation, where the noise of the last would count most.
+    pictures: as load_pictures has them; the photos among them count, at the two smaller scales. Components are not
+    brought to one deviation: an error of a latent is then as large an error of pixels, whichever the component, and
+    what the U-Net learns first is what one sees first.
     """
     encoder, decoder = autoencoder.encoder, autoencoder.decoder
     for module in autoencoder.modules():
@@ -76,17 +76,16 @@ def start_linear(autoencoder: AutoencoderDC, pictures: list[Tensor]) -> None:
             found = to_blocks(encoder, part.float() / 127.5 - 1)
             samples.append(found.transpose(0, 1).flatten(1).T)
     blocks = torch.cat(samples).double()
-    values, vectors = torch.linalg.eigh(torch.cov(blocks.T))
+    vectors = torch.linalg.eigh(torch.cov(blocks.T)).eigenvectors
     channels = autoencoder.config.latent_channels
     basis = vectors.flip(1)[:, :channels].float()
-    scale = values.flip(0)[:channels].float() ** 0.25
     middle = blocks.mean(0).float()
 
     encoder.conv_out.weight.zero_()
-    encoder.conv_out.weight[:, :, 1, 1] = basis.T / scale[:, None]
-    encoder.conv_out.bias.copy_(-(basis.T @ middle) / scale)
+    encoder.conv_out.weight[:, :, 1, 1] = basis.T
+    encoder.conv_out.bias.copy_(-(basis.T @ middle))
     decoder.conv_in.weight.zero_()
-    decoder.conv_in.weight[:, :, 1, 1] = basis * scale
+    decoder.conv_in.weight[:, :, 1, 1] = basis
     decoder.conv_in.bias.copy_(middle)
     # From 48 channels to pixels, minus pixels, a constant, and rest: ReLU then loses nothing.
     up = decoder.up_blocks[1][0].conv

@@ -55,10 +55,10 @@ class Lesson:
 # there to more frames, and at last to the whole clip. Small windows do for most of it, because motion is local.
 # Direction is decided at high noise and detail at low noise, so that low noise comes last.
 CURRICULUM = (
-    Lesson(0.58, ("pan",), (8, 12), 2, 2.0, 4, 0.0, 1.0),
-    Lesson(0.705, ("pan", "zoom"), (8, 12), 4, 2.0, 2, 0.0, 1.0),
-    Lesson(0.815, ("pan", "zoom"), (8, 12), 8, 1.0, 2, 0.0, 1.0),
-    Lesson(0.975, ("pan", "zoom", "still"), (8, 12), 16, 1.0, 1, 0.1, 1.6),
+    Lesson(0.40, ("pan",), (8, 12), 2, 2.0, 4, 0.0, 1.0),
+    Lesson(0.52, ("pan", "zoom"), (8, 12), 4, 2.0, 2, 0.0, 1.0),
+    Lesson(0.62, ("pan", "zoom"), (8, 12), 8, 1.0, 2, 0.0, 1.0),
+    Lesson(0.99, ("pan", "zoom", "still"), (8, 12), 16, 1.0, 1, 0.1, 1.6),
     Lesson(1.00, ("pan", "zoom", "still"), (16, 24), 16, 1.0, 1, 0.1, 1.6),
 )
 
