@@ -10,7 +10,7 @@ from cinemo.synthetic import make_clip, render
 from cinemo.synthetic.plan import make_plan
 from recipes.builtin_tiny.clips import mean_ssim
 from recipes.builtin_tiny.common import MAX_FILE_BYTES, Training, load_checkpoint, save_checkpoint
-from recipes.builtin_tiny.evaluate import agrees, fitted_photo
+from recipes.builtin_tiny.evaluate import agrees, fitted_photo, overlap
 from recipes.builtin_tiny.export import write_model
 from recipes.builtin_tiny.train_autoencoder import load_pictures, make_autoencoder, start_linear, train_autoencoder
 from recipes.builtin_tiny.train_unet import Lesson, train_unet
@@ -129,3 +129,12 @@ def test_the_judge_of_directions_knows_true_motion():
         opposite = clip.frames[::-1]  # time backwards: every direction turns around
         found += agrees(clip.frames, clip.kind, clip.direction) and not agrees(opposite, clip.kind, clip.direction)
     assert found >= 10
+
+
+@pytest.mark.parametrize(("down", "right"), [(5, -9), (-7, 12), (0, 0)])
+def test_a_camera_that_moved_is_moved_back(down, right):
+    wide = np.roll(fitted_photo("coffee.png"), (down, right), axis=(0, 1))
+    before, after = fitted_photo("coffee.png")[16:-16, 16:-16], wide[16:-16, 16:-16]
+    first, last = overlap(before, after)
+    np.testing.assert_array_equal(first, last)
+    assert first.shape == (96 - abs(down), 160 - abs(right), 3)
