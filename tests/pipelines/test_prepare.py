@@ -107,10 +107,10 @@ def test_text_embeddings_are_those_of_the_captions(
 
 
 def test_log_variance_is_stored_beside_the_mean(
-    prepare_config: prepare.PrepareConfig, ray_cluster: None, tmp_path: Path
+    prepare_config: prepare.PrepareConfig, checkpoint: Path, ray_cluster: None, tmp_path: Path
 ) -> None:
     changes = {"output": str(tmp_path / "ds"), "store_posterior": True, "clips_per_video": 1, "balance": True}
-    config = prepare_config.model_copy(update=changes)
+    config = prepare_config.model_copy(update=changes | {"model": str(checkpoint)})
     made = prepare.run(config)
     vae = model_directory.load_vae(model_directory.resolve(config.model))
     for row in rows(config.output)[:2]:
