@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cinemo.commands.animate import animate
-from cinemo.commands.common import DeviceOption, ModelOption, load, read_clip
+from cinemo.commands.common import DeviceOption, ModelOption, load
 from cinemo.commands.edit import edit
 from cinemo.commands.info import info
 
@@ -44,6 +44,7 @@ def score(
 ) -> None:
     """Measure motion: mean SSIM of neighbouring frames (1 is still) and the motion bucket (0 is still, 19 the most)."""
     from cinemo.motion import motion_bucket, motion_score
+    from cinemo.video import read_clip
 
     if num_frames < 2 or min(height, width) < 7:
         raise ValueError(f"num_frames {num_frames} at {height} x {width}: SSIM needs 2 frames and 7 x 7 pixels or more")

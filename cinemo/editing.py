@@ -12,13 +12,12 @@ import torch
 from diffusers import DDIMInverseScheduler
 from torch import Tensor
 
-from cinemo.arguments import check_settings
+from cinemo.arguments import check_settings, check_video
 from cinemo.dctinit import dct_init as refine_noise
-from cinemo.image import fit_pixels, read_image
-from cinemo.latents import encode_pixels
+from cinemo.image import check_aspect, fit_pixels, read_image
+from cinemo.latents import encode_frames, encode_pixels
 
 DCT_TIMESTEP = 985  # the official editing script's; animation has 975
-ASPECT_TOLERANCE = 0.02
 
 
 @torch.no_grad()
@@ -80,16 +79,14 @@ def edit_video(
     guidance_scale: 1 keeps the video's motion exactly; more follows the prompt and departs from it. dct_init: put the
     edited image's low frequencies into the inverted noise. settings: as CinemoPipeline's. Raises ValueError.
     """
-    edited = read_image(image)
-    check_aspect(edited, frames)
+    edited, frames = read_image(image), check_video(frames)
+    height, width = frames.shape[1:3]
+    check_aspect(edited, height, width)
     check_settings(num_inference_steps, dct_timestep, "np", 1, pipe.scheduler)
     source = prompt if source_prompt is None else source_prompt
-    noise = pipe.invert(frames, source, motion_bucket, num_inference_steps=num_inference_steps)
-    height, width = frames.shape[1:3]
     image_latents = encode_pixels(pipe.vae, fit_pixels(edited, height, width))[:, :, None]
-    if dct_init:
-        alpha_bar = pipe.scheduler.alphas_cumprod[dct_timestep].double()
-        noise = refine_noise(noise, image_latents.to(noise), alpha_bar, dct_cutoff)
+    dct = (dct_init, dct_cutoff, dct_timestep)
+    noise = inverted_noise(pipe, frames[None], image_latents, source, motion_bucket, num_inference_steps, *dct)
     made = pipe(
         None,
         prompt,
@@ -103,11 +100,34 @@ def edit_video(
     return made.frames[0]
 
 
-def check_aspect(image: np.ndarray, frames: np.ndarray) -> None:
-    """Raise ValueError unless the image has the frames' aspect, within 2 %: cutting it would move its content."""
-    (height, width), (tall, wide) = image.shape[:2], frames.shape[1:3]
-    if abs(width * tall / (height * wide) - 1) > ASPECT_TOLERANCE:
-        raise ValueError(
-            f"image is {width} x {height} pixels, and the video's frames are {wide} x {tall}: edit the frame without "
-            "changing its aspect (`cinemo edit VIDEO --first-frame frame.png` writes it)"
-        )
+@torch.no_grad()
+def inverted_noise(
+    pipe: Any,
+    frames: np.ndarray,
+    image_latents: Tensor,
+    source_prompt: str | Sequence[str],
+    motion_bucket: int | Sequence[int],
+    num_inference_steps: int,
+    dct_init: bool = False,
+    dct_cutoff: float = 0.23,
+    dct_timestep: int = DCT_TIMESTEP,
+) -> Tensor:
+    """The noise from which the pipeline gives edited images the motion of videos: (B, C, F, h, w).
+
+    frames: the videos, uint8 (B, N, H, W, 3). image_latents: of the edited images, (B, C, 1, h, w). The prompts of the
+    videos and their buckets may be lists; the rest is as in edit_video, and one for all. Raises ValueError.
+    """
+    encoded = encode_frames(pipe.vae, frames)
+    first = encoded[:, :, :1]
+    noise = pipe.invert(
+        None,
+        source_prompt,
+        motion_bucket,
+        num_inference_steps=num_inference_steps,
+        image_latents=first,
+        latents=encoded[:, :, 1:] - first,
+    )
+    if dct_init:
+        alpha_bar = pipe.scheduler.alphas_cumprod[dct_timestep].double()
+        noise = refine_noise(noise, image_latents.to(noise), alpha_bar, dct_cutoff)
+    return noise

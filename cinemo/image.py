@@ -1,7 +1,7 @@
 """The input photo: bytes or a path -> RGB, and RGB -> the pixels a VAE takes.
 
 The only place that validates images, and the only one that decides how a photo is fitted to a size. Knows nothing of
-latents or video.
+latents or video files.
 """
 
 import io
@@ -18,12 +18,13 @@ from torch import Tensor
 
 MAX_PIXELS = 64_000_000  # a 64-megapixel photo; larger ones are refused from the header, before any decoding
 MIN_SIDE = 8
+ASPECT_TOLERANCE = 0.02  # of an edited first frame
 
 
 class ImageError(ValueError):
     """An image that cannot be used.
 
-    `reason` is one of missing, unreadable, no_image, too_large, too_small, corrupt.
+    `reason` is one of missing, unreadable, no_image, too_large, too_small, corrupt, wrong_aspect.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -101,6 +102,20 @@ def check_array(array: np.ndarray) -> np.ndarray:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3 or min(array.shape[:2]) < MIN_SIDE:
         raise ValueError(f"image is {array.dtype} {array.shape}; pass uint8 (H, W, 3) in RGB, at least 8 x 8")
     return array
+
+
+def check_aspect(image: np.ndarray, height: int, width: int) -> None:
+    """Raise ImageError unless an edited frame has its video's aspect, within 2 %: cutting it would move its content.
+
+    image: uint8 (H, W, 3). height, width: of the video's frames.
+    """
+    tall, wide = image.shape[:2]
+    if abs(wide * height / (tall * width) - 1) > ASPECT_TOLERANCE:
+        raise ImageError(
+            "wrong_aspect",
+            f"image is {wide} x {tall} pixels, and the video's frames are {width} x {height}: edit the frame without "
+            "changing its aspect (`cinemo edit VIDEO --first-frame frame.png` writes it)",
+        )
 
 
 def fit_pixels(image: np.ndarray, height: int, width: int) -> Tensor:

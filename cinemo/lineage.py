@@ -54,7 +54,7 @@ def of_video(sidecar: Path) -> Node:
     if not isinstance(said, dict) or "model_fingerprint" not in said:
         raise ValueError(f"{sidecar} is no sidecar of a video: it says no model_fingerprint")
     request = said.get("request") or {}
-    facts = {name: request[name] for name in ("prompt", "seed") if name in request}
+    facts = {name: request[name] for name in ("prompt", "seed", "video") if name in request}
     if "motion_bucket" in said and "motion_bucket" in request:
         facts["motion_bucket"] = f"{said['motion_bucket']} (asked for {request['motion_bucket']})"
     facts |= run_of(sidecar.parent.parent)

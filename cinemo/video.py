@@ -9,13 +9,13 @@ from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from cinemo.videofile import OpenVideo, Source, VideoError, open_video
+from cinemo.videofile import OpenVideo, Source, VideoError, VideoInfo, open_video, probe
 from cinemo.videowrite import check_output, write_video
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "VideoInfo",
     "check_output",
     "probe",
+    "read_clip",
     "sample_clip",
     "sample_clips",
     "write_video",
@@ -34,23 +35,16 @@ SAMPLING_VERSION = "pts-cover-crop-v2"  # part of every clip id; change it when 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".gif")
 
 
-class VideoInfo(NamedTuple):
-    """What the container says, without decoding. Width and height are as coded, before any rotation."""
+def read_clip(
+    source: Source, start: int, interval: int, num_frames: int, size: tuple[int, int]
+) -> tuple[np.ndarray, int]:
+    """A clip as sample_clip gives it, and its interval: less than asked for where the video is short.
 
-    num_frames: int
-    fps: float
-    width: int
-    height: int
-
-
-def probe(source: Source) -> VideoInfo:
-    """Read frame count, frames per second and size (pixels) from the container.
-
-    source: a path or a seekable binary file object, which is read from its beginning and stays open.
-    Raises VideoError.
+    Raises as sample_clip.
     """
-    with open_video(source) as video:
-        return VideoInfo(video.num_frames, float(video.rate), video.stream.width, video.stream.height)
+    longest = max(1, (probe(source).num_frames - 1 - start) // max(1, num_frames - 1))
+    step = min(interval, longest)
+    return sample_clip(source, start, step, num_frames, size), step
 
 
 def sample_clip(

@@ -42,6 +42,25 @@ class OpenVideo(NamedTuple):
     rate: Fraction  # frames a second, on average
 
 
+class VideoInfo(NamedTuple):
+    """What the container says, without decoding. Width and height are as coded, before any rotation."""
+
+    num_frames: int
+    fps: float
+    width: int
+    height: int
+
+
+def probe(source: Source) -> VideoInfo:
+    """Read frame count, frames per second and size (pixels) from the container.
+
+    source: a path or a seekable binary file object, which is read from its beginning and stays open.
+    Raises VideoError.
+    """
+    with open_video(source) as video:
+        return VideoInfo(video.num_frames, float(video.rate), video.stream.width, video.stream.height)
+
+
 @contextmanager
 def open_video(source: Source) -> Iterator[OpenVideo]:
     """The container and its first video stream, with one decoding thread; closed on leaving. Raises VideoError.

@@ -2,10 +2,11 @@
 
 Knows what a finished job is, and how to get there from whatever is left of an earlier try.
 
-Exactly once: a video is named by its image's bytes, its settings and its model, and its sidecar is written last; a row
-of the catalog is known by a key that changes with it. So the same command finishes a job that was killed at any moment
-and makes what changed in the catalog, and a finished job changes no file. A reject is a result: delete OUT/rejects to
-have them tried again. Videos of rows that are no longer in the catalog stay, and are not listed.
+Exactly once: a video is named by the bytes of its image and of the video whose motion it has, by its settings and its
+model, and its sidecar is written last; a row of the catalog is known by a key that changes with it. So the same command
+finishes a job that was killed at any moment and makes what changed in the catalog, and a finished job changes no file.
+A reject is a result: delete OUT/rejects to have them tried again. Videos of rows that are no longer in the catalog
+stay, and are not listed.
 """
 
 import functools
@@ -100,7 +101,7 @@ def one_pass(
     sums: Counter[str] = Counter()
     writer = listing.Writer(config.output, config.ending)
     try:
-        dataset = flow.build(config, model, slices, done, animator)
+        dataset = flow.build(config, model, slices, done, animator, wanted.edited)
         for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             for row in block.to_pylist():
                 writer.add(row)

@@ -82,10 +82,14 @@ def complete(asked: Settings, prompt: str, model: Facts) -> dict[str, Any]:
     }
 
 
+# Of a row that gets a video's motion, where nobody asks for anything else: as `cinemo edit`.
+EDITED = {"guidance_scale": 1.0, "dct_init": False, "dct_timestep": 985}
+
 # What requests must have in common to be made in one batch.
 SAME_FOR_ALL = ("height", "width", "num_frames", "num_inference_steps", "dct_init", "dct_cutoff", "dct_timestep")
 
 
-def shape_of(request: dict[str, Any]) -> str:
-    """Complete requests of one shape can be made in one batch."""
-    return " ".join(f"{name}={request[name]}" for name in SAME_FOR_ALL) + f" guided={request['guidance_scale'] > 1}"
+def shape_of(request: dict[str, Any], edited: bool = False) -> str:
+    """Complete requests of one shape can be made in one batch. edited: they get the motion of videos."""
+    same = " ".join(f"{name}={request[name]}" for name in SAME_FOR_ALL)
+    return f"{same} guided={request['guidance_scale'] > 1}{' edited' if edited else ''}"

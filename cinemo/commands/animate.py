@@ -66,7 +66,7 @@ def animate(
     from cinemo.image import read_image
     from cinemo.motion import motion_bucket as measure_bucket
     from cinemo.motion import motion_score
-    from cinemo.video import check_output, write_video
+    from cinemo.video import check_output, read_clip, write_video
 
     check_output(output, fps)
     buckets = read_buckets(sweep) if sweep is not None else []
@@ -75,7 +75,7 @@ def animate(
     photo = read_image(image)
     pipe = common.load(model, device, dtype.value, vae.value)
     if reference_video is not None:
-        clip, _ = common.read_clip(reference_video, 0, 3, num_frames, common.frame_size(pipe, height, width))
+        clip, _ = read_clip(reference_video, 0, 3, num_frames, common.frame_size(pipe, height, width))
         motion_bucket = measure_bucket(motion_score(clip))
         typer.echo(f"{reference_video}: motion bucket {motion_bucket}")
     settings: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""What several commands need: their common options, a model on a device, the motion of a video.
+"""What several commands need: their common options, a model on a device, the motion of an animation.
 
 Imports nothing large: `cinemo --help` answers at once.
 """
@@ -63,20 +63,6 @@ def frame_size(pipe: "CinemoPipeline", height: int | None, width: int | None) ->
     from cinemo.checkpoint import vae_factor
 
     return check_size(height, width, vae_factor(pipe.vae.config), pipe.card.sizes)
-
-
-def read_clip(
-    path: Path, start: int, interval: int, num_frames: int, size: tuple[int, int]
-) -> tuple["np.ndarray", int]:
-    """A clip of a video file, uint8 (N, H, W, 3), and its interval: less than asked for where the video is short.
-
-    Raises ValueError.
-    """
-    from cinemo.video import probe, sample_clip
-
-    longest = max(1, (probe(path).num_frames - 1 - start) // (num_frames - 1))
-    step = min(interval, longest)
-    return sample_clip(path, start, step, num_frames, size), step
 
 
 def sentence(frames: "np.ndarray", asked: int) -> str:

@@ -18,12 +18,13 @@ import pyarrow.compute as pc
 import torch
 
 from cinemo import CinemoPipeline
+from cinemo.editing import inverted_noise
 from cinemo.latents import decode_latents, encode_pixels
 from cinemo.memory import keep_freed_memory
 from pipelines import models, request, videos
 from pipelines.animation import files
 from pipelines.animation.config import AnimateConfig
-from pipelines.animation.records import Reason, reject, table
+from pipelines.animation.records import Reason, light, reject, table
 
 Row = dict[str, Any]
 DEATHS = 5  # of processes that worked on a row by itself, of it or of something else, before it is given up
@@ -55,7 +56,7 @@ class Animator:
         if pc.any(passing).as_py():
             yield block.filter(passing)
         rows = block.filter(pc.invert(passing)).to_pylist()
-        waiting = [(request.shape_of(json.loads(row["request"])), row) for row in rows]
+        waiting = [(request.shape_of(json.loads(row["request"]), row["clip"] is not None), row) for row in rows]
         waiting.sort(key=lambda pair: pair[0])
         for _, same in groupby(waiting, key=lambda pair: pair[0]):
             group = [row for _, row in same]
@@ -114,10 +115,13 @@ class Animator:
             began = time.perf_counter()
             own = image_latents[index : index + 1]
             frames = decode_latents(self.pipe.vae, torch.cat((own, own + latents[index : index + 1]), dim=2))[0]
+            inputs = {"image": row["image"], "image_digest": row["image_digest"]}
+            if row["clip"] is not None:
+                inputs |= {"video": row["source_video"], "video_digest": row["video_digest"]}
             facts = {
                 "id": row["id"],
                 **self.facts,
-                "request": {**asked[index], "image": row["image"], "image_digest": row["image_digest"]},
+                "request": {**asked[index], **inputs},
                 "versions": videos.versions(),
                 "batch": len(rows),
                 "psnr_first_frame": psnr(frames[0], pixels[index]),
@@ -127,7 +131,7 @@ class Animator:
                     "decode_seconds": round(time.perf_counter() - began, 4),
                 },
             }
-            done.append({**row, "pixels": None, "frames": frames.tobytes(), "facts": json.dumps(facts)})
+            done.append({**light(row), "frames": frames.tobytes(), "facts": json.dumps(facts)})
         return done
 
     def residuals(self, rows: Sequence[Row], asked: Sequence[Row], image_latents: torch.Tensor) -> torch.Tensor:
@@ -144,6 +148,7 @@ class Animator:
                 seed=[one["seed"] for one in wanted],
                 guidance_scale=[one["guidance_scale"] for one in wanted],
                 image_latents=image_latents[new],
+                latents=self.noise([rows[index] for index in new], wanted, image_latents[new]),
                 output_type="latent",
                 **{name: asked[0][name] for name in request.SAME_FOR_ALL},
             ).frames
@@ -151,6 +156,20 @@ class Animator:
                 files.keep(self.output, rows[index]["id"], latents)
                 found[index] = latents
         return torch.tensor(np.stack([latents for latents in found if latents is not None])).to(image_latents)
+
+    def noise(self, rows: Sequence[Row], asked: Sequence[Row], image_latents: torch.Tensor) -> torch.Tensor | None:
+        """What sampling starts from where rows have clips, whose motion it holds; None where they have none."""
+        if rows[0]["clip"] is None:
+            return None
+        shape = [asked[0][name] for name in ("num_frames", "height", "width")]
+        return inverted_noise(
+            self.pipe,
+            np.stack([np.frombuffer(row["clip"], np.uint8).reshape(*shape, 3) for row in rows]),
+            image_latents,
+            [one["prompt"] for one in asked],
+            [one["motion_bucket"] for one in asked],
+            **{name: asked[0][name] for name in ("num_inference_steps", "dct_init", "dct_cutoff", "dct_timestep")},
+        )
 
     def recover(self) -> None:
         """After a failure: free memory; a process whose GPU does not answer any more ends, and Ray starts another."""

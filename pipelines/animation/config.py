@@ -23,6 +23,9 @@ class AnimateConfig(request.Settings, frozen=True):
     model: str = Field("builtin:tiny", description="MODEL: builtin:tiny, a directory, hub id, models:/...")
     image_column: str | None = Field(None, description="column that holds the image, or its uri; default: known names")
     prompt_column: str | None = Field(None, description="column that holds the prompt; default: known names")
+    video_column: str | None = Field(
+        None, description="column with the uri of a video whose motion the image gets; default: known names"
+    )
     prompt: Text | None = Field(None, description="what should happen, for rows without a prompt; may be empty")
     limit: int | None = Field(None, ge=1, description="rows of the catalog, from its beginning; default: all")
     format: Literal["mp4", "gif", "webp"] = Field("mp4", description="kind of video file")
@@ -33,7 +36,7 @@ class AnimateConfig(request.Settings, frozen=True):
     )
     num_gpus: float = Field(0, ge=0, description="GPUs that a replica reserves; 0.5: two replicas share one")
     batch: int = Field(0, ge=0, le=64, description="most videos made at once; 0: 4 with a GPU, 1 without")
-    image_timeout: float = Field(60, gt=0, description="seconds for one image to be read and decoded; then a reject")
+    image_timeout: float = Field(60, gt=0, description="seconds to read and decode one image or video; then a reject")
     max_reject_fraction: float = Field(0.5, ge=0, le=1, description="exit 3 when more than this share was rejected")
     tracking_uri: str | None = Field(
         None, description="MLflow server or database; default: mlflow.db beside the output"
@@ -86,7 +89,7 @@ def check(config: AnimateConfig) -> None:
 
 def examine(config: AnimateConfig) -> models.Facts:
     """What is known of the model of a configuration that was `placed`, and can work. Raises ValueError as `check`."""
-    catalogs.check(config.catalog, config.image_column, config.prompt_column, config.prompt)
+    catalogs.check(config.catalog, config.image_column, config.prompt_column, config.prompt, config.video_column)
     if catalogs.is_below(config.output, config.catalog):
         raise ValueError(
             f"--output {config.output} lies in the folder that --catalog names, which would list its pictures; "

@@ -15,7 +15,7 @@ from pipelines import manifest, models
 from pipelines import records as hashes
 from pipelines.animation import files, rows
 from pipelines.animation.config import AnimateConfig, made_with
-from pipelines.animation.records import table
+from pipelines.animation.records import light, table
 from pipelines.progress import to_stderr
 
 if TYPE_CHECKING:  # seconds to import, and `--help` does not need it
@@ -90,18 +90,24 @@ class Replica:
 
 
 def build(
-    config: AnimateConfig, model: models.Facts, slices: pa.Table, done: np.ndarray, animator: type | None = None
+    config: AnimateConfig,
+    model: models.Facts,
+    slices: pa.Table,
+    done: np.ndarray,
+    animator: type | None = None,
+    edited: bool = False,
 ) -> "ray.data.Dataset":
     """The dataflow, lazily: slices of OUT/catalog -> rows of STATE, each a finished video, a twin of one, or a reject.
 
     done: sorted hashes of keys that are not wanted. animator: stands in for the replica and what writes its videos.
+    edited: some rows have a source video, whose frames travel with them.
     """
     import ray.data
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
     replicas = most_replicas(config, slices.num_rows)
-    bound_memory(config, model, cpus)
+    bound_memory(config, model, cpus, edited)
     # On the driver's node: the job does not survive the loss of that one anyway.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     ledger = ray.remote(num_cpus=0, scheduling_strategy=here)(Ledger).remote()
@@ -109,8 +115,8 @@ def build(
     # 1. Slices of the catalog: a file name and two numbers, however many rows there are.
     tasks = ray.data.from_arrow([slices.slice(i, 1) for i in range(slices.num_rows)])
 
-    # 2. Images, read and fitted, with content ids. What is finished leaves here. Little work beside that of the model,
-    #    so two processes for each replica keep it busy; each has a child that decodes.
+    # 2. Images and source videos, read and fitted, with content ids. What is finished leaves here. Little work beside
+    #    that of the model, so two processes for each replica keep it busy; each has a child that decodes.
     ready = tasks.map_batches(
         take_slice,
         fn_args=(config, made_with(config, model), ray.put(done), ledger),
@@ -161,7 +167,7 @@ def most_replicas(config: AnimateConfig, slices: int) -> int:
     return max(1, min(most, slices))
 
 
-def bound_memory(config: AnimateConfig, model: models.Facts, cpus: int) -> None:
+def bound_memory(config: AnimateConfig, model: models.Facts, cpus: int, edited: bool) -> None:
     """Keep what is under way to some batches, however many rows wait: blocks are a batch or a few rows."""
     import ray.data
 
@@ -169,8 +175,8 @@ def bound_memory(config: AnimateConfig, model: models.Facts, cpus: int) -> None:
     pixels = height * width * 3 * np.dtype(np.float32).itemsize
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = False  # a slow row holds up nobody
-    context.target_max_block_size = max(_BLOCK, config.most * pixels)
     frames = (model.card.lengths or [16])[0] * height * width * 3 * config.most
+    context.target_max_block_size = max(_BLOCK, config.most * pixels + edited * frames)
     room = max(256 << 20, 8 * cpus * max(frames, context.target_max_block_size))
     context.execution_options.resource_limits = context.execution_options.resource_limits.copy(object_store_memory=room)
 
@@ -204,9 +210,9 @@ def claimed(ready: list[rows.Row], output: str, ledger: Any) -> list[rows.Row]:
     for row, first in zip(asking, mine, strict=True):
         found = files.sidecar(output, row["id"])
         if found is not None:
-            row |= {"pixels": None, "facts": json.dumps(found)}
+            row |= {**light(row), "facts": json.dumps(found)}
         elif not first:
-            row |= {"pixels": None, "twin": True}
+            row |= {**light(row), "twin": True}
     return ready
 
 

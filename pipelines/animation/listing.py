@@ -106,7 +106,7 @@ class Writer:
     def add(self, row: Mapping[str, Any]) -> None:
         """A row of STATE that came to its end."""
         if row["twin"]:
-            own = {name: row[name] for name in ("row", "key", "image")}
+            own = {name: row[name] for name in ("row", "key", "image", "source_video")}
             self.twins.setdefault(row["id"], []).append(own)
         elif row["reason"]:
             self._put("rejects", row)
@@ -154,4 +154,4 @@ def results(output: str, columns: Sequence[str], below: int) -> Iterator[dict[st
 
 def _read(uri: str, schema: pa.Schema) -> pa.Table:
     files, path = storage.filesystem(uri)
-    return pq.read_table(path, filesystem=files).select(schema.names)
+    return pq.read_table(path, filesystem=files, schema=schema)  # a column that earlier versions lacked is null

@@ -26,42 +26,53 @@ _FLAGS = {*request.Settings.model_fields}
 
 
 class Plan(NamedTuple):
-    """The files of OUT/catalog with their number of rows; the keys of all rows, hashed and sorted; their numbers."""
+    """The files of OUT/catalog with their number of rows; the keys of all rows, hashed and sorted; their numbers.
+
+    edited: some row has a source video.
+    """
 
     files: dict[str, int]
     keys: np.ndarray
     rows: np.ndarray
+    edited: bool = False
 
 
 def write(config: AnimateConfig, model: models.Facts, folder: str) -> Plan:
     """Store the tasks below `folder`; the same catalog again changes nothing. Raises as catalogs.entries."""
     keys, rows = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+    edited = 0
 
     def noted() -> Iterator[pa.Table]:
+        nonlocal edited
         for chunk in tasks(config, model):
             keys.append(records.hash64(chunk["key"].to_pylist()))
             rows.append(chunk["row"].to_numpy())
+            edited += chunk.num_rows - chunk["source_video"].null_count
             yield chunk
 
     files, _ = manifest.write(noted(), folder, "key")
     order = np.argsort(np.concatenate(keys))
-    return Plan(files, np.concatenate(keys)[order], np.concatenate(rows)[order])
+    return Plan(files, np.concatenate(keys)[order], np.concatenate(rows)[order], edited > 0)
 
 
 def tasks(config: AnimateConfig, model: models.Facts) -> Iterator[pa.Table]:
     """The rows of a catalog as tables of schema TASK of at most CHUNK rows, in which equal shapes stand together."""
     seen, repeats = Seen(), Counter[str]()
     made = made_with(config, model)
-    found = itertools.islice(catalogs.entries(config.catalog, config.image_column, config.prompt_column), config.limit)
+    columns = (config.image_column, config.prompt_column, config.video_column)
+    found = itertools.islice(catalogs.entries(config.catalog, *columns), config.limit)
     fill = Filler(config, model)
     first = 0
     while chunk := list(itertools.islice(found, CHUNK)):
         stamps = images.stamps([entry.image for entry in chunk])
         made_of = [fill(entry) for entry in chunk]
-        names = [
-            digest([entry.image, stamp, part.get("request"), part.get("message"), made])
-            for entry, stamp, part in zip(chunk, stamps, made_of, strict=True)
-        ]
+        videos = sorted({part["source_video"] for part in made_of if "source_video" in part})
+        video_stamps = dict(zip(videos, images.stamps(videos), strict=True))
+        names = []
+        for entry, stamp, part in zip(chunk, stamps, made_of, strict=True):
+            video = part.get("source_video")
+            source = [] if video is None else [video, video_stamps[video]]
+            names.append(digest([entry.image, stamp, part.get("request"), part.get("message"), made, *source]))
         rows = []
         for place, (name, fresh) in enumerate(zip(names, seen.add(names), strict=True)):
             if not fresh:  # a row like an earlier one is a row of its own
@@ -79,12 +90,14 @@ class Filler:
     def __init__(self, config: AnimateConfig, model: models.Facts) -> None:
         self.prompt, self.model = config.prompt, model
         self.defaults = config.model_dump(include=_FLAGS)
+        self.asked = {name for name in config.model_fields_set & _FLAGS if self.defaults[name] is not None}
         self.completed = functools.lru_cache(4096)(self._complete)  # most rows differ in nothing but image and prompt
 
     def __call__(self, entry: catalogs.Entry) -> dict[str, Any]:
         if entry.fault is not None:
             return _fault(Reason.BAD_ROW, entry.fault)
         wishes = dict(entry.wishes)
+        video = wishes.pop("video", None)
         prompt = wishes.pop("prompt", self.prompt)
         if (wrong := _wrong_prompt(prompt)) is not None:
             return _fault(Reason.BAD_PROMPT, wrong)
@@ -94,15 +107,19 @@ class Filler:
         if wrong_kind is not None:
             return _fault(Reason.BAD_SETTING, f"{wrong_kind} is of type {type(wishes[wrong_kind]).__name__}")
         try:
-            settings, shape = self.completed(tuple(sorted(wishes.items())))
+            settings, shape = self.completed(tuple(sorted(wishes.items())), video is not None)
         except (ValidationError, request.SettingError) as error:
             return _fault(Reason.BAD_SETTING, _sentence(error))
-        return {"request": json.dumps({**settings, "prompt": prompt.strip()}), "shape": shape}
+        made = {"request": json.dumps({**settings, "prompt": prompt.strip()}), "shape": shape}
+        return made if video is None else {**made, "source_video": video}
 
-    def _complete(self, wishes: tuple[tuple[str, Any], ...]) -> tuple[dict[str, Any], str]:
-        asked = request.Settings.model_validate({**self.defaults, **dict(wishes)})
+    def _complete(self, wishes: tuple[tuple[str, Any], ...], edited: bool) -> tuple[dict[str, Any], str]:
+        usual = {name: value for name, value in request.EDITED.items() if name not in self.asked} if edited else {}
+        asked = request.Settings.model_validate({**self.defaults, **usual, **dict(wishes)})
         settings = request.complete(asked, "", self.model)
-        return settings, request.shape_of(settings)
+        if edited and "motion_bucket" not in {*self.asked, *dict(wishes)}:
+            settings["motion_bucket"] = None  # what the video measures
+        return settings, request.shape_of(settings, edited)
 
 
 class _Prompt(BaseModel):

@@ -24,6 +24,10 @@ class Reason(enum.StrEnum):
     MISSING = "missing"
     UNREADABLE = "unreadable"
     NO_IMAGE = "no_image"
+    NO_VIDEO = "no_video"
+    UNSUPPORTED = "unsupported"  # the video's codec
+    TOO_SHORT = "too_short"  # the video
+    WRONG_ASPECT = "wrong_aspect"  # the image is no edited frame of the video
     TOO_LARGE = "too_large"
     TOO_SMALL = "too_small"
     CORRUPT = "corrupt"
@@ -35,12 +39,14 @@ class Reason(enum.StrEnum):
 
 _VERSION = {"cinemo.schema_version": str(SCHEMA_VERSION)}
 
-# A row of OUT/catalog: what is asked for. request is JSON, null where the row is at fault.
+# A row of OUT/catalog: what is asked for. request is JSON, null where the row is at fault; in it, motion_bucket is null
+# where it is the source video's own, which is measured later.
 TASK = pa.schema(
     [
         ("row", pa.int64()),  # its number in the catalog, from 0
         ("key", pa.string()),  # what tells that a row changed
         ("image", pa.string()),
+        ("source_video", pa.string()),  # whose motion the image gets; null for none
         ("request", pa.string()),
         ("reason", pa.string()),
         ("message", pa.string()),
@@ -55,6 +61,8 @@ STATE = pa.schema(
         ("id", pa.string()),
         ("image_digest", pa.string()),
         ("pixels", pa.large_binary()),  # float32 (3, H, W) in [-1, 1], the fitted image
+        ("video_digest", pa.string()),
+        ("clip", pa.large_binary()),  # uint8 (N, H, W, 3), of the source video
         ("frames", pa.large_binary()),  # uint8 (N, H, W, 3)
         ("facts", pa.string()),  # JSON: what is known of the video so far; in the end, its sidecar
         ("twin", pa.bool_()),  # another row of this job has the same id, and gets the video made
@@ -72,6 +80,7 @@ RESULT = pa.schema(
         ("video", pa.string()),  # relative to the output
         ("image", pa.string()),
         ("image_digest", pa.string()),
+        ("source_video", pa.string()),  # null where the image was animated without one
         ("prompt", pa.string()),
         ("negative_prompt", pa.string()),
         ("motion_bucket", pa.uint8()),  # asked for
@@ -112,9 +121,15 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def animation_id(image_digest: str, request: Mapping[str, Any], made_with: Mapping[str, str]) -> str:
-    """The id of a video, of all that it depends on. made_with: model fingerprint, precision, format."""
-    return digest([METHOD_VERSION, image_digest, dict(request), dict(made_with)])
+def animation_id(
+    image_digest: str, request: Mapping[str, Any], made_with: Mapping[str, str], video_digest: str | None = None
+) -> str:
+    """The id of a video, of all that it depends on. made_with: model fingerprint, precision, format.
+
+    video_digest: of the source video, None where there is none.
+    """
+    edited = [] if video_digest is None else [video_digest]
+    return digest([METHOD_VERSION, image_digest, dict(request), dict(made_with), *edited])
 
 
 def table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema = STATE) -> pa.Table:
@@ -125,7 +140,12 @@ def table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema = STATE) -> pa.Ta
 
 def reject(row: Mapping[str, Any], stage: str, reason: Reason, message: str) -> dict[str, Any]:
     """The row as a reject: where it failed, why, and the sentence that says so; nothing heavy travels on with it."""
-    return {**row, "pixels": None, "frames": None, "stage": stage, "reason": reason.value, "message": message}
+    return {**light(row), "stage": stage, "reason": reason.value, "message": message}
+
+
+def light(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row without pictures."""
+    return {**row, "pixels": None, "clip": None, "frames": None}
 
 
 def result(row: Mapping[str, Any], ending: str) -> dict[str, Any]:
@@ -134,7 +154,7 @@ def result(row: Mapping[str, Any], ending: str) -> dict[str, Any]:
     request, timings = facts["request"], facts["timings"]
     return {
         **{name: request[name] for name in RESULT.names if name in request},
-        **{name: row[name] for name in ("row", "key", "id", "image", "image_digest")},
+        **{name: row[name] for name in ("row", "key", "id", "image", "image_digest", "source_video")},
         "video": f"videos/{row['id']}{ending}",
         "measured_motion_score": facts["motion_score"],
         "measured_motion_bucket": facts["motion_bucket"],

@@ -2,7 +2,8 @@
 
 A catalog is a folder of images, a .csv, .jsonl, .ndjson (each also .gz) or .parquet table, a folder of .parquet files,
 or a pattern such as catalog/{000..127}.parquet; local or anything that fsspec opens, and so may each image. A column
-holds the image's uri or, in Parquet, its bytes; other columns hold settings for the row.
+holds the image's uri or, in Parquet, its bytes; another one the uri of the video whose motion the image shall get;
+others hold settings for the row.
 
 Knows what columns are called. Opens no image, and knows no ranges of settings: what is wrong with a value is found by
 who uses it. What is wrong with a row stands in it; what is wrong with the catalog is a ValueError.
@@ -20,8 +21,7 @@ from pipelines.sources import folder, images, places, tables, webdataset
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
 IMAGE_COLUMNS = ("image", "image_uri", "image_url", "photo", "uri", "url", "path", "file_name")
-# What a row may wish for, and the columns that say it. A later kind of wish, such as the video whose motion is
-# transferred, is one line here.
+# What a row may wish for, and the columns that say it. `video` is that whose motion the image gets.
 WISHES = {
     "prompt": ("prompt", "caption", "text"),
     "negative_prompt": ("negative_prompt",),
@@ -30,6 +30,7 @@ WISHES = {
     "num_inference_steps": ("num_inference_steps", "steps"),
     "guidance_scale": ("guidance_scale", "guidance"),
     "size": ("size",),
+    "video": ("video", "video_uri", "video_url"),
 }
 _HEAD = 100  # rows that `check` looks at for a prompt
 _KNOCKS = 4  # images whose storage `check` asks for them
@@ -39,6 +40,7 @@ _PARQUET = (".parquet",)
 class Entry(NamedTuple):
     """A row of a catalog: the image's uri, and what it wishes for, as it stands there; empty values are left out.
 
+    A video that is wished for is an absolute uri.
     fault: what is wrong with the row, None when nothing is; then image may be the place of the row.
     """
 
@@ -47,7 +49,9 @@ class Entry(NamedTuple):
     fault: str | None = None
 
 
-def entries(catalog: str, image_column: str | None = None, prompt_column: str | None = None) -> Iterator[Entry]:
+def entries(
+    catalog: str, image_column: str | None = None, prompt_column: str | None = None, video_column: str | None = None
+) -> Iterator[Entry]:
     """The rows of a catalog in its order, those of a folder by name; the same rows twice are two entries.
 
     Raises ValueError as `check` does; OSError when storage fails on the way.
@@ -56,21 +60,27 @@ def entries(catalog: str, image_column: str | None = None, prompt_column: str | 
         uri = places.absolute(catalog)
         files = _files(uri)
         if files is None:
-            if image_column or prompt_column:
+            if image_column or prompt_column or video_column:
                 raise ValueError("it is a folder of images, and has no columns; leave out the names of columns")
             for image, prompt, fault in folder.captioned_files(uri, IMAGE_SUFFIXES):
                 yield Entry(image, {"prompt": prompt} if prompt else {}, fault)
             return
         for index, file in enumerate(files):
             try:
-                yield from _table(file, image_column, prompt_column)
+                yield from _table(file, image_column, prompt_column, video_column)
             except (ValueError, FileNotFoundError) as error:
                 if index == 0:
                     raise
                 yield Entry(file, {}, f"it cannot be read: {error}")
 
 
-def check(catalog: str, image_column: str | None, prompt_column: str | None, prompt: str | None) -> None:
+def check(
+    catalog: str,
+    image_column: str | None,
+    prompt_column: str | None,
+    prompt: str | None,
+    video_column: str | None = None,
+) -> None:
     """Refuse a catalog that cannot be read, before a cluster is touched. Reads only its beginning.
 
     prompt: of rows without one; None for none. Raises ValueError, one sentence that starts with `--catalog {catalog}`,
@@ -79,7 +89,7 @@ def check(catalog: str, image_column: str | None, prompt_column: str | None, pro
     """
     with _naming(catalog):
         try:
-            head = list(itertools.islice(entries(catalog, image_column, prompt_column), _HEAD))
+            head = list(itertools.islice(entries(catalog, image_column, prompt_column, video_column), _HEAD))
             _knock([entry.image for entry in head if entry.fault is None][:_KNOCKS])
         except ValueError as error:
             raise ValueError(str(error).removeprefix(_name(catalog))) from error
@@ -127,7 +137,7 @@ def _files(uri: str) -> Iterator[str] | None:
     return folder.files(uri, *_PARQUET) if parquet else None
 
 
-def _table(uri: str, image_column: str | None, prompt_column: str | None) -> Iterator[Entry]:
+def _table(uri: str, image_column: str | None, prompt_column: str | None, video_column: str | None) -> Iterator[Entry]:
     name, place = places.base_name(uri), places.parent(uri)
     found = tables.columns(uri)
     image = _column(name, found, image_column, IMAGE_COLUMNS, "--image-column")
@@ -138,31 +148,42 @@ def _table(uri: str, image_column: str | None, prompt_column: str | None) -> Ite
         )
     columns = {wish: _column(name, found, None, names, "") for wish, names in WISHES.items()}
     columns["prompt"] = _column(name, found, prompt_column, WISHES["prompt"], "--prompt-column")
+    columns["video"] = _column(name, found, video_column, WISHES["video"], "--video-column")
     kept = {wish: column for wish, column in columns.items() if column is not None}
-    embedded = tables.kind(uri) == ".parquet" and _holds_bytes(tables.schema(uri).field(image).type)
+    schema = tables.schema(uri) if tables.kind(uri) == ".parquet" else None
+    embedded = schema is not None and _holds_bytes(schema.field(image).type)
+    if schema is not None and "video" in kept and _holds_bytes(schema.field(kept["video"]).type):
+        raise ValueError(
+            f"{name} holds videos themselves in the column {kept['video']}; only paths and URIs of videos are taken"
+        )
     names = list(dict.fromkeys([*kept.values(), *([] if embedded else [image])]))
     for number, (where, record) in enumerate(tables.records(uri, names)):
-        here = f"{uri}#{where.replace(' ', '-')}"
+        here, at = f"{uri}#{where.replace(' ', '-')}", f"{name} {where}"
         if isinstance(record, str):
-            yield Entry(here, {}, record if tables.is_damage(where) else f"{name} {where}: {record}")
+            yield Entry(here, {}, record if tables.is_damage(where) else f"{at}: {record}")
             continue
         wishes = {wish: record.get(column) for wish, column in kept.items()}
         wishes = {wish: value for wish, value in wishes.items() if not _is_empty(value)}
-        if embedded:
-            yield Entry(images.cell(uri, image, number), wishes)
+        try:
+            if not embedded and _is_empty(record.get(image)):
+                raise ValueError(f"{at} names no image: {image} is empty or missing")
+            named = images.cell(uri, image, number) if embedded else _file(record[image], place, at, image)
+            if "video" in wishes:
+                wishes["video"] = _file(wishes["video"], place, at, kept["video"])
+        except ValueError as error:
+            yield Entry(here, {}, str(error))
         else:
-            yield _entry(record.get(image), wishes, place, here, f"{name} {where}", image)
+            yield Entry(named, wishes)
 
 
-def _entry(value: Any, wishes: dict[str, Any], place: str, here: str, where: str, column: str) -> Entry:
-    if value is not None and not isinstance(value, str):
-        return Entry(here, {}, f"{where}: {column} is of type {type(value).__name__}, not text")
-    text = (value or "").strip()
-    if not text:
-        return Entry(here, {}, f"{where} names no image: {column} is empty or missing")
+def _file(value: Any, folder: str, at: str, column: str) -> str:
+    """The uri of a file that a column of a row names. Raises ValueError for what is no name."""
+    if not isinstance(value, str):
+        raise ValueError(f"{at}: {column} is of type {type(value).__name__}, not text")
+    text = value.strip()
     if "\0" in text or not _is_utf8(text):
-        return Entry(here, {}, f"{where}: {column} is no name of a file")
-    return Entry(places.below(place, text), wishes)
+        raise ValueError(f"{at}: {column} is no name of a file")
+    return places.below(folder, text)
 
 
 def _column(name: str, found: list[str], named: str | None, usual: tuple[str, ...], flag: str) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipelines.sources import places
+from pipelines.sources import places, webdataset
 
 BYTES = "bytes"  # the field of a struct that holds an image
 MAX_BYTES = 256 << 20  # of one image file
@@ -42,9 +42,10 @@ def stamps(uris: Sequence[str]) -> list[str]:
 
 
 def stamp(uri: str) -> str:
-    """What changes when an image's file does: its size, and its time, ETag or the like; "" where there is no file.
+    """What changes when an image's or a video's file does: its size, and its time, ETag or the like; "" without a file.
 
-    Of a cell, that of its table. Raises whatever the storage raises for who is not let in.
+    Of a cell, that of its table; of a video in a shard, that of the shard. Raises whatever the storage raises for who
+    is not let in.
     """
     file = _file(uri)
     try:
@@ -79,7 +80,10 @@ def read(uri: str) -> bytes:
 
 def _file(uri: str) -> str:
     match = _CELL.fullmatch(uri)
-    return match["table"] if match else uri
+    if match:
+        return match["table"]
+    span = webdataset.parse(uri)  # of a video in a shard
+    return span[0] if span else uri
 
 
 def _stamp_or_nothing(uri: str) -> str:

@@ -191,6 +191,37 @@ def test_a_video_without_a_sidecar_is_written_from_what_was_kept(copied: Animate
     assert not list(Path(copied.output, "latents").iterdir())
 
 
+def test_rows_with_a_video_get_its_motion_beside_rows_without(
+    ray_cluster: None, checkpoint: Path, moving_video: Path, tmp_path: Path
+) -> None:
+    from PIL import Image
+    from skimage.data import astronaut
+
+    from cinemo.lineage import lines, trace
+
+    Image.fromarray(astronaut()[:96, :96]).save(tmp_path / "a.png")
+    shutil.copy(moving_video, tmp_path / "moving.mp4")
+    wishes: list[dict[str, Any]] = [{"seed": 0}, {"video": "moving.mp4", "prompt": "one"}, {"video": "gone.mp4"}]
+    wishes += [{"seed": 1}, {"video": "moving.mp4", "prompt": "two"}, {"video": "moving.mp4", "prompt": "one"}]
+    catalog_file = write_catalog(tmp_path / "c.jsonl", [{"image": "a.png", "prompt": "x", **wish} for wish in wishes])
+    config = AnimateConfig(
+        catalog=catalog_file, output=str(tmp_path / "out"), model=str(checkpoint), max_replicas=1, batch=2, **QUICK
+    )
+    made = animate.run(config)
+    assert made["counts"] == {
+        "rows": 6, "listed": 5, "videos": 4, "rejected": 1, "rejects": {"missing": 1}
+    }  # fmt: skip
+    results, source = listed(config), str(tmp_path / "moving.mp4")
+    assert [results[number]["source_video"] for number in (0, 1, 3, 4, 5)] == [None, source, None, source, source]
+    assert results[1]["id"] == results[5]["id"]
+    sidecar = Path(config.output, "videos", f"{results[1]['id']}.json")
+    assert json.loads(sidecar.read_text())["request"]["video"] == source
+    assert f"video {source}" in next(lines(trace(str(sidecar.with_suffix(".mp4")))))
+    before = every_file(config.output)
+    assert animate.run(config)["new_videos"] == 0
+    assert every_file(config.output) == before
+
+
 class Mortal(flow.Replica):
     """A replica whose process ends when it meets a certain prompt."""
 

@@ -62,3 +62,5 @@ def test_one_shape_is_what_one_batch_can_hold(tiny: models.Facts) -> None:
 
     assert shape(seed=1, motion_bucket=3, guidance_scale=2) == shape(seed=2, motion_bucket=9, guidance_scale=5)
     assert len({shape(), shape(num_inference_steps=3), shape(guidance_scale=1), shape(dct_init=False)}) == 4
+    plain = request.complete(request.Settings(), "", tiny)
+    assert request.shape_of(plain) != request.shape_of(plain, edited=True)

@@ -33,6 +33,7 @@ def state(number: int, name: str | None = None, score: float = 0.9, **changes: A
         "id": name or f"id{number}",
         "image": f"/photos/{number}.png",
         "image_digest": "d",
+        "source_video": None,
         "request": json.dumps(request),
         "facts": json.dumps(facts),
     }

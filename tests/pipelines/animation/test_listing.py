@@ -50,6 +50,14 @@ def test_rows_that_left_the_catalog_are_not_listed_and_files_of_others_are_not_t
     assert listing.survey(str(tmp_path)).lists(plan_of({"key0": 0, "key2": 2}))
 
 
+def test_parts_of_earlier_versions_are_settled_with_what_they_lack_empty(tmp_path: Path) -> None:
+    write(tmp_path, [state(0), state(1)])
+    (part,) = (tmp_path / "results").iterdir()
+    pq.write_table(pq.read_table(part).drop_columns("source_video"), part)
+    listing.settle(str(tmp_path), plan_of({"key1": 0}))
+    assert stored(tmp_path)[0]["source_video"] is None
+
+
 def test_rows_get_the_numbers_that_they_have_today(tmp_path: Path) -> None:
     write(tmp_path, [state(0), state(1), state(2)])
     turned = plan_of({"key0": 2, "key1": 1, "key2": 0})

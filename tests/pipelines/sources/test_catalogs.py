@@ -131,6 +131,44 @@ def test_named_columns_are_taken_and_missing_ones_refused(tmp_path: Path) -> Non
         catalogs.check(path, "photo_path", "nothing", None)
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_source_video_is_named_as_the_image_is(tmp_path: Path, kind: str) -> None:
+    lines = [{"image": "a.png", "video": " in/v.mp4 "}, {"image": "a.png", "video": "s3://b/v.mp4"}]
+    lines += [{"image": "a.png", "video": "/v.mp4"}, {"image": "a.png", "video": ""}]
+    path = tmp_path / f"c.{kind}"
+    if kind == "csv":
+        path.write_text("\n".join(["image,video", *(",".join(line.values()) for line in lines)]))
+    elif kind == "jsonl":
+        path.write_text("\n".join(map(json.dumps, lines)))
+    else:
+        pq.write_table(pa.Table.from_pylist(lines), path)
+    expected = [{"video": str(tmp_path / "in" / "v.mp4")}, {"video": "s3://b/v.mp4"}, {"video": "/v.mp4"}, {}]
+    assert [entry.wishes for entry in catalogs.entries(str(path))] == expected
+    renamed = path.read_bytes().replace(b"video", b"other") if kind != "parquet" else None
+    if renamed:
+        path.write_bytes(renamed)
+        assert [entry.wishes for entry in catalogs.entries(str(path))] == [{}] * 4
+        assert [entry.wishes for entry in catalogs.entries(str(path), video_column="other")] == expected
+        with pytest.raises(ValueError, match="lacks the column nothing that --video-column names"):
+            catalogs.check(str(path), None, None, "x", "nothing")
+
+
+def test_what_names_no_source_video_is_a_fault_and_a_column_of_videos_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.jsonl"
+    path.write_text('{"image": "a.png", "video": 7}\n{"image": "a.png", "video": "v\\u0000"}')
+    assert [entry.fault for entry in catalogs.entries(str(path))] == [
+        "c.jsonl line 1: video is of type int, not text",
+        "c.jsonl line 2: video is no name of a file",
+    ]
+    pq.write_table(pa.table({"image": ["a.png"], "video": [b"mp4"]}), tmp_path / "c.parquet")
+    with pytest.raises(ValueError, match="holds videos themselves in the column video; only paths and URIs"):
+        catalogs.check(str(tmp_path / "c.parquet"), None, None, "x")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(png(0))
+    with pytest.raises(ValueError, match="it is a folder of images, and has no columns"):
+        catalogs.check(str(tmp_path / "images"), None, None, "x", "video")
+
+
 def test_a_stamp_changes_with_the_file_and_is_empty_without_one(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(png(0))
@@ -140,6 +178,7 @@ def test_a_stamp_changes_with_the_file_and_is_empty_without_one(tmp_path: Path) 
     os.utime(path, ns=(2, 2))
     assert images.stamp(str(path)) != before
     assert images.stamps([str(path), str(tmp_path / "gone.png")]) == [images.stamp(str(path)), ""]
+    assert images.stamp(f"{path}#member.mp4@512+100") == images.stamp(str(path))
 
 
 def test_catalog_and_images_on_s3(bucket: Any, tmp_path: Path) -> None:
