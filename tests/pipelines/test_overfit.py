@@ -17,8 +17,8 @@ from tests.pipelines.conftest import SMALL, rows
 from tests.pipelines.plain import small_config
 
 INTERVAL = 3
-STEPS = 400
-# Two colours, how many waves fit across and down, and where they go: the built-in VAE keeps 30 dB of them.
+STEPS = 1000
+# Two colours, how many waves fit across and down, and where they go: the built-in VAE keeps 48 dB of them.
 WAVES = {
     "a wave moves right": ((209, 139, 94), (81, 91, 116), (1.0, 0.4), (1, 0)),
     "a wave moves left": ((88, 138, 198), (72, 62, 62), (1.0, -0.6), (-1, 0)),
@@ -56,7 +56,7 @@ def test_a_model_that_overfits_four_clips_animates_their_images_with_25_db(tmp_p
         "output": str(tmp_path / "run"),
         "max_steps": STEPS,
         "checkpoint_every": STEPS,
-        # Of velocities, unlike noise, the little that is learned in a minute is enough at the highest noise levels.
+        # Of velocities, unlike noise, the little that is learned in two minutes is enough at the highest noise levels.
         "prediction_type": "v_prediction",
         "learning_rate": 2e-3,
         "warmup_steps": 20,
