@@ -105,6 +105,7 @@ class CinemoPipeline(DiffusionPipeline):
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         dct_transform: str = "dct",
+        reuse: int = 1,
     ) -> CinemoPipelineOutput:
         """Animate one image, or B: image, prompts, motion_bucket, guidance_scale and seed may be lists of length B.
 
@@ -117,7 +118,7 @@ class CinemoPipeline(DiffusionPipeline):
         callback_on_step_end(pipeline, step, timestep, {"latents": ...}) may return a dict with new "latents".
         scheduler: a name in cinemo.sampling.SCHEDULERS; the model's own, DDIM, when None. guidance_rescale: 0..1, after
         Lin et al. (arXiv 2305.08891). guidance_interval: the share of the steps, from first to last, that are guided.
-        dct_transform: "fft" is the other variant of Fig. 3.
+        dct_transform: "fft" is the other variant of Fig. 3. reuse: steps that share the U-Net's deep levels; 1 is exact.
         A sample's result depends on its own seed and settings alone, never on its batch. Raises ValueError.
         """
         # 1. What is asked for, checked before anything is computed.
@@ -168,7 +169,7 @@ class CinemoPipeline(DiffusionPipeline):
                     return latents
                 return callback_on_step_end(self, step, timestep, {"latents": latents}).get("latents", latents)
 
-            latents = denoise(self.unet, schedule, latents, image_latents, text, ids, guidance, on_step)
+            latents = denoise(self.unet, schedule, latents, image_latents, text, ids, guidance, on_step, reuse)
 
         # 5. Image + residuals -> pixels.
         if output_type == "latent":

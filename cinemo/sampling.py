@@ -64,26 +64,39 @@ def denoise(
     motion_ids: Sequence[float],
     guidance: Guidance,
     on_step: Callable[[int, Any, Tensor], Tensor],
+    reuse: int = 1,
 ) -> Tensor:
     """Noise -> motion residuals (paper, section 3.2): (B, C, F, h, w), unit variance -> the same shape.
 
     image_latents: (B, C, 1, h, w). text: (B, T, D), or (2 B, T, D) with the negative prompts first where guidance is
-    wanted. on_step(step, timestep, latents) returns the latents to go on with.
+    wanted. on_step(step, timestep, latents) returns the latents to go on with. reuse: the U-Net's deep levels are
+    computed at every so many steps, and its first level alone in between (Ma et al., arXiv 2312.00858); 1 is exact.
     """
     batch, device, dtype = len(latents), latents.device, latents.dtype
     ids = torch.tensor(motion_ids, device=device)
     scale = torch.tensor(guidance.scales, device=device, dtype=dtype).view(-1, 1, 1, 1, 1)
     latents = latents * scheduler.init_noise_sigma
+    deep: Tensor | None = None
     for step, timestep in enumerate(scheduler.timesteps):
         sample = scheduler.scale_model_input(latents, timestep)
-        if guidance.acts(step, len(scheduler.timesteps)):
-            twice = (text, image_latents.repeat(2, 1, 1, 1, 1), ids.repeat(2))
-            predicted = unet(sample.repeat(2, 1, 1, 1, 1), int(timestep), *twice).sample
+        guided = guidance.acts(step, len(scheduler.timesteps))
+        copies = 2 if guided else 1  # the prompt alone is half the cost
+        kept: dict[str, Any] = {}
+        if reuse > 1:
+            stale = step % reuse == 0 or deep is None or len(deep) < copies * batch
+            kept = {"keep_deep": True, "deep": None if stale or deep is None else deep[-copies * batch :]}
+        made = unet(
+            sample.repeat(copies, 1, 1, 1, 1),
+            int(timestep),
+            text[-copies * batch :],
+            image_latents.repeat(copies, 1, 1, 1, 1),
+            ids.repeat(copies),
+            **kept,
+        )
+        predicted, deep = made.sample, made.deep if reuse > 1 else None
+        if guided:
             negative, positive = predicted.chunk(2)
-            predicted = negative + scale * (positive - negative)
-            predicted = rescaled(predicted, positive, guidance.rescale)
-        else:  # the prompt alone, at half the cost
-            predicted = unet(sample, int(timestep), text[-batch:], image_latents, ids).sample
+            predicted = rescaled(negative + scale * (positive - negative), positive, guidance.rescale)
         latents = scheduler.step(predicted, timestep, latents).prev_sample
         latents = on_step(step, timestep, latents)
     return latents

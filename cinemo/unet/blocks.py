@@ -112,16 +112,20 @@ class Level(nn.Module):
 
 
 class DownLevel(Level):
-    def forward(self, x: Tensor, emb: Tensor, text: Tensor, positions: FramePositions) -> tuple[Tensor, list[Tensor]]:
-        """Returns the states for the next level and those that the way up takes back, in order."""
+    def forward(
+        self, x: Tensor, emb: Tensor, text: Tensor, positions: FramePositions, resample: bool = True
+    ) -> list[Tensor]:
+        """Returns what the way up takes back, in order; the last is what the next level gets.
+
+        resample: whether there is a next level.
+        """
         skips = []
         for index in range(len(self.resnets)):
             x = self.layer(index, x, emb, text, positions)
             skips.append(x)
-        if hasattr(self, "downsamplers"):
-            x = conv_frames(self.downsamplers[0].conv, x)
-            skips.append(x)
-        return x, skips
+        if resample and hasattr(self, "downsamplers"):
+            skips.append(conv_frames(self.downsamplers[0].conv, x))
+        return skips
 
 
 class UpLevel(Level):

@@ -61,9 +61,10 @@ UNUSED_CONFIG = ("addition_embed_type_num_heads", "sample_size")
 
 @dataclass
 class CinemoUNetOutput(BaseOutput):
-    """sample: (B, C, F, h, w), the prediction for the motion frames."""
+    """sample: (B, C, F, h, w), the prediction for the motion frames. deep: where asked for, see CinemoUNet.forward."""
 
     sample: Tensor
+    deep: Tensor | None = None
 
 
 class CinemoUNet(ModelMixin, ConfigMixin):
@@ -163,12 +164,16 @@ class CinemoUNet(ModelMixin, ConfigMixin):
         image_latents: Tensor,
         motion_bucket: Tensor,
         return_dict: bool = True,
+        deep: Tensor | None = None,
+        keep_deep: bool = False,
     ) -> CinemoUNetOutput | tuple[Tensor]:
         """Predict the noise (or velocity) of noisy motion residuals.
 
         sample: (B, C, F, h, w) noisy residuals. timestep: one number or (B,), 0..999.
         encoder_hidden_states: (B, T, D) text features. image_latents: (B, C, 1, h, w), scaled.
         motion_bucket: (B,), the id that the checkpoint was trained on (see cinemo.checkpoint for the mapping).
+        deep: what the last level of the way up got in a call with the same text and image at a near timestep; every
+        level but the first is then left out, which is not exact. keep_deep: return it, as `.deep`.
         Returns (B, C, F, h, w) as `.sample`.
         """
         batch, _, frames = sample.shape[:3]
@@ -188,19 +193,24 @@ class CinemoUNet(ModelMixin, ConfigMixin):
         clip = torch.cat((image_latents, image_latents + sample), dim=2)  # Algorithm 1, line 9
         positions = frame_positions(frames + 1, dtype, sample.device)
 
-        x = conv_frames(self.conv_in, clip.permute(0, 2, 3, 4, 1))
-        skips = [x]
-        for down in self.down_blocks:
-            x, more = down(x, emb, encoder_hidden_states, positions)
-            skips += more
-        x = self.mid_block(x, emb, encoder_hidden_states, positions)
-        for up in self.up_blocks:
-            skips, own = skips[: -len(up.resnets)], skips[-len(up.resnets) :]
-            size = skips[-1].shape[2:4] if skips else x.shape[2:4]
-            x = up(x, own, size, emb, encoder_hidden_states, positions)
+        shared = (emb, encoder_hidden_states, positions)
+
+        skips = [conv_frames(self.conv_in, clip.permute(0, 2, 3, 4, 1))]
+        size = skips[0].shape[2:4]
+        *ups, last = self.up_blocks
+        if deep is None:
+            for down in self.down_blocks:
+                skips += down(skips[-1], *shared)
+            deep = self.mid_block(skips[-1], *shared)
+            for up in ups:
+                skips, own = skips[: -len(up.resnets)], skips[-len(up.resnets) :]
+                deep = up(deep, own, skips[-1].shape[2:4], *shared)
+        else:
+            skips += self.down_blocks[0](skips[0], *shared, resample=False)
+        x = last(deep, skips, size, *shared)
         x = F.silu(norm_clip(self.conv_norm_out, x))
         out = conv_frames(self.conv_out, x[:, 1:]).permute(0, 4, 1, 2, 3)  # the image's own frame is dropped
-        return CinemoUNetOutput(sample=out) if return_dict else (out,)
+        return CinemoUNetOutput(sample=out, deep=deep if keep_deep else None) if return_dict else (out,)
 
 
 def check_config(
