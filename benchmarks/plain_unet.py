@@ -154,8 +154,8 @@ class PlainUNet(nn.Module):
 
     def __init__(self, config: Any) -> None:
         super().__init__()
-        widths, layers, text = list(config["block_out_channels"]), config["layers_per_block"], config["cross_attention_dim"]
-        heads = config["attention_head_dim"]
+        widths, layers = list(config["block_out_channels"]), config["layers_per_block"]
+        text, heads = config["cross_attention_dim"], config["attention_head_dim"]
         heads = [heads] * len(widths) if isinstance(heads, int) else list(heads)
         self.first, self.motion = widths[0], config["addition_time_embed_dim"]
         groups, eps, emb = config["norm_num_groups"], config["norm_eps"], 4 * widths[0]

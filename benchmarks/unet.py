@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=2 python benchmarks/unet.py [--repeats 5] [--frames 15] [--height 20] [--width 32]
 
-911 M parameters with random weights, 15 + 1 frames of 20 x 32 cells: 1.94 TFLOP. The yardstick is benchmarks/plain_unet.py
-with the same weights. Prints how far both bfloat16 results are from the plain one in float32, which instructions the
-processor has for bfloat16, and the share of the machine's own bfloat16 matrix-product rate that each forward reaches.
-Exits 1 below 1.5 times the plain structure in bfloat16, or (with AMX) below 4.5 times it in float32. About three minutes.
+911 M parameters with random weights, 15 + 1 frames of 20 x 32 cells. The yardstick is benchmarks/plain_unet.py with the
+same weights. Prints how far both bfloat16 results are from the plain one in float32, which instructions the processor
+has for bfloat16, and the share of the machine's own bfloat16 matrix-product rate that each forward reaches. Exits 1
+below 1.5 times the plain structure in bfloat16, or (with AMX) below 4.5 times it in float32. Takes about two minutes.
 """
 
 import argparse

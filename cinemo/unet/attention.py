@@ -5,6 +5,7 @@ convolutions, timesteps or what a frame means. Module and parameter names are th
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -12,18 +13,21 @@ import torch.nn.functional as F
 from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
 
+from cinemo.unet.pack import TILE, is_fast, linear
+
 ROTARY_DIM = 32  # channels of each head that turn with the frame's position; the rest stay
 ROTARY_THETA = 10_000.0
 NUM_BUCKETS = 32  # rows of the relative-position table: 16 for past and present keys, 16 for future ones
 MAX_DISTANCE = 32
+CHUNK = 2048  # tokens
 
 
 class FramePositions(NamedTuple):
     """What temporal attention needs to know of N frames; the same in every block, so made once a forward pass."""
 
     bucket: Tensor  # int64 (N, N): row of the bias table for [query, key]
-    cos: Tensor  # (N, ROTARY_DIM)
-    sin: Tensor  # (N, ROTARY_DIM)
+    cos: Tensor  # (N, 1, 1, ROTARY_DIM)
+    sin: Tensor  # (N, 1, 1, ROTARY_DIM), negative for the first channel of each pair
 
 
 def rotary_frequencies(device: torch.device | None = None) -> Tensor:
@@ -52,20 +56,41 @@ def frame_positions(num_frames: int, dtype: torch.dtype, device: torch.device) -
     index = torch.arange(num_frames, device=device)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     angles = index.to(wide)[:, None] * rotary_frequencies(device).to(wide)[None]
-    angles = angles.repeat_interleave(2, dim=-1)
+    angles = angles.repeat_interleave(2, dim=-1)[:, None, None]
+    sign = torch.tensor([-1.0, 1.0], device=device).repeat(ROTARY_DIM // 2)
     return FramePositions(
         bucket=relative_position_bucket(index[None, :] - index[:, None]),
         cos=angles.cos().to(dtype),
-        sin=angles.sin().to(dtype),
+        sin=(angles.sin() * sign).to(dtype),
     )
 
 
-def rotate(x: Tensor, positions: FramePositions) -> Tensor:
-    """Rotary embedding (RoFormer) of x (..., N, head size >= ROTARY_DIM): neighbouring channels are a pair."""
-    turned, rest = x[..., :ROTARY_DIM], x[..., ROTARY_DIM:]
-    even, odd = turned[..., 0::2], turned[..., 1::2]
-    quarter = torch.stack((-odd, even), dim=-1).flatten(-2)
-    return torch.cat((turned * positions.cos + quarter * positions.sin, rest), dim=-1)
+def rotate_(x: Tensor, positions: FramePositions) -> Tensor:
+    """Rotary embedding (RoFormer) of x (B, N, S, heads, head size >= ROTARY_DIM), in place; pairs are neighbours."""
+    turned = x[..., :ROTARY_DIM]
+    swapped = turned.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    turned.mul_(positions.cos).addcmul_(swapped, positions.sin)
+    return x
+
+
+def in_chunks(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """A function of each token by itself, of x (B, N, S, C); without gradients, of CHUNK tokens at a time.
+
+    What a feed-forward widens eightfold then stays in the caches, and never stands in memory whole.
+    """
+    tokens = x.flatten(0, 2)
+    if torch.is_grad_enabled() or len(tokens) <= CHUNK:
+        return function(x)
+    return torch.cat([function(part) for part in tokens.split(CHUNK)]).view_as(x)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """softmax(q k' / sqrt(d) + bias) v, for q (B, heads, L, d), k and v (B, heads, T, d), bias (1, heads, L, T)."""
+    keys = k.shape[-2]
+    if is_fast(q) and keys % TILE and bias is None:  # whole tiles of keys take half the time
+        k, v = (F.pad(x, (0, 0, 0, -keys % TILE)) for x in (k, v))
+        bias = torch.where(torch.arange(k.shape[-2]) < keys, 0.0, -torch.inf).to(q.dtype).view(1, 1, 1, -1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
 class Attention(nn.Module):
@@ -83,19 +108,13 @@ class Attention(nn.Module):
         """(B, L, C) -> (B, heads, L, C / heads), without a copy."""
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
-    def project(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return (
-            self.split_heads(self.to_q(x)),
-            self.split_heads(self.to_k(context)),
-            self.split_heads(self.to_v(context)),
-        )
-
-    def merge(self, x: Tensor) -> Tensor:
-        return self.to_out[0](x.transpose(1, 2).flatten(2))
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        q, k, v = self.project(x, x if context is None else context)
-        return self.merge(F.scaled_dot_product_attention(q, k, v))
+    def forward(self, x: Tensor, context: Tensor | None, residual: Tensor) -> Tensor:
+        """residual (B, L, C) is added to the result."""
+        context = x if context is None else context
+        q = self.split_heads(linear(self.to_q, x))
+        k = self.split_heads(linear(self.to_k, context))
+        v = self.split_heads(linear(self.to_v, context))
+        return linear(self.to_out[0], attend(q, k, v).transpose(1, 2).flatten(2), residual)
 
 
 class RelativePositionBias(nn.Module):
@@ -135,13 +154,19 @@ class TemporalAttention(Attention):
         self.rotary_emb = RotaryBuffer()
         nn.init.zeros_(self.to_out[0].weight)  # a new model starts as an image model, frame by frame
 
-    def forward(self, x: Tensor, positions: FramePositions) -> Tensor:  # type: ignore[override]
-        q, k, v = self.project(x, x)
-        bias = self.time_rel_pos_bias(positions.bucket)
-        out = F.scaled_dot_product_attention(
-            rotate(q, positions), rotate(k, positions), v, attn_mask=bias.to(q.dtype)[None]
-        )
-        return self.merge(out)
+    def forward(self, x: Tensor, positions: FramePositions, residual: Tensor) -> Tensor:  # type: ignore[override]
+        """x (B, N, S, C) -> the same shape. Projections and rotation work on frames as they lie in memory."""
+        q, k, v = (linear(layer, x).unflatten(-1, (self.num_heads, -1)) for layer in (self.to_q, self.to_k, self.to_v))
+
+        def by_cell(states: Tensor) -> Tensor:
+            """(B, N, S, heads, C / heads) -> (B * S, heads, N, C / heads), a view where B is 1"""
+            return states.permute(0, 2, 3, 1, 4).flatten(0, 1)
+
+        bias = self.time_rel_pos_bias(positions.bucket).to(q.dtype)[None]
+        q, k = rotate_(q, positions), rotate_(k, positions)
+        out = attend(by_cell(q), by_cell(k), by_cell(v), bias)
+        out = out.unflatten(0, (x.shape[0], -1)).permute(0, 3, 1, 2, 4)  # (B, N, S, heads, C / heads)
+        return linear(self.to_out[0], out.flatten(3), residual)
 
 
 class TransformerBlock(nn.Module):
@@ -158,12 +183,23 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(channels)
         self.ff = FeedForward(channels, activation_fn="geglu")
 
+    def feed_forward(self, x: Tensor) -> Tensor:
+        project, _, narrow = self.ff.net
+        hidden, gate = linear(project.proj, self.norm3(x)).chunk(2, dim=-1)
+        return linear(narrow, hidden * F.gelu(gate), x)
+
     def forward(self, x: Tensor, text: Tensor, positions: FramePositions) -> Tensor:
         """x (B, N, S, C), text (B, T, D) -> (B, N, S, C)"""
-        batch, frames, cells, channels = x.shape
-        x = x + self.attn1(self.norm1(x).flatten(0, 1)).view_as(x)
+
+        def by_frame(states: Tensor) -> Tensor:
+            return states.flatten(0, 1)
+
+        def by_clip(states: Tensor) -> Tensor:
+            return states.flatten(1, 2)
+
+        shape = x.shape
+        x = self.attn1(by_frame(self.norm1(x)), None, by_frame(x)).view(shape)
         # The text is the same for every frame, so the frames share one set of keys and values.
-        x = x + self.attn2(self.norm2(x).flatten(1, 2), text).view_as(x)
-        by_cell = self.norm_temp(x).transpose(1, 2).reshape(batch * cells, frames, channels)
-        x = x + self.attn_temp(by_cell, positions).view(batch, cells, frames, channels).transpose(1, 2)
-        return x + self.ff(self.norm3(x))
+        x = self.attn2(by_clip(self.norm2(x)), text, by_clip(x)).view(shape)
+        x = self.attn_temp(self.norm_temp(x), positions, x)
+        return in_chunks(self.feed_forward, x)

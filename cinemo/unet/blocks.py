@@ -12,11 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cinemo.unet.attention import FramePositions, TransformerBlock
+from cinemo.unet.pack import conv2d
 
 
-def conv_frames(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """Apply a 2-D convolution to every frame: (B, N, H, W, C) -> (B, N, H', W', C')."""
-    out = conv(x.flatten(0, 1).permute(0, 3, 1, 2))
+def conv_frames(conv: nn.Conv2d, x: Tensor, plus: Tensor | None = None) -> Tensor:
+    """A 2-D convolution of every frame, (B, N, H, W, C) -> (B, N, H', W', C'); `plus` is added to the result."""
+    added = None if plus is None else plus.flatten(0, 1).permute(0, 3, 1, 2)
+    out = conv2d(conv, x.flatten(0, 1).permute(0, 3, 1, 2), added)
     return out.permute(0, 2, 3, 1).contiguous().unflatten(0, x.shape[:2])
 
 
@@ -31,6 +33,11 @@ def norm_clip(norm: nn.GroupNorm, x: Tensor) -> Tensor:
 def norm_frames(norm: nn.GroupNorm, x: Tensor) -> Tensor:
     """GroupNorm with statistics per frame, as the official transformers have it."""
     return norm(x.flatten(0, 1).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).reshape(x.shape)
+
+
+def silu(x: Tensor) -> Tensor:
+    """SiLU of what nobody else reads: without gradients, in place."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 class ResnetBlock(nn.Module):
@@ -48,10 +55,10 @@ class ResnetBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """x (B, N, H, W, C), emb (B, E) -> (B, N, H, W, C')"""
-        hidden = conv_frames(self.conv1, F.silu(norm_clip(self.norm1, x)))
+        hidden = conv_frames(self.conv1, silu(norm_clip(self.norm1, x)))
         hidden = hidden + self.time_emb_proj(F.silu(emb))[:, None, None, None]
-        hidden = conv_frames(self.conv2, F.silu(norm_clip(self.norm2, hidden)))
-        return hidden + (conv_frames(self.conv_shortcut, x) if hasattr(self, "conv_shortcut") else x)
+        shortcut = conv_frames(self.conv_shortcut, x) if hasattr(self, "conv_shortcut") else x
+        return conv_frames(self.conv2, silu(norm_clip(self.norm2, hidden)), shortcut)
 
 
 class Transformer(nn.Module):
@@ -67,7 +74,7 @@ class Transformer(nn.Module):
     def forward(self, x: Tensor, text: Tensor, positions: FramePositions) -> Tensor:
         hidden = conv_frames(self.proj_in, norm_frames(self.norm, x))
         hidden = self.transformer_blocks[0](hidden.flatten(2, 3), text, positions).reshape(x.shape)
-        return x + conv_frames(self.proj_out, hidden)
+        return conv_frames(self.proj_out, hidden, x)
 
 
 class Resample(nn.Module):

@@ -1,0 +1,75 @@
+"""Convolutions and linear layers in bfloat16 on CPUs, without gradients, by oneDNN's own operators.
+
+They add the bias, and what a residual layer adds, in the same pass. For convolutions PyTorch brings a weight into
+oneDNN's layout at every call, which at the U-Net's lowest levels takes longer than the convolution: a packed copy
+stands beside the weight as long as its module lives, and is made anew when the weight changes; everything else (saving,
+moving, training) sees the weight alone. A tile of AMX holds 16 cells of a row, so
+narrow pictures are laid side by side in one wide one. Neither changes a number. Anything else goes to PyTorch's own
+layers. Knows nothing of U-Nets.
+"""
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+TILE = 16  # rows of a tile
+_packed: WeakKeyDictionary[nn.Conv2d, tuple[Any, Tensor]] = WeakKeyDictionary()  # what it was made of, and the copy
+
+
+def linear(layer: nn.Linear, x: Tensor, plus: Tensor | None = None) -> Tensor:
+    """layer(x), or plus + layer(x)."""
+    if not is_fast(x):
+        return layer(x) if plus is None else plus + layer(x)
+    if plus is None:
+        return torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise.binary(x, plus, layer.weight, layer.bias, "add")
+
+
+def conv2d(conv: nn.Conv2d, x: Tensor, plus: Tensor | None = None) -> Tensor:
+    """conv(x), or plus + conv(x), for x (B, C, H, W), channels last in memory."""
+    if not is_fast(x):
+        return conv(x) if plus is None else plus + conv(x)
+    batch, channels, height, width = x.shape
+    if batch == 1 or width >= TILE or conv.kernel_size != (3, 3) or conv.stride != (1, 1):
+        return _convolve(conv, x, plus)
+    # (B, H, W, C) -> (1, H, B * (W + 1), C): a column of zeros between neighbours is the padding of both.
+    rows = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, 1)).transpose(0, 1)
+    wide = rows.reshape(1, height, batch * (width + 1), channels).permute(0, 3, 1, 2)
+    out = _convolve(conv, wide).permute(0, 2, 3, 1).unflatten(2, (batch, width + 1))
+    out = out[0, :, :, :width].permute(1, 3, 0, 2)
+    return out if plus is None else plus + out
+
+
+def is_fast(x: Tensor) -> bool:
+    """Whether these operators can be used."""
+    return (
+        x.dtype == torch.bfloat16
+        and x.device.type == "cpu"
+        and not torch.is_grad_enabled()
+        and torch.backends.mkldnn.is_available()
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+
+
+def _convolve(conv: nn.Conv2d, x: Tensor, plus: Tensor | None = None) -> Tensor:
+    layout = (conv.padding, conv.stride, conv.dilation, conv.groups)
+    if plus is None:
+        return torch.ops.mkldnn._convolution_pointwise(x, packed(conv), conv.bias, *layout, "none", [], "")
+    return torch.ops.mkldnn._convolution_pointwise.binary(
+        x, plus, packed(conv), conv.bias, *layout, "add", 1.0, None, [], None
+    )
+
+
+def packed(conv: nn.Conv2d) -> Tensor:
+    """The weight of a convolution in oneDNN's own layout."""
+    weight = conv.weight
+    made_of = (weight.data_ptr(), weight._version)
+    known = _packed.get(conv)
+    if known is None or known[0] != made_of:
+        layout = (conv.padding, conv.stride, conv.dilation, conv.groups)
+        known = made_of, torch._C._nn.mkldnn_reorder_conv2d_weight(weight.detach().to_mkldnn(), *layout)
+        _packed[conv] = known
+    return known[1]

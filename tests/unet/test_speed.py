@@ -1,0 +1,118 @@
+"""What makes the U-Net fast changes its numbers by rounding alone, or says by how much."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from cinemo.unet import CinemoUNet, pack
+from tests.tiny import TINY
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from plain_unet import PlainUNet
+
+needs_bfloat16 = pytest.mark.skipif(
+    not pack.is_fast(torch.zeros(1, dtype=torch.bfloat16)) and not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    reason="this processor has no bfloat16 instructions that oneDNN uses",
+)
+
+
+@pytest.fixture(scope="module")
+def unet() -> CinemoUNet:
+    torch.manual_seed(0)
+    unet = CinemoUNet(**TINY).eval()
+    for weight in unet.parameters():  # none is zero, so that every path counts
+        if not weight.abs().max():
+            nn.init.normal_(weight, std=0.05)
+    return unet
+
+
+def inputs(dtype: torch.dtype = torch.float32, batch: int = 2, height: int = 9, width: int = 6) -> list[Any]:
+    draw = torch.Generator().manual_seed(1)
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=draw).to(dtype)
+
+    return [
+        noise(batch, 4, 5, height, width),
+        500,
+        noise(batch, 7, 48),
+        noise(batch, 4, 1, height, width),
+        torch.linspace(3.0, 9.0, batch),
+    ]
+
+
+def relative(ours: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((ours.float() - expected.float()).norm() / expected.float().norm()).item()
+
+
+def test_the_yardstick_of_the_benchmark_computes_the_same_network(unet: CinemoUNet) -> None:
+    plain = PlainUNet(unet.config)
+    plain.load_state_dict(unet.state_dict(), strict=False)
+    assert {name for name, _ in plain.named_parameters()} == {name for name, _ in unet.named_parameters()}
+    with torch.no_grad():
+        assert relative(unet(*inputs()).sample, plain(*inputs())) < 1e-5
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("size", [(9, 6), (8, 20)])
+def test_in_bfloat16_the_fast_path_is_as_near_to_float32_as_pytorchs_own_layers(
+    unet: CinemoUNet, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = CinemoUNet(**TINY)
+    half.load_state_dict(unet.state_dict())
+    half.bfloat16().eval()
+    given = inputs(torch.bfloat16, 2, *size)
+    with torch.no_grad():
+        expected = unet(*(x.float() if isinstance(x, torch.Tensor) else x for x in given)).sample
+        fast = relative(half(*given).sample, expected)
+    slow = relative(half(*given).sample.detach(), expected)  # with gradients nothing is packed
+    assert fast < max(0.02, 1.2 * slow)
+
+
+@needs_bfloat16
+@pytest.mark.parametrize(("kernel", "stride", "width"), [(3, 1, 4), (3, 1, 20), (3, 2, 4), (1, 1, 4)])
+def test_a_packed_convolution_gives_pytorchs_numbers_and_follows_its_weight(
+    kernel: int, stride: int, width: int
+) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(32, 48, kernel, stride, padding=kernel // 2).bfloat16()
+    x = torch.randn(3, 6, width, 32).bfloat16().permute(0, 3, 1, 2)
+    for _ in range(2):
+        with torch.no_grad():
+            assert relative(pack.conv2d(conv, x), conv(x)) < 1e-3
+            other = torch.randn_like(conv(x))
+            assert relative(pack.conv2d(conv, x, other), other.float() + conv(x).float()) < 5e-3
+            conv.weight.mul_(2)
+
+
+@needs_bfloat16
+def test_a_linear_layer_adds_its_residual_in_the_same_pass() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 32).bfloat16()
+    x, other = torch.randn(2, 5, 64).bfloat16(), torch.randn(2, 5, 32).bfloat16()
+    with torch.no_grad():
+        assert relative(pack.linear(layer, x), layer(x)) < 1e-3
+        assert relative(pack.linear(layer, x, other), other.float() + layer(x).float()) < 5e-3
+
+
+def test_a_feed_forward_in_chunks_gives_the_same_numbers(unet: CinemoUNet, monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.no_grad():
+        expected = unet(*inputs()).sample
+        monkeypatch.setattr("cinemo.unet.attention.CHUNK", 7)
+        assert relative(unet(*inputs()).sample, expected) < 1e-6
+
+
+def test_deep_features_of_the_same_timestep_change_nothing_and_of_another_little(unet: CinemoUNet) -> None:
+    given = inputs()
+    with torch.no_grad():
+        first = unet(*given, keep_deep=True)
+        again = unet(*given, deep=first.deep).sample
+        given[1] = 480
+        exact, near = unet(*given).sample, unet(*given, deep=first.deep).sample
+    assert torch.equal(again, first.sample)
+    assert 0 < relative(near, exact) < 0.1
+    assert unet(*inputs()).deep is None
