@@ -13,6 +13,9 @@ import torch
 from diffusers import AutoencoderDC, AutoencoderKLTemporalDecoder
 from torch import Tensor
 
+from cinemo.checkpoint import vae_factor
+from cinemo.memory import free_memory
+
 logger = logging.getLogger("cinemo")
 
 
@@ -64,17 +67,49 @@ def encode_frames(vae: Any, frames: np.ndarray) -> Tensor:
 def decode_latents(vae: Any, latents: Tensor, chunk: int = 14) -> np.ndarray:
     """Latents -> clips: (B, C, N, h, w), scaled -> uint8 (B, N, H, W, 3).
 
-    chunk: frames a call decodes. A temporal decoder sees the neighbours within its chunk only, so another chunk than
-    the official 14 gives slightly other pixels there; a chunk never holds frames of two clips.
+    chunk: frames a call decodes, at most. A temporal decoder sees the neighbours within its chunk only, so another
+    chunk than the official 14 gives slightly other pixels there; a chunk never holds frames of two clips. Where frames
+    are decoded one by one, a call takes no more than fits, and halves of it where memory runs out all the same.
     """
+    if not isinstance(vae, AutoencoderKLTemporalDecoder):
+        chunk = min(chunk, frames_that_fit(vae, latents))
     clips = []
     for clip in latents.to(vae.dtype) / vae.config.scaling_factor:
-        parts = clip.transpose(0, 1).split(chunk)
-        temporal = isinstance(vae, AutoencoderKLTemporalDecoder)
-        pixels = torch.cat([vae.decode(p, **({"num_frames": len(p)} if temporal else {})).sample for p in parts])
-        levels = ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-        clips.append(levels.permute(0, 2, 3, 1).cpu().numpy())
+        clips.append(np.concatenate([decode_chunk(vae, part) for part in clip.transpose(0, 1).split(chunk)]))
     return np.stack(clips)
+
+
+def decode_chunk(vae: Any, latents: Tensor) -> np.ndarray:
+    """One call of the VAE: (N, C, h, w), not scaled -> uint8 (N, H, W, 3)."""
+    temporal = isinstance(vae, AutoencoderKLTemporalDecoder)
+    try:
+        pixels = vae.decode(latents, **({"num_frames": len(latents)} if temporal else {})).sample
+    except RuntimeError as error:
+        if temporal or len(latents) == 1 or not is_out_of_memory(error):
+            raise
+        pixels = None  # and out of the handler, which holds on to what the call had allocated
+    if pixels is None:
+        torch.cuda.empty_cache()
+        return np.concatenate([decode_chunk(vae, half) for half in latents.tensor_split(2)])
+    levels = ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def frames_that_fit(vae: Any, latents: Tensor) -> int:
+    """How many frames of latents (B, C, N, h, w) can be decoded at once in the memory that is free now, at least 1.
+
+    A decoder's peak is at its last level: two inputs and an output, as wide as the level before.
+    """
+    widths = vae.config.get("block_out_channels") or vae.config.decoder_block_out_channels
+    height, width = (side * vae_factor(vae.config) for side in latents.shape[-2:])
+    frame = 3 * max(widths[:2]) * height * width * vae.dtype.itemsize
+    on_gpu = vae.device.type == "cuda"
+    return max(1, (torch.cuda.mem_get_info(vae.device)[0] if on_gpu else free_memory()) // frame)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a tensor found no room, on a GPU or a CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""This process's memory: what the C library does with freed blocks, and the most it has held.
+"""This process's memory: what the C library does with freed blocks, the most it has held, what it can still have.
 
 Knows glibc and Linux's /proc; nothing about tensors.
 """
@@ -7,6 +7,8 @@ import ctypes
 import resource
 import sys
 from pathlib import Path
+
+import psutil
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt's names for them
 _KEEP = (1 << 31) - 1  # bytes; the largest that mallopt takes
@@ -23,6 +25,15 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     # In this order: where the first is refused, as old versions do, the second alone would do harm.
     return mallopt is not None and bool(mallopt(_MMAP_THRESHOLD, _KEEP)) and bool(mallopt(_TRIM_THRESHOLD, _KEEP))
+
+
+def free_memory() -> int:
+    """Bytes that this program can still have, about: without swapping, and inside its control group."""
+    free = psutil.virtual_memory().available
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    if limit.exists() and used.exists() and (most := limit.read_text().strip()) != "max":
+        free = min(free, int(most) - int(used.read_text()))
+    return max(0, free)
 
 
 def peak_rss() -> int:

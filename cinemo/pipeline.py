@@ -118,7 +118,7 @@ class CinemoPipeline(DiffusionPipeline):
         callback_on_step_end(pipeline, step, timestep, {"latents": ...}) may return a dict with new "latents".
         scheduler: a name in cinemo.sampling.SCHEDULERS; the model's own, DDIM, when None. guidance_rescale: 0..1, after
         Lin et al. (arXiv 2305.08891). guidance_interval: the share of the steps, from first to last, that are guided.
-        dct_transform: "fft" is the other variant of Fig. 3. reuse: steps that share the U-Net's deep levels, 1 is exact.
+        dct_transform: "fft" is the other variant of Fig. 3. reuse: steps that share the U-Net's deep levels.
         A sample's result depends on its own seed and settings alone, never on its batch. Raises ValueError.
         """
         # 1. What is asked for, checked before anything is computed.

@@ -21,6 +21,15 @@ SCHEDULERS = {
     "heun": "HeunDiscreteScheduler",
 }
 
+# What a video may cost, as settings of CinemoPipeline: 100 evaluations of the U-Net; 15 of it and 15 of its first level;
+# 6 and 6. Guidance acts in the first half, where it decides on the motion. benchmarks/speed.py measures what that changes.
+_FAST = {"scheduler": "dpmsolver++", "guidance_interval": (0.0, 0.5), "reuse": 2}
+SPEEDS: dict[str, dict[str, Any]] = {
+    "paper": {"num_inference_steps": 50, "scheduler": "ddim", "guidance_interval": (0.0, 1.0), "reuse": 1},
+    "balanced": {"num_inference_steps": 20, **_FAST},
+    "fast": {"num_inference_steps": 8, **_FAST},
+}
+
 
 class Guidance(NamedTuple):
     """Classifier-free guidance: how strongly each sample leans from its negative prompt towards its prompt."""
@@ -34,9 +43,13 @@ class Guidance(NamedTuple):
         """Whether any sample needs its negative prompt."""
         return max(self.scales) > 1.0 and self.interval[0] < self.interval[1]
 
+    def inside(self, step: int, steps: int) -> bool:
+        """Whether step number `step` of `steps` lies in the interval."""
+        return self.interval[0] <= step / steps < self.interval[1]
+
     def acts(self, step: int, steps: int) -> bool:
-        """Whether step number `step` of `steps` is guided."""
-        return self.wanted and self.interval[0] <= step / steps < self.interval[1]
+        """Whether it is guided."""
+        return self.wanted and self.inside(step, steps)
 
 
 def make_scheduler(own: Any, name: str | None, steps: int) -> Any:
@@ -77,14 +90,17 @@ def denoise(
     scale = torch.tensor(guidance.scales, device=device, dtype=dtype).view(-1, 1, 1, 1, 1)
     latents = latents * scheduler.init_noise_sigma
     deep: Tensor | None = None
+    steps = len(scheduler.timesteps)
     for step, timestep in enumerate(scheduler.timesteps):
         sample = scheduler.scale_model_input(latents, timestep)
-        guided = guidance.acts(step, len(scheduler.timesteps))
+        guided = guidance.acts(step, steps)
         copies = 2 if guided else 1  # the prompt alone is half the cost
         kept: dict[str, Any] = {}
         if reuse > 1:
-            stale = step % reuse == 0 or deep is None or len(deep) < copies * batch
-            kept = {"keep_deep": True, "deep": None if stale or deep is None else deep[-copies * batch :]}
+            # Where the interval begins, too, whether or not this batch is guided: a sample is the same in any batch.
+            begins = guidance.inside(step, steps) and not guidance.inside(step - 1, steps)
+            fresh = deep is None or step % reuse == 0 or begins
+            kept = {"keep_deep": True, "deep": None if deep is None or fresh else deep[-copies * batch :]}
         made = unet(
             sample.repeat(copies, 1, 1, 1, 1),
             int(timestep),

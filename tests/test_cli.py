@@ -86,6 +86,7 @@ def test_animate_refuses_bad_input_with_one_sentence(
         ((photo, *small, "--output", tmp_path / "out.txt"), "ends in .txt"),
         ((photo, *small, "--output", tmp_path), "is a directory"),
         ((photo, *small, "--device", "abacus"), "device abacus"),
+        ((photo, *small, "--speed", "fast"), "--speed fast sets --steps"),
     ]
     if not torch.cuda.is_available():
         cases.append(((photo, *small, "--device", "cuda"), "torch sees no GPU"))

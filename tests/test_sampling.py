@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cinemo import CinemoPipeline
 from cinemo.checkpoint import load_scheduler
-from cinemo.sampling import SCHEDULERS, Guidance, denoise, make_scheduler, rescaled
+from cinemo.sampling import SCHEDULERS, SPEEDS, Guidance, denoise, make_scheduler, rescaled
 from cinemo.synthetic.images import photo
 
 SMALL = {"num_frames": 4, "height": 64, "width": 96, "output_type": "latent"}
@@ -80,6 +80,35 @@ def test_guidance_acts_in_its_interval_and_costs_nothing_outside(checkpoint: Pat
     unet.rows.clear()
     run(unet, make_scheduler(own, None, 10), noise, Guidance([7.5, 1.0], interval=(0.5, 0.5)))
     assert set(unet.rows) == {2}
+
+
+def test_shared_deep_features_cost_less_and_stay_a_sample_s_own(
+    pipe: CinemoPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[int | None] = []
+    forward = type(pipe.unet).forward
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        deep = options.get("deep")
+        given.append(None if deep is None else len(deep))
+        return forward(*arguments, **options)
+
+    monkeypatch.setattr(type(pipe.unet), "forward", watched)
+    wish = {"num_inference_steps": 8, "reuse": 3, "guidance_interval": (0.5, 0.8), **SMALL}
+    images = [photo("coffee.png")] * 2
+    together = pipe(images, "x", seed=[3, 4], guidance_scale=[7.5, 1.0], **wish).frames
+    # Anew at steps 0, 3 and 6, and at 4, where guidance begins and needs the other prompt's as well.
+    assert given == [None, 2, 2, None, None, 4, None, 2]
+    alone = pipe(images[0], "x", seed=4, guidance_scale=1.0, **wish).frames
+    assert torch.allclose(together[1], alone[0], atol=1e-3 * float(alone.std()))
+    exact = pipe(images[0], "x", seed=4, guidance_scale=1.0, **wish | {"reuse": 1}).frames
+    assert 0 < float((alone - exact).std() / exact.std()) < 0.5
+
+
+@pytest.mark.parametrize("speed", SPEEDS)
+def test_every_speed_is_settings_that_the_pipeline_takes(speed: str, pipe: CinemoPipeline) -> None:
+    found = pipe(photo("coffee.png"), "x", **SMALL | SPEEDS[speed] | {"num_inference_steps": 2}).frames
+    assert found.isfinite().all()
 
 
 def test_rescaled_guidance_is_that_of_diffusers() -> None:

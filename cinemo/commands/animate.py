@@ -21,6 +21,14 @@ class Scheduler(StrEnum):
     heun = "heun"
 
 
+class Speed(StrEnum):
+    """cinemo.sampling.SPEEDS, which loads torch."""
+
+    paper = "paper"
+    balanced = "balanced"
+    fast = "fast"
+
+
 def animate(
     image: Annotated[Path, typer.Argument(help="the photo: JPEG, PNG, WebP, ...")],
     prompt: Annotated[str, typer.Option(help="what should happen; may be empty")],
@@ -37,6 +45,13 @@ def animate(
     loop: Annotated[bool, typer.Option("--loop", help="forward and back again, so that it repeats seamlessly")] = False,
     seed: Annotated[int, typer.Option(help="the same seed gives the same video")] = 0,
     steps: common.StepsOption = None,
+    speed: Annotated[
+        Speed | None,
+        typer.Option(
+            help="sampler, steps and what they share. paper: 50 steps of DDIM; balanced: over 4 times as fast, near to "
+            "paper; fast: over 8 times, less near (benchmarks/README.md). Default: the model's own steps of DDIM"
+        ),
+    ] = None,
     scheduler: Annotated[
         Scheduler, typer.Option(help="sampler; the numbers of paper and model card are DDIM's")
     ] = Scheduler.ddim,
@@ -66,12 +81,17 @@ def animate(
     from cinemo.image import read_image
     from cinemo.motion import motion_bucket as measure_bucket
     from cinemo.motion import motion_score
+    from cinemo.sampling import SPEEDS
     from cinemo.video import check_output, read_clip, write_video
 
     check_output(output, fps)
     buckets = read_buckets(sweep) if sweep is not None else []
     if buckets and (extend or loop or reference_video):
         raise ValueError("--sweep is one clip a bucket; leave out --extend, --loop and --reference-video")
+    if speed is not None and (steps is not None or scheduler != Scheduler.ddim or guidance_interval != (0.0, 1.0)):
+        raise ValueError(
+            f"--speed {speed.value} sets --steps, --scheduler and --guidance-interval itself; leave these out"
+        )
     photo = read_image(image)
     pipe = common.load(model, device, dtype.value, vae.value)
     if reference_video is not None:
@@ -92,6 +112,8 @@ def animate(
         "dct_cutoff": dct_cutoff,
         "dct_timestep": dct_timestep,
     }
+    if speed is not None:
+        settings |= SPEEDS[speed.value]
     began = time.perf_counter()
     if buckets:
         write_sweep(pipe, photo, prompt, buckets, seed, settings, output, fps)

@@ -150,7 +150,7 @@ class Animator:
                 image_latents=image_latents[new],
                 latents=self.noise([rows[index] for index in new], wanted, image_latents[new]),
                 output_type="latent",
-                **{name: asked[0][name] for name in request.SAME_FOR_ALL},
+                **request.shared(asked[0]),
             ).frames
             for index, latents in zip(new, sampled.float().cpu().numpy(), strict=True):
                 files.keep(self.output, rows[index]["id"], latents)

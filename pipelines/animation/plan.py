@@ -114,8 +114,16 @@ class Filler:
         return made if video is None else {**made, "source_video": video}
 
     def _complete(self, wishes: tuple[tuple[str, Any], ...], edited: bool) -> tuple[dict[str, Any], str]:
-        usual = {name: value for name, value in request.EDITED.items() if name not in self.asked} if edited else {}
+        usual: dict[str, Any] = {}
+        if edited:
+            usual = {name: value for name, value in request.EDITED.items() if name not in self.asked}
+        if "num_inference_steps" in dict(wishes):  # the row's own steps outdo the job's speed
+            usual["speed"] = None
         asked = request.Settings.model_validate({**self.defaults, **usual, **dict(wishes)})
+        if edited and asked.speed:
+            raise request.SettingError(
+                "speed", "speed does not apply to a row with a video, which DDIM inverts; leave it out"
+            )
         settings = request.complete(asked, "", self.model)
         if edited and "motion_bucket" not in {*self.asked, *dict(wishes)}:
             settings["motion_bucket"] = None  # what the video measures

@@ -163,7 +163,7 @@ class Animator:
             seed=[one["seed"] for one in asked],
             guidance_scale=[one["guidance_scale"] for one in asked],
             callback_on_step_end=step_done,
-            **{name: asked[0][name] for name in request.SAME_FOR_ALL},
+            **request.shared(asked[0]),
         ).frames
         ended = time.time()
         done = {}

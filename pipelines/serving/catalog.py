@@ -30,16 +30,16 @@ def complete(asked: VideoRequest, served: Served, limits: Limits) -> dict[str, A
     if len(asked.prompt) > limits.max_prompt or len(asked.negative_prompt) > limits.max_prompt:
         name = "prompt" if len(asked.prompt) > limits.max_prompt else "negative_prompt"
         raise ApiError(422, f"{name} has more than {limits.max_prompt} characters", name)
-    steps = min(served.card.steps, limits.max_steps) if asked.num_inference_steps is None else asked.num_inference_steps
-    if steps > limits.max_steps:
-        raise ApiError(422, f"num_inference_steps {steps} is more than {limits.max_steps}", "num_inference_steps")
-    seed = secrets.randbelow(request.MAX_SEED) if asked.seed is None else asked.seed
+    usual: dict[str, Any] = {"seed": secrets.randbelow(request.MAX_SEED)} if asked.seed is None else {}
+    if asked.num_inference_steps is None and asked.speed is None:
+        usual["num_inference_steps"] = min(served.card.steps, limits.max_steps)
     try:
-        full = request.complete(
-            asked.model_copy(update={"num_inference_steps": steps, "seed": seed}), asked.prompt, served
-        )
+        full = request.complete(asked.model_copy(update=usual), asked.prompt, served)
     except request.SettingError as error:
         raise ApiError(422, f"{error.field}: {error}", error.field) from None
+    if (steps := full["num_inference_steps"]) > limits.max_steps:
+        field = "num_inference_steps" if asked.speed is None else "speed"
+        raise ApiError(422, f"{field}: {steps} steps are more than {limits.max_steps}", field)
     return full | {"fps": frames_a_second(asked, full["num_frames"])}
 
 

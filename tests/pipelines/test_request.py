@@ -64,3 +64,14 @@ def test_one_shape_is_what_one_batch_can_hold(tiny: models.Facts) -> None:
     assert len({shape(), shape(num_inference_steps=3), shape(guidance_scale=1), shape(dct_init=False)}) == 4
     plain = request.complete(request.Settings(), "", tiny)
     assert request.shape_of(plain) != request.shape_of(plain, edited=True)
+
+
+def test_a_speed_is_steps_sampler_and_shape_of_its_own(tiny: models.Facts) -> None:
+    fast = request.complete(request.Settings(speed="fast"), "", tiny)
+    assert fast["num_inference_steps"] == 8 and fast["reuse"] == 2 and fast["speed"] == "fast"
+    plain = request.complete(request.Settings(num_inference_steps=8), "", tiny)
+    assert set(fast) - set(plain) == {"speed", "scheduler", "guidance_interval", "reuse"}  # plain rows keep their ids
+    assert request.shape_of(fast) != request.shape_of(plain)
+    with pytest.raises(request.SettingError, match="speed fast sets num_inference_steps itself") as caught:
+        request.complete(request.Settings(speed="fast", num_inference_steps=3), "", tiny)
+    assert caught.value.field == "speed"

@@ -13,6 +13,8 @@ from pipelines.animation.records import Reason
 from pipelines.request import shape_of
 from tests.pipelines.animation.conftest import tasks_of, write_catalog, write_photo
 
+FAST: dict[str, Any] = {"speed": "fast", "num_inference_steps": None}
+
 
 def keys(config: AnimateConfig) -> list[str]:
     return [task["key"] for task in tasks_of(config)]
@@ -52,7 +54,15 @@ def test_a_row_that_changes_has_another_key_and_the_others_keep_theirs(config: A
     assert after[1] != before[1]
 
 
-@pytest.mark.parametrize("change", [{"precision": "bfloat16"}, {"format": "gif"}, {"fps": 12.0}, {"seed": 5}])
+def test_a_row_s_own_steps_outdo_the_speed_of_the_job(config: AnimateConfig) -> None:
+    write_catalog(
+        Path(config.catalog), [{"image": "0.png", "prompt": "x"}, {"image": "1.png", "prompt": "x", "steps": 3}]
+    )
+    asked = [json.loads(task["request"]) for task in tasks_of(config.model_copy(update=FAST))]
+    assert [(one.get("scheduler"), one["num_inference_steps"]) for one in asked] == [("dpmsolver++", 8), (None, 3)]
+
+
+@pytest.mark.parametrize("change", [{"precision": "bfloat16"}, {"format": "gif"}, {"fps": 12.0}, {"seed": 5}, FAST])
 def test_a_flag_that_changes_videos_changes_keys(config: AnimateConfig, change: dict[str, Any]) -> None:
     write_catalog(Path(config.catalog), [{"image": "0.png", "prompt": "x"}])
     assert keys(config) != keys(config.model_copy(update=change))

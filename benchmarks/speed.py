@@ -1,0 +1,120 @@
+"""What `--speed` buys and what it costs, on the built-in model: `balanced` and `fast` against `paper`.
+
+    OMP_NUM_THREADS=2 python benchmarks/speed.py [--repeats 5]
+
+Time of one animation, interleaved. Then 18 animations with each (three held-out photos, six motion buckets): PSNR of
+frames 1 to 15 against `paper`'s, Spearman's correlation of the requested with the measured bucket (motion fidelity), and
+PSNR of frame 0 against the photo (consistency). Also the golden model's case of random weights, PSNR against `paper`
+alone. Exits 1 when `balanced` is under 4 times as fast or under 30 dB, or when `fast` is under 8 times as fast, 0.03 in
+motion fidelity or 0.5 dB in consistency from `paper`. Takes about six minutes on two cores.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from skimage.metrics import peak_signal_noise_ratio
+from timing import compare, ratio, report
+
+from cinemo import CinemoPipeline
+from cinemo.image import fit_pixels
+from cinemo.motion import motion_bucket, motion_score
+from cinemo.sampling import SPEEDS
+from cinemo.synthetic.images import HELD_OUT_PHOTOS, photo
+
+GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "golden"
+BUCKETS = (0, 4, 8, 12, 16, 19)
+PROMPTS = ("the camera pans left", "the camera zooms in", "the camera pans up")
+BOUND = {"balanced": 4.0, "fast": 8.0}
+NEAR_DB, MOTION, CONSISTENCY_DB = 30.0, 0.03, 0.5
+
+
+def psnr(ours: np.ndarray, expected: np.ndarray) -> float:
+    return float(peak_signal_noise_ratio(expected, ours, data_range=255))
+
+
+def animations(pipe: CinemoPipeline, speed: str) -> list[np.ndarray]:
+    """A clip for each photo and bucket."""
+    wish = {**SPEEDS[speed], "guidance_scale": pipe.card.guidance}
+    names = zip(HELD_OUT_PHOTOS, PROMPTS, strict=True)
+    return [
+        pipe(photo(name), prompt, motion_bucket=bucket, **wish).frames[0]
+        for name, prompt in names
+        for bucket in BUCKETS
+    ]
+
+
+def quality(pipe: CinemoPipeline, clips: list[np.ndarray]) -> tuple[float, float]:
+    """Motion fidelity and consistency of what `animations` returns."""
+    measured = [motion_bucket(motion_score(clip)) for clip in clips]
+    size = pipe.card.sizes[0]
+    fitted = [(fit_pixels(photo(name), *size)[0] / 2 + 0.5).mul(255).round().clamp(0, 255) for name in HELD_OUT_PHOTOS]
+    photos = [pixels.permute(1, 2, 0).to(torch.uint8).numpy() for pixels in fitted]
+    first = [psnr(clip[0], photos[index // len(BUCKETS)]) for index, clip in enumerate(clips)]
+    return float(spearmanr(BUCKETS * len(HELD_OUT_PHOTOS), measured).statistic), float(np.mean(first))
+
+
+def golden_frames(speed: str) -> np.ndarray:
+    """Of the golden checkpoint, from the golden noise and image: (N, H, W, 3)."""
+    with np.load(GOLDEN / "sampling.npz") as case:
+        pipe = CinemoPipeline.from_pretrained(GOLDEN / "checkpoint", vae="frame")
+        pipe.set_progress_bar_config(disable=True)
+        return pipe(
+            None,
+            str(case["prompt"]),
+            raw_motion_id=int(case["motion_bucket_id"]),
+            guidance_scale=float(case["guidance_scale"]),
+            image_latents=torch.from_numpy(case["base_content"]),
+            latents=torch.from_numpy(case["init_latents"]),
+            **SPEEDS[speed],
+        ).frames[0]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    given = parser.parse_args(arguments)
+    pipe = CinemoPipeline.from_pretrained("builtin:tiny")
+    pipe.set_progress_bar_config(disable=True)
+
+    def once(speed: str) -> Any:
+        wish = {**SPEEDS[speed], "guidance_scale": pipe.card.guidance}
+        return lambda: pipe(photo(HELD_OUT_PHOTOS[0]), PROMPTS[0], **wish)
+
+    seconds = compare({speed: once(speed) for speed in SPEEDS}, given.repeats)
+    paper = animations(pipe, "paper")
+    fidelity, consistency = quality(pipe, paper)
+    exact = golden_frames("paper")
+    code = 0
+    for speed, bound in BOUND.items():
+        faster = ratio(seconds["paper"], seconds[speed])
+        clips = animations(pipe, speed)
+        near = [psnr(clip[1:], expected[1:]) for clip, expected in zip(clips, paper, strict=True)]
+        own_fidelity, own_consistency = quality(pipe, clips)
+        kept = {
+            "balanced": float(np.mean(near)) >= NEAR_DB,
+            "fast": own_fidelity >= fidelity - MOTION and own_consistency >= consistency - CONSISTENCY_DB,
+        }
+        code |= report(
+            f"one animation, --speed {speed} against --speed paper",
+            faster,
+            passed=faster.ratio >= bound and kept[speed],
+            bound=bound,
+            psnr_against_paper=float(np.mean(near)),
+            lowest_psnr=min(near),
+            motion_fidelity=own_fidelity,
+            motion_fidelity_of_paper=fidelity,
+            consistency_db=own_consistency,
+            consistency_db_of_paper=consistency,
+            golden_psnr=psnr(golden_frames(speed)[1:], exact[1:]),
+        )
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
