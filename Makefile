@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
 BIN := $(VENV)/bin
-BENCHMARKS ?= conformance.py inversion.py samplers.py score.py decode.py prepare.py "prepare.py --one-core" memory.py train.py average.py animate.py serve.py
 STAMP := $(VENV)/.installed
 
 .PHONY: install demo test test-long check bench serve clean
@@ -39,10 +38,11 @@ serve: $(STAMP)
 	@echo "serving the page at http://127.0.0.1:8000/ui and the API's documentation at /docs, once replicas are ready"
 	@$(BIN)/serve run serve_app:app $(if $(MODEL),model="$(MODEL)")
 
-# Every figure that the README quotes, one file each; a quiet machine gives quiet numbers.
+# Into the table of benchmarks/README.md, in under 30 minutes; a quiet machine gives quiet numbers. BENCHMARKS=--all runs
+# the long ones too (an hour and a half), BENCHMARKS="unet.py speed.py" only these.
 bench: $(STAMP)
 	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[bench]"
-	@for line in $(BENCHMARKS); do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$line || failed=1; done; exit $${failed:-0}
+	@$(BIN)/python benchmarks/table.py $(BENCHMARKS)
 
 clean:
 	rm -rf out

@@ -1,4 +1,4 @@
-"""Peak memory of the large parts: a forward of the full-size U-Net in float32, and the VAE's decoder by number of frames.
+"""Peak memory: of a forward of the full-size U-Net in float32, and of the VAE's decoder by number of frames.
 
     OMP_NUM_THREADS=2 python benchmarks/peak_memory.py
 

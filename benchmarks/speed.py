@@ -3,10 +3,11 @@
     OMP_NUM_THREADS=2 python benchmarks/speed.py [--repeats 5]
 
 Time of one animation, interleaved. Then 18 animations with each (three held-out photos, six motion buckets): PSNR of
-frames 1 to 15 against `paper`'s, Spearman's correlation of the requested with the measured bucket (motion fidelity), and
-PSNR of frame 0 against the photo (consistency). Also the golden model's case of random weights, PSNR against `paper`
-alone. Exits 1 when `balanced` is under 4 times as fast or under 30 dB, or when `fast` is under 8 times as fast, 0.03 in
-motion fidelity or 0.5 dB in consistency from `paper`. Takes about six minutes on two cores.
+frames 1 to 15 against `paper`'s, Spearman's correlation of the requested with the measured bucket (motion fidelity),
+and PSNR of frame 0 against the photo (consistency). Also the golden model's case, of random weights: PSNR against
+`paper` alone. Exits 1 when `balanced` is under 4 times as fast or under 30 dB, or when
+`fast` is under 8 times as fast, or 0.03 in motion fidelity or 0.5 dB in consistency below
+`paper`. Takes about six minutes on two cores.
 """
 
 import argparse

@@ -21,8 +21,8 @@ SCHEDULERS = {
     "heun": "HeunDiscreteScheduler",
 }
 
-# What a video may cost, as settings of CinemoPipeline: 100 evaluations of the U-Net; 15 of it and 15 of its first level;
-# 6 and 6. Guidance acts in the first half, where it decides on the motion. benchmarks/speed.py measures what that changes.
+# What a video may cost, as settings of CinemoPipeline: 100 evaluations of the U-Net; 15 of it and 15 of its first
+# level; 6 and 6. Guidance acts in the first half, where the motion is decided. benchmarks/speed.py measures the rest.
 _FAST = {"scheduler": "dpmsolver++", "guidance_interval": (0.0, 0.5), "reuse": 2}
 SPEEDS: dict[str, dict[str, Any]] = {
     "paper": {"num_inference_steps": 50, "scheduler": "ddim", "guidance_interval": (0.0, 1.0), "reuse": 1},

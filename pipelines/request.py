@@ -34,8 +34,8 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="the same seed gives the same video; default: 0")
     num_inference_steps: int | None = Field(None, ge=1, le=999, description="denoising steps; default: the model's")
     speed: Literal["paper", "balanced", "fast"] | None = Field(
-        None, description="sampler, steps and what they share: paper (50 steps of DDIM), balanced (over 4 times as fast, "
-        "near to it), fast (over 8 times, less near); default: the model's steps of DDIM",
+        None, description="sampler, steps and what they share: paper (50 steps of DDIM), balanced (4 times as fast, "
+        "near to it), fast (8 times, less near); default: the model's steps of DDIM",
     )  # fmt: skip
     guidance_scale: float | None = Field(
         None, ge=0, le=50, allow_inf_nan=False,

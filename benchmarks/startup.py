@@ -1,0 +1,78 @@
+"""`cinemo animate` from a cold process with the built-in model: until the first denoising step, and until the video.
+
+    OMP_NUM_THREADS=2 python benchmarks/startup.py [--repeats 5]
+
+A process of its own each time, the command's default settings. Exits 1 when the first step begins after more than 4 s
+or the video is there after more than 15 s, at the median. Takes about a minute.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from timing import Ratio, report
+
+FIRST_STEP_S, VIDEO_S = 4.0, 15.0
+# The command, with a clock at the loop over the steps.
+CHILD = """
+import sys, time
+import cinemo.cli
+import cinemo.pipeline
+exact = cinemo.pipeline.denoise
+def timed(*arguments):
+    print("first step at", time.time(), flush=True)
+    return exact(*arguments)
+cinemo.pipeline.denoise = timed
+sys.argv = ["cinemo", "animate", *sys.argv[1:]]
+cinemo.cli.main()
+"""
+
+
+def seconds(photo: Path, output: Path) -> tuple[float, float]:
+    """From the start of the process to the first step and to its end."""
+    began = time.time()
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, str(photo), "--prompt", "the camera pans left", "--output", str(output)],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        sys.exit(f"cinemo animate failed: {done.stderr}")
+    step = next(float(line.split()[-1]) for line in done.stdout.splitlines() if line.startswith("first step at"))
+    return step - began, time.time() - began
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    given = parser.parse_args(arguments)
+    from PIL import Image
+    from skimage.data import astronaut
+
+    with tempfile.TemporaryDirectory() as folder:
+        photo = Path(folder) / "photo.jpg"
+        Image.fromarray(astronaut()).save(photo)
+        found = [seconds(photo, Path(folder) / "out.mp4") for _ in range(given.repeats)]
+    code = 0
+    for name, bound, values in (
+        ("until the first step", FIRST_STEP_S, [step for step, _ in found]),
+        ("until the video", VIDEO_S, [whole for _, whole in found]),
+    ):
+        middle = statistics.median(values)
+        code |= report(
+            f"cinemo animate from a cold process {name}: {bound:g} s against it",
+            Ratio(bound / middle, bound / max(values), bound / min(values)),
+            passed=middle <= bound,
+            bound=1.0,
+            seconds=middle,
+        )
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
