@@ -108,8 +108,9 @@ def frames_that_fit(vae: Any, latents: Tensor) -> int:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a tensor found no room, on a GPU or a CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether something found no room, on a GPU or a CPU: a tensor, or what oneDNN needs beside it."""
+    words = ("can't allocate memory", "could not create a", "could not execute a primitive")
+    return isinstance(error, torch.OutOfMemoryError) or any(each in str(error) for each in words)
 
 
 @torch.no_grad()
