@@ -231,6 +231,8 @@ def zip_file() -> bytes:
         (None, {"size": "1280x720"}, 422, "size"),
         (None, {"size": "big"}, 422, "size"),
         (None, {"num_inference_steps": "-1"}, 422, "num_inference_steps"),
+        (None, {"num_inference_steps": "2", "speed": "fast"}, 422, "speed"),
+        (None, {"speed": "slow"}, 422, "speed"),
         (None, {"num_inference_steps": "61"}, 422, "num_inference_steps"),
         (None, {"num_frames": "17"}, 422, "num_frames"),
         (None, {"seconds": "4", "fps": "8"}, 422, "seconds"),
