@@ -5,7 +5,7 @@ convolutions, timesteps or what a frame means. Module and parameter names are th
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,7 +19,8 @@ ROTARY_DIM = 32  # channels of each head that turn with the frame's position; th
 ROTARY_THETA = 10_000.0
 NUM_BUCKETS = 32  # rows of the relative-position table: 16 for past and present keys, 16 for future ones
 MAX_DISTANCE = 32
-CHUNK = 2048  # tokens
+CHUNK = 2048  # tokens that a feed-forward takes at once
+FRAME_CHUNK = 10 * 1024  # tokens that attention within frames takes at once
 
 
 class FramePositions(NamedTuple):
@@ -93,6 +94,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
+def frames_of(x: Tensor) -> Sequence[Tensor]:
+    """x (B * N, S, C) in parts of whole frames; without gradients, of about FRAME_CHUNK tokens each."""
+    return [x] if torch.is_grad_enabled() else x.split(max(1, FRAME_CHUNK // x.shape[1]))
+
+
 class Attention(nn.Module):
     """Multi-head attention of x (B, L, C) to context (B, T, D); to itself when there is none. q, k, v have no bias."""
 
@@ -114,7 +120,9 @@ class Attention(nn.Module):
         q = self.split_heads(linear(self.to_q, x))
         k = self.split_heads(linear(self.to_k, context))
         v = self.split_heads(linear(self.to_v, context))
-        return linear(self.to_out[0], attend(q, k, v).transpose(1, 2).flatten(2), residual)
+        out = attend(q, k, v).transpose(1, 2).flatten(2)
+        del q, k, v  # each as large as the states themselves
+        return linear(self.to_out[0], out, residual)
 
 
 class RelativePositionBias(nn.Module):
@@ -165,6 +173,7 @@ class TemporalAttention(Attention):
         bias = self.time_rel_pos_bias(positions.bucket).to(q.dtype)[None]
         q, k = rotate_(q, positions), rotate_(k, positions)
         out = attend(by_cell(q), by_cell(k), by_cell(v), bias)
+        del q, k, v
         out = out.unflatten(0, (x.shape[0], -1)).permute(0, 3, 1, 2, 4)  # (B, N, S, heads, C / heads)
         return linear(self.to_out[0], out.flatten(3), residual)
 
@@ -198,7 +207,7 @@ class TransformerBlock(nn.Module):
             return states.flatten(1, 2)
 
         shape = x.shape
-        x = self.attn1(by_frame(self.norm1(x)), None, by_frame(x)).view(shape)
+        x = torch.cat([self.attn1(self.norm1(part), None, part) for part in frames_of(by_frame(x))]).view(shape)
         # The text is the same for every frame, so the frames share one set of keys and values.
         x = self.attn2(by_clip(self.norm2(x)), text, by_clip(x)).view(shape)
         x = self.attn_temp(self.norm_temp(x), positions, x)

@@ -107,14 +107,19 @@ class Level(nn.Module):
         if num_heads is not None:
             self.attentions = nn.ModuleList([Transformer(o, num_heads, text_dim, groups) for _, o in widths])
 
-    def layer(self, index: int, x: Tensor, emb: Tensor, text: Tensor, positions: FramePositions) -> Tensor:
-        """ResNet and transformer `index`, computed a second time in backward where memory is short."""
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(self.pair, index, x, emb, text, positions)
-        return self.pair(index, x, emb, text, positions)
+    def layer(
+        self, index: int, states: Sequence[Tensor], emb: Tensor, text: Tensor, positions: FramePositions
+    ) -> Tensor:
+        """ResNet and transformer `index`, computed a second time in backward where memory is short.
 
-    def pair(self, index: int, x: Tensor, emb: Tensor, text: Tensor, positions: FramePositions) -> Tensor:
-        x = self.resnets[index](x, emb)
+        states: what the ResNet gets, side by side; joined here, so that the joint is gone when the transformer begins.
+        """
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(self.pair, index, emb, text, positions, *states)
+        return self.pair(index, emb, text, positions, *states)
+
+    def pair(self, index: int, emb: Tensor, text: Tensor, positions: FramePositions, *states: Tensor) -> Tensor:
+        x = self.resnets[index](torch.cat(states, dim=-1) if len(states) > 1 else states[0], emb)
         return self.attentions[index](x, text, positions) if hasattr(self, "attentions") else x
 
 
@@ -128,7 +133,7 @@ class DownLevel(Level):
         """
         skips = []
         for index in range(len(self.resnets)):
-            x = self.layer(index, x, emb, text, positions)
+            x = self.layer(index, [x], emb, text, positions)
             skips.append(x)
         if resample and hasattr(self, "downsamplers"):
             skips.append(conv_frames(self.downsamplers[0].conv, x))
@@ -150,7 +155,7 @@ class UpLevel(Level):
         `skips` is read, never changed: DeepSpeed's ZeRO 3 hands every module a copy of the lists it is called with.
         """
         for index, skip in enumerate(reversed(skips)):
-            x = self.layer(index, torch.cat((x, skip), dim=-1), emb, text, positions)
+            x = self.layer(index, [x, skip], emb, text, positions)
         return conv_frames(self.upsamplers[0].conv, enlarge(x, size)) if hasattr(self, "upsamplers") else x
 
 
