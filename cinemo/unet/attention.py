@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
 
-from cinemo.unet.pack import TILE, is_fast, linear
+from cinemo.unet.pack import TILE, geglu, is_fast, linear
 
 ROTARY_DIM = 32  # channels of each head that turn with the frame's position; the rest stay
 ROTARY_THETA = 10_000.0
@@ -194,8 +194,7 @@ class TransformerBlock(nn.Module):
 
     def feed_forward(self, x: Tensor) -> Tensor:
         project, _, narrow = self.ff.net
-        hidden, gate = linear(project.proj, self.norm3(x)).chunk(2, dim=-1)
-        return linear(narrow, hidden * F.gelu(gate), x)
+        return linear(narrow, geglu(project.proj, self.norm3(x)), x)
 
     def forward(self, x: Tensor, text: Tensor, positions: FramePositions) -> Tensor:
         """x (B, N, S, C), text (B, T, D) -> (B, N, S, C)"""

@@ -28,6 +28,16 @@ def linear(layer: nn.Linear, x: Tensor, plus: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise.binary(x, plus, layer.weight, layer.bias, "add")
 
 
+def geglu(layer: nn.Linear, x: Tensor) -> Tensor:
+    """hidden * GELU(gate), for a layer that gives the two side by side: (..., C) -> (..., half of its width)."""
+    if not is_fast(x):
+        hidden, gate = layer(x).chunk(2, dim=-1)
+        return hidden * F.gelu(gate)
+    (hidden_weight, gate_weight), (hidden_bias, gate_bias) = layer.weight.chunk(2), layer.bias.chunk(2)
+    gate = torch.ops.mkldnn._linear_pointwise(x, gate_weight, gate_bias, "gelu", [], "none")
+    return torch.ops.mkldnn._linear_pointwise.binary(x, gate, hidden_weight, hidden_bias, "mul")
+
+
 def conv2d(conv: nn.Conv2d, x: Tensor, plus: Tensor | None = None) -> Tensor:
     """conv(x), or plus + conv(x), for x (B, C, H, W), channels last in memory."""
     if not is_fast(x):

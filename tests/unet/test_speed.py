@@ -99,6 +99,15 @@ def test_a_linear_layer_adds_its_residual_in_the_same_pass() -> None:
         assert relative(pack.linear(layer, x, other), other.float() + layer(x).float()) < 5e-3
 
 
+@needs_bfloat16
+def test_a_gate_is_applied_in_the_same_pass() -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Linear(64, 96).bfloat16(), torch.randn(2, 5, 64).bfloat16()
+    hidden, gate = layer(x).detach().float().chunk(2, dim=-1)
+    with torch.no_grad():
+        assert relative(pack.geglu(layer, x), hidden * nn.functional.gelu(gate)) < 5e-3
+
+
 def test_a_feed_forward_in_chunks_gives_the_same_numbers(unet: CinemoUNet, monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad():
         expected = unet(*inputs()).sample
