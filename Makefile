@@ -39,7 +39,7 @@ serve: $(STAMP)
 	@$(BIN)/serve run serve_app:app $(if $(MODEL),model="$(MODEL)")
 
 # Into the table of benchmarks/README.md, in under 30 minutes; a quiet machine gives quiet numbers. BENCHMARKS=--all runs
-# the long ones too (an hour and a half), BENCHMARKS="unet.py speed.py" only these.
+# the long ones too (about an hour), BENCHMARKS="unet.py speed.py" only these.
 bench: $(STAMP)
 	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[bench]"
 	@$(BIN)/python benchmarks/table.py $(BENCHMARKS)

@@ -18,12 +18,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
 from skimage.metrics import peak_signal_noise_ratio
 from timing import compare, ratio, report
 
 from cinemo import CinemoPipeline
 from cinemo.image import fit_pixels
+from cinemo.latents import to_frames
+from cinemo.metrics.frames import first_frame_fidelity
+from cinemo.metrics.statistics import motion_fidelity
 from cinemo.motion import motion_bucket, motion_score
 from cinemo.sampling import SPEEDS
 from cinemo.synthetic.images import HELD_OUT_PHOTOS, photo
@@ -54,10 +56,9 @@ def quality(pipe: CinemoPipeline, clips: list[np.ndarray]) -> tuple[float, float
     """Motion fidelity and consistency of what `animations` returns."""
     measured = [motion_bucket(motion_score(clip)) for clip in clips]
     size = pipe.card.sizes[0]
-    fitted = [(fit_pixels(photo(name), *size)[0] / 2 + 0.5).mul(255).round().clamp(0, 255) for name in HELD_OUT_PHOTOS]
-    photos = [pixels.permute(1, 2, 0).to(torch.uint8).numpy() for pixels in fitted]
-    first = [psnr(clip[0], photos[index // len(BUCKETS)]) for index, clip in enumerate(clips)]
-    return float(spearmanr(BUCKETS * len(HELD_OUT_PHOTOS), measured).statistic), float(np.mean(first))
+    photos = [to_frames(fit_pixels(photo(name), *size))[0] for name in HELD_OUT_PHOTOS]
+    first = [first_frame_fidelity(clip, photos[index // len(BUCKETS)])[0] for index, clip in enumerate(clips)]
+    return motion_fidelity(BUCKETS * len(HELD_OUT_PHOTOS), measured).spearman, float(np.mean(first))
 
 
 def golden_frames(speed: str) -> np.ndarray:

@@ -89,6 +89,13 @@ def lines(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
 
 
+def replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    aside = path.with_suffix(".new")
+    aside.write_text(text)
+    aside.replace(path)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("only", nargs="*", help="files to run; default: all that are quick")
@@ -103,10 +110,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows, failed = run(command, threads)
             code |= bool(failed)
             old = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-            RESULTS.write_text("".join(json.dumps(row) + "\n" for row in merged(old, rows)))
+            replace(RESULTS, "".join(json.dumps(row) + "\n" for row in merged(old, rows)))
     rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]
     before, rest = PAGE.read_text().split(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n\n" + "\n".join(lines(rows)) + f"\n\n{END}{rest.split(END)[1]}")
+    replace(PAGE, f"{before}{BEGIN}\n\n" + "\n".join(lines(rows)) + f"\n\n{END}{rest.split(END)[1]}")
     print("\n".join(lines(rows)))
     return code
 

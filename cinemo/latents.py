@@ -56,6 +56,12 @@ def to_pixels(frames: np.ndarray) -> Tensor:
     return torch.tensor(frames).permute(0, 3, 1, 2).float() / 255.0 * 2.0 - 1.0
 
 
+def to_frames(pixels: Tensor) -> np.ndarray:
+    """The way back: (N, 3, H, W) in [-1, 1], clipped -> uint8 (N, H, W, 3)."""
+    levels = ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).cpu().numpy()
+
+
 def encode_frames(vae: Any, frames: np.ndarray) -> Tensor:
     """Clips -> latents, frame by frame (Algorithm 1, line 4): uint8 (B, N, H, W, 3) -> (B, C, N, h, w)."""
     batch, count = frames.shape[:2]
@@ -91,8 +97,7 @@ def decode_chunk(vae: Any, latents: Tensor) -> np.ndarray:
     if pixels is None:
         torch.cuda.empty_cache()
         return np.concatenate([decode_chunk(vae, half) for half in latents.tensor_split(2)])
-    levels = ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-    return levels.permute(0, 2, 3, 1).cpu().numpy()
+    return to_frames(pixels)
 
 
 def frames_that_fit(vae: Any, latents: Tensor) -> int:
@@ -103,8 +108,10 @@ def frames_that_fit(vae: Any, latents: Tensor) -> int:
     widths = vae.config.get("block_out_channels") or vae.config.decoder_block_out_channels
     height, width = (side * vae_factor(vae.config) for side in latents.shape[-2:])
     frame = 3 * max(widths[:2]) * height * width * vae.dtype.itemsize
-    on_gpu = vae.device.type == "cuda"
-    return max(1, (torch.cuda.mem_get_info(vae.device)[0] if on_gpu else free_memory()) // frame)
+    if vae.device.type == "cuda":  # what PyTorch keeps for later counts as free
+        kept = torch.cuda.memory_reserved(vae.device) - torch.cuda.memory_allocated(vae.device)
+        return max(1, (torch.cuda.mem_get_info(vae.device)[0] + kept) // frame)
+    return max(1, free_memory() // frame)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -30,9 +30,11 @@ def keep_freed_memory() -> bool:
 def free_memory() -> int:
     """Bytes that this program can still have, about: without swapping, and inside its control group."""
     free = psutil.virtual_memory().available
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    if limit.exists() and used.exists() and (most := limit.read_text().strip()) != "max":
-        free = min(free, int(most) - int(used.read_text()))
+    group = Path("/sys/fs/cgroup")
+    if (group / "memory.max").exists() and (most := (group / "memory.max").read_text().strip()) != "max":
+        facts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / "memory.current").read_text()) - int(facts["inactive_file"])  # files leave when asked
+        free = min(free, int(most) - used)
     return max(0, free)
 
 

@@ -3,9 +3,8 @@
 They add the bias, and what a residual layer adds, in the same pass. For convolutions PyTorch brings a weight into
 oneDNN's layout at every call, which at the U-Net's lowest levels takes longer than the convolution: a packed copy
 stands beside the weight as long as its module lives, and is made anew when the weight changes; everything else (saving,
-moving, training) sees the weight alone. A tile of AMX holds 16 cells of a row, so
-narrow pictures are laid side by side in one wide one. Neither changes a number. Anything else goes to PyTorch's own
-layers. Knows nothing of U-Nets.
+moving, training) sees the weight alone. A tile of AMX holds 16 cells of a row, so narrow pictures are laid side by side
+in one wide one. Neither changes a number. Anything else goes to PyTorch's own layers. Knows nothing of U-Nets.
 """
 
 from typing import Any
@@ -76,7 +75,7 @@ def _convolve(conv: nn.Conv2d, x: Tensor, plus: Tensor | None = None) -> Tensor:
 def packed(conv: nn.Conv2d) -> Tensor:
     """The weight of a convolution in oneDNN's own layout."""
     weight = conv.weight
-    made_of = (weight.data_ptr(), weight._version)
+    made_of = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)  # of inference mode: no version
     known = _packed.get(conv)
     if known is None or known[0] != made_of:
         layout = (conv.padding, conv.stride, conv.dilation, conv.groups)
