@@ -3,7 +3,7 @@
 States are (B, C, N, H, W), contiguous; every box brings them to the layout that it wants and back. The text goes once
 to each frame. Attention within frames and to the text is PyTorch's fused kernel; between frames it is spelled out, for
 its bias. Takes the same configuration and state dictionary as CinemoUNet, and gives the same numbers
-(tests/unet/test_speed.py). Inference only.
+(tests/unet/test_speed.py).
 """
 
 from itertools import pairwise
@@ -178,11 +178,10 @@ class PlainUNet(nn.Module):
         self.conv_norm_out = nn.GroupNorm(groups, widths[0], eps)
         self.conv_out = FrameConv(widths[0], config["out_channels"], 3, padding=1)
 
-    @torch.no_grad()
     def forward(self, sample: Tensor, timestep: int, text: Tensor, image: Tensor, motion: Tensor) -> Tensor:
         """As CinemoUNet, with one timestep; returns the prediction itself."""
         batch = len(sample)
-        steps = torch.full((batch,), timestep, device=sample.device)
+        steps = torch.as_tensor(timestep, device=sample.device).expand(batch)
         emb = self.time_embedding(get_timestep_embedding(steps, self.first, True, 0).to(sample.dtype))
         emb = emb + self.add_embedding(get_timestep_embedding(motion, self.motion, True, 0).to(sample.dtype))
         x = self.conv_in(torch.cat((image, image + sample), dim=2))

@@ -22,12 +22,18 @@ FIRST_STEP_S, VIDEO_S = 4.0, 15.0
 CHILD = """
 import sys, time
 import cinemo.cli
-import cinemo.pipeline
-exact = cinemo.pipeline.denoise
-def timed(*arguments):
-    print("first step at", time.time(), flush=True)
-    return exact(*arguments)
-cinemo.pipeline.denoise = timed
+from cinemo.commands import common
+load = common.load
+def load_and_watch(*arguments):
+    pipe = load(*arguments)
+    import cinemo.pipeline
+    exact = cinemo.pipeline.denoise
+    def timed(*arguments):
+        print("first step at", time.time(), flush=True)
+        return exact(*arguments)
+    cinemo.pipeline.denoise = timed
+    return pipe
+common.load = load_and_watch
 sys.argv = ["cinemo", "animate", *sys.argv[1:]]
 cinemo.cli.main()
 """

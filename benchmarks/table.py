@@ -28,6 +28,7 @@ BENCHMARKS = (
     ("speed.py", 2, False),
     ("peak_memory.py", 2, False),
     ("startup.py", 2, False),
+    ("train_step.py", 1, False),
     ("train.py", 1, False),
     ("average.py", 1, False),
     ("serve.py", 1, False),

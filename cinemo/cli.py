@@ -4,6 +4,7 @@ Knows flags, text and exit codes: 0 done, 1 failed, 2 bad usage or input with on
 by the modules it calls, which are imported inside the commands so that `cinemo --help` answers at once.
 """
 
+import gc
 import json
 import logging
 import sys
@@ -115,6 +116,7 @@ def quiet_libraries() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; ValueError becomes one sentence and exit code 2, a failing disk one and exit code 1."""
     quiet_libraries()
+    gc.set_threshold(100_000)  # importing makes a million objects that stay: to search them often takes half a second
     try:
         app(arguments)
     except ValueError as error:

@@ -31,6 +31,32 @@ def test_blocks_that_were_freed_are_used_again_without_page_faults() -> None:
     assert faults("default") > 5 * faults("keep")
 
 
+HOLES = """
+import sys
+import numpy as np
+import psutil
+from cinemo.memory import give_back_freed_memory
+
+if sys.argv[1] == "give back":
+    assert give_back_freed_memory()
+np.ones(4 << 20, np.uint8)  # freed: from here on, glibc takes blocks of this size from its heap
+before = psutil.Process().memory_info().rss
+blocks = [np.ones(4 << 20, np.uint8) for _ in range(40)]
+del blocks[:-1]  # the last one holds the heap's end
+print(psutil.Process().memory_info().rss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
+def test_blocks_that_were_freed_are_given_back_although_others_lie_behind_them() -> None:
+    def kept(how: str) -> int:
+        done = subprocess.run([sys.executable, "-c", HOLES, how], check=True, capture_output=True, text=True)
+        return int(done.stdout)
+
+    assert kept("give back") < 16 << 20
+    assert kept("default") > 100 << 20
+
+
 def test_the_largest_size_is_the_programs_own_and_not_that_of_the_one_that_started_it() -> None:
     program = "from cinemo.memory import peak_rss; first = peak_rss(); b'1' * (300 << 20); print(first, peak_rss())"
     held = b"1" * (600 << 20)

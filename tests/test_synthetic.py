@@ -1,6 +1,7 @@
 """Synthetic clips are what they say: their motion is measured here by independent means."""
 
 import csv
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -11,7 +12,7 @@ from skimage.registration import phase_cross_correlation
 
 from cinemo.motion import motion_bucket, motion_score
 from cinemo.synthetic import DIRECTIONS, KINDS, make_clip, make_plan, plain_caption, render, write_clips
-from cinemo.synthetic.images import HELD_OUT_PHOTOS, TRAINING_PHOTOS, canvas, photo
+from cinemo.synthetic.images import HELD_OUT_PHOTOS, TRAINING_PHOTOS, canvas, photo, veil
 
 
 def content_shift(frames: np.ndarray) -> np.ndarray:
@@ -62,8 +63,41 @@ def test_an_object_moves_over_a_background_that_stays(direction):
     assert along * (columns[axis] - rows[axis]) > 5
 
 
+@pytest.mark.parametrize(
+    ("kind", "direction", "content"),
+    [
+        ("clouds", "left", (-1, 0)),
+        ("clouds", "right", (1, 0)),
+        ("snow", "down", (0, 1)),
+        ("rain", "down", (0, 1)),
+        ("bubbles", "up", (0, -1)),
+    ],
+)
+def test_a_veil_moves_before_a_picture_that_stays(kind, direction, content):
+    plan = next(
+        p for p in (make_plan(s, kinds=(kind,)) for s in range(200)) if p.direction == direction and p.strength > 0.4
+    )
+    # Slow enough for the judge, which finds the nearest likeness of a pattern that repeats.
+    frames = render([plan], (128, 192), 4, 0.3)[0].numpy()
+    bare = render([replace(plan, veil=-1)], (128, 192), 4, 0.3)[0].numpy()
+    assert (bare == bare[:1]).all()
+    shown = frames.astype(float) - bare
+    assert 0.02 < (np.abs(shown) > 8).mean() < 0.9
+    moved = content_shift((np.abs(shown) * 2).clip(0, 255).astype(np.uint8))
+    assert moved @ content > 1
+    assert abs(moved @ content[::-1]) < moved @ content
+
+
+def test_a_veil_continues_at_its_borders():
+    for kind in ("clouds", "snow", "rain", "bubbles"):
+        hidden = np.stack([veil(kind, index) for index in range(12)]).astype(float)
+        inside = [np.abs(np.diff(hidden, axis=axis)).mean() for axis in (1, 2)]
+        across = [np.abs(hidden[:, 0] - hidden[:, -1]).mean(), np.abs(hidden[..., 0] - hidden[..., -1]).mean()]
+        assert np.all(np.array(across) < 2 * np.array(inside)), kind
+
+
 def test_the_first_frame_is_the_undisturbed_picture():
-    for kind in ("sway", "ripple", "flicker"):
+    for kind in ("sway", "ripple", "flicker", "shake"):
         plan = make_plan(3, kinds=(kind,))
         still = make_plan(3, kinds=("still",))
         moving = render([plan], (32, 48), 3)[0]

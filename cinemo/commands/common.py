@@ -39,11 +39,14 @@ CutoffOption = Annotated[float, typer.Option(help="share of low frequencies take
 VaeOption = Annotated[Vae, typer.Option(help="which VAE, where a model has two")]
 DtypeOption = Annotated[Dtype, typer.Option(help="precision")]
 
+LARGE_BYTES = 2**30  # of weights: beside so many, memory counts for more than the time that the system takes to give it
+
 
 def load(model: str, device: str, dtype: str = "float32", vae: str = "auto") -> "CinemoPipeline":
     """A pipeline on a device; "auto" is the GPU where there is one. Raises ValueError."""
     import torch
 
+    from cinemo.memory import give_back_freed_memory
     from cinemo.pipeline import CinemoPipeline
 
     if device == "auto":
@@ -54,7 +57,10 @@ def load(model: str, device: str, dtype: str = "float32", vae: str = "auto") -> 
         torch.device(device)
     except RuntimeError:
         raise ValueError(f"device {device} is unknown; use cpu, cuda or auto") from None
-    return CinemoPipeline.from_pretrained(model, getattr(torch, dtype), device, vae)
+    pipe = CinemoPipeline.from_pretrained(model, getattr(torch, dtype), device, vae)
+    if device == "cpu" and pipe.unet.get_memory_footprint() > LARGE_BYTES:
+        give_back_freed_memory()
+    return pipe
 
 
 def frame_size(pipe: "CinemoPipeline", height: int | None, width: int | None) -> tuple[int, int]:

@@ -6,6 +6,8 @@ Convention, here and in every prompt of the built-in model: "the camera pans lef
 that the picture's content moves to the right; "a shape moves left" means that the shape itself goes left.
 """
 
+from collections.abc import Collection
+
 import numpy as np
 
 PHRASES: dict[tuple[str, str], tuple[str, ...]] = {
@@ -48,6 +50,20 @@ PHRASES: dict[tuple[str, str], tuple[str, ...]] = {
     ),
     ("flicker", "none"): ("the light flickers", "flickering light", "the brightness pulses {adverb}"),
     ("still", "none"): ("nothing moves", "a still picture", "a static shot", "the camera does not move"),
+    ("shake", "none"): ("the camera shakes", "a handheld camera", "a shaky view", "the picture trembles {adverb}"),
+    ("clouds", "left"): (
+        "clouds drift to the left",
+        "mist drifts {adverb} to the left",
+        "the wind blows clouds left",
+    ),
+    ("clouds", "right"): (
+        "clouds drift to the right",
+        "mist drifts {adverb} to the right",
+        "the wind blows clouds right",
+    ),
+    ("snow", "down"): ("snow falls", "snowflakes fall {adverb}", "it is snowing", "a {pace} snowfall"),
+    ("rain", "down"): ("rain falls", "raindrops fall {adverb}", "it is raining", "a {pace} rain"),
+    ("bubbles", "up"): ("bubbles rise", "bubbles float up {adverb}", "air bubbles rise through water"),
 }
 PAN_PHRASES = (
     "the camera pans {direction}",
@@ -101,9 +117,10 @@ def plain_caption(kind: str, direction: str) -> str:
     return _templates(kind, direction)[0].format(direction=direction)
 
 
-def all_words() -> list[str]:
-    """Every text that the grammar can draw from, once: what a tokenizer should know well."""
-    templates = [phrase for phrases in PHRASES.values() for phrase in phrases] + [*PAN_PHRASES, *OBJECT_PHRASES]
+def all_words(kinds: Collection[str]) -> list[str]:
+    """Every text that the grammar can draw from for these kinds, once: what a tokenizer should know well."""
+    templates = [phrase for (kind, _), phrases in PHRASES.items() if kind in kinds for phrase in phrases]
+    templates += [*PAN_PHRASES, *OBJECT_PHRASES]
     texts = [t.format(direction=d, pace="", adverb="") for t in templates for d in ("left", "right", "up", "down")]
     return [*texts, *SCENES, *WORDS["pace"], *WORDS["adverb"]]
 

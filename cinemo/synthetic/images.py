@@ -123,6 +123,33 @@ def dead_leaves(rng: np.random.Generator) -> np.ndarray:
     return to_uint8(values)
 
 
+@lru_cache(maxsize=256)
+def veil(kind: str, index: int) -> np.ndarray:
+    """How much veil number `index` of a kind hides of what is behind it: uint8 (288, 432), continued at its borders.
+
+    kind: "snow" (soft discs), "rain" (streaks), "bubbles" (rings) or "clouds" (fractal noise).
+    """
+    rng = np.random.default_rng([index, *kind.encode()])
+    if kind == "clouds":
+        grey = fractal_noise(rng).mean(axis=2) / 255
+        return to_uint8(1.6 * (grey - np.quantile(grey, 0.4)) / np.ptp(grey))
+    height, width = CANVAS_SIZE
+    hidden = np.zeros(CANVAS_SIZE)
+    y, x = np.mgrid[-32:33, -32:33]
+    for _ in range({"snow": 90, "rain": 110, "bubbles": 36}[kind]):
+        size, opacity = rng.uniform(0.6, 1.4), rng.uniform(0.5, 0.95)
+        if kind == "rain":
+            shape = np.exp(-((x + 0.1 * y) ** 2) / 2) * (np.abs(y) < 18 * size)
+        elif kind == "snow":
+            shape = np.exp(-(x**2 + y**2) / (2 * (2.2 * size) ** 2))
+        else:
+            shape = np.exp(-((np.hypot(x, y) - 9 * size) ** 2) / 3)
+        rows = (y[:, :1] + rng.integers(height)) % height
+        columns = (x[:1] + rng.integers(width)) % width
+        hidden[rows, columns] = np.maximum(hidden[rows, columns], opacity * shape)
+    return to_uint8(hidden)
+
+
 def to_uint8(values: np.ndarray) -> np.ndarray:
     """Numbers in [0, 1] to bytes; what lies outside is clipped."""
     return (np.clip(values, 0, 1) * 255 + 0.5).astype(np.uint8)

@@ -21,9 +21,15 @@ DIRECTIONS: dict[str, tuple[str, ...]] = {
     "ripple": ("none",),
     "flicker": ("none",),
     "still": ("none",),
+    "shake": ("none",),
+    "clouds": ("left", "right"),
+    "snow": ("down",),
+    "rain": ("down",),
+    "bubbles": ("up",),
 }
 KINDS = tuple(DIRECTIONS)
 VECTORS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
+VEILS = 32  # of each kind
 SCENES_IN_TRAINING = 768  # canvases that clips are made from; drawing one takes 15 ms, once
 
 # At strength 1, per frame. A pan moves 7 pixels a frame at 128 x 192: on a detailed picture, bucket 15 and more.
@@ -33,6 +39,8 @@ FULL_ROTATION = 0.06  # radians
 FULL_OBJECT = 0.06
 FULL_WAVE = 0.08  # amplitude, not speed
 FULL_FLICKER = 0.5  # of the brightness
+FULL_SHAKE = 0.04  # amplitude, not speed
+FULL_VEIL = {"clouds": 0.06, "snow": 0.05, "rain": 0.2, "bubbles": 0.04}
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,9 @@ class Plan:
     wave: tuple[float, float, float, float] = (0.0, 1.0, 0.0, 0.0)  # amplitude, waves a height, radians a frame, phase
     radial: bool = False  # waves run from the middle, else they sway rows
     flicker: tuple[float, float, float] = (0.0, 0.0, 0.0)  # amplitude, radians a frame, phase
+    shake: tuple[float, ...] = ()  # amplitude, and of the two axes two radians a frame and two phases each
+    veil: int = -1  # number of the veil, of the clip's kind, before the picture; -1 is none
+    veil_velocity: tuple[float, float] = (0.0, 0.0)
     colour: np.ndarray = field(default_factory=lambda: np.eye(3))  # (3, 3), from the canvas's RGB to the clip's
     flip: bool = False  # the canvas is mirrored
     object_scene: int = -1  # canvas that textures the moving shape; -1 is no shape
@@ -100,6 +111,16 @@ def make_plan(
         motion |= {"wave": (FULL_WAVE * strength, *turns), "radial": kind == "ripple"}
     elif kind == "flicker":
         motion["flicker"] = (FULL_FLICKER * strength, float(rng.uniform(0.5, 1.5)), float(rng.uniform(0, 2 * np.pi)))
+    elif kind == "shake":
+        speeds, phases = rng.uniform(0.6, 1.6, 4), rng.uniform(0, 2 * np.pi, 4)
+        motion["shake"] = (FULL_SHAKE * strength, *map(float, speeds), *map(float, phases))
+    elif kind in FULL_VEIL:
+        dx, dy = VECTORS[direction]
+        speed, aside = FULL_VEIL[kind] * strength, float(rng.uniform(-0.15, 0.15))  # of the way: nothing falls straight
+        motion |= {
+            "veil": int(rng.integers(VEILS)),
+            "veil_velocity": (speed * (dx + aside * dy), speed * (dy + aside * dx)),
+        }
     height, centre = _window(rng, aspect, motion.get("velocity", (0.0, 0.0)), motion.get("zoom", 0.0), duration)
     return Plan(
         kind, direction, strength, caption(kind, direction, rng), scene, held_out, centre, height,

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from cinemo.synthetic.images import CANVAS_SIZE, canvas
+from cinemo.synthetic.images import CANVAS_SIZE, canvas, veil
 from cinemo.synthetic.plan import Plan
+
+VEIL_GREY = 235.0
 
 
 @lru_cache(maxsize=4096)
@@ -48,6 +50,8 @@ def render(
         pixels = _sample(scene, *_camera(plan, time, x, y), plan)
         if plan.object_scene >= 0:
             pixels = _draw_object(pixels, plan, time, x, y)
+        if plan.veil >= 0:
+            pixels = _draw_veil(pixels, plan, time, x, y)
         amplitude, speed, phase = plan.flicker
         gain = 1 + amplitude * (torch.sin(time * speed + phase) - np.sin(phase))
         matrix = torch.tensor(plan.colour, dtype=torch.float32, device=device)
@@ -68,6 +72,11 @@ def _camera(plan: Plan, time: torch.Tensor, x: torch.Tensor, y: torch.Tensor) ->
         swing = amplitude * (swing - torch.sin(2 * np.pi * number * along - phase))
         radius = along.clamp(min=0.05)
         return (x + swing * x / radius, y + swing * y / radius) if plan.radial else (x + swing, y.expand_as(swing))
+    if plan.shake:
+        amplitude, *turns = plan.shake
+        speeds, phases = torch.tensor(turns, device=time.device).view(2, 2, 2, 1, 1, 1)  # axis, wave
+        swing = amplitude * (torch.sin(speeds * t + phases) - torch.sin(phases)).sum(dim=1) / 2  # 0 at time 0
+        return x + swing[0], y + swing[1]
     scale = torch.exp(-plan.zoom * t)
     # The content turns by +angle, so the place that a pixel shows is found by turning back.
     cos, sin = torch.cos(plan.rotation * t) * scale, torch.sin(plan.rotation * t) * scale
@@ -99,3 +108,17 @@ def _draw_object(
     alpha = ((1 - inside) * (64 * min(half_width, half_height) / power)).clamp(-0.5, 0.5) + 0.5
     texture = _canvas_tensor(plan.object_scene, plan.held_out, pixels.device).float()
     return pixels + alpha * (_sample(texture, dx, dy, plan) - pixels)
+
+
+def _draw_veil(pixels: torch.Tensor, plan: Plan, time: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Lay snow, rain, bubbles or clouds over pixels (3, N, H, W). A veil is one window high, and repeats itself."""
+    t = time[:, None, None]
+    across = CANVAS_SIZE[1] / CANVAS_SIZE[0]
+    u = (x - plan.veil_velocity[0] * t) / across
+    v = y - plan.veil_velocity[1] * t
+    grid = torch.stack((u, v), dim=-1) % 1 * 2 - 1
+    frames, height, width, _ = grid.shape
+    alpha = torch.tensor(veil(plan.kind, plan.veil), device=pixels.device).float() / 255
+    flat = grid.view(1, frames * height, width, 2)
+    alpha = F.grid_sample(alpha[None, None], flat, align_corners=False)[0, 0].view(frames, height, width)
+    return pixels + alpha * (VEIL_GREY - pixels)

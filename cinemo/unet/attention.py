@@ -5,7 +5,6 @@ convolutions, timesteps or what a frame means. Module and parameter names are th
 """
 
 import math
-from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,13 +13,14 @@ from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
 
 from cinemo.unet.pack import TILE, geglu, is_fast, linear
+from cinemo.unet.parts import in_parts
 
 ROTARY_DIM = 32  # channels of each head that turn with the frame's position; the rest stay
 ROTARY_THETA = 10_000.0
 NUM_BUCKETS = 32  # rows of the relative-position table: 16 for past and present keys, 16 for future ones
 MAX_DISTANCE = 32
-CHUNK = 2048  # tokens that a feed-forward takes at once
-FRAME_CHUNK = 10 * 1024  # tokens that attention within frames takes at once
+# What layers take at once. Linear ones are the faster for it: what lies between their products stays in the caches.
+LINEAR_BYTES, ATTENTION_BYTES = 5 * 2**19, 2**23
 
 
 class FramePositions(NamedTuple):
@@ -74,29 +74,21 @@ def rotate_(x: Tensor, positions: FramePositions) -> Tensor:
     return x
 
 
-def in_chunks(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """A function of each token by itself, of x (B, N, S, C); without gradients, of CHUNK tokens at a time.
-
-    What a feed-forward widens eightfold then stays in the caches, and never stands in memory whole.
-    """
-    tokens = x.flatten(0, 2)
-    if torch.is_grad_enabled() or len(tokens) <= CHUNK:
-        return function(x)
-    return torch.cat([function(part) for part in tokens.split(CHUNK)]).view_as(x)
+def is_spelled_out(q: Tensor) -> bool:
+    """Whether attention keeps its scores: in bfloat16 on CPUs the fused kernel's backward is up to six times slower."""
+    return torch.is_grad_enabled() and q.dtype == torch.bfloat16 and q.device.type == "cpu"
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     """softmax(q k' / sqrt(d) + bias) v, for q (B, heads, L, d), k and v (B, heads, T, d), bias (1, heads, L, T)."""
+    if is_spelled_out(q):
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        return (scores if bias is None else scores + bias).softmax(dim=-1) @ v
     keys = k.shape[-2]
     if is_fast(q) and keys % TILE and bias is None:  # whole tiles of keys take half the time
         k, v = (F.pad(x, (0, 0, 0, -keys % TILE)) for x in (k, v))
         bias = torch.where(torch.arange(k.shape[-2]) < keys, 0.0, -torch.inf).to(q.dtype).view(1, 1, 1, -1)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-
-
-def frames_of(x: Tensor) -> Sequence[Tensor]:
-    """x (B * N, S, C) in parts of whole frames; without gradients, of about FRAME_CHUNK tokens each."""
-    return [x] if torch.is_grad_enabled() else x.split(max(1, FRAME_CHUNK // x.shape[1]))
 
 
 class Attention(nn.Module):
@@ -199,15 +191,10 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor, text: Tensor, positions: FramePositions) -> Tensor:
         """x (B, N, S, C), text (B, T, D) -> (B, N, S, C)"""
 
-        def by_frame(states: Tensor) -> Tensor:
-            return states.flatten(0, 1)
-
-        def by_clip(states: Tensor) -> Tensor:
-            return states.flatten(1, 2)
-
         shape = x.shape
-        x = torch.cat([self.attn1(self.norm1(part), None, part) for part in frames_of(by_frame(x))]).view(shape)
+        x = in_parts(lambda part: self.attn1(self.norm1(part), None, part), [x.flatten(0, 1)], 0, ATTENTION_BYTES)
         # The text is the same for every frame, so the frames share one set of keys and values.
-        x = self.attn2(by_clip(self.norm2(x)), text, by_clip(x)).view(shape)
-        x = self.attn_temp(self.norm_temp(x), positions, x)
-        return in_chunks(self.feed_forward, x)
+        x = x.view(len(text), -1, shape[-1])
+        x = in_parts(lambda part: self.attn2(self.norm2(part), text, part), [x], 1, ATTENTION_BYTES).view(shape)
+        x = in_parts(lambda part: self.attn_temp(self.norm_temp(part), positions, part), [x], 2, ATTENTION_BYTES)
+        return in_parts(self.feed_forward, [x.flatten(0, 2)], 0, LINEAR_BYTES).view(shape)

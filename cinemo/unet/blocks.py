@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from cinemo.unet.attention import FramePositions, TransformerBlock
 from cinemo.unet.pack import conv2d
+from cinemo.unet.parts import in_parts
+
+PART_BYTES = 20 * 2**20  # of a clip that convolutions take at once: all of it up to 20 x 32 cells in bfloat16
 
 
 def conv_frames(conv: nn.Conv2d, x: Tensor, plus: Tensor | None = None) -> Tensor:
@@ -30,6 +33,20 @@ def norm_clip(norm: nn.GroupNorm, x: Tensor) -> Tensor:
     return norm(x.flatten(1, 2).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).reshape(x.shape)
 
 
+def clip_affine(norm: nn.GroupNorm, states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """What norm_clip does to `states` side by side, as a scale and a shift of each channel: (B, 1, 1, 1, C) each.
+
+    So that the frames can be normed a few at a time, and never lie joined in memory.
+    """
+    found = [torch.var_mean(x.float(), dim=(1, 2, 3), correction=0) for x in states]
+    variance, mean = (torch.cat(each, dim=-1).unflatten(-1, (norm.num_groups, -1)) for each in zip(*found, strict=True))
+    middle = mean.mean(dim=-1, keepdim=True)
+    spread = (variance + (mean - middle) ** 2).mean(dim=-1, keepdim=True)  # of the group: within channels and between
+    scale = (spread + norm.eps).rsqrt() * norm.weight.float().unflatten(0, (norm.num_groups, -1))
+    shift = norm.bias.float().unflatten(0, (norm.num_groups, -1)) - middle * scale
+    return scale.flatten(1)[:, None, None, None].to(states[0]), shift.flatten(1)[:, None, None, None].to(states[0])
+
+
 def norm_frames(norm: nn.GroupNorm, x: Tensor) -> Tensor:
     """GroupNorm with statistics per frame, as the official transformers have it."""
     return norm(x.flatten(0, 1).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).reshape(x.shape)
@@ -38,6 +55,11 @@ def norm_frames(norm: nn.GroupNorm, x: Tensor) -> Tensor:
 def silu(x: Tensor) -> Tensor:
     """SiLU of what nobody else reads: without gradients, in place."""
     return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+def beside(states: Sequence[Tensor]) -> Tensor:
+    """Channels side by side."""
+    return torch.cat(states, dim=-1) if len(states) > 1 else states[0]
 
 
 class ResnetBlock(nn.Module):
@@ -53,12 +75,28 @@ class ResnetBlock(nn.Module):
         if in_channels != out_channels:
             self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """x (B, N, H, W, C), emb (B, E) -> (B, N, H, W, C')"""
-        hidden = conv_frames(self.conv1, silu(norm_clip(self.norm1, x)))
-        hidden = hidden + self.time_emb_proj(F.silu(emb))[:, None, None, None]
-        shortcut = conv_frames(self.conv_shortcut, x) if hasattr(self, "conv_shortcut") else x
+    def forward(self, states: list[Tensor], emb: Tensor) -> Tensor:
+        """states (B, N, H, W, C1), (B, N, H, W, C2), ..., C in all, side by side; emb (B, E) -> (B, N, H, W, C').
+
+        Takes the states out of the list, so that they are gone as soon as they were read.
+        """
+        shift = self.time_emb_proj(F.silu(emb))[:, None, None, None]
+        if torch.is_grad_enabled() or sum(x.nbytes for x in states) <= PART_BYTES:
+            states[:] = [beside(states)]
+            hidden = conv_frames(self.conv1, silu(norm_clip(self.norm1, states[0]))) + shift
+        else:  # the norm's statistics are of all frames, so that for some of them it is taken apart
+            scale, offset = clip_affine(self.norm1, states)
+
+            def convolve(*part: Tensor) -> Tensor:
+                return conv_frames(self.conv1, silu((beside(part) * scale).add_(offset)))
+
+            hidden = in_parts(convolve, states, 1, PART_BYTES).add_(shift)
+        shortcut = states[0] if not hasattr(self, "conv_shortcut") else in_parts(self.shortcut, states, 1, PART_BYTES)
+        states.clear()
         return conv_frames(self.conv2, silu(norm_clip(self.norm2, hidden)), shortcut)
+
+    def shortcut(self, *states: Tensor) -> Tensor:
+        return conv_frames(self.conv_shortcut, beside(states))
 
 
 class Transformer(nn.Module):
@@ -107,19 +145,21 @@ class Level(nn.Module):
         if num_heads is not None:
             self.attentions = nn.ModuleList([Transformer(o, num_heads, text_dim, groups) for _, o in widths])
 
-    def layer(
-        self, index: int, states: Sequence[Tensor], emb: Tensor, text: Tensor, positions: FramePositions
-    ) -> Tensor:
+    def layer(self, index: int, states: list[Tensor], emb: Tensor, text: Tensor, positions: FramePositions) -> Tensor:
         """ResNet and transformer `index`, computed a second time in backward where memory is short.
 
-        states: what the ResNet gets, side by side; joined here, so that the joint is gone when the transformer begins.
+        states: what the ResNet gets, side by side. The list is emptied: nothing is kept longer than it is needed.
         """
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(self.pair, index, emb, text, positions, *states)
-        return self.pair(index, emb, text, positions, *states)
+            return self._gradient_checkpointing_func(self.pair_of, index, emb, text, positions, *states)
+        return self.pair(index, states, emb, text, positions)
 
-    def pair(self, index: int, emb: Tensor, text: Tensor, positions: FramePositions, *states: Tensor) -> Tensor:
-        x = self.resnets[index](torch.cat(states, dim=-1) if len(states) > 1 else states[0], emb)
+    def pair_of(self, index: int, emb: Tensor, text: Tensor, positions: FramePositions, *states: Tensor) -> Tensor:
+        """`pair` of states that are given one by one, as checkpointing wants its tensors."""
+        return self.pair(index, list(states), emb, text, positions)
+
+    def pair(self, index: int, states: list[Tensor], emb: Tensor, text: Tensor, positions: FramePositions) -> Tensor:
+        x = self.resnets[index](states, emb)
         return self.attentions[index](x, text, positions) if hasattr(self, "attentions") else x
 
 
@@ -142,21 +182,20 @@ class DownLevel(Level):
 
 class UpLevel(Level):
     def forward(
-        self,
-        x: Tensor,
-        skips: list[Tensor],
-        size: Sequence[int],
-        emb: Tensor,
-        text: Tensor,
-        positions: FramePositions,
+        self, states: list[Tensor], size: Sequence[int], emb: Tensor, text: Tensor, positions: FramePositions
     ) -> Tensor:
-        """skips: one for each ResNet, the last one first to be used; size: (H, W) that the next level wants.
+        """states: one skip for each ResNet, the first to be used behind the others, and last what comes from below.
 
-        `skips` is read, never changed: DeepSpeed's ZeRO 3 hands every module a copy of the lists it is called with.
+        The list is emptied on the way, which frees memory where the caller holds nothing of it. (DeepSpeed's ZeRO 3
+        hands every module a copy of the lists it is called with: the caller's is then left as it was.)
+        size: (H, W) that the next level wants.
         """
-        for index, skip in enumerate(reversed(skips)):
-            x = self.layer(index, [x, skip], emb, text, positions)
-        return conv_frames(self.upsamplers[0].conv, enlarge(x, size)) if hasattr(self, "upsamplers") else x
+        for index in range(len(self.resnets)):
+            states.append(self.layer(index, [states.pop(), states.pop()], emb, text, positions))
+        (x,) = states
+        if not hasattr(self, "upsamplers"):
+            return x
+        return in_parts(lambda part: conv_frames(self.upsamplers[0].conv, enlarge(part, size)), [x], 1, PART_BYTES // 4)
 
 
 class MidLevel(nn.Module):
@@ -168,8 +207,8 @@ class MidLevel(nn.Module):
         self.attentions = nn.ModuleList([Transformer(channels, num_heads, text_dim, groups)])
 
     def forward(self, x: Tensor, emb: Tensor, text: Tensor, positions: FramePositions) -> Tensor:
-        x = self.attentions[0](self.resnets[0](x, emb), text, positions)
-        return self.resnets[1](x, emb)
+        x = self.attentions[0](self.resnets[0]([x], emb), text, positions)
+        return self.resnets[1]([x], emb)
 
 
 def enlarge(x: Tensor, size: Sequence[int]) -> Tensor:

@@ -10,7 +10,6 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
@@ -18,7 +17,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from cinemo.unet.attention import frame_positions
-from cinemo.unet.blocks import DownLevel, MidLevel, Resample, UpLevel, conv_frames, norm_clip
+from cinemo.unet.blocks import DownLevel, MidLevel, Resample, UpLevel, conv_frames, norm_clip, silu
 
 # Keys of the official config.json that this model fixes. Another value would change the arithmetic, so it is refused.
 FIXED_CONFIG: dict[str, Any] = {
@@ -203,14 +202,16 @@ class CinemoUNet(ModelMixin, ConfigMixin):
                 skips += down(skips[-1], *shared)
             deep = self.mid_block(skips[-1], *shared)
             for up in ups:
-                skips, own = skips[: -len(up.resnets)], skips[-len(up.resnets) :]
-                deep = up(deep, own, skips[-1].shape[2:4], *shared)
+                skips, own = skips[: -len(up.resnets)], [*skips[-len(up.resnets) :], deep]
+                deep = up(own, skips[-1].shape[2:4], *shared)
         else:
             skips += self.down_blocks[0](skips[0], *shared, resample=False)
-        x = last(deep, skips, size, *shared)
-        x = F.silu(norm_clip(self.conv_norm_out, x))
+        skips.append(deep)
+        deep = deep if keep_deep else None
+        x = last(skips, size, *shared)
+        x = silu(norm_clip(self.conv_norm_out, x))
         out = conv_frames(self.conv_out, x[:, 1:]).permute(0, 4, 1, 2, 3)  # the image's own frame is dropped
-        return CinemoUNetOutput(sample=out, deep=deep if keep_deep else None) if return_dict else (out,)
+        return CinemoUNetOutput(sample=out, deep=deep) if return_dict else (out,)
 
 
 def check_config(

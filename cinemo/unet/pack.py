@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 TILE = 16  # rows of a tile
+PIECE_BYTES = 2**24  # of a weight
 _packed: WeakKeyDictionary[nn.Conv2d, tuple[Any, Tensor]] = WeakKeyDictionary()  # what it was made of, and the copy
 
 
 def linear(layer: nn.Linear, x: Tensor, plus: Tensor | None = None) -> Tensor:
     """layer(x), or plus + layer(x)."""
-    if not is_fast(x):
+    if not is_fast(x, layer.weight):
         return layer(x) if plus is None else plus + layer(x)
     if plus is None:
         return torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, "none", [], "")
@@ -29,7 +30,7 @@ def linear(layer: nn.Linear, x: Tensor, plus: Tensor | None = None) -> Tensor:
 
 def geglu(layer: nn.Linear, x: Tensor) -> Tensor:
     """hidden * GELU(gate), for a layer that gives the two side by side: (..., C) -> (..., half of its width)."""
-    if not is_fast(x):
+    if not is_fast(x, layer.weight):
         hidden, gate = layer(x).chunk(2, dim=-1)
         return hidden * F.gelu(gate)
     (hidden_weight, gate_weight), (hidden_bias, gate_bias) = layer.weight.chunk(2), layer.bias.chunk(2)
@@ -39,8 +40,9 @@ def geglu(layer: nn.Linear, x: Tensor) -> Tensor:
 
 def conv2d(conv: nn.Conv2d, x: Tensor, plus: Tensor | None = None) -> Tensor:
     """conv(x), or plus + conv(x), for x (B, C, H, W), channels last in memory."""
-    if not is_fast(x):
-        return conv(x) if plus is None else plus + conv(x)
+    if not is_fast(x, conv.weight):
+        out = _convolve_in_parts(conv, x)
+        return out if plus is None else plus + out
     batch, channels, height, width = x.shape
     if batch == 1 or width >= TILE or conv.kernel_size != (3, 3) or conv.stride != (1, 1):
         return _convolve(conv, x, plus)
@@ -52,10 +54,11 @@ def conv2d(conv: nn.Conv2d, x: Tensor, plus: Tensor | None = None) -> Tensor:
     return out if plus is None else plus + out
 
 
-def is_fast(x: Tensor) -> bool:
-    """Whether these operators can be used."""
+def is_fast(*tensors: Tensor) -> bool:
+    """Whether these operators can be used. Under autocast, states may be in bfloat16 and weights not."""
+    x = tensors[0]
     return (
-        x.dtype == torch.bfloat16
+        all(tensor.dtype == torch.bfloat16 for tensor in tensors)
         and x.device.type == "cpu"
         and not torch.is_grad_enabled()
         and torch.backends.mkldnn.is_available()
@@ -70,6 +73,16 @@ def _convolve(conv: nn.Conv2d, x: Tensor, plus: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._convolution_pointwise.binary(
         x, plus, packed(conv), conv.bias, *layout, "add", 1.0, None, [], None
     )
+
+
+def _convolve_in_parts(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """conv(x); a large weight is taken apart by output channels, because PyTorch copies it, brought into order."""
+    pieces = conv.weight.nbytes // PIECE_BYTES
+    if torch.is_grad_enabled() or x.device.type != "cpu" or pieces < 2:
+        return conv(x)
+    weights, biases = conv.weight.chunk(pieces), conv.bias.chunk(pieces)
+    layout = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    return torch.cat([F.conv2d(x, *one, *layout) for one in zip(weights, biases, strict=True)], dim=1)
 
 
 def packed(conv: nn.Conv2d) -> Tensor:

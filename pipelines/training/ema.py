@@ -19,7 +19,7 @@ class AdamWithAverage(torch.optim.Adam):
     """
 
     def __init__(self, parameters: Any, lr: float, decay: float) -> None:
-        super().__init__(parameters, lr=lr)
+        super().__init__(parameters, lr=lr, fused=True)
         self.decay, self.skip = decay, False
 
     @property

@@ -8,13 +8,14 @@ Knows bytes. Knows nothing of clips, nor of what the libraries below PyTorch tak
 import math
 import weakref
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from cinemo.residual import training_loss
-from cinemo.unet import CinemoUNet
+from cinemo.unet import CinemoUNet, attention
 
 # DeepSpeed's defaults, in elements: what is reduced at once, and how far ahead a gathered weight must be needed again.
 REDUCE_BUCKET, REUSE_DISTANCE, PREFETCH_BUCKET = 500_000_000, 1_000_000_000, 50_000_000
@@ -101,8 +102,8 @@ def activations(
     """Bytes at the worst moment of one forward and backward pass, beside weights and gradients.
 
     latents: (B, C, N, h, w). precision: "fp32" or "bf16", of the weights, or of autocast over float32 weights.
-    The pass runs PyTorch's own code on tensors that have no contents, with the kernels that a CPU would run: attention
-    within a frame keeps no matrix of scores, as on a GPU.
+    The pass runs PyTorch's own code on tensors that have no contents, and on no device but the CPU; attention keeps no
+    matrix of scores, as on a GPU.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -126,6 +127,7 @@ def activations(
             return unet(*(value.to(dtype) if value.is_floating_point() else value for value in inputs))
 
         live = Live([*weights, *(weight.grad for weight in weights if weight.grad is not None)])
-        with live, torch.autocast("cpu", low, enabled=autocast):
+        as_on_a_gpu = patch.object(attention, "is_spelled_out", new=lambda q: False)
+        with live, as_on_a_gpu, torch.autocast("cpu", low, enabled=autocast):
             training_loss(call, clip, torch.empty(batch, *text), ids, ids, noise, torch.empty(1000)).backward()
     return live.peak

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from diffusers import AutoencoderDC, DDIMScheduler
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from cinemo.residual import training_loss
@@ -143,10 +142,6 @@ def train_unet(
     pool: ClipPool | None = None
     taught, owed = -1.0, 0.0
     log, last_save = Log(out / "unet.csv"), time.monotonic()
-    # On a CPU the backward pass of the fused attention is slow for windows this small.
-    kernels = (
-        [SDPBackend.MATH] if device.type == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
-    )
     while training.samples < total and time.monotonic() < deadline:
         lesson = next(lesson for lesson in curriculum if training.samples < lesson.until * total)
         rng = np.random.default_rng([1, training.samples])
@@ -167,7 +162,7 @@ def train_unet(
         # Stratified over the batch: every batch sees every noise level, which steadies the gradient.
         level = (np.arange(batch) + rng.random(batch)) / batch
         timesteps = torch.from_numpy((level**lesson.level_power * len(alphas)).astype(np.int64)).to(device)
-        with torch.autocast(device.type, torch.bfloat16), sdpa_kernel(kernels):
+        with torch.autocast(device.type, torch.bfloat16):
             text = text_encoder(tokens).last_hidden_state
             per_clip = training_loss(
                 unet, data.latents, text, data.bucket, timesteps, noise, alphas, "v_prediction", reduction="none"

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from cinemo.unet import CinemoUNet, pack
+from cinemo.unet.attention import attend
+from cinemo.unet.parts import in_parts
 from tests.tiny import TINY
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -74,6 +76,15 @@ def test_in_bfloat16_the_fast_path_is_as_near_to_float32_as_pytorchs_own_layers(
 
 
 @needs_bfloat16
+@pytest.mark.parametrize("graded", [False, True])
+def test_under_autocast_weights_stay_in_float32(unet: CinemoUNet, graded: bool) -> None:
+    with torch.no_grad():
+        expected = unet(*inputs()).sample
+    with torch.set_grad_enabled(graded), torch.autocast("cpu", torch.bfloat16):
+        assert relative(unet(*inputs()).sample.detach(), expected) < 0.02
+
+
+@needs_bfloat16
 @pytest.mark.parametrize(("kernel", "stride", "width"), [(3, 1, 4), (3, 1, 20), (3, 2, 4), (1, 1, 4)])
 def test_a_packed_convolution_gives_pytorchs_numbers_and_follows_its_weight(
     kernel: int, stride: int, width: int
@@ -111,11 +122,48 @@ def test_a_gate_is_applied_in_the_same_pass() -> None:
         assert relative(pack.geglu(layer, x), hidden * nn.functional.gelu(gate)) < 5e-3
 
 
-def test_a_feed_forward_in_chunks_gives_the_same_numbers(unet: CinemoUNet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_in_parts_give_the_same_numbers_and_empty_only_lists_of_their_own(
+    unet: CinemoUNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with torch.no_grad():
         expected = unet(*inputs()).sample
-        monkeypatch.setattr("cinemo.unet.attention.CHUNK", 7)
-        assert relative(unet(*inputs()).sample, expected) < 1e-6
+        for name in ("attention.LINEAR_BYTES", "attention.ATTENTION_BYTES", "blocks.PART_BYTES", "pack.PIECE_BYTES"):
+            monkeypatch.setattr(f"cinemo.unet.{name}", 2048)
+        assert relative(unet(*inputs()).sample, expected) < 2e-6
+
+
+@pytest.mark.parametrize(("dim", "most"), [(0, 1), (1, 100), (1, 10**6), (2, 0)])
+def test_parts_of_any_size_make_the_whole(dim: int, most: int) -> None:
+    a, b = torch.randn(3, 5, 7), torch.randn(3, 5, 7)
+    parts = []
+
+    def add(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        parts.append(x.nbytes + y.nbytes)
+        return torch.stack((x + y, x - y), -1)
+
+    with torch.no_grad():
+        assert torch.equal(in_parts(add, [a, b], dim, most), torch.stack((a + b, a - b), -1))
+    one = (a.nbytes + b.nbytes) // a.shape[dim]  # the least that there is
+    assert max(parts) <= max(most, one)
+    assert sum(parts) == a.nbytes + b.nbytes
+    parts.clear()
+    in_parts(add, [a.requires_grad_(), b], dim, most)
+    assert len(parts) == 1
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("bias", [False, True])
+def test_attention_spelled_out_for_its_backward_is_as_exact_as_the_fused_one(bias: bool) -> None:
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, length, 32, generator=draw) for length in (16, 20, 20))
+    added = torch.randn(1, 3, 16, 20, generator=draw) if bias else None
+    expected = nn.functional.scaled_dot_product_attention(
+        *(x.double() for x in (q, k, v)), None if added is None else added.double()
+    )
+    half = [x.bfloat16() for x in (q, k, v)]
+    half_bias = None if added is None else added.bfloat16()
+    fused = relative(nn.functional.scaled_dot_product_attention(*half, half_bias), expected)
+    assert relative(attend(*half, half_bias), expected) < 2 * fused
 
 
 def test_deep_features_of_the_same_timestep_change_nothing_and_of_another_little(unet: CinemoUNet) -> None:

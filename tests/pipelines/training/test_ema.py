@@ -22,7 +22,7 @@ def test_weights_are_torchs_and_the_average_weighs_every_step_as_it_says(decay: 
     ours, theirs = (torch.nn.Parameter(torch.linspace(-2, 3, 7)) for _ in range(2))
     optimizer = AdamWithAverage([ours], 0.1, decay)
     after = take_steps(optimizer, ours, 40)
-    expected = take_steps(torch.optim.Adam([theirs], lr=0.1), theirs, 40)
+    expected = take_steps(torch.optim.Adam([theirs], lr=0.1, fused=True), theirs, 40)
     torch.testing.assert_close(torch.stack(after), torch.stack(expected), rtol=0, atol=0)
     if decay == 0:
         assert set(optimizer.state[ours]) == {"step", *optimizer.state_names} == {"step", "exp_avg", "exp_avg_sq"}

@@ -1,0 +1,116 @@
+"""A training step of `--preset tiny` in bfloat16 against a straightforward loop in float32.
+
+    OMP_NUM_THREADS=1 python benchmarks/train_step.py [--repeats 5]
+
+Both take one optimizer step of the built-in model's U-Net on the same four clips of its own size. The loop: the plain
+module structure of plain_unet.py, PyTorch's Adam, no average of the weights. The other one: the job's own DeepSpeed
+engine and optimizer (`--precision bf16 --zero-stage 0`), the average included. Exits 1 below twice the clips/s. Takes
+about two minutes.
+"""
+
+import argparse
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from plain_unet import PlainUNet
+from timing import compare, ratio, report
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from cinemo import checkpoint
+from cinemo.residual import training_loss
+from pipelines.training.config import TrainConfig
+from pipelines.training.engine import start_engine, take_step
+
+BOUND, BATCH = 2.0, 4
+
+
+def batch_of(source: Path) -> tuple[torch.Tensor, ...]:
+    """(latents, text, motion_bucket, timesteps, noise) of a model's own size, all drawn."""
+    draw = torch.Generator().manual_seed(0)
+    config, card = checkpoint.load_unet(source).config, checkpoint.read_card(source)
+    assert card.sizes is not None
+    assert card.lengths is not None
+    channels, frames = config["in_channels"], card.lengths[0]
+    cells = [side // 8 for side in card.sizes[0]]  # the VAE's factor
+    return (
+        torch.randn(BATCH, channels, frames, *cells, generator=draw),
+        torch.randn(BATCH, 77, config["cross_attention_dim"], generator=draw),
+        torch.full((BATCH,), 10.0),
+        torch.randint(1000, (BATCH,), generator=draw),
+        torch.randn(BATCH, channels, frames - 1, *cells, generator=draw),
+    )
+
+
+def plain_step(source: Path, config: TrainConfig, batch: tuple[torch.Tensor, ...]) -> Callable[[], float]:
+    """A step as one writes it down; returns its loss."""
+    unet = checkpoint.load_unet(source)
+    plain = PlainUNet(unet.config).train()
+    plain.load_state_dict(unet.state_dict(), strict=False)
+    optimizer = torch.optim.Adam(plain.parameters(), lr=config.learning_rate)
+    alphas = checkpoint.load_scheduler(source).alphas_cumprod
+
+    def call(*inputs: torch.Tensor) -> Any:
+        return SimpleNamespace(sample=plain(*inputs))
+
+    def step() -> float:
+        optimizer.zero_grad()
+        loss = training_loss(call, *batch, alphas, config.predicts)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), config.grad_clip)
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def job_step(source: Path, config: TrainConfig, batch: tuple[torch.Tensor, ...]) -> Callable[[], float]:
+    """A step of the train job's engine; returns its loss."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    engine, optimizer = start_engine(config, checkpoint.load_unet(source).train(), 1)
+    alphas = checkpoint.load_scheduler(source).alphas_cumprod
+
+    def step() -> float:
+        loss = training_loss(engine, *batch, alphas, config.predicts)
+        engine.backward(loss)
+        take_step(engine, optimizer)
+        return loss.item()
+
+    return step
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    given = parser.parse_args(arguments)
+    settings: dict[str, Any] = {"dataset": "none", "output": "none", "num_workers": 1, "zero_stage": 0}
+    config = TrainConfig(**settings, total_batch=BATCH, micro_batch=BATCH, precision="bf16")
+    source = config.source
+    batch = batch_of(source)
+    steps = {"plain": plain_step(source, config, batch), "job": job_step(source, config, batch)}
+    losses = {name: step() for name, step in steps.items()}
+    seconds = compare(steps, given.repeats, warm=False)
+    measured = ratio(seconds["plain"], seconds["job"])
+    facts = {f"loss_{name}": loss for name, loss in losses.items()}  # of the same weights: the same but for rounding
+    clips = BATCH / sorted(seconds["job"])[given.repeats // 2]
+    return report(
+        "training step of the tiny preset in bf16 against a plain float32 loop",
+        measured,
+        passed=measured.ratio >= BOUND,
+        bound=BOUND,
+        clips_per_second=clips,
+        **facts,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

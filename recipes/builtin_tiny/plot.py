@@ -1,0 +1,45 @@
+"""The loss curves of a training as pictures.
+
+    python recipes/builtin_tiny/plot.py --out out/tiny --pictures docs [--clips 45000]
+
+Reads the logs of run.py. Knows nothing of models.
+"""
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+from statistics import mean
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a file, Python sees only its own folder
+
+from pipelines import plots
+
+
+def curves(log: Path, every: int, until: float, *names: str) -> list[list[tuple[float, float]]]:
+    """For each column its means over `every` samples, as (samples, mean), up to `until` samples."""
+    with log.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if int(row["samples"]) <= until]
+    bins: dict[int, list[dict[str, str]]] = {}
+    for row in rows:
+        bins.setdefault(int(row["samples"]) // every, []).append(row)
+    return [[((at + 0.5) * every, mean(float(row[name]) for row in bins[at])) for at in sorted(bins)] for name in names]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the logs")
+    parser.add_argument("--pictures", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--clips", type=int, default=sys.maxsize, help="the U-Net's clips up to here; default: all")
+    arguments = parser.parse_args()
+    low, high = curves(arguments.out / "unet.csv", 1000, arguments.clips, "low_noise", "high_noise")
+    series = {"lower half of the noise levels": low, "upper half": high}
+    picture = plots.lines(series, "clips", "mean squared error of the velocity")
+    (arguments.pictures / "builtin-unet.png").write_bytes(picture)
+    (decoder,) = curves(arguments.out / "autoencoder.csv", 1000, sys.maxsize, "mse")
+    picture = plots.lines({"decoder": decoder}, "crops", "mean squared error of pixels (in a range of 2)")
+    (arguments.pictures / "builtin-decoder.png").write_bytes(picture)
+
+
+if __name__ == "__main__":
+    main()
