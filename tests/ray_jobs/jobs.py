@@ -48,6 +48,15 @@ def kill_when(job: "subprocess.Popen[str]", ready: Callable[[], object]) -> None
     kill(job)
 
 
+def saved_states(run: Path) -> list[dict[str, Any]]:
+    """state.json of the checkpoints in a run's folder; one that is being copied or deleted right now is left out."""
+    states = []
+    for path in run.glob("checkpoints/step_*/state.json"):
+        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+            states.append(json.loads(path.read_text()))
+    return states
+
+
 def wait_until(job: "subprocess.Popen[str]", ready: Callable[[], object]) -> None:
     """Return as soon as `ready` holds; the job must not end before."""
     deadline = time.monotonic() + 300

@@ -1,6 +1,5 @@
 """Jobs on a cluster of several nodes, one of which goes away and comes back."""
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -83,8 +82,7 @@ def test_a_training_loses_a_node_goes_on_with_one_worker_and_grows_when_a_node_c
 
     def world() -> tuple[int, int]:
         """(steps, workers) of the newest checkpoint that is whole."""
-        states = [json.loads(path.read_text()) for path in run.glob("checkpoints/step_*/state.json")]
-        return max(((state["steps"], state["world_size"]) for state in states), default=(0, 0))
+        return max(((state["steps"], state["world_size"]) for state in jobs.saved_states(run)), default=(0, 0))
 
     job = jobs.start("train", tmp_path, *flags, "--resize-every", "2", "--max-steps", "100000", address=cluster.address)
     jobs.wait_until(job, lambda: world()[1] == 2)

@@ -16,7 +16,7 @@ from cinemo.synthetic.images import photo
 from pipelines import train
 from tests.pipelines.conftest import rows
 from tests.ray_jobs import head
-from tests.ray_jobs.jobs import ROOT, wanted_clips
+from tests.ray_jobs.jobs import ROOT, saved_states, wanted_clips
 
 pytestmark = pytest.mark.ray
 
@@ -164,8 +164,7 @@ def test_a_stopped_preparation_and_training_are_finished_by_the_same_command(
 
     def steps() -> int:
         """Of the newest checkpoint that is whole."""
-        found = (json.loads(path.read_text())["steps"] for path in run.glob("checkpoints/step_*/state.json"))
-        return max(found, default=0)
+        return max((state["steps"] for state in saved_states(run)), default=0)
 
     def some_more() -> list[str]:
         return [*flags, str(steps() + 10)]
