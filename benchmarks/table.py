@@ -3,7 +3,7 @@
     python benchmarks/table.py [--all] [unet.py speed.py ...]
 
 Each has the number of threads that stands here; --all runs the long ones too, names run only these. A row is what
-`report` in timing.py prints. Rows of benchmarks that are not run stay, with their own date: results.jsonl, a row a
+`report` in timing.py prints. Rows that are not measured again stay, with their own date: results.jsonl, a row a
 line, is the table's memory. Exits 1 when a benchmark does. Without --all: under 30 minutes.
 """
 
@@ -69,11 +69,11 @@ def run(command: str, threads: int) -> tuple[list[dict[str, Any]], int]:
 
 
 def merged(old: Iterable[dict[str, Any]], new: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Old rows less those of commands that were run again, and the new ones, in the order of BENCHMARKS."""
+    """Old rows less those that were measured again (by command and name), and the new ones, in BENCHMARKS' order."""
     new = list(new)
-    again = {row["command"] for row in new}
+    again = {(row["command"], row["name"]) for row in new}
     order = [command for command, _, _ in BENCHMARKS]
-    kept = [row for row in old if row["command"] in order and row["command"] not in again]
+    kept = [row for row in old if row["command"] in order and (row["command"], row["name"]) not in again]
     return sorted(kept + new, key=lambda row: order.index(row["command"]))
 
 

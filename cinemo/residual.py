@@ -23,16 +23,19 @@ def add_noise(residuals: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
 
 
 def prediction_target(residuals: Tensor, noise: Tensor, alpha_bar: Tensor, prediction_type: str) -> Tensor:
-    """What the U-Net is to predict: the noise ("epsilon", Eq. 3) or the velocity ("v_prediction", Salimans and Ho).
+    """What the U-Net is to predict: the noise ("epsilon", Eq. 3), the velocity ("v_prediction", Salimans and Ho) or the
+    residuals themselves ("sample").
 
     Shapes as in add_noise. Raises ValueError for another prediction_type.
     """
     if prediction_type == "epsilon":
         return noise
+    if prediction_type == "sample":
+        return residuals
     if prediction_type == "v_prediction":
         alpha_bar = alpha_bar.view(-1, 1, 1, 1, 1)
         return alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * residuals
-    raise ValueError(f"prediction_type {prediction_type!r} is unknown; use 'epsilon' or 'v_prediction'")
+    raise ValueError(f"prediction_type {prediction_type!r} is unknown; use 'epsilon', 'v_prediction' or 'sample'")
 
 
 def training_loss(
@@ -51,7 +54,8 @@ def training_loss(
     unet: CinemoUNet or anything called like it (a DeepSpeed engine). latents: (B, C, N, h, w), scaled, frame 0 the
     image. text: (B, T, D). motion_bucket: (B,), as the U-Net sees it. timesteps: int64 (B,). noise:
     (B, C, N - 1, h, w). alphas_cumprod: (T,), of the noise schedule.
-    Returns the mean over all elements, in float32; with reduction "none", the mean of each clip (B,).
+    Returns the mean over all elements, in float32; with reduction "none", the mean of each clip (B,), and with "frames"
+    that of each of its motion frames (B, N - 1).
     Raises ValueError for an unknown prediction_type.
     """
     residuals = motion_residuals(latents)
@@ -59,5 +63,5 @@ def training_loss(
     noisy = add_noise(residuals, noise, alpha_bar)
     predicted = unet(noisy, timesteps, text, latents[:, :, :1], motion_bucket).sample
     target = prediction_target(residuals, noise, alpha_bar, prediction_type)
-    per_clip = F.mse_loss(predicted.float(), target.float(), reduction="none").mean(dim=(1, 2, 3, 4))
-    return per_clip if reduction == "none" else per_clip.mean()
+    per_frame = F.mse_loss(predicted.float(), target.float(), reduction="none").mean(dim=(1, 3, 4))
+    return {"frames": per_frame, "none": per_frame.mean(dim=1), "mean": per_frame.mean()}[reduction]

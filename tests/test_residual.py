@@ -27,15 +27,17 @@ def test_residuals_and_the_image_give_the_clip_back() -> None:
     assert torch.allclose(latents[:, :, :1] + motion_residuals(latents), latents[:, :, 1:], atol=1e-6)
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 def test_the_unet_gets_what_diffusers_own_scheduler_would_give_it(prediction_type: str) -> None:
     batch = clip()
     scheduler = DDIMScheduler(beta_start=1e-4, beta_end=0.02, prediction_type=prediction_type)
     residuals = motion_residuals(batch["latents"])
     expected_input = scheduler.add_noise(residuals, batch["noise"], batch["timesteps"])
-    target = batch["noise"]
-    if prediction_type == "v_prediction":
-        target = scheduler.get_velocity(residuals, batch["noise"], batch["timesteps"])
+    target = {
+        "epsilon": batch["noise"],
+        "v_prediction": scheduler.get_velocity(residuals, batch["noise"], batch["timesteps"]),
+        "sample": residuals,
+    }[prediction_type]
 
     def unet(sample: torch.Tensor, timestep: Any, text: Any, image: torch.Tensor, motion: Any) -> SimpleNamespace:
         assert torch.allclose(sample, expected_input, atol=1e-6)
@@ -54,6 +56,9 @@ def test_losses_of_single_clips_average_to_the_batch_s() -> None:
     each = training_loss(unet, **batch, reduction="none")
     assert each.shape == (2,)
     assert each.mean().item() == pytest.approx(training_loss(unet, **batch).item())
+    frames = training_loss(unet, **batch, reduction="frames")
+    assert frames.shape == (2, 3)
+    assert torch.allclose(frames.mean(1), each)
 
 
 def test_an_unknown_prediction_type_is_named() -> None:

@@ -79,11 +79,12 @@ def make_plan(
     kinds: tuple[str, ...] | None = None,
     held_out: bool = False,
     min_strength: float = 0.0,
+    max_strength: float = 1.0,
 ) -> Plan:
     """The plan of clip number `seed`: the same arguments always give the same plan.
 
     aspect: width over height of the window. duration: from the first frame to the last, in frames at full speed.
-    kinds: names from KINDS, all of them when None. min_strength: no weaker motion than that, except for "still".
+    kinds: names from KINDS, all of them when None. min_strength, max_strength: of the motion, except for "still".
     Raises ValueError for a kind that is not known.
     """
     kinds = KINDS if kinds is None else tuple(kinds)
@@ -93,7 +94,7 @@ def make_plan(
     rng = np.random.default_rng([seed, int(held_out)])
     kind = kinds[int(rng.integers(len(kinds)))]
     direction = DIRECTIONS[kind][int(rng.integers(len(DIRECTIONS[kind])))]
-    strength = 0.0 if kind == "still" else float(rng.uniform(min_strength, 1.0))
+    strength = 0.0 if kind == "still" else float(rng.uniform(min_strength, max_strength))
     scene = int(rng.integers(SCENES_IN_TRAINING))
     motion: dict = {}
     if kind == "pan":

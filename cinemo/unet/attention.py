@@ -52,9 +52,9 @@ def relative_position_bucket(offset: Tensor) -> Tensor:
     return torch.where(offset > 0, half, 0) + torch.where(distance < exact, distance, log_part)
 
 
-def frame_positions(num_frames: int, dtype: torch.dtype, device: torch.device) -> FramePositions:
-    """Positions of frames 0..num_frames-1. Angles are float64 for a float64 model and float32 for any other."""
-    index = torch.arange(num_frames, device=device)
+def frame_positions(index: Tensor, dtype: torch.dtype) -> FramePositions:
+    """Positions of frames, by number: int64 (N,). Angles are float64 for a float64 model and float32 for any other."""
+    device = index.device
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     angles = index.to(wide)[:, None] * rotary_frequencies(device).to(wide)[None]
     angles = angles.repeat_interleave(2, dim=-1)[:, None, None]

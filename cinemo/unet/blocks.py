@@ -38,12 +38,13 @@ def clip_affine(norm: nn.GroupNorm, states: Sequence[Tensor]) -> tuple[Tensor, T
 
     So that the frames can be normed a few at a time, and never lie joined in memory.
     """
-    found = [torch.var_mean(x.float(), dim=(1, 2, 3), correction=0) for x in states]
+    wide = torch.promote_types(states[0].dtype, torch.float32)
+    found = [torch.var_mean(x.to(wide), dim=(1, 2, 3), correction=0) for x in states]
     variance, mean = (torch.cat(each, dim=-1).unflatten(-1, (norm.num_groups, -1)) for each in zip(*found, strict=True))
     middle = mean.mean(dim=-1, keepdim=True)
     spread = (variance + (mean - middle) ** 2).mean(dim=-1, keepdim=True)  # of the group: within channels and between
-    scale = (spread + norm.eps).rsqrt() * norm.weight.float().unflatten(0, (norm.num_groups, -1))
-    shift = norm.bias.float().unflatten(0, (norm.num_groups, -1)) - middle * scale
+    scale = (spread + norm.eps).rsqrt() * norm.weight.to(wide).unflatten(0, (norm.num_groups, -1))
+    shift = norm.bias.to(wide).unflatten(0, (norm.num_groups, -1)) - middle * scale
     return scale.flatten(1)[:, None, None, None].to(states[0]), shift.flatten(1)[:, None, None, None].to(states[0])
 
 

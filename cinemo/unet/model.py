@@ -165,14 +165,16 @@ class CinemoUNet(ModelMixin, ConfigMixin):
         return_dict: bool = True,
         deep: Tensor | None = None,
         keep_deep: bool = False,
+        frame_numbers: Tensor | None = None,
     ) -> CinemoUNetOutput | tuple[Tensor]:
-        """Predict the noise (or velocity) of noisy motion residuals.
+        """Predict the noise of noisy motion residuals, or whatever else the model was trained to say of them.
 
         sample: (B, C, F, h, w) noisy residuals. timestep: one number or (B,), 0..999.
         encoder_hidden_states: (B, T, D) text features. image_latents: (B, C, 1, h, w), scaled.
         motion_bucket: (B,), the id that the checkpoint was trained on (see cinemo.checkpoint for the mapping).
         deep: what the last level of the way up got in a call with the same text and image at a near timestep; every
         level but the first is then left out, which is not exact. keep_deep: return it, as `.deep`.
+        frame_numbers: int64 (F + 1,), where these are some frames of a longer clip; 0, for the image, is the first.
         Returns (B, C, F, h, w) as `.sample`.
         """
         batch, _, frames = sample.shape[:3]
@@ -190,7 +192,8 @@ class CinemoUNet(ModelMixin, ConfigMixin):
         emb = emb + embed(motion.reshape(-1), self.config["addition_time_embed_dim"], self.add_embedding)
 
         clip = torch.cat((image_latents, image_latents + sample), dim=2)  # Algorithm 1, line 9
-        positions = frame_positions(frames + 1, dtype, sample.device)
+        numbers = torch.arange(frames + 1, device=sample.device) if frame_numbers is None else frame_numbers
+        positions = frame_positions(numbers, dtype)
 
         shared = (emb, encoder_hidden_states, positions)
 

@@ -70,7 +70,7 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", populate_by_name=True)
     )
     gpu: bool = Field(False, description="one GPU for each worker")
     max_steps: int = Field(100, ge=1, description="optimizer steps in all, those before a resume included")
-    prediction_type: Literal["auto", "epsilon", "v_prediction"] = Field(
+    prediction_type: Literal["auto", "epsilon", "v_prediction", "sample"] = Field(
         "auto",
         description="what the U-Net learns to predict; auto: as init's model, and from nothing the noise (Eq. 3)",
     )
@@ -148,7 +148,7 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", populate_by_name=True)
 
     @property
     def predicts(self) -> str:
-        """What the U-Net predicts: "epsilon" or "v_prediction"."""
+        """What the U-Net predicts: "epsilon", "v_prediction" or "sample"."""
         if self.prediction_type != "auto":
             return self.prediction_type
         return checkpoint.load_scheduler(self.source).config.prediction_type if self.has_model else "epsilon"

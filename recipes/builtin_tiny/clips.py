@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from cinemo.motion import motion_bucket, motion_score
+from cinemo.residual import motion_residuals
 from cinemo.synthetic.plan import make_plan
 from cinemo.synthetic.render import render
 
@@ -63,8 +64,8 @@ def encode(vae: AutoencoderDC, frames: Tensor) -> Tensor:
 class ClipPool:
     """The newest clips, as latents: grows by a few clips a step up to its capacity, then replaces the oldest.
 
-    Making a clip costs about as much as a training step on it, so on a CPU each is used several times. All clips of a
-    pool have one size: `cells` (h, w) around the middle of the frames, and num_frames frames, frame_step apart in time.
+    Making a clip costs about as much as a training step on it, so on a CPU each is used several times. Clips are whole:
+    a zoom is seen only beside the picture's borders.
     """
 
     def __init__(
@@ -72,26 +73,22 @@ class ClipPool:
         vae: AutoencoderDC,
         tokenizer: CLIPTokenizer,
         kinds: tuple[str, ...],
-        cells: tuple[int, int],
-        num_frames: int,
-        frame_step: float,
+        max_strength: float,
         capacity: int,
     ) -> None:
-        self.vae, self.tokenizer, self.kinds = vae, tokenizer, kinds
-        self.middle = (cells[0] * CELL, cells[1] * CELL)
-        self.num_frames, self.frame_step = num_frames, frame_step
+        self.vae, self.tokenizer, self.kinds, self.max_strength = vae, tokenizer, kinds, max_strength
         self.capacity, self.device = capacity, vae.device
-        self.latents = torch.zeros(
-            capacity, vae.config.latent_channels, num_frames, *cells, dtype=torch.float16, device=self.device
-        )
+        shape = (capacity, vae.config.latent_channels, NUM_FRAMES, SIZE[0] // CELL, SIZE[1] // CELL)
+        self.latents = torch.zeros(shape, dtype=torch.float16, device=self.device)
         self.tokens = torch.zeros(capacity, tokenizer.model_max_length, dtype=torch.int64, device=self.device)
         self.bucket = torch.zeros(capacity, device=self.device)
+        self.energy = torch.zeros(NUM_FRAMES, device=self.device)  # mean square of each frame's residuals
         self.made = 0
 
     def add(self, count: int, first_seed: int) -> None:
         """Make `count` clips, seeds first_seed and following."""
-        plans = [make_plan(first_seed + i, kinds=self.kinds) for i in range(count)]
-        frames = render(plans, SIZE, self.num_frames, self.frame_step, self.device, self.middle)
+        plans = [make_plan(first_seed + i, kinds=self.kinds, max_strength=self.max_strength) for i in range(count)]
+        frames = render(plans, SIZE, NUM_FRAMES, device=self.device)
         slots = (torch.arange(count) + self.made).remainder(self.capacity).to(self.device)
         self.latents[slots] = encode(self.vae, frames)
         if self.device.type == "cuda":
@@ -102,9 +99,12 @@ class ClipPool:
         captions = [plan.caption for plan in plans]
         ids = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         self.tokens[slots] = ids.to(self.device)
+        if not self.made:
+            residuals = motion_residuals(self.latents[slots].float())
+            self.energy[1:] = residuals.square().mean(dim=(0, 1, 3, 4))
         self.made += count
 
-    def draw(self, batch: int, rng: np.random.Generator) -> Batch:
-        """A random batch of the clips that are there."""
+    def draw(self, batch: int, frames: list[int], rng: np.random.Generator) -> Batch:
+        """A random batch of the clips that are there, with only these of their frames."""
         index = torch.from_numpy(rng.integers(min(self.made, self.capacity), size=batch)).to(self.device)
-        return Batch(self.latents[index].float(), self.tokens[index], self.bucket[index])
+        return Batch(self.latents[index][:, :, frames].float(), self.tokens[index], self.bucket[index])

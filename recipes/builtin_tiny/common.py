@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -133,7 +134,7 @@ def learning_rate(samples: int, total: int, peak: float, warmup: int, hold: floa
 
 
 class Log:
-    """A CSV file with a line about every 20 seconds: means of what was noted since the last line."""
+    """A CSV file with a line about every 20 seconds: means of what was noted since the last line, NaN left out."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -151,7 +152,7 @@ class Log:
         """Write the line now."""
         now = time.monotonic()
         line: dict[str, float] = {"samples": samples, "seconds": round(now - self.started, 1)}
-        line |= {key: round(sum(v) / len(v), 6) for key, v in self.noted.items()}
+        line |= {key: round(float(np.nanmean(v)), 6) for key, v in self.noted.items()}
         fresh = not self.path.exists()
         with self.path.open("a", newline="") as file:
             writer = csv.DictWriter(file, line)

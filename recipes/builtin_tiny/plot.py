@@ -32,9 +32,9 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, required=True, help="folder to write to")
     parser.add_argument("--clips", type=int, default=sys.maxsize, help="the U-Net's clips up to here; default: all")
     arguments = parser.parse_args()
-    low, high = curves(arguments.out / "unet.csv", 1000, arguments.clips, "low_noise", "high_noise")
-    series = {"lower half of the noise levels": low, "upper half": high}
-    picture = plots.lines(series, "clips", "mean squared error of the velocity")
+    noisy, blind = curves(arguments.out / "unet.csv", 1000, arguments.clips, "some_signal", "only_noise")
+    series = {"from noisy residuals": noisy, "from noise alone": blind}
+    picture = plots.lines(series, "clips", "squared error of the residuals, over that of no motion")
     (arguments.pictures / "builtin-unet.png").write_bytes(picture)
     (decoder,) = curves(arguments.out / "autoencoder.csv", 1000, sys.maxsize, "mse")
     picture = plots.lines({"decoder": decoder}, "crops", "mean squared error of pixels (in a range of 2)")

@@ -23,11 +23,12 @@ SAVE_SECONDS = 60.0
 PICTURES = 384  # canvases that it learns from
 BLOCK = 3 * 8 * 8  # numbers of a block of pixels
 CONSTANT = 40.0  # beside pixels of -1..1 it is all that the decoder's last norm sees, which so does not change them
-DEVIATION = 2.0  # of scaled latents: residuals, which are what is denoised, then have about 1.5
-NOISE = 0.2  # deviation that latents get in training, at most: the U-Net's are not exact either
+# Of scaled latents. So large that the photo shows through the noise that is laid over it (Algorithm 1, line 9).
+DEVIATION = 16.0
+NOISE = 1.6  # deviation that latents get in training, at most: the U-Net's are not exact either
 
 
-def make_autoencoder(latent_channels: int = 20) -> AutoencoderDC:
+def make_autoencoder(latent_channels: int = 40) -> AutoencoderDC:
     """An autoencoder of 8x downsampling by pixel shuffles, with empty weights; see start_linear."""
     return AutoencoderDC(
         latent_channels=latent_channels,

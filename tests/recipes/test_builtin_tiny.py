@@ -8,16 +8,17 @@ from cinemo.motion import motion_score
 from cinemo.pipeline import CinemoPipeline
 from cinemo.synthetic import make_clip, render
 from cinemo.synthetic.plan import make_plan
+from recipes.builtin_tiny import probe
 from recipes.builtin_tiny.clips import mean_ssim
 from recipes.builtin_tiny.common import MAX_FILE_BYTES, Training, load_checkpoint, save_checkpoint
-from recipes.builtin_tiny.evaluate import agrees, fitted_photo, overlap
+from recipes.builtin_tiny.evaluate import MOVES, agrees, fitted_photo, overlap
 from recipes.builtin_tiny.export import write_model
 from recipes.builtin_tiny.train_autoencoder import load_pictures, make_autoencoder, start_linear, train_autoencoder
 from recipes.builtin_tiny.train_unet import Lesson, train_unet
 
 LESSONS = (
-    Lesson(0.5, ("pan",), (4, 6), 2, 2.0, 1, 0.0, 1.0),
-    Lesson(1.0, ("pan", "still"), (4, 6), 4, 1.0, 1, 0.5, 2.0),
+    Lesson(0.5, ("pan",), 0.5, num_frames=2, span=3, batches=1, drop_prompt=0.0),
+    Lesson(1.0, ("pan", "still"), 1.0, num_frames=4, span=16, batches=1, drop_prompt=0.5),
 )
 
 
@@ -52,7 +53,7 @@ def test_the_autoencoder_starts_as_the_principal_components_of_blocks():
     photos = [part[::2, :, : part.shape[2] // 8 * 8, : part.shape[3] // 8 * 8] / 127.5 - 1 for part in pictures[:2]]
     rows = np.concatenate([to_rows(photo) for photo in photos])
     middle = rows.mean(0)
-    basis = np.linalg.svd(rows - middle, full_matrices=False)[2][:20]
+    basis = np.linalg.svd(rows - middle, full_matrices=False)[2][:40]
     image = torch.tensor(fitted_photo("coffee.png")).permute(2, 0, 1)[None] / 127.5 - 1
     expected = (to_rows(image) - middle) @ basis.T @ basis + middle
     with torch.no_grad():
@@ -72,7 +73,18 @@ def test_the_exported_directory_animates(trained, tmp_path):
     pipe = CinemoPipeline.from_pretrained(tmp_path / "model")
     frames = pipe(fitted_photo("coffee.png"), "the camera pans left", num_inference_steps=1, guidance_scale=1).frames
     assert frames.shape == (1, 16, 128, 192, 3)
-    assert pipe.scheduler.config.prediction_type == "v_prediction"
+    assert pipe.scheduler.config.prediction_type == "sample"
+
+
+def test_the_probe_says_what_each_move_gets_under_both_prompts(trained, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["probe.py", "--out", str(trained), "--clips", "1"])
+    probe.main()
+    first, _, *lines = capsys.readouterr().out.splitlines()
+    assert first.startswith("6 clips seen")
+    assert [line[:11].split() for line in lines] == [list(move) for move in MOVES]
+    shares = np.array([line[11:].split() for line in lines], float)
+    assert shares.shape == (6, 4)
+    assert (shares[:, 0] > 0.5).all()  # it has learned nothing yet
 
 
 def test_training_goes_on_as_if_it_had_not_stopped():
