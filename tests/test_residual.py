@@ -57,7 +57,7 @@ def test_losses_of_single_clips_average_to_the_batch_s() -> None:
     assert each.shape == (2,)
     assert each.mean().item() == pytest.approx(training_loss(unet, **batch).item())
     frames = training_loss(unet, **batch, reduction="frames")
-    assert frames.shape == (2, 3)
+    assert frames.shape == (2, 4)
     assert torch.allclose(frames.mean(1), each)
 
 
