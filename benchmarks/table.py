@@ -3,8 +3,9 @@
     python benchmarks/table.py [--all] [unet.py speed.py ...]
 
 Each has the number of threads that stands here; --all runs the long ones too, names run only these. A row is what
-`report` in timing.py prints. Rows that are not measured again stay, with their own date: results.jsonl, a row a
-line, is the table's memory. Exits 1 when a benchmark does. Without --all: under 30 minutes.
+`report` in timing.py prints. Rows of benchmarks that are not run, or were run on another machine, stay with their own
+date: results.jsonl, a row a line, is the table's memory. Exits 1 when a benchmark does. The short ones take under 30
+minutes.
 """
 
 import argparse
@@ -29,7 +30,7 @@ BENCHMARKS = (
     ("peak_memory.py", 2, False),
     ("startup.py", 2, False),
     ("train_step.py", 1, False),
-    ("train.py", 1, False),
+    ("train.py", 1, True),
     ("average.py", 1, False),
     ("serve.py", 1, False),
     ("animate.py scheduling", 1, False),
@@ -69,11 +70,11 @@ def run(command: str, threads: int) -> tuple[list[dict[str, Any]], int]:
 
 
 def merged(old: Iterable[dict[str, Any]], new: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Old rows less those that were measured again (by command and name), and the new ones, in BENCHMARKS' order."""
+    """Old rows less those of commands that this machine ran again, and the new ones, in the order of BENCHMARKS."""
     new = list(new)
-    again = {(row["command"], row["name"]) for row in new}
+    again = {(row["command"], row["machine"]) for row in new}
     order = [command for command, _, _ in BENCHMARKS]
-    kept = [row for row in old if row["command"] in order and (row["command"], row["name"]) not in again]
+    kept = [row for row in old if row["command"] in order and (row["command"], row["machine"]) not in again]
     return sorted(kept + new, key=lambda row: order.index(row["command"]))
 
 
