@@ -48,12 +48,14 @@ def training_loss(
     alphas_cumprod: Tensor,
     prediction_type: str = "epsilon",
     reduction: str = "mean",
+    channel_weights: Tensor | None = None,
 ) -> Tensor:
     """Eq. 3 for one batch of clips.
 
     unet: CinemoUNet or anything called like it (a DeepSpeed engine). latents: (B, C, N, h, w), scaled, frame 0 the
     image. text: (B, T, D). motion_bucket: (B,), as the U-Net sees it. timesteps: int64 (B,). noise:
-    (B, C, N - 1, h, w). alphas_cumprod: (T,), of the noise schedule.
+    (B, C, N - 1, h, w). alphas_cumprod: (T,), of the noise schedule. channel_weights: (C,), of the squared errors; one
+    where there are none.
     Returns the mean over all elements, in float32; with reduction "none", the mean of each clip (B,), and with "frames"
     that of each of its motion frames (B, N - 1).
     Raises ValueError for an unknown prediction_type.
@@ -63,5 +65,8 @@ def training_loss(
     noisy = add_noise(residuals, noise, alpha_bar)
     predicted = unet(noisy, timesteps, text, latents[:, :, :1], motion_bucket).sample
     target = prediction_target(residuals, noise, alpha_bar, prediction_type)
-    per_frame = F.mse_loss(predicted.float(), target.float(), reduction="none").mean(dim=(1, 3, 4))
+    squared = F.mse_loss(predicted.float(), target.float(), reduction="none")
+    if channel_weights is not None:
+        squared = squared * channel_weights.view(1, -1, 1, 1, 1)
+    per_frame = squared.mean(dim=(1, 3, 4))
     return {"frames": per_frame, "none": per_frame.mean(dim=1), "mean": per_frame.mean()}[reduction]

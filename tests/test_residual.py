@@ -61,6 +61,22 @@ def test_losses_of_single_clips_average_to_the_batch_s() -> None:
     assert torch.allclose(frames.mean(1), each)
 
 
+def test_channels_count_as_they_are_weighted() -> None:
+    batch = clip()
+    channels = batch["latents"].shape[1]
+
+    def wrong_in_the_last(sample: torch.Tensor, *rest: Any) -> SimpleNamespace:
+        answer = batch["noise"].clone()
+        answer[:, -1] += 2
+        return SimpleNamespace(sample=answer)
+
+    weights = torch.ones(channels)
+    weights[-1] = 3.0
+    plain = training_loss(wrong_in_the_last, **batch).item()
+    assert plain == pytest.approx(4 / channels, rel=1e-5)
+    assert training_loss(wrong_in_the_last, **batch, channel_weights=weights).item() == pytest.approx(3 * plain)
+
+
 def test_an_unknown_prediction_type_is_named() -> None:
     with pytest.raises(ValueError, match="'x0'"):
         training_loss(lambda sample, *rest: SimpleNamespace(sample=sample), **clip(), prediction_type="x0")

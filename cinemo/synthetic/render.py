@@ -47,7 +47,7 @@ def render(
     clips = []
     for plan in plans:
         scene = _canvas_tensor(plan.scene, plan.held_out, device).float()
-        pixels = _sample(scene, *_camera(plan, time, x, y), plan)
+        pixels = _sample(scene, *camera_view(plan, time, x, y), plan)
         if plan.object_scene >= 0:
             pixels = _draw_object(pixels, plan, time, x, y)
         if plan.veil >= 0:
@@ -61,8 +61,11 @@ def render(
     return torch.stack(clips)
 
 
-def _camera(plan: Plan, time: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where each output pixel looks: x and y (N, H, W) in window heights from the window's first middle."""
+def camera_view(plan: Plan, time: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where each output pixel looks: x and y (N, H, W) in window heights from the window's first middle.
+
+    time: (N,), in frames at full speed. x, y: (H, W), where the pixel lies, in the same measure.
+    """
     t = time[:, None, None]
     amplitude, number, speed, phase = plan.wave
     if amplitude:

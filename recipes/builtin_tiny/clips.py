@@ -14,12 +14,15 @@ from transformers import CLIPTokenizer
 
 from cinemo.motion import motion_bucket, motion_score
 from cinemo.residual import motion_residuals
-from cinemo.synthetic.plan import make_plan
-from cinemo.synthetic.render import render
+from cinemo.synthetic.plan import Plan, make_plan
+from cinemo.synthetic.render import camera_view, render
+from recipes.builtin_tiny.train_autoencoder import FLOW_CHANNELS
 
 SIZE, NUM_FRAMES = (128, 192), 16  # what the built-in model is made for
 CELL = 8  # pixels a latent cell, per side
 ENCODE_CHUNK = 64  # frames a VAE call
+FLOW_SCALE = 16.0  # what a displacement of one cell is in the latents: of the size of what they say of the picture
+FLOW_WEIGHT = 4.0  # of its squared error: the words are found by it first
 
 
 @dataclass
@@ -61,6 +64,34 @@ def encode(vae: AutoencoderDC, frames: Tensor) -> Tensor:
     return latents.half().unflatten(0, frames.shape[:2]).transpose(1, 2)
 
 
+def clip_flow(plan: Plan, num_frames: int = NUM_FRAMES) -> Tensor:
+    """How the camera of a clip has moved, in each frame and cell: (FLOW_CHANNELS, N, h, w).
+
+    Where the cell looks in the first frame, less where it lies, in cells, x then y; how much these grow over a frame's
+    height, outwards from any cell and around it. Objects and veils that move over the picture are not in it.
+    """
+    rows, columns = (length // CELL for length in SIZE)
+    y, x = torch.meshgrid(
+        (torch.arange(rows) + 0.5 - rows / 2) / rows, (torch.arange(columns) + 0.5 - columns / 2) / rows, indexing="ij"
+    )
+    there = camera_view(plan, torch.arange(num_frames).float(), x, y)
+    across, down = (there[0] - x) * rows, (there[1] - y) * rows
+    (across_by_y, across_by_x), (down_by_y, down_by_x) = (torch.gradient(part, dim=(1, 2)) for part in (across, down))
+    outwards, around = (across_by_x + down_by_y) / 2 * rows, (down_by_x - across_by_y) / 2 * rows
+    return torch.stack([across, down, outwards, around])
+
+
+@torch.no_grad()
+def encode_plans(vae: AutoencoderDC, plans: list[Plan]) -> tuple[Tensor, Tensor]:
+    """Clips drawn and encoded: uint8 frames (B, N, H, W, 3), and scaled latents (B, C, N, h, w) in float16 whose last
+    channels, which the encoder leaves at zero, say how the camera moved."""
+    frames = render(plans, SIZE, NUM_FRAMES, device=vae.device)
+    latents = encode(vae, frames)
+    flow = torch.stack([clip_flow(plan) for plan in plans]) * FLOW_SCALE
+    latents[:, -FLOW_CHANNELS:] = flow.to(latents)
+    return frames, latents
+
+
 class ClipPool:
     """The newest clips, as latents: grows by a few clips a step up to its capacity, then replaces the oldest.
 
@@ -82,15 +113,17 @@ class ClipPool:
         self.latents = torch.zeros(shape, dtype=torch.float16, device=self.device)
         self.tokens = torch.zeros(capacity, tokenizer.model_max_length, dtype=torch.int64, device=self.device)
         self.bucket = torch.zeros(capacity, device=self.device)
-        self.energy = torch.zeros(NUM_FRAMES, device=self.device)  # mean square of each frame's residuals
+        self.weights = torch.ones(vae.config.latent_channels, device=self.device)
+        self.weights[-FLOW_CHANNELS:] = FLOW_WEIGHT
+        self.energy = torch.zeros(NUM_FRAMES, device=self.device)  # weighted mean square of each frame's residuals
         self.made = 0
 
     def add(self, count: int, first_seed: int) -> None:
         """Make `count` clips, seeds first_seed and following."""
         plans = [make_plan(first_seed + i, kinds=self.kinds, max_strength=self.max_strength) for i in range(count)]
-        frames = render(plans, SIZE, NUM_FRAMES, device=self.device)
+        frames, latents = encode_plans(self.vae, plans)
         slots = (torch.arange(count) + self.made).remainder(self.capacity).to(self.device)
-        self.latents[slots] = encode(self.vae, frames)
+        self.latents[slots] = latents
         if self.device.type == "cuda":
             scores = mean_ssim(frames).tolist()
         else:
@@ -101,7 +134,7 @@ class ClipPool:
         self.tokens[slots] = ids.to(self.device)
         if not self.made:
             residuals = motion_residuals(self.latents[slots].float())
-            self.energy[1:] = residuals.square().mean(dim=(0, 1, 3, 4))
+            self.energy[1:] = (residuals.square().mean(dim=(0, 3, 4)) * self.weights[:, None]).mean(dim=0)
         self.made += count
 
     def draw(self, batch: int, frames: list[int], rng: np.random.Generator) -> Batch:

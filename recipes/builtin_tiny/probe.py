@@ -3,8 +3,9 @@
     python recipes/builtin_tiny/probe.py --out out/tiny
 
 Prints, for each motion, the squared error of the predicted residuals over their square (1 is what no motion gets, 0 is
-perfect): from noise alone, under the right prompt and under the opposite one, and from noisy residuals. Where the two
-prompts give one number, the words have no effect yet. Takes a minute on one core.
+perfect), and in brackets that of the motion itself: from noise alone, under the right prompt and under the opposite
+one, and from noisy residuals. Where the two prompts give one number, the words have no effect yet. Takes a minute on
+one core.
 """
 
 import argparse
@@ -20,10 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a file, P
 from cinemo.motion import motion_bucket, motion_score
 from cinemo.residual import add_noise, motion_residuals
 from cinemo.synthetic import plain_caption
-from cinemo.synthetic.plan import make_plan
-from cinemo.synthetic.render import render
-from recipes.builtin_tiny.clips import SIZE, encode
+from cinemo.synthetic.plan import Plan, make_plan
+from recipes.builtin_tiny.clips import encode_plans
 from recipes.builtin_tiny.evaluate import MOVES
+from recipes.builtin_tiny.train_autoencoder import FLOW_CHANNELS
 from recipes.builtin_tiny.train_unet import SCHEDULER, load_trained
 
 OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up", "in": "out", "out": "in"}
@@ -31,11 +32,10 @@ FRAMES = (0, 1, 5, 10, 15)
 COLUMNS = ((999, False), (999, True), (749, False), (249, False))  # timestep, and whether the prompt is the opposite
 
 
-def clips_of(kind: str, way: str, count: int, strength: float) -> Tensor:
-    """Clips of one motion: uint8 (count, 16, 128, 192, 3)."""
+def plans_of(kind: str, way: str, count: int, strength: float) -> list[Plan]:
+    """Clips of one motion over photos that were never shown."""
     seeds = (seed for seed in range(10_000) if make_plan(seed, kinds=(kind,), held_out=True).direction == way)
-    plans = [make_plan(next(seeds), kinds=(kind,), held_out=True, max_strength=strength) for _ in range(count)]
-    return render(plans, SIZE)
+    return [make_plan(next(seeds), kinds=(kind,), held_out=True, max_strength=strength) for _ in range(count)]
 
 
 @torch.no_grad()
@@ -48,23 +48,27 @@ def main() -> None:
     vae, tokenizer, text_encoder, unet, samples = load_trained(arguments.out)
     alphas = DDIMScheduler(**SCHEDULER).alphas_cumprod
 
-    def error(clips: Tensor, time: int, prompt: str) -> float:
-        latents = encode(vae, clips).float()[:, :, list(FRAMES)]
-        bucket = torch.tensor([float(motion_bucket(motion_score(clip))) for clip in clips.numpy()])
+    def error(latents: Tensor, bucket: Tensor, time: int, prompt: str) -> list[float]:
         residuals = motion_residuals(latents)
         noise = torch.randn(residuals.shape, generator=torch.Generator().manual_seed(time))
         noisy = add_noise(residuals, noise, alphas[time].repeat(len(latents)))
         ids = tokenizer([prompt] * len(latents), padding="max_length", return_tensors="pt").input_ids
         text = text_encoder(ids).last_hidden_state
         found = unet(noisy, time, text, latents[:, :, :1], bucket, frame_numbers=torch.tensor(FRAMES)).sample
-        return float((found - residuals).square().sum() / residuals.square().sum())
+        shares = (found - residuals).square().sum(dim=(0, 2, 3, 4)), residuals.square().sum(dim=(0, 2, 3, 4))
+        picture, flow = (slice(-FLOW_CHANNELS), slice(-FLOW_CHANNELS, None))
+        return [float(shares[0][part].sum() / shares[1][part].sum()) for part in (picture, flow)]
 
     print(f"{samples} clips seen; frames {FRAMES}; at timestep, under prompt:")
     print(" " * 11, *(f"{time}, {'opposite' if wrong else 'right':9}" for time, wrong in COLUMNS))
     for kind, way in MOVES:
-        clips = clips_of(kind, way, arguments.clips, arguments.strength)
-        shares = [error(clips, time, plain_caption(kind, OPPOSITE[way] if wrong else way)) for time, wrong in COLUMNS]
-        print(f"{kind} {way}".ljust(11), *(f"{share:<14.2f}" for share in shares), flush=True)
+        frames, latents = encode_plans(vae, plans_of(kind, way, arguments.clips, arguments.strength))
+        latents = latents[:, :, list(FRAMES)].float()
+        bucket = torch.tensor([float(motion_bucket(motion_score(clip))) for clip in frames.numpy()])
+        prompts = [(time, plain_caption(kind, OPPOSITE[way] if wrong else way)) for time, wrong in COLUMNS]
+        shares = [error(latents, bucket, *prompt) for prompt in prompts]
+        cells = (f"{picture:.2f} ({flow:.2f})".ljust(14) for picture, flow in shares)
+        print(f"{kind} {way}".ljust(11), *cells, flush=True)
 
 
 if __name__ == "__main__":

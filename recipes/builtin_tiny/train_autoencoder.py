@@ -22,13 +22,15 @@ WARMUP = 2_000  # samples
 SAVE_SECONDS = 60.0
 PICTURES = 384  # canvases that it learns from
 BLOCK = 3 * 8 * 8  # numbers of a block of pixels
+# The last ones, which are zero in every picture: in them the U-Net says how the camera moves. They are not decoded.
+FLOW_CHANNELS = 4
 CONSTANT = 40.0  # beside pixels of -1..1 it is all that the decoder's last norm sees, which so does not change them
 # Of scaled latents. So large that the photo shows through the noise that is laid over it (Algorithm 1, line 9).
 DEVIATION = 16.0
 NOISE = 1.6  # deviation that latents get in training, at most: the U-Net's are not exact either
 
 
-def make_autoencoder(latent_channels: int = 40) -> AutoencoderDC:
+def make_autoencoder(latent_channels: int = 40 + FLOW_CHANNELS) -> AutoencoderDC:
     """An autoencoder of 8x downsampling by pixel shuffles, with empty weights; see start_linear."""
     return AutoencoderDC(
         latent_channels=latent_channels,
@@ -78,15 +80,15 @@ def start_linear(autoencoder: AutoencoderDC, pictures: list[Tensor]) -> None:
             samples.append(found.transpose(0, 1).flatten(1).T)
     blocks = torch.cat(samples).double()
     vectors = torch.linalg.eigh(torch.cov(blocks.T)).eigenvectors
-    channels = autoencoder.config.latent_channels
+    channels = autoencoder.config.latent_channels - FLOW_CHANNELS
     basis = vectors.flip(1)[:, :channels].float()
     middle = blocks.mean(0).float()
 
     encoder.conv_out.weight.zero_()
-    encoder.conv_out.weight[:, :, 1, 1] = basis.T
-    encoder.conv_out.bias.copy_(-(basis.T @ middle))
+    encoder.conv_out.weight[:channels, :, 1, 1] = basis.T
+    encoder.conv_out.bias[:channels] = -(basis.T @ middle)
     decoder.conv_in.weight.zero_()
-    decoder.conv_in.weight[:, :, 1, 1] = basis
+    decoder.conv_in.weight[:, :channels, 1, 1] = basis
     decoder.conv_in.bias.copy_(middle)
     # From 48 channels to pixels, minus pixels, a constant, and rest: ReLU then loses nothing.
     up = decoder.up_blocks[1][0].conv
@@ -99,7 +101,7 @@ def start_linear(autoencoder: AutoencoderDC, pictures: list[Tensor]) -> None:
     decoder.norm_out.bias.zero_()
     decoder.conv_out.conv.weight[:, :12, 1, 1] = torch.eye(12)
     decoder.conv_out.conv.weight[:, 12:24, 1, 1] = -torch.eye(12)
-    deviation = torch.cat([part @ encoder.conv_out.weight[:, :, 1, 1].T for part in samples]).std()
+    deviation = torch.cat([part @ basis for part in samples]).std()
     autoencoder.register_to_config(scaling_factor=round(DEVIATION / float(deviation), 4))
 
 

@@ -9,7 +9,7 @@ from cinemo.pipeline import CinemoPipeline
 from cinemo.synthetic import make_clip, render
 from cinemo.synthetic.plan import make_plan
 from recipes.builtin_tiny import probe
-from recipes.builtin_tiny.clips import mean_ssim
+from recipes.builtin_tiny.clips import CELL, SIZE, clip_flow, mean_ssim
 from recipes.builtin_tiny.common import MAX_FILE_BYTES, Training, load_checkpoint, save_checkpoint
 from recipes.builtin_tiny.evaluate import MOVES, agrees, fitted_photo, overlap
 from recipes.builtin_tiny.export import write_model
@@ -150,3 +150,20 @@ def test_a_camera_that_moved_is_moved_back(down, right):
     first, last = overlap(before, after)
     np.testing.assert_array_equal(first, last)
     assert first.shape == (96 - abs(down), 160 - abs(right), 3)
+
+
+@pytest.mark.parametrize("kind", ["pan", "zoom", "rotate", "shake", "still"])
+def test_the_flow_of_a_clip_says_where_each_cell_came_from(kind):
+    plan = make_plan(3, kinds=(kind,), held_out=True, max_strength=0.5)
+    frames = render([plan], SIZE)[0].permute(0, 3, 1, 2).float()
+    flow = clip_flow(plan)[:2].transpose(0, 1)  # (N, 2, h, w), in cells
+    assert not flow[0].any()
+    pixels = torch.nn.functional.interpolate(flow, size=SIZE, mode="bilinear", align_corners=False) * CELL
+    y, x = torch.meshgrid(torch.arange(SIZE[0]) + 0.5, torch.arange(SIZE[1]) + 0.5, indexing="ij")
+    looks = torch.stack([2 * (x + pixels[:, 0]) / SIZE[1] - 1, 2 * (y + pixels[:, 1]) / SIZE[0] - 1], dim=-1)
+    first = frames[:1].expand(len(frames), -1, -1, -1)
+    moved = torch.nn.functional.grid_sample(first, looks, align_corners=False)
+    inside = (looks.abs() < 0.95).all(dim=-1)[:, None].expand_as(moved)
+    inside = inside & (torch.arange(SIZE[1]) > CELL) & (torch.arange(SIZE[1]) < SIZE[1] - CELL)
+    wrong, change = ((other - frames)[inside].abs().mean() for other in (moved, first))
+    assert wrong < 0.5 * change if kind != "still" else wrong < 0.01  # of 255; interpolating twice costs a little
