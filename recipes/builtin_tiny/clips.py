@@ -22,16 +22,16 @@ SIZE, NUM_FRAMES = (128, 192), 16  # what the built-in model is made for
 CELL = 8  # pixels a latent cell, per side
 ENCODE_CHUNK = 64  # frames a VAE call
 FLOW_SCALE = 16.0  # what a displacement of one cell is in the latents: of the size of what they say of the picture
-FLOW_WEIGHT = 4.0  # of its squared error: the words are found by it first
 
 
 @dataclass
 class Batch:
-    """latents: (B, C, N, h, w), scaled. tokens: int64 (B, 77). bucket: (B,)."""
+    """latents: (B, C, N, h, w), scaled. tokens: int64 (B, 77). bucket: (B,). size: (B,), see ClipPool."""
 
     latents: Tensor
     tokens: Tensor
     bucket: Tensor
+    size: Tensor
 
 
 def mean_ssim(frames: Tensor) -> Tensor:
@@ -105,6 +105,7 @@ class ClipPool:
         tokenizer: CLIPTokenizer,
         kinds: tuple[str, ...],
         max_strength: float,
+        flow_weight: float,
         capacity: int,
     ) -> None:
         self.vae, self.tokenizer, self.kinds, self.max_strength = vae, tokenizer, kinds, max_strength
@@ -114,13 +115,18 @@ class ClipPool:
         self.tokens = torch.zeros(capacity, tokenizer.model_max_length, dtype=torch.int64, device=self.device)
         self.bucket = torch.zeros(capacity, device=self.device)
         self.weights = torch.ones(vae.config.latent_channels, device=self.device)
-        self.weights[-FLOW_CHANNELS:] = FLOW_WEIGHT
-        self.energy = torch.zeros(NUM_FRAMES, device=self.device)  # weighted mean square of each frame's residuals
+        self.weights[-FLOW_CHANNELS:] = flow_weight
+        # The weighted mean square of each frame's residuals, of the first clips made; and of each clip's, beside that.
+        self.energy = torch.zeros(NUM_FRAMES, device=self.device)
+        self.size = torch.zeros(capacity, device=self.device)
         self.made = 0
 
     def add(self, count: int, first_seed: int) -> None:
         """Make `count` clips, seeds first_seed and following."""
-        plans = [make_plan(first_seed + i, kinds=self.kinds, max_strength=self.max_strength) for i in range(count)]
+        limits = self.max_strength * np.random.default_rng(first_seed).random(count)  # small motions are more frequent
+        plans = [
+            make_plan(first_seed + i, kinds=self.kinds, max_strength=float(limit)) for i, limit in enumerate(limits)
+        ]
         frames, latents = encode_plans(self.vae, plans)
         slots = (torch.arange(count) + self.made).remainder(self.capacity).to(self.device)
         self.latents[slots] = latents
@@ -132,12 +138,16 @@ class ClipPool:
         captions = [plan.caption for plan in plans]
         ids = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         self.tokens[slots] = ids.to(self.device)
+        squares = motion_residuals(latents.float()).square() * self.weights.view(1, -1, 1, 1, 1)
+        squares = squares.mean(dim=(1, 3, 4))
         if not self.made:
-            residuals = motion_residuals(self.latents[slots].float())
-            self.energy[1:] = (residuals.square().mean(dim=(0, 3, 4)) * self.weights[:, None]).mean(dim=0)
+            self.energy[1:] = squares.mean(dim=0)
+        self.size[slots] = (squares / self.energy[1:]).mean(dim=1)
         self.made += count
 
     def draw(self, batch: int, frames: list[int], rng: np.random.Generator) -> Batch:
         """A random batch of the clips that are there, with only these of their frames."""
         index = torch.from_numpy(rng.integers(min(self.made, self.capacity), size=batch)).to(self.device)
-        return Batch(self.latents[index][:, :, frames].float(), self.tokens[index], self.bucket[index])
+        return Batch(
+            self.latents[index][:, :, frames].float(), self.tokens[index], self.bucket[index], self.size[index]
+        )
