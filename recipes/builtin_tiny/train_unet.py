@@ -56,8 +56,8 @@ class Lesson:
 
 
 # Words first: the text encoder stands still until the U-Net heeds it. Where words do not matter yet, it unlearns to
-# tell them apart. What the camera does is the same in every cell, so it is found before what that does to a picture. Any
-# four frames teach both for a quarter of the price of sixteen; the order of frames needs all of them.
+# tell them apart. What the camera does is the same in every cell, so it is found before what that does to a picture.
+# Any four frames teach both for a quarter of the price of sixteen; the order of frames needs all of them.
 FEW_PANS = ("pan", "pan", "zoom", "zoom", "zoom", "zoom", "still")
 EQUALLY = ("pan", "pan", "zoom", "zoom", "still")
 CURRICULUM = (

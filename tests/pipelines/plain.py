@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from cinemo import checkpoint
-from cinemo.residual import training_loss
+from cinemo.residual import filled_channels, training_loss
 from cinemo.unet import CinemoUNet
 from pipelines import dataset, train
 from pipelines.training.batch import draw_batch, text_features
@@ -51,7 +51,7 @@ def run_plain(config: train.TrainConfig, steps: int, clips: Any = None) -> Plain
         positions = clips.positions(config.total_batch, config.seed, step)
         batch = [clips[position] for position in positions]
         inputs = draw_batch(config, step, batch, embed, UNIFORM_MOTION, 1000)
-        loss = training_loss(unet, *inputs, schedule.alphas_cumprod)
+        loss = training_loss(unet, *inputs, schedule.alphas_cumprod, channel_weights=filled_channels(inputs[0]))
         losses.append(loss.item())
         if not math.isfinite(losses[-1]):
             continue
