@@ -62,7 +62,7 @@ FEW_PANS = ("pan", "pan", "zoom", "zoom", "zoom", "zoom", "still")
 EQUALLY = ("pan", "pan", "zoom", "zoom", "still")
 CURRICULUM = (
     Lesson(0.70, FEW_PANS, 0.5, 4, NUM_FRAMES, 2, 0.1, flow_weight=4.0, text=False),
-    Lesson(1.00, EQUALLY, 1.0, NUM_FRAMES, NUM_FRAMES, 1, 0.1),
+    Lesson(1.00, EQUALLY, 0.5, NUM_FRAMES, NUM_FRAMES, 1, 0.1),
 )
 
 
