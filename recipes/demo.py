@@ -16,7 +16,9 @@ import typer
 ROOT = Path(__file__).resolve().parents[1]
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 SYNTHETIC_CLIPS = 48
-GUIDANCE = 2.0  # so small a model has learned words weakly: the paper's 7.5 would blow up its mistakes
+# For a model without settings of its own. So small a one has learned words weakly: the paper's guidance of 7.5 would
+# blow up its mistakes.
+SAMPLING = {"num_inference_steps": 10, "guidance_scale": 2.0}
 
 
 def main(
@@ -28,7 +30,9 @@ def main(
     init: Annotated[str, typer.Option(help="builtin:tiny, a model directory, or none to train from nothing")] = "",
     steps: Annotated[int, typer.Option(help="training steps")] = 100,
     prompt: Annotated[str, typer.Option(help="what the photo should do")] = "the camera pans left",
-    sampling_steps: Annotated[int, typer.Option(help="denoising steps of the animation")] = 10,
+    sampling_steps: Annotated[
+        int | None, typer.Option(help="denoising steps of the animation; default: what the model's card says, or 10")
+    ] = None,
     output: Annotated[Path, typer.Option(help="folder for everything that comes out")] = Path("out"),
 ) -> None:
     """From clips to an animated photo in one command."""
@@ -56,7 +60,7 @@ def main(
 
     step(4, f"animating {photo} with the trained model")
     animation, sheet = output / "animation.mp4", output / "sheet.png"
-    animate(run / "model", photo, prompt, sampling_steps, animation, sheet)
+    used = animate(run / "model", photo, prompt, sampling_steps, animation, sheet)
 
     places = {
         "animation": animation,
@@ -74,7 +78,7 @@ def main(
     typer.echo("\nnext, try:")
     typer.echo(
         f'  {cinemo} animate {photo} --prompt "the camera zooms in" --model {run / "model"} '
-        f"--steps 10 --guidance-scale {GUIDANCE:g}"
+        f"--steps {used['num_inference_steps']:g} --guidance-scale {used['guidance_scale']:g}"
     )
     typer.echo(f"  {shown(python)} ray_jobs/train.py --dataset {dataset} --output {output / 'zero3'} --zero-stage 3")
     typer.echo(f"  {shown(python.with_name('mlflow'))} ui --backend-store-uri sqlite:///{output / 'mlflow.db'}")
@@ -130,8 +134,8 @@ def find_photo(clips: Path | None, image: Path | None, output: Path) -> Path:
     return path
 
 
-def animate(model: Path, photo: Path, prompt: str, steps: int, animation: Path, sheet: Path) -> None:
-    """The video, and a sheet of the photo at three motion buckets."""
+def animate(model: Path, photo: Path, prompt: str, steps: int | None, animation: Path, sheet: Path) -> dict[str, float]:
+    """The video, and a sheet of the photo at three motion buckets. Returns the settings that they were made with."""
     from cinemo import CinemoPipeline
     from cinemo.image import read_image
     from cinemo.motion import motion_bucket, motion_score
@@ -140,15 +144,15 @@ def animate(model: Path, photo: Path, prompt: str, steps: int, animation: Path, 
 
     pipe = CinemoPipeline.from_pretrained(model)
     buckets = [2, 8, 14]
-    clips = pipe(
-        [read_image(photo)] * 3, prompt, motion_bucket=buckets, num_inference_steps=steps, guidance_scale=GUIDANCE
-    ).frames
+    used = SAMPLING | pipe.card.sampling | ({} if steps is None else {"num_inference_steps": steps})
+    clips = pipe([read_image(photo)] * 3, prompt, motion_bucket=buckets, **used).frames
     write_video(animation, clips[1])
     rows = [
         (f'"{prompt}", asked for motion bucket {bucket}, measured {motion_bucket(motion_score(clip))}', clip)
         for bucket, clip in zip(buckets, clips, strict=True)
     ]
     write_sheet(sheet, contact_sheet(rows))
+    return used
 
 
 if __name__ == "__main__":
