@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from cinemo.builtin import NAMES
 from cinemo.checkpoint import load_text, load_vae, read_card, resolve
 from cinemo.image import fit_pixels
 from cinemo.latents import decode_latents, encode_frames
@@ -16,12 +17,14 @@ MAX_BYTES = 40_000_000
 VAE_PSNR = 27.0  # dB, of each held-out photo
 
 
-def test_it_is_small_and_has_every_part():
-    files = [path for path in DIRECTORY.rglob("*") if path.is_file()]
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_small_and_has_every_part(name):
+    directory = resolve(name)
+    files = [path for path in directory.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= MAX_BYTES
-    parts = {path.relative_to(DIRECTORY).parts[0] for path in files}
+    parts = {path.relative_to(directory).parts[0] for path in files}
     assert parts == {"unet", "vae", "text_encoder", "tokenizer", "scheduler", "cinemo.json"}
-    card = read_card(DIRECTORY)
+    card = read_card(directory)
     assert card.sizes == [(128, 192)]
     assert card.lengths == [16]
 

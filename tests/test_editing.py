@@ -20,8 +20,8 @@ def pipe(checkpoint: Path) -> CinemoPipeline:
 
 
 @pytest.fixture(scope="module")
-def tiny() -> CinemoPipeline:
-    return CinemoPipeline.from_pretrained("builtin:tiny")
+def velocity() -> CinemoPipeline:
+    return CinemoPipeline.from_pretrained("builtin:velocity")
 
 
 def test_inversion_arrives_at_the_official_noise(golden: Any, pipe: CinemoPipeline) -> None:
@@ -46,13 +46,17 @@ def test_frames_and_their_latents_are_inverted_alike(pipe: CinemoPipeline) -> No
     assert torch.allclose(pipe.invert(frames, "x", num_inference_steps=2), by_latents)
 
 
-def test_sampling_from_the_inverted_noise_returns_the_video_and_better_with_more_steps(tiny: CinemoPipeline) -> None:
+def test_sampling_from_the_inverted_noise_returns_the_video_and_better_with_more_steps(
+    velocity: CinemoPipeline,
+) -> None:
     """What the VAE keeps of the video is the most that can come back, so that is what it is compared with."""
     clip = make_clip(3, kinds=("pan",), held_out=True)
-    kept = decode_latents(tiny.vae, encode_frames(tiny.vae, clip.frames[None]))[0]
+    kept = decode_latents(velocity.vae, encode_frames(velocity.vae, clip.frames[None]))[0]
     found = []
     for steps in (4, 16):
-        edited = edit_video(tiny, clip.frames, clip.frames[0], clip.caption, motion_bucket=8, num_inference_steps=steps)
+        edited = edit_video(
+            velocity, clip.frames, clip.frames[0], clip.caption, motion_bucket=8, num_inference_steps=steps
+        )
         found.append(peak_signal_noise_ratio(kept[1:], edited[1:]))
     assert found[1] > 34
     assert found[1] > found[0] + 4

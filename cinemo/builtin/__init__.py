@@ -1,4 +1,6 @@
-"""The embedded default model: `builtin:tiny` is the directory tiny/. recipes/builtin_tiny made it.
+"""The embedded models: `builtin:tiny`, the default, and `builtin:velocity`, which can be inverted (docs/model-card.md).
+
+Each is the directory of that name beside this file. recipes/builtin_tiny made them.
 
 Knows where its files are: beside this one, or, where this one was brought along by `ray job submit --working-dir .`
 without them (.rayignore), in the package that is installed on the node.
@@ -6,11 +8,11 @@ without them (.rayignore), in the package that is installed on the node.
 
 from pathlib import Path
 
-NAMES = ("builtin:tiny",)
+NAMES = ("builtin:tiny", "builtin:velocity")
 
 
 def find(name: str) -> Path:
-    """The directory of builtin:tiny. Raises ValueError for another name, and where the files are nowhere."""
+    """The directory of a built-in model. Raises ValueError for another name, and where the files are nowhere."""
     if name not in NAMES:
         raise ValueError(f"model {name} is unknown; the built-in ones are {', '.join(NAMES)}")
     folder = name.removeprefix("builtin:")

@@ -18,7 +18,13 @@ def edit(
     ] = None,
     output: common.OutputOption = Path("out.mp4"),
     source_prompt: Annotated[str | None, typer.Option(help="what the video shows; default: the prompt")] = None,
-    model: common.ModelOption = "builtin:tiny",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="builtin:velocity, a model directory, or a hub id; of those that predict residuals, as "
+            "builtin:tiny does, little comes back"
+        ),
+    ] = "builtin:velocity",
     start: Annotated[int, typer.Option(help="first frame taken from the video")] = 0,
     interval: Annotated[int, typer.Option(help="distance between frames; less where a video is short")] = 3,
     num_frames: Annotated[int, typer.Option(help="frames taken")] = 16,

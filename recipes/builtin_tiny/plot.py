@@ -34,7 +34,7 @@ def main() -> None:
     arguments = parser.parse_args()
     noisy, blind = curves(arguments.out / "unet.csv", 1000, arguments.clips, "some_signal", "only_noise")
     series = {"from noisy residuals": noisy, "from noise alone": blind}
-    picture = plots.lines(series, "clips", "squared error of the residuals, over that of no motion")
+    picture = plots.lines(series, "clips", "squared error, over that of no motion")
     (arguments.pictures / "builtin-unet.png").write_bytes(picture)
     (decoder,) = curves(arguments.out / "autoencoder.csv", 1000, sys.maxsize, "mse")
     picture = plots.lines({"decoder": decoder}, "crops", "mean squared error of pixels (in a range of 2)")

@@ -1,7 +1,7 @@
 """Stage 1: the autoencoder that turns 8 x 8 pixels into one latent cell.
 
 Knows pictures, crops, principal components and the reconstruction loss. Knows nothing of motion: every picture is a
-still. The encoder is linear and is computed, not trained: the 20 directions in which 8 x 8 blocks differ the most. So
+still. The encoder is linear and is computed, not trained: the 40 directions in which 8 x 8 blocks differ the most. So
 latents of a difference are the difference of latents, and the U-Net can be trained before the decoder is.
 """
 
