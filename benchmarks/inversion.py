@@ -2,8 +2,8 @@
 
     python benchmarks/inversion.py
 
-On held-out synthetic clips with builtin:velocity, without guidance: PSNR in dB of frames 1 to 15 against what the VAE keeps
-of the video, which is the most that can come back. Prints a table; exits 1 when 25 steps give under 34 dB.
+On held-out synthetic clips with builtin:velocity, without guidance: PSNR in dB of frames 1 to 15 against what the VAE
+keeps of the video, which is the most that can come back. Prints a table; exits 1 when 25 steps give under 34 dB.
 """
 
 import sys
