@@ -73,15 +73,16 @@ def exported(model: str | Path) -> dict[str, torch.Tensor]:
     return {name: weight.detach() for name, weight in checkpoint.load_unet(model).named_parameters()}
 
 
-def small_config(prepared: str, folder: Path) -> train.TrainConfig:
+def small_config(prepared: str, folder: Path, like: str = "builtin:tiny") -> train.TrainConfig:
     """A run from nothing with the smallest U-Net, gentle enough for 30 steps to agree to rounding.
 
     Adam's first steps are the gradient's signs: at a higher rate, a difference in the last bit grows tenfold in two
-    steps. folder: gets the model directory; `output` is for each test to set.
+    steps. folder: gets the model directory; `output` is for each test to set. like: the model whose VAE, text encoder
+    and scheduler it has.
     """
     components = folder / "components"
     if not components.exists():
-        builtin = checkpoint.resolve("builtin:tiny")
+        builtin = checkpoint.resolve(like)
         shutil.copytree(builtin, components, ignore=shutil.ignore_patterns("unet"))
         widths = CinemoUNet.load_config(builtin / "unet")
         same = {name: widths[name] for name in ("in_channels", "out_channels", "cross_attention_dim")}
