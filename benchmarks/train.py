@@ -74,7 +74,7 @@ def plain_loop(dataset: Path, steps: int, encode: bool) -> float:
     config = train.TrainConfig(dataset=str(dataset), output="unused", total_batch=BATCH, micro_batch=BATCH)
     source = config.source
     unet = load_unet(config, source)
-    motion, schedule = checkpoint.read_card(source).motion, checkpoint.load_scheduler(source)
+    motion, schedule = checkpoint.read_card(source).motion, checkpoint.load_scheduler(source, config.predicts)
     embed = text_features(source, torch.device("cpu"))
     clips = ClipReader(config.dataset, config.validation_share)
     optimizer = AdamWithAverage(unet.parameters(), config.learning_rate, config.ema_decay)

@@ -54,7 +54,7 @@ def plain_step(source: Path, config: TrainConfig, batch: tuple[torch.Tensor, ...
     plain = PlainUNet(unet.config).train()
     plain.load_state_dict(unet.state_dict(), strict=False)
     optimizer = torch.optim.Adam(plain.parameters(), lr=config.learning_rate)
-    alphas = checkpoint.load_scheduler(source).alphas_cumprod
+    alphas = checkpoint.load_scheduler(source, config.predicts).alphas_cumprod
 
     def call(*inputs: torch.Tensor) -> Any:
         return SimpleNamespace(sample=plain(*inputs))
@@ -77,7 +77,7 @@ def job_step(source: Path, config: TrainConfig, batch: tuple[torch.Tensor, ...])
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     engine, optimizer = start_engine(config, checkpoint.load_unet(source).train(), 1)
-    alphas = checkpoint.load_scheduler(source).alphas_cumprod
+    alphas = checkpoint.load_scheduler(source, config.predicts).alphas_cumprod
 
     def step() -> float:
         loss = training_loss(engine, *batch, alphas, config.predicts)

@@ -199,9 +199,11 @@ def load_text(
     return tokenizer, load_part(CLIPTextModel, root / "text_encoder", dtype).to(device).eval()
 
 
-def load_scheduler(directory: str | os.PathLike[str]) -> Any:
+def load_scheduler(directory: str | os.PathLike[str], predicts: str | None = None) -> Any:
     """DDIMScheduler of a model directory; the official layout's is forced to the schedule its models were trained with.
 
+    predicts: the prediction type of another U-Net that is to have this schedule. One that predicts noise gets it with
+    some signal at the last level: there is no telling residuals from noise alone.
     Raises ValueError when scheduler/ is missing.
     """
     from diffusers import DDIMScheduler
@@ -212,6 +214,8 @@ def load_scheduler(directory: str | os.PathLike[str]) -> Any:
     config = DDIMScheduler.load_config(root / "scheduler")
     if not (root / CARD_NAME).exists():
         config |= OFFICIAL_SCHEDULE
+    if predicts is not None:
+        config |= {"prediction_type": predicts} | ({"rescale_betas_zero_snr": False} if predicts == "epsilon" else {})
     return DDIMScheduler.from_config(config)
 
 
@@ -274,8 +278,7 @@ def export_model(
         for name in (*VAES.values(), "text_encoder", "tokenizer", "scheduler"):
             if (source / name).is_dir():
                 shutil.copytree(source / name, aside / name)
-        scheduler = load_scheduler(source)  # as forced: beside a card, the file is taken at its word
-        scheduler.register_to_config(prediction_type=prediction_type or scheduler.config.prediction_type)
+        scheduler = load_scheduler(source, prediction_type)  # as forced: beside a card, the file is taken at its word
         scheduler.save_pretrained(aside / "scheduler")
         unet.save_pretrained(aside / "unet")
         write_card(aside, card)

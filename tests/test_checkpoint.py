@@ -50,6 +50,14 @@ def test_an_export_says_what_its_unet_predicts(checkpoint: Path, tmp_path: Path)
     assert load_scheduler(out).config.prediction_type == "v_prediction"
 
 
+def test_a_model_that_predicts_noise_has_some_signal_at_its_last_level(tmp_path: Path) -> None:
+    source = resolve("builtin:tiny")
+    out = export_model(source, CinemoUNet(**TINY), tmp_path / "model", ModelCard(), "epsilon")
+    assert load_scheduler(source).alphas_cumprod[-1] == 0  # where residuals are predicted, noise alone will do
+    assert load_scheduler(out).alphas_cumprod[-1] > 0
+    assert torch.equal(load_scheduler(out).alphas_cumprod, load_scheduler(source, "epsilon").alphas_cumprod)
+
+
 def test_exporting_again_replaces_the_model_whole(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "model"
     export_model(checkpoint, CinemoUNet(**TINY), out, ModelCard(lineage={"run": "first"}))

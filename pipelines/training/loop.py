@@ -48,8 +48,8 @@ def loop(settings: dict[str, Any]) -> dict[str, Any]:
     device = ray.train.torch.get_device()
     source = config.source
     motion = checkpoint.read_card(source).motion if config.has_model else UNIFORM_MOTION
-    schedule = checkpoint.load_scheduler(source)
     predicts = config.predicts
+    schedule = checkpoint.load_scheduler(source, predicts)
     embed = text_features(source, device)
     clips = data.open_clips(config, settings["stream"])
     rounds, micro = shares(config.total_batch, config.micro_batch, world)

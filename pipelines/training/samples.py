@@ -64,15 +64,13 @@ def draw_sheet(
 ) -> Image.Image:
     """Two rows a clip: the clip as the VAE decodes it, and its first frame animated with its caption and bucket."""
     source = config.source
-    scheduler = checkpoint.load_scheduler(source)
-    scheduler.register_to_config(prediction_type=config.predicts)
     tokenizer, text_encoder = checkpoint.load_text(source, device=str(device))
     pipe = CinemoPipeline(
         vae=checkpoint.load_vae(source, device=str(device)),
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=trained_unet(config, saved).to(device).eval(),
-        scheduler=scheduler,
+        scheduler=checkpoint.load_scheduler(source, config.predicts),
         card=checkpoint.ModelCard(motion=motion),
     )
     rows = []

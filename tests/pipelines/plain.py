@@ -42,7 +42,7 @@ def run_plain(config: train.TrainConfig, steps: int, clips: Any = None) -> Plain
     start = {name: weight.detach().clone() for name, weight in unet.named_parameters()}
     average = {name: weight.clone() for name, weight in start.items()}
     optimizer = torch.optim.Adam(unet.parameters(), lr=config.learning_rate)
-    schedule = checkpoint.load_scheduler(source)
+    schedule = checkpoint.load_scheduler(source, config.predicts)
     clips = clips or dataset.ClipReader(config.dataset, config.validation_share)
     embed = text_features(source, torch.device("cpu"))
     losses = []
