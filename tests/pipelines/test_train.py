@@ -102,8 +102,11 @@ def test_low_precision_checkpointing_offload_and_own_settings_train_alike(
 def test_the_tiny_preset_halves_its_loss_in_a_hundred_steps(
     prepare_config: prepare.PrepareConfig, summary: dict[str, Any], tmp_path: Path
 ) -> None:
+    like = "builtin:velocity"  # latents of the usual size, in which noise can be told from a picture
+    prepared = str(tmp_path / "dataset")
+    prepare.run(prepare_config.model_copy(update={"output": prepared, "model": like}))
     config = train.TrainConfig(
-        dataset=prepare_config.output, output=str(tmp_path / "run"), init="none", total_batch=4, micro_batch=2
+        dataset=prepared, output=str(tmp_path / "run"), init="none", components=like, total_batch=4, micro_batch=2
     )
     said = train.run(config)
     assert said["steps"] == 100
