@@ -57,7 +57,8 @@ def main(
 
     step(3, f"training preset tiny for {steps} steps with 2 DeepSpeed workers (Ray Train), from {init}")
     run = output / "train"
-    job("train.py", "--dataset", str(dataset), "--output", str(run), "--preset", "tiny", "--init", init, "--components", parts,
+    job("train.py", "--dataset", str(dataset), "--output", str(run), "--preset", "tiny", "--init", init,
+        "--components", parts,
         "--max-steps", str(steps), "--num-workers", "2", "--total-batch", "4", "--micro-batch", "2")  # fmt: skip
 
     step(4, f"animating {photo} with the trained model")
