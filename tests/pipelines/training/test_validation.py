@@ -14,7 +14,7 @@ from PIL import Image
 
 from cinemo import checkpoint
 from cinemo.motion import UNIFORM_MOTION
-from cinemo.residual import training_loss
+from cinemo.residual import filled_channels, training_loss
 from pipelines import dataset, extract, prepare, records, train
 from pipelines.training import data
 from pipelines.training.batch import Inputs, named_generator, text_features
@@ -63,7 +63,8 @@ def expected(config: train.TrainConfig, model: str) -> dict[str, float]:
             noise = torch.randn(latents[0, :, 1:].shape, generator=generator)[None]
             text, bucket = embed(row["caption"])[None], torch.tensor([row["bucket"]])
             with torch.no_grad():
-                loss = training_loss(unet, latents, text, bucket, timestep, noise, schedule.alphas_cumprod).item()
+                batch = (latents, text, bucket, timestep, noise, schedule.alphas_cumprod)
+                loss = training_loss(unet, *batch, channel_weights=filled_channels(latents)).item()
             for name in (TOTAL, BY_FIFTH[fifth], BY_BUCKET[row["bucket"]]):
                 losses.setdefault(name, []).append(loss)
     assert len({len(losses[name]) for name in BY_FIFTH}) == 1
