@@ -219,6 +219,16 @@ def load_scheduler(directory: str | os.PathLike[str], predicts: str | None = Non
     return DDIMScheduler.from_config(config)
 
 
+def inversion_note(model: str, scheduler: Any) -> str | None:
+    """A sentence for who inverts videos with a model that predicts residuals; None of any other.
+
+    Where there is hardly any noise such a network is not exact, and what it gets wrong is divided by the noise.
+    """
+    if scheduler.config.prediction_type != "sample":
+        return None
+    return f"{model} predicts residuals, so little of a video's motion comes back; builtin:velocity brings back more"
+
+
 def load_part(cls: Any, directory: Path, dtype: "torch.dtype | None") -> Any:
     """from_pretrained of one part, from safetensors or .bin, with one sentence for whatever is wrong with its files."""
     import torch

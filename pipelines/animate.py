@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from cinemo.checkpoint import inversion_note
 from pipelines import manifest, models, storage, tracking
 from pipelines.animation import files, gallery, listing, plan
 from pipelines.animation.config import AnimateConfig, check, examine, placed, settings
@@ -39,6 +40,8 @@ def run(config: AnimateConfig, animator: type | None = None) -> dict[str, Any]:
         log.tags({tracking.FINGERPRINT: model.fingerprint, "model": models.plain(config.model)})
         log.came_from("train", tracking.FINGERPRINT, model.fingerprint)
         wanted = plan.write(config, model, place("catalog"))
+        if wanted.edited and (note := inversion_note(models.plain(config.model), model.scheduler)):
+            to_stderr(f"note: {note}")
         found = listing.survey(output)
         sums: Counter[str] = Counter()
         finished = storage.exists(place("summary.json")) and found.lists(wanted)

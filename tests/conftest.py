@@ -1,6 +1,7 @@
 """What tests share: golden numbers of the official code, and small real video files."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,18 @@ def golden() -> Any:
 def checkpoint() -> Path:
     """A small model directory in the official layout."""
     return GOLDEN / "checkpoint"
+
+
+@pytest.fixture
+def of_residuals(checkpoint: Path, tmp_path: Path) -> Path:
+    """The same, with a card and a scheduler that say that it predicts the residuals themselves."""
+    from cinemo.checkpoint import ModelCard, load_scheduler, write_card
+
+    model = tmp_path / "of_residuals"
+    shutil.copytree(checkpoint, model)
+    load_scheduler(checkpoint, "sample").save_pretrained(model / "scheduler")
+    write_card(model, ModelCard())
+    return model
 
 
 @pytest.fixture(scope="session")

@@ -168,7 +168,7 @@ def test_a_chain_loops_with_the_reference_s_motion(
 
 
 def test_edit_takes_two_steps_and_refuses_what_cannot_be_edited(
-    cinemo: Command, photo: Path, checkpoint: Path, moving_video: Path, tmp_path: Path
+    cinemo: Command, photo: Path, checkpoint: Path, of_residuals: Path, moving_video: Path, tmp_path: Path
 ) -> None:
     model = ("--model", checkpoint, *SMALL)
     frame, output = tmp_path / "frame.png", tmp_path / "o.mp4"
@@ -179,6 +179,10 @@ def test_edit_takes_two_steps_and_refuses_what_cannot_be_edited(
     assert result.code == 0, result.err
     assert probe(output).num_frames == 4
     assert "measured motion bucket" in result.out
+    assert "note:" not in result.err
+    result = cinemo("edit", moving_video, "--model", of_residuals, *SMALL, "--image", frame, "--output", output)
+    assert "note: " in result.err
+    assert "builtin:velocity" in result.err
     square = tmp_path / "square.png"
     Image.open(photo).resize((64, 64)).save(square)
     with_image = (*model, "--image", frame)

@@ -47,6 +47,7 @@ def edit(
     """Give an edited first frame the motion of a video (DDIM inversion of its motion residuals)."""
     from PIL import Image
 
+    from cinemo.checkpoint import inversion_note
     from cinemo.editing import edit_video
     from cinemo.image import read_image
     from cinemo.motion import motion_bucket as measure_bucket
@@ -66,6 +67,8 @@ def edit(
         write_sheet(first_frame, Image.fromarray(frames[0]))
         typer.echo(f"{first_frame}: frame {start} of {video}; edit it, then pass it as --image")
         return
+    if note := inversion_note(model, pipe.scheduler):
+        typer.echo(f"note: {note}", err=True)
     bucket = measure_bucket(motion_score(frames)) if motion_bucket is None else motion_bucket
     began = time.perf_counter()
     made = edit_video(

@@ -192,7 +192,7 @@ def test_a_video_without_a_sidecar_is_written_from_what_was_kept(copied: Animate
 
 
 def test_rows_with_a_video_get_its_motion_beside_rows_without(
-    ray_cluster: None, checkpoint: Path, moving_video: Path, tmp_path: Path
+    ray_cluster: None, of_residuals: Path, moving_video: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from PIL import Image
     from skimage.data import astronaut
@@ -205,9 +205,10 @@ def test_rows_with_a_video_get_its_motion_beside_rows_without(
     wishes += [{"seed": 1}, {"video": "moving.mp4", "prompt": "two"}, {"video": "moving.mp4", "prompt": "one"}]
     catalog_file = write_catalog(tmp_path / "c.jsonl", [{"image": "a.png", "prompt": "x", **wish} for wish in wishes])
     config = AnimateConfig(
-        catalog=catalog_file, output=str(tmp_path / "out"), model=str(checkpoint), max_replicas=1, batch=2, **QUICK
+        catalog=catalog_file, output=str(tmp_path / "out"), model=str(of_residuals), max_replicas=1, batch=2, **QUICK
     )
     made = animate.run(config)
+    assert "note: " in capfd.readouterr().err  # that little of the motion comes back
     assert made["counts"] == {
         "rows": 6, "listed": 5, "videos": 4, "rejected": 1, "rejects": {"missing": 1}
     }  # fmt: skip
