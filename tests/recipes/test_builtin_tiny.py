@@ -13,7 +13,7 @@ from cinemo.synthetic.plan import make_plan
 from recipes.builtin_tiny import probe
 from recipes.builtin_tiny.clips import CELL, SIZE, clip_flow, mean_ssim
 from recipes.builtin_tiny.common import MAX_FILE_BYTES, Training, load_checkpoint, save_checkpoint
-from recipes.builtin_tiny.evaluate import MOVES, agrees, fitted_photo, overlap
+from recipes.builtin_tiny.evaluate import MOVES, agrees, fitted_photo, overlap, slide
 from recipes.builtin_tiny.export import write_model
 from recipes.builtin_tiny.train_autoencoder import load_pictures, make_autoencoder, start_linear, train_autoencoder
 from recipes.builtin_tiny.train_unet import Lesson, train_unet
@@ -143,6 +143,13 @@ def test_the_judge_of_directions_knows_true_motion():
         opposite = clip.frames[::-1]  # time backwards: every direction turns around
         found += agrees(clip.frames, clip.kind, clip.direction) and not agrees(opposite, clip.kind, clip.direction)
     assert found >= 10
+
+
+def test_a_slide_is_a_pan_of_the_photo():
+    clip = slide("coffee.png", 3.0)
+    assert agrees(clip, "pan", "right")
+    np.testing.assert_array_equal(clip[5][:, :-15], fitted_photo("coffee.png")[:, 15:])
+    assert (slide("coffee.png", 0.0) == fitted_photo("coffee.png")).all()
 
 
 @pytest.mark.parametrize(("down", "right"), [(5, -9), (-7, 12), (0, 0)])
