@@ -34,7 +34,7 @@ class Plan:
 
 
 PLANS = {
-    "cpu": Plan(autoencoder_samples=30_000, autoencoder_batch=16, unet_samples=24_000, unet_batch=1, reuse=6),
+    "cpu": Plan(autoencoder_samples=60_000, autoencoder_batch=16, unet_samples=32_000, unet_batch=1, reuse=6),
     "cuda": Plan(autoencoder_samples=500_000, autoencoder_batch=64, unet_samples=1_000_000, unet_batch=64, reuse=3),
 }
 

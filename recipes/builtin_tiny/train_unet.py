@@ -61,7 +61,7 @@ class Lesson:
 FEW_PANS = ("pan", "pan", "zoom", "zoom", "zoom", "zoom", "still")
 EQUALLY = ("pan", "pan", "zoom", "zoom", "still")
 CURRICULUM = (
-    Lesson(0.70, FEW_PANS, 0.5, 4, NUM_FRAMES, 2, 0.1, flow_weight=4.0, text=False),
+    Lesson(0.50, FEW_PANS, 0.5, 4, NUM_FRAMES, 2, 0.1, flow_weight=4.0, text=False),
     Lesson(1.00, EQUALLY, 0.5, NUM_FRAMES, NUM_FRAMES, 1, 0.1),
 )
 
@@ -116,6 +116,17 @@ def load_trained(out: Path) -> tuple[AutoencoderDC, CLIPTokenizer, CLIPTextModel
     return vae.eval(), tokenizer, text_encoder.eval(), unet.eval(), int(saved["counters"][0])
 
 
+def draw_timesteps(batch: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Timesteps of 0..count - 1, stratified over the batch: int64 (batch,).
+
+    Half are the last: nothing but noise, so what moves where is in the words alone, as when one samples. A quarter are
+    the middle one, where the second of two sampling steps is. The others are any, those of high noise more often.
+    """
+    level = 4 * (np.arange(batch) + rng.random(batch)) / batch
+    drawn = np.where(level < 1, level**0.5 * count, np.where(level < 2, count // 2 - 1, count - 1))
+    return drawn.astype(np.int64)
+
+
 def train_unet(
     out: Path,
     minutes: float,
@@ -163,10 +174,7 @@ def train_unet(
         tokens = torch.where(dropped[:, None], empty, data.tokens)
         generator = torch.Generator().manual_seed(training.samples)
         noise = torch.randn(data.latents[:, :, 1:].shape, generator=generator).to(device)
-        # Half of the clips are nothing but noise: what moves where is then in the words alone, as when one samples.
-        # Of the others, stratified over the batch, those of high noise come more often.
-        level = 2 * (np.arange(batch) + rng.random(batch)) / batch
-        timesteps = torch.from_numpy((np.minimum(level, 0.999) ** 0.5 * len(alphas)).astype(np.int64)).to(device)
+        timesteps = torch.from_numpy(draw_timesteps(batch, len(alphas), rng)).to(device)
         call = partial(unet.forward, frame_numbers=torch.tensor(frames, device=device))
         with torch.autocast(device.type, torch.bfloat16):
             text = text_encoder(tokens).last_hidden_state
