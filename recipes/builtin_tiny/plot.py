@@ -9,7 +9,8 @@ import argparse
 import csv
 import sys
 from pathlib import Path
-from statistics import mean
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a file, Python sees only its own folder
 
@@ -23,7 +24,12 @@ def curves(log: Path, every: int, until: float, *names: str) -> list[list[tuple[
     bins: dict[int, list[dict[str, str]]] = {}
     for row in rows:
         bins.setdefault(int(row["samples"]) // every, []).append(row)
-    return [[((at + 0.5) * every, mean(float(row[name]) for row in bins[at])) for at in sorted(bins)] for name in names]
+
+    def average(at: int, name: str) -> float:
+        # A line says "nan" where no step was of its kind.
+        return float(np.nanmean([float(row[name]) for row in bins[at]]))
+
+    return [[((at + 0.5) * every, average(at, name)) for at in sorted(bins)] for name in names]
 
 
 def main() -> None:
@@ -36,8 +42,10 @@ def main() -> None:
     series = {"from noisy residuals": noisy, "from noise alone": blind}
     picture = plots.lines(series, "clips", "squared error, over that of no motion")
     (arguments.pictures / "builtin-unet.png").write_bytes(picture)
-    (decoder,) = curves(arguments.out / "autoencoder.csv", 1000, sys.maxsize, "mse")
-    picture = plots.lines({"decoder": decoder}, "crops", "mean squared error of pixels (in a range of 2)")
+    (stills,) = curves(arguments.out / "autoencoder.csv", 1000, sys.maxsize, "mse")
+    (both,) = curves(arguments.out / "decoder.csv", 1000, sys.maxsize, "mse")
+    series = {"on stills": stills, "then on as many predictions of the U-Net": both}
+    picture = plots.lines(series, "crops", "mean squared error of pixels (in a range of 2)")
     (arguments.pictures / "builtin-decoder.png").write_bytes(picture)
 
 

@@ -2,8 +2,8 @@
 
     python recipes/builtin_tiny/run.py --out out/tiny --minutes 9
 
-Does what is due next: the autoencoder until it has seen its share, then the U-Net; every call continues where the last
-one stopped. Knows what fits a CPU and what fits a GPU.
+Does what is due next: the autoencoder until it has seen its share, then the U-Net, then the decoder once more; every
+call continues where the last one stopped. Knows what fits a CPU and what fits a GPU.
 """
 
 import argparse
@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a file, P
 
 from recipes.builtin_tiny.common import pick_device
 from recipes.builtin_tiny.export import load_pipeline, write_sheet
+from recipes.builtin_tiny.finish_decoder import finish_decoder
 from recipes.builtin_tiny.train_autoencoder import train_autoencoder
 from recipes.builtin_tiny.train_unet import train_unet
 
@@ -30,12 +31,27 @@ class Plan:
     autoencoder_batch: int
     unet_samples: int
     unet_batch: int
+    decoder_samples: int  # on what the U-Net says
     reuse: float  # uses of a clip: making one is dear on a CPU and cheap on a GPU
 
 
 PLANS = {
-    "cpu": Plan(autoencoder_samples=60_000, autoencoder_batch=16, unet_samples=32_000, unet_batch=1, reuse=6),
-    "cuda": Plan(autoencoder_samples=500_000, autoencoder_batch=64, unet_samples=1_000_000, unet_batch=64, reuse=3),
+    "cpu": Plan(
+        autoencoder_samples=60_000,
+        autoencoder_batch=16,
+        unet_samples=32_000,
+        unet_batch=1,
+        decoder_samples=20_000,
+        reuse=6,
+    ),
+    "cuda": Plan(
+        autoencoder_samples=500_000,
+        autoencoder_batch=64,
+        unet_samples=1_000_000,
+        unet_batch=64,
+        decoder_samples=200_000,
+        reuse=3,
+    ),
 }
 
 
@@ -60,6 +76,9 @@ def main() -> None:
         return
     seen = train_unet(out, minutes_left(), plan.unet_samples, plan.unet_batch, plan.reuse)
     print(f"unet: {seen} of {plan.unet_samples} samples", flush=True)
+    if seen >= plan.unet_samples and minutes_left() > 0:
+        seen = finish_decoder(out, minutes_left(), plan.decoder_samples, plan.autoencoder_batch)
+        print(f"decoder: {seen} of {plan.decoder_samples} samples", flush=True)
     write_sheet(load_pipeline(out, device), out / "sheet.png")
 
 

@@ -6,6 +6,7 @@ latents of a difference are the difference of latents, and the U-Net can be trai
 """
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -163,55 +164,83 @@ def load_start(out: Path, pictures: list[Tensor] | None = None) -> AutoencoderDC
     return autoencoder
 
 
-def train_autoencoder(
-    out: Path, minutes: float, total: int, batch: int = 16, lr: float = 1e-4, pictures: int = PICTURES
-) -> int:
-    """Train the decoder for at most `minutes` or until `total` samples since the very start; returns samples seen.
+Draw = Callable[
+    [torch.Generator], tuple[Tensor, Tensor]
+]  # latents as the decoder gets them, and the pixels they are of
 
-    Continues from out/autoencoder where that exists. `pictures` is how many canvases it learns from.
-    """
-    deadline = time.monotonic() + 60 * minutes
-    device = pick_device()
-    torch.manual_seed(0)
-    saved = load_checkpoint(out / "autoencoder")
-    if saved and int(saved["counters"][0]) >= total:
-        return int(saved["counters"][0])
-    data = load_pictures(pictures, device)
-    autoencoder = load_start(out, data)
-    autoencoder.to(device, memory_format=torch.channels_last)
-    training = Training(autoencoder.named_parameters(), lr, betas=(0.9, 0.99))
-    if saved:
-        training.restore(saved)
-    autoencoder.encoder.requires_grad_(False)
-    log, last_save = Log(out / "autoencoder.csv"), time.monotonic()
-    scale = autoencoder.config.scaling_factor
-    while training.samples < total and time.monotonic() < deadline:
-        generator = torch.Generator().manual_seed(training.samples)  # the same crops wherever the run was cut
-        pixels = random_crops(data, batch, CROP, generator).contiguous(memory_format=torch.channels_last)
+
+def still_crops(autoencoder: AutoencoderDC, pictures: list[Tensor], batch: int) -> Draw:
+    """Crops of still pictures; every other one's latents are exact, the others' a little wrong."""
+    device, scale = autoencoder.device, autoencoder.config.scaling_factor
+
+    def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        pixels = random_crops(pictures, batch, CROP, generator).contiguous(memory_format=torch.channels_last)
         level = NOISE / scale * torch.rand(batch, 1, 1, 1, generator=generator)
-        level = level * torch.randint(2, level.shape, generator=generator)  # every other one is exact
+        level = level * torch.randint(2, level.shape, generator=generator)
         with torch.no_grad():
             latents = autoencoder.encode(pixels).latent
         noise = torch.randn(latents.shape, generator=generator) * level
-        error = autoencoder.decode(latents + noise.to(device)).sample - pixels
+        return latents + noise.to(device), pixels
+
+    return draw
+
+
+def train_decoder(
+    folder: Path, autoencoder: AutoencoderDC, draw: Draw, minutes: float, total: int, batch: int, lr: float
+) -> int:
+    """Train the decoder for at most `minutes` or until `total` samples since the very start; returns samples seen.
+
+    Continues from `folder` where that exists, and logs to a file of its name. batch: samples that `draw` gives.
+    """
+    deadline = time.monotonic() + 60 * minutes
+    training = Training(autoencoder.named_parameters(), lr, betas=(0.9, 0.99))
+    saved = load_checkpoint(folder)
+    if saved:
+        training.restore(saved)
+    autoencoder.encoder.requires_grad_(False)
+    log, last_save = Log(folder.with_suffix(".csv")), time.monotonic()
+    while training.samples < total and time.monotonic() < deadline:
+        generator = torch.Generator().manual_seed(training.samples)  # the same samples wherever the run was cut
+        latents, pixels = draw(generator)
+        error = autoencoder.decode(latents).sample - pixels
         squared = error.square().mean()
         rate = learning_rate(training.samples, total, lr, WARMUP, hold=0.5)
         norm = training.step(4 * squared + 0.3 * error.abs().mean(), rate, batch, ema_samples=total / 20, max_norm=0.5)
         log.note(training.samples, mse=squared.item(), norm=norm)
         if time.monotonic() - last_save > SAVE_SECONDS:
-            save_checkpoint(out / "autoencoder", training.state())
+            save_checkpoint(folder, training.state())
             last_save = time.monotonic()
-    save_checkpoint(out / "autoencoder", training.state(finished=training.samples >= total))
+    save_checkpoint(folder, training.state(finished=training.samples >= total))
     return training.samples
+
+
+def samples_seen(folder: Path) -> int:
+    """By a checkpoint of this stage; 0 where there is none."""
+    saved = load_checkpoint(folder)
+    return int(saved["counters"][0]) if saved else 0
+
+
+def train_autoencoder(
+    out: Path, minutes: float, total: int, batch: int = 16, lr: float = 1e-4, pictures: int = PICTURES
+) -> int:
+    """Train the decoder on stills: train_decoder, from the linear start. pictures: how many canvases it learns from."""
+    folder = out / "autoencoder"
+    if samples_seen(folder) >= total:
+        return samples_seen(folder)
+    device = pick_device()
+    torch.manual_seed(0)
+    data = load_pictures(pictures, device)
+    autoencoder = load_start(out, data).to(device, memory_format=torch.channels_last)
+    return train_decoder(folder, autoencoder, still_crops(autoencoder, data, batch), minutes, total, batch, lr)
 
 
 def load_autoencoder(out: Path) -> AutoencoderDC:
     """The autoencoder with averaged weights; where none was trained yet, its linear start, which has the same encoder.
 
-    So the U-Net can be trained before the decoder, or beside it.
+    So the U-Net can be trained before the decoder, or beside it. The decoder is the last stage's that there is.
     """
     autoencoder = load_start(out)
-    saved = load_checkpoint(out / "autoencoder")
+    saved = load_checkpoint(out / "decoder") or load_checkpoint(out / "autoencoder")
     with torch.no_grad():
         for name, p in autoencoder.decoder.named_parameters(prefix="decoder"):
             if saved:

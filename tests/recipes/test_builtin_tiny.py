@@ -15,8 +15,9 @@ from recipes.builtin_tiny.clips import CELL, SIZE, clip_flow, mean_ssim
 from recipes.builtin_tiny.common import MAX_FILE_BYTES, Training, load_checkpoint, save_checkpoint
 from recipes.builtin_tiny.evaluate import MOVES, agrees, fitted_photo, overlap, slide
 from recipes.builtin_tiny.export import write_model
+from recipes.builtin_tiny.finish_decoder import Predictions, finish_decoder
 from recipes.builtin_tiny.train_autoencoder import load_pictures, make_autoencoder, start_linear, train_autoencoder
-from recipes.builtin_tiny.train_unet import Lesson, train_unet
+from recipes.builtin_tiny.train_unet import Lesson, load_trained, train_unet
 
 LESSONS = (
     Lesson(0.5, ("pan",), 0.5, num_frames=2, span=3, batches=1, drop_prompt=0.0),
@@ -33,14 +34,16 @@ def trained(tmp_path_factory):
     for total in (4, 6):
         seen = train_unet(out, minutes=5, total=total, base_batch=2, reuse=4, curriculum=LESSONS, capacity=4)
         assert seen == total
+    for total in (4, 6):
+        assert finish_decoder(out, minutes=5, total=total, batch=2, pictures=4) == total
     return out
 
 
-@pytest.mark.parametrize("stage", ["autoencoder", "unet"])
+@pytest.mark.parametrize("stage", ["autoencoder", "unet", "decoder"])
 def test_a_second_call_continues_from_the_checkpoint(trained, stage):
     saved = load_checkpoint(trained / stage)
     assert saved["counters"].tolist() == [6, 3]
-    assert stage == "autoencoder" or any(name.startswith("exp_avg_sq.") for name in saved)
+    assert stage != "unet" or any(name.startswith("exp_avg_sq.") for name in saved)
     assert all(bool(torch.isfinite(tensor).all()) for tensor in saved.values())
 
 
@@ -64,6 +67,32 @@ def test_the_autoencoder_starts_as_the_principal_components_of_blocks():
     assert np.sqrt(np.square(found - expected).mean()) < 0.005
 
 
+def test_the_decoder_is_finished_on_what_the_unet_says(trained):
+    def predicted() -> Predictions:
+        predictions = Predictions(trained)
+        for seed in range(3):
+            predictions.add(seed)
+        return predictions
+
+    predictions = predicted()
+    (latents, pixels), again = (part.crops(4, torch.Generator().manual_seed(0)) for part in (predictions, predicted()))
+    assert (latents.shape, pixels.shape) == ((4, 44, 8, 8), (4, 3, 64, 64))
+    assert torch.equal(latents, again[0])
+    assert torch.equal(pixels, again[1])
+    said, frames = predictions.clips[0]
+    exact = predictions.vae.encode(frames).latent
+    assert not torch.allclose(said[:, :40], exact[:, :40], atol=1e-3)  # what it says, not what is
+    shared = torch.corrcoef(torch.stack([said[:, 0].flatten(), exact[:, 0].flatten()]))[0, 1]
+    assert shared > 0.5  # of the same frames
+    finished, before = load_checkpoint(trained / "decoder"), load_checkpoint(trained / "autoencoder")
+    names = [name for name in finished if name.startswith("average.decoder.")]
+    assert names
+    assert any(not torch.equal(finished[name], before[name]) for name in names)
+    loaded = load_trained(trained)[0].decoder.state_dict()
+    name = "conv_in.weight"
+    assert torch.equal(loaded[name], finished[f"average.decoder.{name}"].float())
+
+
 def test_checkpoint_files_can_travel(trained):
     files = [path for path in trained.rglob("*") if path.is_file()]
     assert max(path.stat().st_size for path in files) < 16 * 2**20
@@ -85,7 +114,8 @@ def test_the_probe_says_what_each_move_gets_under_both_prompts(trained, monkeypa
     assert first.startswith("6 clips seen")
     assert [line[:11].split() for line in lines] == [list(move) for move in MOVES]
     shares = np.array([re.findall(r"[0-9.]+", line[11:]) for line in lines], float)
-    assert shares.shape == (6, 8)  # the picture and the motion, four times
+    assert shares.shape == (6, 9)  # the picture and the motion, four times; and cells moved by the true motion
+    assert (shares[:4, 8] < 0.5).all()
     assert (shares[:, :2] > 0.5).all()  # it has learned nothing yet
 
 
