@@ -160,7 +160,7 @@ def true_camera() -> Iterable[Number]:
         nearest = [int(row[np.abs(row - bucket).argmin()]) for bucket in BUCKETS for row in found[:, speeds <= limit]]
         return motion_fidelity([bucket for bucket in BUCKETS for _ in HELD_OUT_PHOTOS], nearest).spearman
 
-    what = "the same for the photos themselves, moved by at most 7 (14; 28) pixels a frame"
+    what = "Spearman of the photos themselves, moved by at most 7 (14; 28) pixels a frame"
     yield Number(what, f"{spearman(7):.3f} ({spearman(14):.3f}; {spearman(28):.3f})", "0.9", spearman(7) >= 0.9)
 
 
