@@ -1,6 +1,7 @@
 """What tests share: golden numbers of the official code, and small real video files."""
 
 import os
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,19 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # more threads than free cores spin instead of working
 GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--moments", type=int, metavar="SEED", help="repeat the random moments of a test that failed")
+
+
+@pytest.fixture
+def moments(request: pytest.FixtureRequest) -> random.Random:
+    """Random moments at which a test kills something: others in every run, and repeatable by the printed seed."""
+    seed = request.config.getoption("--moments")
+    seed = random.SystemRandom().randrange(10**6) if seed is None else seed
+    print(f"kills at random moments; --moments {seed} repeats them")  # pytest shows it when the test fails
+    return random.Random(seed)
 
 
 @pytest.fixture(scope="session")
