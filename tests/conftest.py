@@ -3,11 +3,14 @@
 import os
 import random
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+from tests import promises
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # more threads than free cores spin instead of working
 GOLDEN = Path(__file__).parent / "golden"
@@ -15,6 +18,15 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--moments", type=int, metavar="SEED", help="repeat the random moments of a test that failed")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest (docs/testing.md), so that two workers end at about the same time."""
+    known, of_file = promises.seconds(), Counter[str]()
+    for test in {promises.row_of(item.nodeid.partition("[")[0], known) for item in items}:
+        of_file[test.partition("::")[0]] += known.get(test, 0)
+    items.sort(key=lambda item: -of_file[item.nodeid.partition("::")[0]])
 
 
 @pytest.fixture
