@@ -4,15 +4,17 @@ VENV ?= .venv
 WORKERS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Runs a command as a phase and keeps its seconds; alone, prints those of all phases.
+PHASE := bash tests/phase.sh $(VENV)/phases
 
-.PHONY: install demo test test-long check bench serve clean
+.PHONY: install demo test test-long test-seconds check bench serve clean
 
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (about two minutes the first time)"
-	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[all]"
+	@$(PHASE) install $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[all]"
 	@touch $@
 
 # Clips to an animated photo. CLIPS=folder trains on your own videos, INIT=none trains the U-Net from nothing.
@@ -20,18 +22,25 @@ demo: $(STAMP)
 	@$(BIN)/python recipes/demo.py $(if $(CLIPS),--clips "$(CLIPS)") $(if $(INIT),--init "$(INIT)") $(if $(IMAGE),--image "$(IMAGE)") $(if $(STEPS),--steps "$(STEPS)") $(if $(OUT),--output "$(OUT)")
 
 check: $(STAMP)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	@$(PHASE) check sh -ec '$(BIN)/ruff check .; $(BIN)/ruff format --check .; $(BIN)/mypy'
 
-# Tests that start Ray take both cores by themselves; the others go side by side.
+# Two test processes, one for each core: most of what a test starts waits for a single thread. Files that take longest
+# (docs/testing.md) begin, and the two end together.
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
 test: check
-	$(BIN)/python -m pytest -m "not ray and not long" -n $(WORKERS) --dist loadfile
-	$(BIN)/python -m pytest -m "ray and not long"
+	@$(PHASE) unit $(PYTEST) -m "not ray and not long" --junitxml $(VENV)/unit.xml
+	@$(PHASE) Ray $(PYTEST) -m "ray and not long" --junitxml $(VENV)/ray.xml
+	@$(PHASE)
 
-# Kills, lost nodes, full disks: tests of more than a minute each.
+# Kills, lost nodes, full disks, many requests, a browser.
 test-long: $(STAMP)
-	$(BIN)/python -m pytest -m long
+	@$(PHASE) long $(PYTEST) -m long --junitxml $(VENV)/long.xml
+	@$(PHASE)
+
+# Measured seconds of the last runs into docs/testing.md.
+test-seconds:
+	@$(BIN)/python -m tests.promises $(wildcard $(VENV)/unit.xml $(VENV)/ray.xml $(VENV)/long.xml)
 
 # Animations over HTTP, and a page: http://127.0.0.1:8000/ui
 serve: $(STAMP)

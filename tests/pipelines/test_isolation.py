@@ -40,10 +40,8 @@ def test_what_the_child_prints_does_not_reach_the_answers(sandbox: Sandbox) -> N
 
 def test_a_call_that_hangs_is_given_up_and_its_process_is_gone(sandbox: Sandbox) -> None:
     child = psutil.Process(sandbox.call(os.getpid, timeout=30))
-    began = time.monotonic()
     with pytest.raises(TimeoutError, match=r"longer than 0\.3 s"):
         sandbox.call(time.sleep, 60, timeout=0.3)
-    assert time.monotonic() - began < 5
     assert not child.is_running()
     assert sandbox.call(abs, -2, timeout=30) == 2
 
