@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Runs a command as a phase and keeps its seconds; alone, prints those of all phases.
 PHASE := bash tests/phase.sh $(VENV)/phases
 
-.PHONY: install demo test test-long test-seconds check bench serve clean
+.PHONY: install demo test test-long phases test-seconds check bench serve clean
 
 install: $(STAMP)
 
@@ -36,6 +36,9 @@ test: check
 # Kills, lost nodes, full disks, many requests, a browser.
 test-long: $(STAMP)
 	@$(PHASE) long $(PYTEST) -m long --junitxml $(VENV)/long.xml
+
+# Seconds of each phase that ran here.
+phases:
 	@$(PHASE)
 
 # Measured seconds of the last runs into docs/testing.md.

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderDC, AutoencoderKLTemporalDecoder
 from torch import Tensor
 
 from cinemo.checkpoint import vae_factor
@@ -24,7 +23,16 @@ NO_WIDTH = -30.0  # log-variance of an autoencoder that has no posterior; diffus
 
 def is_plain(vae: Any) -> bool:
     """Whether it is an autoencoder without a posterior: a picture has one latent, not a distribution of them."""
+    from diffusers import AutoencoderDC  # loads every model of diffusers: 1.5 s that a training worker is spared
+
     return isinstance(vae, AutoencoderDC)
+
+
+def is_temporal(vae: Any) -> bool:
+    """Whether it decodes the frames of a clip together."""
+    from diffusers import AutoencoderKLTemporalDecoder
+
+    return isinstance(vae, AutoencoderKLTemporalDecoder)
 
 
 def encode_pixels(vae: Any, pixels: Tensor) -> Tensor:
@@ -77,7 +85,7 @@ def decode_latents(vae: Any, latents: Tensor, chunk: int = 14) -> np.ndarray:
     chunk than the official 14 gives slightly other pixels there; a chunk never holds frames of two clips. Where frames
     are decoded one by one, a call takes no more than fits, and halves of it where memory runs out all the same.
     """
-    if not isinstance(vae, AutoencoderKLTemporalDecoder):
+    if not is_temporal(vae):
         chunk = min(chunk, frames_that_fit(vae, latents))
     clips = []
     for clip in latents.to(vae.dtype) / vae.config.scaling_factor:
@@ -87,7 +95,7 @@ def decode_latents(vae: Any, latents: Tensor, chunk: int = 14) -> np.ndarray:
 
 def decode_chunk(vae: Any, latents: Tensor) -> np.ndarray:
     """One call of the VAE: (N, C, h, w), not scaled -> uint8 (N, H, W, 3)."""
-    temporal = isinstance(vae, AutoencoderKLTemporalDecoder)
+    temporal = is_temporal(vae)
     try:
         pixels = vae.decode(latents, **({"num_frames": len(latents)} if temporal else {})).sample
     except RuntimeError as error:

@@ -13,7 +13,6 @@ from PIL import Image
 
 from cinemo import checkpoint
 from cinemo.latents import decode_latents
-from cinemo.pipeline import CinemoPipeline
 from cinemo.sheet import contact_sheet
 from pipelines import storage, tracking
 from pipelines.dataset import Clip
@@ -63,6 +62,8 @@ def draw_sheet(
     device: torch.device,
 ) -> Image.Image:
     """Two rows a clip: the clip as the VAE decodes it, and its first frame animated with its caption and bucket."""
+    from cinemo.pipeline import CinemoPipeline  # 1.3 s to import, and only rank 0 draws
+
     source = config.source
     tokenizer, text_encoder = checkpoint.load_text(source, device=str(device))
     pipe = CinemoPipeline(
