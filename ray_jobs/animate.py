@@ -29,5 +29,9 @@ def needs_cpus(config: animate.AnimateConfig) -> int:
     return math.ceil((1 if config.num_gpus else 0.6) * replicas + 0.3 + 0.2)
 
 
+def main() -> int:
+    return common.main(animate.AnimateConfig, check, animate.run, needs_cpus)
+
+
 if __name__ == "__main__":
-    sys.exit(common.main(animate.AnimateConfig, check, animate.run, needs_cpus))
+    sys.exit(main())

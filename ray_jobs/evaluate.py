@@ -15,5 +15,9 @@ def needs_cpus(config: evaluate.EvaluateConfig) -> int:
     return math.ceil(0.8 * (config.workers or 1) + 0.1)
 
 
+def main() -> int:
+    return common.main(evaluate.EvaluateConfig, evaluate.check, evaluate.run, needs_cpus)
+
+
 if __name__ == "__main__":
-    sys.exit(common.main(evaluate.EvaluateConfig, evaluate.check, evaluate.run, needs_cpus))
+    sys.exit(main())

@@ -15,5 +15,9 @@ def needs_cpus(config: prepare.PrepareConfig) -> int:
     return math.ceil(0.4 * (config.encoders or 1) + 0.6)
 
 
+def main() -> int:
+    return common.main(prepare.PrepareConfig, prepare.check, prepare.run, needs_cpus)
+
+
 if __name__ == "__main__":
-    sys.exit(common.main(prepare.PrepareConfig, prepare.check, prepare.run, needs_cpus))
+    sys.exit(main())

@@ -15,5 +15,9 @@ def needs_cpus(config: train.TrainConfig) -> int:
     return config.workers[0] + data.is_stream(config.dataset)
 
 
+def main() -> int:
+    return common.main(train.TrainConfig, train.check, train.run, needs_cpus)
+
+
 if __name__ == "__main__":
-    sys.exit(common.main(train.TrainConfig, train.check, train.run, needs_cpus))
+    sys.exit(main())

@@ -10,11 +10,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import psutil
+import pytest
 
 from pipelines import clips
+from ray_jobs import common
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,6 +27,42 @@ def wanted_clips(videos: Path, clips_per_video: int) -> set[str]:
     sampling = clips.SamplingConfig(num_frames=4, clips_per_video=clips_per_video)
     rows = [{"uri": str(path), "caption": "", "fault": None} for path in videos.glob("*.mp4")]
     return {span["clip_id"] for row in rows for span in clips.make_spans(row, sampling, (64, 64))}
+
+
+def refuse(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    job: ModuleType,
+    folder: Path,
+    *arguments: str,
+) -> str:
+    """Run a job of ray_jobs/ in this process, with bad input, in `folder`; returns its sentence.
+
+    It has to end as bad usage does, before Ray: exit code 2, one line on stderr and no more, nothing written.
+    """
+
+    def files() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+    def connect(*_: object) -> None:
+        pytest.fail(f"{arguments} were accepted")
+
+    before = files()
+    capsys.readouterr()
+    with monkeypatch.context() as patched:
+        patched.chdir(folder)
+        patched.delenv("RAY_ADDRESS", raising=False)
+        patched.setattr("sys.argv", [str(job.__file__), *arguments])
+        patched.setattr(common, "connect", connect)
+        patched.setattr(common, "disconnect", lambda: None)  # or it would stop Ray of the tests after this one
+        code = job.main()
+    out, errors = capsys.readouterr()
+    assert (code, out) == (common.BAD_USAGE, "")
+    assert errors.startswith(f"{job.__name__.rpartition('.')[2]}.py: ")
+    assert errors.count("\n") == 1
+    assert "Traceback" not in errors
+    assert files() == before
+    return errors
 
 
 def start(name: str, folder: Path, *arguments: str, address: str | None = None) -> "subprocess.Popen[str]":

@@ -7,6 +7,7 @@ import pytest
 from pipelines.prepare import PrepareConfig
 from pipelines.train import TrainConfig
 from ray_jobs import common
+from tests.ray_jobs import jobs
 
 GIVEN = ["--input", "in", "--output", "out"]
 
@@ -63,6 +64,30 @@ def test_a_config_file_that_is_none_is_refused(tmp_path: Path, text: str, senten
     file.write_text(text)
     with pytest.raises(ValueError, match=sentence):
         common.read_arguments(PrepareConfig, [*GIVEN, "--config", str(file)])
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "sentence"),
+    [
+        ("prepare", ["--input", "v", "--model", "v"], "/v has no U-Net (looked for unet"),
+        ("train", ["--dataset", "nowhere"], "/nowhere holds no dataset.json"),
+        ("animate", ["--catalog", "v", "--prompt", "x", "--model", "v"], "has no U-Net (looked for unet"),
+        ("evaluate", ["--dataset", "synthetic:2", "--num-frames", "8"], "num_frames 8 was not trained by this model"),
+    ],
+)
+def test_a_job_that_is_refused_exits_2_with_one_line(
+    tmp_path: Path, name: str, arguments: list[str], sentence: str
+) -> None:
+    """As a process of its own, once a job; each refusal here comes as late as any. jobs.refuse does the others."""
+    (tmp_path / "v").mkdir()
+    (tmp_path / "v" / "a.mp4").touch()
+    before = sorted(tmp_path.rglob("*"))
+    code, summary, errors = jobs.finish(jobs.start(name, tmp_path, *arguments, "--output", "out"))
+    assert (code, summary) == (2, {})
+    assert sentence in errors
+    assert errors.count("\n") == 1
+    assert "Traceback" not in errors
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_submitted_job_takes_no_relative_output(
