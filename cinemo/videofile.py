@@ -104,7 +104,8 @@ def open_container(source: Source, name: str, **options: str) -> Any:
         else:
             file = source
             file.seek(0)
-        return av.open(file, metadata_errors="ignore", options=options)
+        # A playlist names other files: whatever it names, nothing is fetched over a network.
+        return av.open(file, metadata_errors="ignore", options={"protocol_whitelist": "file", **options})
     except FileNotFoundError:
         raise VideoError("missing", f"video {name} does not exist; check the path") from None
     except (av.FFmpegError, OSError) as error:

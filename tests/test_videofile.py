@@ -1,12 +1,14 @@
 """Opening video files: every way in which one cannot be used has its reason, and file objects are as good as paths."""
 
 import errno
+import http.server
 import io
 import os
 import pickle
 import struct
 import tarfile
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -223,3 +225,22 @@ def test_a_store_that_fails_while_decoding_does_not_call_the_video_corrupt(tmp_p
 def test_a_file_object_of_no_video_is_named_as_well(moving_video: Path) -> None:
     assert reason(io.BytesIO(b"not a video"))[1].startswith("video in a BytesIO cannot be opened")
     assert reason(io.BytesIO())[0] == "unreadable"
+
+
+def test_a_playlist_makes_nobody_fetch_an_address() -> None:
+    asked: list[str] = []
+
+    class Segment(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Segment) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/segment.ts"
+        playlist = io.BytesIO(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{address}\n#EXT-X-ENDLIST\n".encode())
+        playlist.name = "s3://bucket/video.m3u8"  # as an object of a bucket
+        with pytest.raises(VideoError):
+            probe(playlist)
+        server.shutdown()
+    assert asked == []
