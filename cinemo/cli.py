@@ -114,14 +114,14 @@ def quiet_libraries() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; ValueError becomes one sentence and exit code 2, a failing disk one and exit code 1."""
+    """Run the command line; ValueError becomes one sentence and exit code 2; a failing disk or NaN, exit code 1."""
     quiet_libraries()
     gc.set_threshold(100_000)  # importing makes a million objects that stay: to search them often takes half a second
     try:
         app(arguments)
     except ValueError as error:
         fail(error, 2)
-    except OSError as error:
+    except (OSError, FloatingPointError) as error:
         fail(error, 1)
     except KeyboardInterrupt:
         sys.exit(130)

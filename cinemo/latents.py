@@ -105,7 +105,19 @@ def decode_chunk(vae: Any, latents: Tensor) -> np.ndarray:
     if pixels is None:
         torch.cuda.empty_cache()
         return np.concatenate([decode_chunk(vae, half) for half in latents.tensor_split(2)])
+    if not pixels.isfinite().all():
+        raise FloatingPointError(f"the VAE overflows in {vae.dtype}; use float32 or bfloat16")
     return to_frames(pixels)
+
+
+def check_finite(latents: Tensor) -> None:
+    """Raise FloatingPointError unless all of (B, C, F, h, w) are numbers; a frame of NaN would be decoded as black."""
+    bad = (~latents.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+    if bad:
+        raise FloatingPointError(
+            f"sample {', '.join(map(str, bad))} of {len(latents)} came out as NaN or infinity; use another precision "
+            "(float32, bfloat16), less guidance, or look at the model's weights"
+        )
 
 
 def frames_that_fit(vae: Any, latents: Tensor) -> int:

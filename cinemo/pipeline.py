@@ -30,7 +30,7 @@ from cinemo.arguments import (
 from cinemo.dctinit import dct_init as refine_noise
 from cinemo.editing import invert_residuals
 from cinemo.image import fit_pixels, read_image
-from cinemo.latents import decode_latents, encode_frames, encode_pixels, encode_prompts
+from cinemo.latents import check_finite, decode_latents, encode_frames, encode_pixels, encode_prompts
 from cinemo.sampling import Guidance, denoise, make_scheduler
 
 
@@ -119,7 +119,8 @@ class CinemoPipeline(DiffusionPipeline):
         scheduler: a name in cinemo.sampling.SCHEDULERS; the model's own, DDIM, when None. guidance_rescale: 0..1, after
         Lin et al. (arXiv 2305.08891). guidance_interval: the share of the steps, from first to last, that are guided.
         dct_transform: "fft" is the other variant of Fig. 3. reuse: steps that share the U-Net's deep levels.
-        A sample's result depends on its own seed and settings alone, never on its batch. Raises ValueError.
+        A sample's result depends on its own seed and settings alone, never on its batch. Raises ValueError, and
+        FloatingPointError when what comes out are no numbers (NaN, infinity).
         """
         # 1. What is asked for, checked before anything is computed.
         settings = (prompt, negative_prompt, motion_bucket, raw_motion_id, guidance_scale, seed)
@@ -170,6 +171,7 @@ class CinemoPipeline(DiffusionPipeline):
                 return callback_on_step_end(self, step, timestep, {"latents": latents}).get("latents", latents)
 
             latents = denoise(self.unet, schedule, latents, image_latents, text, ids, guidance, on_step, reuse)
+        check_finite(latents)
 
         # 5. Image + residuals -> pixels.
         if output_type == "latent":

@@ -10,7 +10,7 @@ import torch
 
 from cinemo import CinemoPipeline
 from cinemo.checkpoint import ModelCard
-from cinemo.latents import encode_frames, encode_pixels, encode_prompts
+from cinemo.latents import decode_latents, encode_frames, encode_pixels, encode_prompts
 
 
 @pytest.fixture(scope="module")
@@ -196,3 +196,20 @@ def test_a_model_with_trained_sizes_takes_no_other(checkpoint: Path, photo: np.n
         pipe(photo, "x", **{**FAST, "height": 96, "width": 64})
     with pytest.raises(ValueError, match="num_frames 16 was not trained by this model; it takes 4"):
         pipe(photo, "x", **{**FAST, "num_frames": 16})
+
+
+@pytest.mark.parametrize("output_type", ["np", "latent"])
+def test_what_is_no_number_becomes_an_error_and_not_a_black_video(
+    pipe: CinemoPipeline, photo: np.ndarray, output_type: str
+) -> None:
+    noise = torch.randn(2, 4, 3, 8, 12)
+    noise[1, 0, 0, 0, 0] = torch.nan
+    given = {"image": photo, "prompt": "", "height": 64, "width": 96, "num_inference_steps": 1}
+    with pytest.raises(FloatingPointError, match="sample 1 of 2 came out as NaN or infinity"):
+        pipe(**given, latents=noise, output_type=output_type)
+
+
+def test_a_vae_that_overflows_is_an_error_and_not_a_black_video(checkpoint: Path) -> None:
+    vae = CinemoPipeline.from_pretrained(checkpoint).vae
+    with pytest.raises(FloatingPointError, match=r"the VAE overflows in torch.float32; use float32 or bfloat16"):
+        decode_latents(vae, torch.full((1, 4, 2, 8, 8), torch.inf))

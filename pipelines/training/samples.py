@@ -44,6 +44,8 @@ def show_samples(
             picture = draw_sheet(config, saved, clips, motion, device)
     except torch.OutOfMemoryError:
         return f"no samples of step {step}: training leaves too little memory on {device}"
+    except FloatingPointError as error:
+        return f"no samples of step {step}: {error}"
     finally:
         if device.type == "cuda":
             torch.cuda.empty_cache()
