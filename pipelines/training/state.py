@@ -136,7 +136,9 @@ def load_pieces(engine: Any, optimizer: AdamWithAverage, pieces: Pieces, steps: 
     def blank(flat: torch.Tensor) -> dict[str, torch.Tensor]:
         """Room for the state of the weights in `flat`, and `flat` itself."""
         state = {name: torch.zeros_like(flat) for name in optimizer.state_names} if steps else {}
-        optimizer.state[flat] = {"step": torch.tensor(float(steps)), **state} if steps else {}
+        # Adam is fused, and wants its step count where the weights are.
+        step = torch.tensor(float(steps), device=flat.device)
+        optimizer.state[flat] = {"step": step, **state} if steps else {}
         return {"fp32": flat.data, **state}
 
     stage = engine.zero_optimization_stage()
