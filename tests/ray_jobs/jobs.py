@@ -121,21 +121,28 @@ def kill_node(job: "subprocess.Popen[str]") -> None:
     psutil.wait_procs(node, timeout=30)
 
 
-def kill_a_worker(job: "subprocess.Popen[str]", chosen: random.Random) -> bool:
-    """SIGKILL one process, chosen at random, of those that run tasks and actors of the job, or decode for them.
+def kill_workers(job: "subprocess.Popen[str]", times: int, moments: random.Random) -> int:
+    """SIGKILL processes that run tasks and actors of the job, or decode for them: which ones and when is random.
 
-    Waits for there to be one; returns whether one died of it, which none does when the job is at its end.
+    Waits for there to be one each time; returns how many died, fewer than `times` when the job ends before. A worker
+    loses one decoder at most: a video that takes two decoders along is a reject, and rightly so.
     """
-    while job.poll() is None:
+    deaths = 0
+    lost_a_decoder: set[int] = set()
+    while deaths < times and job.poll() is None:
         workers = []
         for process in psutil.Process(job.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 line = " ".join(process.cmdline())
-                if line.startswith(("ray::MapWorker", "ray::MapBatches")) or "pipelines.isolation" in line:
-                    workers.append(process)
+                decodes = "pipelines.isolation" in line and process.ppid() not in lost_a_decoder
+                if decodes or line.startswith(("ray::MapWorker", "ray::MapBatches")):
+                    workers.append((process, process.ppid() if decodes else None))
         if workers:
+            chosen, parent = moments.choice(workers)
             with contextlib.suppress(psutil.NoSuchProcess):
-                chosen.choice(workers).send_signal(signal.SIGKILL)
-                return True
+                chosen.send_signal(signal.SIGKILL)
+                deaths += 1
+                lost_a_decoder |= set() if parent is None else {parent}
+            time.sleep(2 * moments.random())
         time.sleep(0.02)
-    return False
+    return deaths

@@ -1,7 +1,8 @@
-"""ray_jobs/animate.py as a command: exit codes, sentences, and processes that are killed."""
+"""ray_jobs/animate.py: sentences for bad input, and a job whose processes are killed."""
 
 import json
 import random
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tests.pipelines.animation.conftest import write_catalog, write_photo
+from pipelines.animation.config import AnimateConfig
+from ray_jobs import animate
+from tests.pipelines.animation.conftest import QUICK, animate_plain, write_catalog, write_photo
 from tests.ray_jobs import jobs
 
-QUICK = ["--size", "64x64", "--num-frames", "4", "--num-inference-steps", "2", "--guidance-scale", "1"]
+ROWS = 36  # of different images; one more is like the first
 
 
 @pytest.mark.parametrize(
@@ -27,20 +30,18 @@ QUICK = ["--size", "64x64", "--num-frames", "4", "--num-inference-steps", "2", "
         ([], "--catalog is required"),
     ],
 )
-def test_bad_input_exits_2_with_one_sentence_and_writes_nothing(
-    tmp_path: Path, arguments: list[str], sentence: str
+def test_bad_input_is_refused_with_one_sentence_and_writes_nothing(
+    tmp_path: Path,
+    arguments: list[str],
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     for name in ("empty", "photos", "prepared"):
         (tmp_path / name).mkdir()
     (tmp_path / "prepared" / "settings.json").write_text('{"sampling_version": 2}')
     write_photo(tmp_path / "photos" / "0.png", 0)
-    before = sorted(tmp_path.rglob("*"))
-    code, summary, errors = jobs.finish(jobs.start("animate", tmp_path, "--output", "out", *arguments))
-    assert (code, summary) == (2, {})
-    assert sentence in errors
-    assert errors.count("\n") == 1
-    assert "Traceback" not in errors
-    assert sorted(tmp_path.rglob("*")) == before
+    assert sentence in jobs.refuse(monkeypatch, capsys, animate, tmp_path, "--output", "out", *arguments)
 
 
 def results(output: Path) -> dict[int, tuple[str, str]]:
@@ -52,64 +53,57 @@ def results(output: Path) -> dict[int, tuple[str, str]]:
 @pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.timeout(900)
-def test_a_job_that_is_killed_again_and_again_ends_as_one_that_was_not(tmp_path: Path, checkpoint: Path) -> None:
+def test_a_job_that_is_killed_again_and_again_ends_as_one_that_was_not(
+    tmp_path: Path, checkpoint: Path, moments: random.Random
+) -> None:
     """SIGKILL of the driver, of the whole node and of workers, each at a random moment; then one video a row."""
     lines: list[dict[str, Any]] = []
-    for number in range(60):
+    for number in range(ROWS):
         write_photo(tmp_path / f"{number}.png", number)
         lines.append({"image": f"{number}.png", "prompt": f"prompt {number}"})
     (tmp_path / "7.png").write_text("no image")
-    write_catalog(tmp_path / "catalog.jsonl", [*lines, lines[0]])
-    arguments = ["--catalog", "catalog.jsonl", "--model", str(checkpoint), "--batch", "2", *QUICK]
-    seed = random.SystemRandom().randrange(10**6)
-    print(f"random moments of seed {seed}")
-    moments = random.Random(seed)
+    catalog = write_catalog(tmp_path / "catalog.jsonl", [*lines, lines[0]])
+    whole = animate_plain(
+        AnimateConfig(catalog=catalog, output=str(tmp_path / "whole"), model=str(checkpoint), batch=2, **QUICK)
+    )
+    arguments = ["--catalog", "catalog.jsonl", "--output", "killed", "--model", str(checkpoint), "--batch", "2"]
+    arguments += ["--max-reject-fraction", "0"]
+    for name, value in QUICK.items():
+        arguments += [f"--{name.replace('_', '-')}", str(value)]
     killed = tmp_path / "killed"
 
     def videos() -> dict[str, int]:
         return {path.name: path.stat().st_mtime_ns for path in killed.glob("videos/*.json")}
 
-    def begin(more: int) -> Any:
+    def begin(more: int) -> "subprocess.Popen[str]":
+        """Start the job, and return at a random moment after it wrote some videos more."""
         goal = len(videos()) + more
-        job = jobs.start("animate", tmp_path, *arguments, "--output", "killed")
+        job = jobs.start("animate", tmp_path, *arguments)
         jobs.wait_until(job, lambda: len(videos()) >= goal)
         time.sleep(moments.random() / 5)
         return job
 
-    jobs.kill(begin(moments.randint(1, 8)))
+    jobs.kill(begin(moments.randint(1, 4)))
     assert not (killed / "summary.json").exists()
     before = videos()
-    jobs.kill_node(begin(moments.randint(1, 8)))
+
+    jobs.kill_node(begin(moments.randint(1, 4)))
     assert not (killed / "summary.json").exists()
 
     job = begin(1)
-    deaths = 0
-    for _ in range(3):
-        deaths += jobs.kill_a_worker(job, moments)
-        time.sleep(2 * moments.random())
-    assert deaths >= 2
+    assert jobs.kill_workers(job, 3, moments) >= 2
     code, summary, errors = jobs.finish(job)
-    assert code == 0, errors
-
-    again, whole, errors = jobs.finish(
-        jobs.start("animate", tmp_path, *arguments, "--output", "whole", "--max-reject-fraction", "0")
-    )
-    assert again == 3, errors  # done, with one reject more than allowed
+    assert code == 3, errors  # done, with one reject more than allowed
     assert summary["counts"] == whole["counts"]
     assert summary["counts"] == {
-        "rows": 61, "listed": 60, "videos": 59, "rejected": 1, "rejects": {"no_image": 1}
+        "rows": ROWS + 1, "listed": ROWS, "videos": ROWS - 1, "rejected": 1, "rejects": {"no_image": 1}
     }  # fmt: skip
     assert results(killed) == results(tmp_path / "whole")
     assert before.items() <= videos().items()
-    assert len(videos()) == 59
+    assert len(videos()) == ROWS - 1
     for name in videos():
         told, expected = (
             json.loads((tmp_path / folder / "videos" / name).read_text()) for folder in ("killed", "whole")
         )
         assert told["motion_score"] == pytest.approx(expected["motion_score"], abs=1e-3)
     assert not list((killed / "latents").iterdir())
-
-    began = time.monotonic()
-    code, rerun, errors = jobs.finish(jobs.start("animate", tmp_path, *arguments, "--output", "killed"))
-    assert (code, rerun["new_videos"], rerun["counts"]) == (0, 0, summary["counts"]), errors
-    print(f"a rerun took {time.monotonic() - began:.1f} s")

@@ -1,12 +1,16 @@
-"""ray_jobs/evaluate.py as a command: sentences for bad input, and a driver that is killed."""
+"""ray_jobs/evaluate.py: sentences for bad input, and a driver that is killed."""
 
-import subprocess
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.evaluate import EvaluateConfig
+from ray_jobs import evaluate
+from tests.pipelines.evaluation.plain_evaluate import evaluate_plain
 from tests.ray_jobs import jobs
+
+SMALL = {"height": 64, "width": 64, "num_frames": 4, "num_inference_steps": 2, "workers": 1}
 
 
 @pytest.mark.parametrize(
@@ -21,36 +25,34 @@ from tests.ray_jobs import jobs
         ([], "--dataset is required"),
     ],
 )
-def test_bad_input_exits_2_with_one_sentence_and_writes_nothing(
-    tmp_path: Path, arguments: list[str], sentence: str
+def test_bad_input_is_refused_with_one_sentence_and_writes_nothing(
+    tmp_path: Path,
+    arguments: list[str],
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    code, summary, errors = jobs.finish(jobs.start("evaluate", tmp_path, "--output", "out", *arguments))
-    assert (code, summary) == (2, {})
-    assert sentence in errors
-    assert errors.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+    assert sentence in jobs.refuse(monkeypatch, capsys, evaluate, tmp_path, "--output", "out", *arguments)
 
 
 @pytest.mark.long
 @pytest.mark.ray
 def test_a_job_that_is_killed_is_finished_by_the_same_command(tmp_path: Path, checkpoint: Path) -> None:
-    arguments = ["--dataset", "synthetic:12", "--model", str(checkpoint), "--height", "64", "--width", "64"]
-    arguments += ["--num-frames", "4", "--num-inference-steps", "2", "--workers", "1", "--metrics", "motion,fidelity"]
-
-    def start(output: str) -> "subprocess.Popen[str]":
-        return jobs.start("evaluate", tmp_path, *arguments, "--output", output)
+    given = {"dataset": "synthetic:12", "model": str(checkpoint), "metrics": "motion,fidelity", **SMALL}
+    evaluate_plain(EvaluateConfig(output=str(tmp_path / "whole"), **given))
+    arguments = ["--output", "killed"]
+    for name, value in given.items():
+        arguments += [f"--{name.replace('_', '-')}", str(value)]
 
     def measured(output: str) -> list[dict[str, object]]:
         rows = pq.read_table(tmp_path / output / "rows").to_pylist()
         return sorted(({**row, "seconds": 0} for row in rows), key=lambda row: str(row["id"]))
 
-    job = start("killed")
+    job = jobs.start("evaluate", tmp_path, *arguments)
     jobs.kill_when(job, lambda: len(list((tmp_path / "killed").glob("videos/checkpoint*/*.mp4"))) >= 2)
     assert not (tmp_path / "killed" / "report.md").exists()
-    code, summary, errors = jobs.finish(start("killed"))
+    code, summary, errors = jobs.finish(jobs.start("evaluate", tmp_path, *arguments))
     assert code == 0, errors
     assert summary["new_rows"] < 24  # the real rows of the first try were kept
-    code, _, errors = jobs.finish(start("whole"))
-    assert code == 0, errors
     assert measured("killed") == measured("whole")
     assert (tmp_path / "killed" / "report.md").read_bytes() == (tmp_path / "whole" / "report.md").read_bytes()

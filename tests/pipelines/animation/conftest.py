@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 from skimage.data import astronaut
 
-from pipelines import manifest
+from pipelines import animate, manifest
 from pipelines.animation import config as configs
-from pipelines.animation import flow, plan, rows
+from pipelines.animation import files, flow, listing, plan, rows
 from pipelines.animation.config import AnimateConfig
+from pipelines.animation.records import light, table
 
 # Few steps, few frames and the fewest cells: a video takes less than a second.
 QUICK: dict[str, Any] = {"size": "64x64", "num_frames": 4, "num_inference_steps": 2, "guidance_scale": 1.0}
@@ -66,6 +67,23 @@ def make_animator(config: AnimateConfig, ledger: flow.Ledger | None = None) -> A
     ledger = ledger or flow.Ledger()
     facts = {"model": config.model, "model_fingerprint": "f" * 64, "model_lineage": {}}
     return Animator(config, facts, ledger)
+
+
+def animate_plain(config: AnimateConfig) -> dict[str, Any]:
+    """The reference for the catalog job: one process, no Ray. Writes what the job would; returns its summary."""
+    config = configs.placed(config)
+    prepared, seen = ready(config), set()
+    for row in prepared:
+        if row["id"] in seen:
+            row |= {**light(row), "twin": True}
+        elif row["id"] is not None:
+            seen.add(row["id"])
+    writer = listing.Writer(config.output, config.ending)
+    for part in make_animator(config)(table(prepared)):
+        for row in part.to_pylist():
+            writer.add(files.write(row, config.output, config.ending) if row["frames"] else row)
+    writer.close()
+    return animate.run(config)  # finds every row listed, so it starts no dataflow and only writes gallery and summary
 
 
 def frames_of(row: dict[str, Any]) -> np.ndarray:
