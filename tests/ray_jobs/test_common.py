@@ -80,7 +80,8 @@ def test_a_job_that_is_refused_exits_2_with_one_line(
 ) -> None:
     """As a process of its own, once a job; each refusal here comes as late as any. jobs.refuse does the others."""
     (tmp_path / "v").mkdir()
-    (tmp_path / "v" / "a.mp4").touch()
+    for file in ("a.mp4", "a.png"):
+        (tmp_path / "v" / file).touch()
     before = sorted(tmp_path.rglob("*"))
     code, summary, errors = jobs.finish(jobs.start(name, tmp_path, *arguments, "--output", "out"))
     assert (code, summary) == (2, {})
