@@ -14,6 +14,7 @@ from moto.server import ThreadedMotoServer
 from cinemo.synthetic import write_clips
 from pipelines import prepare
 from ray_jobs import common
+from tests.pipelines.plain_prepare import prepare_plain
 
 NUM_VIDEOS = 6
 # Few frames and the fewest cells: a training step is short. One encoder: on two cores a second only loads torch again.
@@ -76,6 +77,20 @@ def prepare_config(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> pr
 def summary(prepare_config: prepare.PrepareConfig, ray_cluster: None) -> dict[str, Any]:
     """What the prepare job said about the dataset at prepare_config.output."""
     return prepare.run(prepare_config)
+
+
+@pytest.fixture(scope="session")
+def prepared(prepare_config: prepare.PrepareConfig, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Path of the same dataset, made without Ray: for tests that only need one."""
+    config = prepare_config.model_copy(update={"output": str(tmp_path_factory.mktemp("prepared") / "plain")})
+    prepare_plain(config)
+    return config.output
+
+
+@pytest.fixture(scope="session")
+def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An MLflow database for jobs whose run no test looks at: a new one takes seconds to make."""
+    return f"sqlite:///{tmp_path_factory.mktemp('tracking')}/mlflow.db"
 
 
 def rows(output: str | Path, folder: str = "data") -> list[dict[str, Any]]:

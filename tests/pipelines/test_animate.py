@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipelines import animate
-from pipelines.animation import files, flow
+from pipelines.animation import animator, files, flow
 from pipelines.animation.config import AnimateConfig
 from tests.pipelines.animation.conftest import QUICK, write_catalog, write_photo
 
@@ -163,28 +164,22 @@ def test_what_changed_in_the_catalog_is_made_and_nothing_else(copied: AnimateCon
     assert results[1]["id"] == results[4]["id"]
 
 
-def test_videos_that_are_finished_are_listed_without_being_made(copied: AnimateConfig) -> None:
-    """As after a kill between a video and its line in the listing."""
-    before = every_file(copied.output)
-    for path in [*Path(copied.output, "results").iterdir(), Path(copied.output, "summary.json")]:
-        path.unlink()
-    made = animate.run(copied)
-    assert (made["counts"]["listed"], made["counts"]["videos"], made["new_videos"]) == (5, 3, 0)
-    after = every_file(copied.output)
-    videos = {name: at for name, at in before.items() if name.startswith("videos/")}
-    assert videos.items() <= after.items()
-
-
-def test_a_video_without_a_sidecar_is_written_from_what_was_kept(copied: AnimateConfig) -> None:
-    import numpy as np
-
+def test_finished_videos_are_listed_without_being_made_and_one_without_a_sidecar_from_what_was_kept(
+    copied: AnimateConfig,
+) -> None:
+    """As after a kill between a video and its line in the listing, and between sampling and writing another."""
     row = listed(copied)[2]
-    for path in [*Path(copied.output, "results").iterdir(), Path(copied.output, "videos", f"{row['id']}.json")]:
+    sidecar = Path(copied.output, "videos", f"{row['id']}.json")
+    for path in [*Path(copied.output, "results").iterdir(), Path(copied.output, "summary.json"), sidecar]:
         path.unlink()
-    kept = np.zeros((4, 3, 8, 8), np.float32)
-    files.keep(copied.output, row["id"], kept)
+    before = every_file(copied.output)
+    files.keep(copied.output, row["id"], np.zeros((4, 3, 8, 8), np.float32))
     made = animate.run(copied)
-    assert made["new_videos"] == 1
+    assert (made["counts"]["listed"], made["counts"]["videos"], made["new_videos"]) == (5, 3, 1)
+    after = every_file(copied.output)
+    finished = {name: at for name, at in before.items() if name.startswith("videos/") and row["id"] not in name}
+    assert len(finished) == 2 * 3  # the video, its thumbnail and its sidecar
+    assert finished.items() <= after.items()
     again = listed(copied)[2]
     assert again["id"] == row["id"]
     assert again["measured_motion_score"] != row["measured_motion_score"]  # zeros, not what sampling gives
@@ -192,7 +187,12 @@ def test_a_video_without_a_sidecar_is_written_from_what_was_kept(copied: Animate
 
 
 def test_rows_with_a_video_get_its_motion_beside_rows_without(
-    ray_cluster: None, of_residuals: Path, moving_video: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ray_cluster: None,
+    of_residuals: Path,
+    moving_video: Path,
+    tracking_uri: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     from PIL import Image
     from skimage.data import astronaut
@@ -205,8 +205,9 @@ def test_rows_with_a_video_get_its_motion_beside_rows_without(
     wishes += [{"seed": 1}, {"video": "moving.mp4", "prompt": "two"}, {"video": "moving.mp4", "prompt": "one"}]
     catalog_file = write_catalog(tmp_path / "c.jsonl", [{"image": "a.png", "prompt": "x", **wish} for wish in wishes])
     config = AnimateConfig(
-        catalog=catalog_file, output=str(tmp_path / "out"), model=str(of_residuals), max_replicas=1, batch=2, **QUICK
-    )
+        catalog=catalog_file, output=str(tmp_path / "out"), model=str(of_residuals), max_replicas=1, batch=2,
+        tracking_uri=tracking_uri, **QUICK,
+    )  # fmt: skip
     made = animate.run(config)
     assert "note: " in capfd.readouterr().err  # that little of the motion comes back
     assert made["counts"] == {
@@ -224,9 +225,10 @@ def test_rows_with_a_video_get_its_motion_beside_rows_without(
 
 
 class Mortal(flow.Replica):
-    """A replica whose process ends when it meets a certain prompt."""
+    """A replica whose process ends when it meets a certain prompt; a row that ended two processes is given up."""
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        animator.DEATHS = 2  # in this process; each further one costs its start. animation/test_animator.py has all
         make = self.animate.make
 
         def watched(rows: Any) -> Any:
@@ -241,7 +243,7 @@ class Mortal(flow.Replica):
 @pytest.mark.timeout(300)
 @pytest.mark.long
 def test_what_ends_its_process_and_what_hangs_are_rejects_and_the_rest_is_made(
-    ray_cluster: None, catalog: Path, checkpoint: Path, tmp_path: Path
+    ray_cluster: None, catalog: Path, checkpoint: Path, tracking_uri: str, tmp_path: Path
 ) -> None:
     os.mkfifo(tmp_path / "hang.png")
     lines = [{"image": str(catalog / "0.png"), "prompt": f"x {number}"} for number in range(6)]
@@ -250,7 +252,7 @@ def test_what_ends_its_process_and_what_hangs_are_rejects_and_the_rest_is_made(
     catalog_file = write_catalog(tmp_path / "catalog.jsonl", lines)
     config = AnimateConfig(
         catalog=catalog_file, output=str(tmp_path / "out"), model=str(checkpoint), max_replicas=1, batch=4,
-        image_timeout=3, **QUICK,
+        image_timeout=3, tracking_uri=tracking_uri, **QUICK,
     )  # fmt: skip
     made = animate.run(config, Mortal)
     assert made["counts"]["rejects"] == {"crashed": 1, "timeout": 1}

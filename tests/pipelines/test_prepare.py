@@ -93,43 +93,53 @@ def test_a_clip_that_was_written_twice_is_kept_once(
     assert rows(prepare_config.output) == expected
 
 
-def test_text_embeddings_are_those_of_the_captions(
-    prepare_config: prepare.PrepareConfig, ray_cluster: None, tmp_path: Path
-) -> None:
-    changes = {"output": str(tmp_path / "ds"), "embed_text": True, "clips_per_video": 1}
+@pytest.fixture(scope="module")
+def tensors(
+    prepare_config: prepare.PrepareConfig,
+    checkpoint: Path,
+    ray_cluster: None,
+    tracking_uri: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> prepare.PrepareConfig:
+    """A dataset with text embeddings, the latents' log-variance and weights of buckets."""
+    changes = {"output": str(tmp_path_factory.mktemp("tensors") / "ds"), "model": str(checkpoint), "clips_per_video": 1}
+    changes |= {"embed_text": True, "store_posterior": True, "balance": True, "tracking_uri": tracking_uri}
     config = prepare_config.model_copy(update=changes)
     prepare.run(config)
-    text = model_directory.load_text(model_directory.resolve(config.model))
-    for row in rows(config.output)[:3]:
+    return config
+
+
+def test_text_embeddings_are_those_of_the_captions(tensors: prepare.PrepareConfig) -> None:
+    text = model_directory.load_text(model_directory.resolve(tensors.model))
+    for row in rows(tensors.output)[:3]:
         expected = encode_prompts(*text, [row["caption"]])[0]
         stored = torch.tensor(row["text_embeds"]).reshape(expected.shape)
         torch.testing.assert_close(stored.float(), expected, atol=2e-3, rtol=2e-3)
 
 
-def test_log_variance_is_stored_beside_the_mean(
-    prepare_config: prepare.PrepareConfig, checkpoint: Path, ray_cluster: None, tmp_path: Path
-) -> None:
-    changes = {"output": str(tmp_path / "ds"), "store_posterior": True, "clips_per_video": 1, "balance": True}
-    config = prepare_config.model_copy(update=changes | {"model": str(checkpoint)})
-    made = prepare.run(config)
-    vae = model_directory.load_vae(model_directory.resolve(config.model))
-    for row in rows(config.output)[:2]:
+def test_log_variance_is_stored_beside_the_mean(tensors: prepare.PrepareConfig) -> None:
+    vae = model_directory.load_vae(model_directory.resolve(tensors.model))
+    for row in rows(tensors.output)[:2]:
         frames = sample_clip(row["uri"], row["start_frame"], row["interval"], 4, (64, 64))
         with torch.no_grad():
             spread = vae.encode(to_pixels(frames)).latent_dist.std * vae.config.scaling_factor
         stored = torch.tensor(row["latents_logvar"]).reshape(spread.shape).float()
         torch.testing.assert_close((stored / 2).exp(), spread, rtol=2e-2, atol=1e-6)
-    described = json.loads((Path(config.output) / "dataset.json").read_text())
-    weights, histogram = described["bucket_weights"], made["bucket_histogram"]
+
+
+def test_weights_make_all_buckets_count_the_same(tensors: prepare.PrepareConfig) -> None:
+    described = json.loads((Path(tensors.output) / "dataset.json").read_text())
+    weights, histogram = described["bucket_weights"], described["bucket_histogram"]
     totals = [weight * count for weight, count in zip(weights, histogram, strict=True) if count]
-    assert sum(totals) == pytest.approx(made["counts"]["clips"])
+    assert sum(totals) == pytest.approx(described["counts"]["clips"])
     assert totals == pytest.approx([totals[0]] * len(totals))
 
 
 def test_scores_alone_are_those_of_the_whole_job(
-    prepare_config: prepare.PrepareConfig, summary: dict[str, Any], tmp_path: Path
+    prepare_config: prepare.PrepareConfig, summary: dict[str, Any], tracking_uri: str, tmp_path: Path
 ) -> None:
-    config = prepare_config.model_copy(update={"output": str(tmp_path / "ds"), "score_only": True})
+    changes = {"output": str(tmp_path / "ds"), "score_only": True, "tracking_uri": tracking_uri}
+    config = prepare_config.model_copy(update=changes)
     prepare.run(config)
     whole = [{name: value for name, value in row.items() if name != "latents"} for row in rows(prepare_config.output)]
     assert rows(config.output) == whole

@@ -21,6 +21,7 @@ from tests.pipelines.conftest import SMALL, rows
 
 pytestmark = pytest.mark.ray
 
+MANY = 100  # videos: 25 slices of the manifest, and more clips than are under way at once
 EXPECTED = {
     "audio": ("probe", "no_video"),
     "brief": ("probe", "too_short"),
@@ -122,11 +123,10 @@ def opens(process: psutil.Process, path: Path) -> bool:
 
 
 def test_every_fault_is_one_reject_row_and_the_rest_is_done(
-    zoo: Path, killer: None, ray_cluster: None, tmp_path: Path
+    zoo: Path, killer: None, ray_cluster: None, tracking_uri: str, tmp_path: Path
 ) -> None:
-    config = prepare.PrepareConfig(
-        input=str(zoo), output=str(tmp_path / "ds"), clip_timeout=3, scene_cut=0.02, min_interval=9, **SMALL
-    )
+    faulty: dict[str, Any] = {"clip_timeout": 3, "scene_cut": 0.02, "min_interval": 9, **SMALL}
+    config = prepare.PrepareConfig(input=str(zoo), output=str(tmp_path / "ds"), tracking_uri=tracking_uri, **faulty)
     summary = prepare.run(config)
     found = {Path(row["uri"]).stem: row for row in rows(config.output, "rejects")}
     assert {name: (row["stage"], row["reason"]) for name, row in found.items()} == EXPECTED
@@ -138,18 +138,18 @@ def test_every_fault_is_one_reject_row_and_the_rest_is_done(
     assert "column 2" in found["caption"]["message"]
 
 
-def test_three_hundred_videos_go_through(ray_cluster: None, tmp_path: Path, videos: Path) -> None:
+def test_many_videos_go_through(ray_cluster: None, tracking_uri: str, tmp_path: Path, videos: Path) -> None:
     originals = sorted(path for path in videos.glob("*.mp4") if path.stem not in ("brief", "broken"))
     folder = tmp_path / "many"
     folder.mkdir()
-    for number in range(300):
+    for number in range(MANY):
         shutil.copy(originals[number % len(originals)], folder / f"{number:03}.mp4")
-    config: dict[str, Any] = {**SMALL, "num_frames": 2}
+    config: dict[str, Any] = {**SMALL, "num_frames": 2, "tracking_uri": tracking_uri}
     made = prepare.run(prepare.PrepareConfig(input=str(folder), output=str(tmp_path / "ds"), **config))
     assert made["counts"] == {
-        **{"videos": 300, "clips": 300},
+        **{"videos": MANY, "clips": MANY},
         **{"rejected_videos": 0, "rejected_clips": 0, "rejects": {}},
     }
     stored = rows(tmp_path / "ds")
-    assert len({row["clip_id"] for row in stored}) == len({row["uri"] for row in stored}) == 300
+    assert len({row["clip_id"] for row in stored}) == len({row["uri"] for row in stored}) == MANY
     assert made["clips_per_second"].keys() == {"job", "decode", "score", "encode", "write"}

@@ -73,11 +73,10 @@ def animate_plain(config: AnimateConfig) -> dict[str, Any]:
     """The reference for the catalog job: one process, no Ray. Writes what the job would; returns its summary."""
     config = configs.placed(config)
     prepared, seen = ready(config), set()
-    for row in prepared:
+    for row in (row for row in prepared if not row["reason"]):
         if row["id"] in seen:
             row |= {**light(row), "twin": True}
-        elif row["id"] is not None:
-            seen.add(row["id"])
+        seen.add(row["id"])
     writer = listing.Writer(config.output, config.ending)
     for part in make_animator(config)(table(prepared)):
         for row in part.to_pylist():

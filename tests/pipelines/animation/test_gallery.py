@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,10 +105,8 @@ def test_ten_thousand_rows_are_searched_and_sorted_in_a_browser(browser: Any, ma
     def count() -> str:
         return str(browser.find_element(By.ID, "count").text)
 
-    began = time.monotonic()
     browser.get(many.as_uri())
     until(lambda: count() == f"{MANY} videos")
-    assert time.monotonic() - began < 10
     assert len(prompts()) < 400  # cards come as one scrolls
     assert NASTY[:20] in prompts()[3]
     assert browser.title == "Animations"

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from cinemo.motion import motion_bucket, motion_score
@@ -11,6 +12,7 @@ from cinemo.video import VideoError, sample_clip
 from pipelines.evaluation import datasets, measure
 from pipelines.evaluation.animators import Wish
 from pipelines.evaluation.config import REAL, EvaluateConfig, Variant
+from tests.pipelines.evaluation.plain_evaluate import evaluate_plain
 
 SIZE = (64, 64)
 MODEL = Variant("model", "", {})
@@ -82,3 +84,22 @@ def test_a_video_that_cannot_be_read_is_a_reject(tmp_path: Path) -> None:
     of = case(uri=str(tmp_path / "none.mp4"), kind=None, direction=None)
     row = row_of(config(tmp_path), None, of)
     assert (row["stage"], row["reason"]) == ("read", "missing")
+
+
+def test_a_video_that_cannot_be_read_is_a_reject_of_every_variant_and_the_rest_is_reported(
+    videos: Path, checkpoint: Path, tracking_uri: str, tmp_path: Path
+) -> None:
+    settings = config(
+        tmp_path / "out", dataset=str(videos), model=[str(checkpoint)], metrics="motion,fidelity",
+        max_reject_fraction=0.5, tracking_uri=tracking_uri, height=64, width=64, num_frames=10, num_inference_steps=1,
+    )  # fmt: skip
+    made = evaluate_plain(settings)
+    assert made["counts"]["cases"] == 8
+    assert made["counts"]["rejects"]["too_short"] == 2  # the real clip's row and the model's
+    assert not made["too_many_rejects"]
+    assert made["counts"]["rows"] == 16 - sum(made["counts"]["rejects"].values())
+    measured = pq.read_table(tmp_path / "out" / "rows").to_pylist()
+    assert all(row["prompt"] for row in measured)
+    assert {row["seed"] for row in measured if row["variant"] == REAL} == {
+        row["seed"] for row in measured if row["variant"] != REAL
+    }
