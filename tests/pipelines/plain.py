@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,16 @@ from tests.tiny import TINY
 
 @dataclass
 class Plain:
-    """What a plain run comes to. weights, average: of the U-Net after the last step, by name."""
+    """What a plain run comes to. weights, average: of the U-Net after the last step, by name.
+
+    kept: both, after each step that they were asked for; step 1 is the first.
+    """
 
     losses: list[float]
     start: dict[str, torch.Tensor]
     weights: dict[str, torch.Tensor]
     average: dict[str, torch.Tensor]
+    kept: dict[int, tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]
 
     def distance(self, weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
         """How far weights are from what was expected, as a share of the way that training went."""
@@ -35,8 +40,11 @@ class Plain:
         return length(weights, expected) / length(expected, self.start)
 
 
-def run_plain(config: train.TrainConfig, steps: int, clips: Any = None) -> Plain:
-    """The first steps of a run. A step whose loss is not finite changes nothing. clips: default the prepared ones."""
+def run_plain(config: train.TrainConfig, steps: int, clips: Any = None, keep: Collection[int] = ()) -> Plain:
+    """The first steps of a run. A step whose loss is not finite changes nothing; held-out clips are not looked at.
+
+    clips: default the prepared ones. keep: steps whose weights and average are kept.
+    """
     source = config.source
     unet = load_unet(config, source)
     start = {name: weight.detach().clone() for name, weight in unet.named_parameters()}
@@ -45,27 +53,31 @@ def run_plain(config: train.TrainConfig, steps: int, clips: Any = None) -> Plain
     schedule = checkpoint.load_scheduler(source, config.predicts)
     clips = clips or dataset.ClipReader(config.dataset, config.validation_share)
     embed = text_features(source, torch.device("cpu"))
-    losses = []
-    taken = 0
+    losses: list[float] = []
+    taken, kept = 0, {}
+
+    def weights() -> dict[str, torch.Tensor]:
+        return {name: weight.detach().clone() for name, weight in unet.named_parameters()}
+
     for step in range(steps):
         positions = clips.positions(config.total_batch, config.seed, step)
         batch = [clips[position] for position in positions]
         inputs = draw_batch(config, step, batch, embed, UNIFORM_MOTION, 1000)
         loss = training_loss(unet, *inputs, schedule.alphas_cumprod, channel_weights=filled_channels(inputs[0]))
         losses.append(loss.item())
-        if not math.isfinite(losses[-1]):
-            continue
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), config.grad_clip)
-        optimizer.param_groups[0]["lr"] = config.learning_rate * min(1, (step + 1) / config.warmup_steps)
-        optimizer.step()
-        taken += 1
-        decay = min(config.ema_decay, (1 + taken) / (10 + taken)) if taken > 1 else 0
-        for name, weight in unet.named_parameters():
-            average[name] = decay * average[name] + (1 - decay) * weight.detach()
-    weights = {name: weight.detach().clone() for name, weight in unet.named_parameters()}
-    return Plain(losses, start, weights, average)
+        if math.isfinite(losses[-1]):
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(unet.parameters(), config.grad_clip)
+            optimizer.param_groups[0]["lr"] = config.learning_rate * min(1, (step + 1) / config.warmup_steps)
+            optimizer.step()
+            taken += 1
+            decay = min(config.ema_decay, (1 + taken) / (10 + taken)) if taken > 1 else 0
+            for name, weight in unet.named_parameters():
+                average[name] = decay * average[name] + (1 - decay) * weight.detach()
+        if step + 1 in keep:
+            kept[step + 1] = (weights(), dict(average))
+    return Plain(losses, start, weights(), average, kept)
 
 
 def exported(model: str | Path) -> dict[str, torch.Tensor]:

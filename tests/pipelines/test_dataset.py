@@ -1,14 +1,13 @@
 """Reading a dataset for training: any clip by position, and an order that depends on the seed alone."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines import dataset, prepare, records
+from pipelines import dataset, records
 from tests.pipelines.conftest import rows
 
 
@@ -29,12 +28,10 @@ def test_workers_share_a_batch_without_loss_or_overlap(world: int, micro: int, r
     assert sorted(position for share in shares for part in share for position in part) == batch
 
 
-def test_reader_gives_each_row_of_the_files_in_the_order_of_ids(
-    prepare_config: prepare.PrepareConfig, summary: dict[str, Any]
-) -> None:
-    reader = dataset.ClipReader(prepare_config.output)
-    stored = sorted(rows(prepare_config.output), key=lambda row: row["clip_id"])
-    assert len(reader) == len(stored) == summary["counts"]["clips"]
+def test_reader_gives_each_row_of_the_files_in_the_order_of_ids(prepared: str) -> None:
+    reader = dataset.ClipReader(prepared)
+    stored = sorted(rows(prepared), key=lambda row: row["clip_id"])
+    assert len(reader) == len(stored) == dataset.read_description(prepared)["counts"]["clips"]
     for position in reversed(range(len(reader))):
         clip, row = reader[position], stored[position]
         assert (clip.clip_id, clip.caption, clip.bucket) == (row["clip_id"], row["caption"], row["bucket"])
@@ -56,12 +53,10 @@ def test_the_share_that_is_held_out_is_the_one_that_was_asked_for(share: float) 
     assert found == pytest.approx(share, abs=4 * np.sqrt(share * (1 - share) / len(hashes)))
 
 
-def test_held_out_clips_are_whole_videos_that_come_after_those_to_train_on(
-    prepare_config: prepare.PrepareConfig, summary: dict[str, Any]
-) -> None:
-    stored = sorted(rows(prepare_config.output), key=lambda row: row["clip_id"])
+def test_held_out_clips_are_whole_videos_that_come_after_those_to_train_on(prepared: str) -> None:
+    stored = sorted(rows(prepared), key=lambda row: row["clip_id"])
     for share in np.linspace(0, 0.9, 7):
-        reader = dataset.ClipReader(prepare_config.output, share)
+        reader = dataset.ClipReader(prepared, share)
         kept: list[str] = []
         others: list[str] = []
         for row in stored:
@@ -71,7 +66,7 @@ def test_held_out_clips_are_whole_videos_that_come_after_those_to_train_on(
         assert [reader[position].clip_id for position in reader.held_out(99)] == others
         assert reader.held_out(1) == reader.held_out(99)[:1]
         for enough in (1, len(kept), 99):
-            count = dataset.count_clips(prepare_config.output, share, enough)
+            count = dataset.count_clips(prepared, share, enough)
             assert (count >= enough) == (len(kept) >= enough)
         assert count == len(kept)
         epoch = dataset.batch_positions(len(reader), len(reader), 0, 0)

@@ -8,18 +8,16 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pipelines import dataset, prepare, train
+from pipelines import dataset, train
 from pipelines.training.deepspeed_config import deepspeed_config, shares
+from tests.pipelines.conftest import rows
 from tests.pipelines.plain import small_config
-
-pytestmark = pytest.mark.ray
+from tests.pipelines.training.judged import held_out_rows, share_of
 
 
 @pytest.fixture(scope="module")
-def train_config(
-    prepare_config: prepare.PrepareConfig, summary: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
-) -> train.TrainConfig:
-    return small_config(prepare_config.output, tmp_path_factory.mktemp("components"))
+def train_config(prepared: str, tmp_path_factory: pytest.TempPathFactory) -> train.TrainConfig:
+    return small_config(prepared, tmp_path_factory.mktemp("components"))
 
 
 def changed_dataset(config: train.TrainConfig, folder: Path, **changes: Any) -> train.TrainConfig:
@@ -50,6 +48,16 @@ def test_a_dataset_that_does_not_fit_the_model_is_refused_before_anything_is_wri
     with pytest.raises(ValueError, match=sentence):
         train.check(config)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_share_held_out_that_leaves_less_than_a_batch_is_refused(train_config: train.TrainConfig) -> None:
+    found = rows(train_config.dataset)
+    share = share_of({row["uri"] for row in found}, 6)
+    left = len(found) - len(held_out_rows(train_config.model_copy(update={"validation_share": share})))
+    changes = {"validation_share": share, "total_batch": left + 1}
+    with pytest.raises(ValueError, match=rf"--validation-share {share} leaves {left} to train on, fewer"):
+        train.check(train_config.model_copy(update=changes))
+    train.check(train_config.model_copy(update={**changes, "total_batch": left}))
 
 
 @pytest.mark.parametrize(

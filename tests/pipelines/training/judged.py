@@ -1,0 +1,58 @@
+"""What validation should say: the clips that are held out, and their losses one clip and one timestep at a time."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from cinemo import checkpoint
+from cinemo.residual import filled_channels, training_loss
+from pipelines import dataset, records, train
+from pipelines.training.batch import named_generator, text_features
+from pipelines.training.loop import load_unet
+from pipelines.training.validation import BY_BUCKET, BY_FIFTH, TOTAL
+from tests.pipelines.conftest import rows
+
+
+def share_of(uris: set[str], videos: int) -> float:
+    """A share that holds out so many of the videos, whatever their paths hash to."""
+    hashes = records.hash64(sorted(uris))
+    shares = (float(share) for share in np.linspace(0, 1, 10_001)[:-1])
+    return next(share for share in shares if dataset.is_held_out(hashes, share).sum() == videos)
+
+
+def held_out_rows(config: train.TrainConfig) -> list[dict[str, Any]]:
+    """Rows of a run's dataset whose videos are held out."""
+    found = rows(config.dataset)
+    held_out = dataset.is_held_out(records.hash64(row["uri"] for row in found), config.validation_share)
+    return [row for row, held in zip(found, held_out, strict=True) if held]
+
+
+class Judge:
+    """Says what validation should say of a run's U-Net, given its weights."""
+
+    def __init__(self, config: train.TrainConfig) -> None:
+        self.rows = held_out_rows(config)
+        self.unet = load_unet(config, config.source).eval()
+        self.alphas = checkpoint.load_scheduler(config.source, config.predicts).alphas_cumprod
+        self.embed = text_features(config.source, torch.device("cpu"))
+
+    @torch.no_grad()
+    def losses(self, weights: dict[str, torch.Tensor]) -> dict[str, float]:
+        """Means by the names of validation.csv."""
+        for name, weight in self.unet.named_parameters():
+            weight.copy_(weights[name])
+        losses: dict[str, list[float]] = {}
+        for row in self.rows:
+            latents = torch.tensor(np.array(row["latents"], np.float32).reshape(1, 4, -1, 8, 8)).transpose(1, 2)
+            for fifth in range(5):
+                generator = named_generator(f"validation\n{fifth}\n{row['clip_id']}")
+                timestep = torch.randint(200 * fifth, 200 * fifth + 200, (), generator=generator)[None]
+                noise = torch.randn(latents[0, :, 1:].shape, generator=generator)[None]
+                text, bucket = self.embed(row["caption"])[None], torch.tensor([row["bucket"]])
+                batch = (latents, text, bucket, timestep, noise, self.alphas)
+                loss = training_loss(self.unet, *batch, channel_weights=filled_channels(latents)).item()
+                for name in (TOTAL, BY_FIFTH[fifth], BY_BUCKET[row["bucket"]]):
+                    losses.setdefault(name, []).append(loss)
+        assert len({len(losses[name]) for name in BY_FIFTH}) == 1
+        return {name: float(np.mean(values)) for name, values in losses.items()}
