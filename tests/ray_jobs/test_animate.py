@@ -81,6 +81,7 @@ def test_a_job_that_is_killed_again_and_again_ends_as_one_that_was_not(
         job = jobs.start("animate", tmp_path, *arguments)
         jobs.wait_until(job, lambda: len(videos()) >= goal)
         time.sleep(moments.random() / 5)
+        print(f"{len(videos())} of {ROWS - 1} videos are there")
         return job
 
     jobs.kill(begin(moments.randint(1, 4)))

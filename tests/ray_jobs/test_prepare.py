@@ -68,6 +68,7 @@ def test_a_job_that_is_killed_again_and_again_ends_as_one_that_was_not(
         job = jobs.start("prepare", tmp_path, *arguments)
         jobs.wait_until(job, lambda: len(parts()) >= goal)
         time.sleep(moments.random() / 20)  # parts come in bursts: a longer sleep would often see the end
+        print(f"{len(parts())} of {whole['counts']['clips']} parts are there")
         return job
 
     jobs.kill(begin(moments.randint(1, 4)))

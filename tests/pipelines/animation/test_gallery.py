@@ -108,6 +108,8 @@ def test_ten_thousand_rows_are_searched_and_sorted_in_a_browser(browser: Any, ma
     browser.get(many.as_uri())
     until(lambda: count() == f"{MANY} videos")
     assert len(prompts()) < 400  # cards come as one scrolls
+    assert browser.execute_script("return document.getElementsByTagName('*').length") < 4000
+    assert many.stat().st_size < 150 * MANY  # bytes that a browser reads before it shows the first card
     assert NASTY[:20] in prompts()[3]
     assert browser.title == "Animations"
 
