@@ -58,10 +58,10 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def start(folder: Path, token: bool, **more: str) -> Iterator[Head]:
-    """A head with four logical CPUs, in a process of this one, which alone is stopped in the end.
+def start(folder: Path, token: bool, num_cpus: int = 4, **more: str) -> Iterator[Head]:
+    """A head in a process of this one, which alone is stopped in the end.
 
-    folder: its home. more: environment variables of the cluster.
+    folder: its home. num_cpus: logical ones. more: environment variables of the cluster.
     """
     left_out = ("PYTHONPATH", "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
     environment = {key: value for key, value in os.environ.items() if key not in left_out}
@@ -77,7 +77,7 @@ def start(folder: Path, token: bool, **more: str) -> Iterator[Head]:
     port, dashboard, agent, client_server = free_ports(4)
     flags = f"--head --block --port {port} --dashboard-port {dashboard} --dashboard-agent-listen-port {agent}"
     flags += f" --ray-client-server-port {client_server} --min-worker-port 0 --max-worker-port 0"
-    flags += " --num-cpus 4 --object-store-memory 500000000 --dashboard-host 127.0.0.1 --disable-usage-stats"
+    flags += f" --num-cpus {num_cpus} --object-store-memory 500000000 --dashboard-host 127.0.0.1 --disable-usage-stats"
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as temporary:  # paths of sockets must be short
         command = [str(BIN / "ray"), "start", *flags.split(), "--temp-dir", temporary]
         with (folder / "ray.log").open("w") as log:

@@ -26,7 +26,8 @@ SMALL = ["--num-frames", "4", "--height", "64", "--width", "64", "--clips-per-vi
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[head.Head]:
-    with head.start(tmp_path_factory.mktemp("home"), token=True) as cluster:
+    """With two CPUs: on more, jobs start more processes, all of which share two cores."""
+    with head.start(tmp_path_factory.mktemp("home"), token=True, num_cpus=2) as cluster:
         yield cluster
 
 
@@ -153,7 +154,7 @@ def test_a_cluster_without_tokens_runs_jobs_of_installed_code_and_says_their_exi
     """
     (tmp_path / "home").mkdir()
     given = ["--input", str(data / "some"), "--score-only", *SMALL, "--max-reject-fraction", "0"]
-    with head.start(tmp_path / "home", token=False) as cluster:
+    with head.start(tmp_path / "home", token=False, num_cpus=2) as cluster:
         info = cluster.wait(job := cluster.submit("prepare", *given, "--output", str(tmp_path / "out"), installed=True))
         said = cluster.client.get_job_logs(job)
         assert (info.status, info.driver_exit_code) == ("FAILED", 3), said
