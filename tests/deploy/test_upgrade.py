@@ -14,7 +14,7 @@ from cinemo import checkpoint as model_directory
 from pipelines import tracking
 from pipelines.serving.settings import public_name
 from tests.deploy.test_cluster import ROOT
-from tests.pipelines.serving.conftest import png
+from tests.pipelines.serving.in_process import png
 from tests.ray_jobs import head
 
 
@@ -79,7 +79,7 @@ class Client:
         with httpx.Client(base_url=self.url, timeout=60) as client:
             for name in self.ids:
                 while (video := client.get(f"/v1/videos/{name}").json())["status"] not in ("completed", "failed"):
-                    time.sleep(0.2)
+                    time.sleep(0.1)
                 videos.append(video)
         return videos
 
@@ -95,12 +95,13 @@ def test_requests_go_on_while_replicas_with_the_new_version_come(
     config = yaml.safe_load((ROOT / "docs/deploy/serve.yaml").read_text())
     config["http_options"] = {"host": "127.0.0.1", "port": port}
     (application,) = config["applications"]
-    file, sidecars = tmp_path / "serve.yaml", tmp_path / "out" / "videos"
+    assert application["import_path"] == "serve_app:app"
+    given, file, sidecars = application["args"], tmp_path / "serve.yaml", tmp_path / "out" / "videos"
+    given |= {"output": str(tmp_path / "out"), "tracking_uri": uri, "page": False}
+    given["replicas"] |= {"num_cpus": 0.5, "max_replicas": 1, "drain_s": 60}
 
     def deploy(model: str) -> None:
-        replicas = {"num_cpus": 0.5, "drain_s": 60}
-        application["args"] = {"model": model, "output": str(tmp_path / "out"), "tracking_uri": uri, "page": False}
-        application["args"]["replicas"] = replicas
+        given["model"] = model
         file.write_text(yaml.safe_dump(config))
         done = cluster.shell(f"serve deploy --address {cluster.address} {file}")
         assert done.returncode == 0, done.stderr

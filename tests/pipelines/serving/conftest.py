@@ -1,31 +1,25 @@
-"""What the tests of the service share: a real PostgreSQL, a database for each test."""
+"""What the tests of the service share: a real PostgreSQL, a small model, a service in this process."""
 
-import contextlib
-import io
 import os
 import shutil
 import socket
 import subprocess
-import threading
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import skimage.data
 import sqlalchemy as sa
-import uvicorn
-from fastapi import FastAPI
-from PIL import Image
+from fastapi.testclient import TestClient
 
-from pipelines.serving import catalog, page
+from cinemo.checkpoint import ModelCard, write_card
 from pipelines.serving.animator import Animator
-from pipelines.serving.api import Service, create_app
-from pipelines.serving.dispatch import Dispatcher
-from pipelines.serving.metrics import Metrics
-from pipelines.serving.settings import ServeSettings
-from pipelines.serving.store import Store
+from pipelines.serving.settings import Limits, ServeSettings
+from tests.pipelines.serving.in_process import serve
+
+# A proxy of Serve that was killed is missed after seconds, not half a minute. Read when a cluster starts.
+os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "1")
 
 
 def free_port() -> int:
@@ -68,6 +62,7 @@ class Postgres:
     def start(self) -> None:
         """Start it, and wait until it answers."""
         options = ["-D", str(self.folder / "data"), "-k", str(self.folder), "-h", "127.0.0.1", "-p", str(self.port)]
+        options.append("-F")  # no fsync: a killed server loses nothing by it, only a machine without power would
         command = [*self.user, str(self.programs / "postgres"), *options]
         engine = sa.create_engine(self.url("postgres").replace("postgresql:", "postgresql+psycopg:"))
         for _ in range(600):
@@ -113,37 +108,37 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
     server.kill()
 
 
-def png(size: tuple[int, int] = (96, 64)) -> bytes:
-    """A small photo as the bytes of a PNG: (width, height)."""
-    picture = Image.fromarray(skimage.data.astronaut()).resize(size)
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
+@pytest.fixture(scope="session")
+def small(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model directory whose videos take a moment: 4 or 8 frames of 96x64, in 2 steps. It was trained on nothing."""
+    model = tmp_path_factory.mktemp("model") / "small"
+    shutil.copytree(checkpoint, model)
+    sampling = {"num_inference_steps": 2, "guidance_scale": 1.4}
+    write_card(model, ModelCard(sizes=[(64, 96)], lengths=[4, 8], sampling=sampling, lineage={"recipe": "a test"}))
+    return str(model)
 
 
-@contextlib.contextmanager
-def in_thread(server: uvicorn.Server) -> Iterator[None]:
-    """A server that runs for the time of a block."""
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.05)
-    yield
-    server.should_exit = True
-    thread.join(timeout=20)
+@pytest.fixture(scope="module")
+def settings(small: str, tmp_path_factory: pytest.TempPathFactory) -> ServeSettings:
+    """A service of narrow limits."""
+    limits = Limits(max_queue=3, max_bytes=3_000_000, max_pixels=1_000_000, max_prompt=300, max_steps=900)
+    return ServeSettings(model=small, output=str(tmp_path_factory.mktemp("serve")), limits=limits, lease_s=2)
 
 
-def application(settings: ServeSettings, animator: Animator, with_page: bool = False) -> FastAPI:
-    """The whole application over one replica in this process, without Ray."""
-    metrics, store = Metrics(), Store(settings.store_url)
-    dispatcher = Dispatcher(settings, store, {"builtin:tiny": animator.animate}, metrics.ended)
-    service = Service(settings, store, dispatcher, {"builtin:tiny": catalog.look_up("builtin:tiny", "builtin:tiny")})
+@pytest.fixture(scope="module")
+def animator(settings: ServeSettings, small: str) -> Animator:
+    """Its one replica, in this process."""
+    return Animator(settings.model_dump(), "small", small)
 
-    async def ready() -> list[str]:
-        return []
 
-    app = create_app(service, metrics, ready)
-    if with_page:
-        page.mount(app, service)
-    return app
+@pytest.fixture(scope="module")
+def client(settings: ServeSettings, animator: Animator) -> Iterator[TestClient]:
+    with serve(settings, animator) as client:
+        yield client
+
+
+@pytest.fixture
+def idle(client: TestClient) -> None:
+    """Nothing waits or runs from another test."""
+    for video in client.get("/v1/videos?limit=100").json()["data"]:
+        client.delete(f"/v1/videos/{video['id']}")

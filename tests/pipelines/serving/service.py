@@ -3,16 +3,17 @@
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
 import psutil
 from ray import serve
 
-from pipelines.serving.deploy import build
+import serve_app
 from pipelines.serving.settings import ServeSettings
-from tests.pipelines.serving.conftest import free_port, png
+from tests.pipelines.serving.conftest import free_port
+from tests.pipelines.serving.in_process import png
 
 
 @contextlib.contextmanager
@@ -20,10 +21,12 @@ def deployed(settings: ServeSettings) -> Iterator[httpx.Client]:
     """A client of the service, on a free port of a cluster that is there already."""
     port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    serve.run(build(settings), name="cinemo")
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-        yield client
-    serve.shutdown()
+    try:
+        serve.run(serve_app.app(settings), name="cinemo")
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            yield client
+    finally:
+        serve.shutdown()
 
 
 def send(client: httpx.Client, **fields: Any) -> str:
@@ -56,6 +59,15 @@ def wait(client: httpx.Client, *ids: str, seconds: float = 240) -> list[dict[str
                 ended[name] = answer.json()
         time.sleep(0.1)
     return [ended[name] for name in ids]
+
+
+def until(happened: Callable[[], Any], seconds: float = 240) -> Any:
+    """What `happened` gives as soon as that is true."""
+    deadline = time.monotonic() + seconds
+    while not (value := happened()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return value
 
 
 def processes(name: str) -> list[psutil.Process]:

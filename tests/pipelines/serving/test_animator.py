@@ -10,31 +10,30 @@ import numpy as np
 import pytest
 
 from cinemo import CinemoPipeline
-from cinemo.video import probe, sample_clip
+from cinemo.video import probe, sample_clip, write_video
 from pipelines import storage
 from pipelines.request import shape_of
 from pipelines.serving import catalog, results, schema
 from pipelines.serving.animator import Animator
 from pipelines.serving.settings import Limits, Replicas, ServeSettings
 from pipelines.serving.store import Job
-from tests.pipelines.serving.conftest import png
-
-SMALL = {"num_inference_steps": 3}
+from tests.pipelines.serving.in_process import png, watch
 
 
 @pytest.fixture(scope="module")
-def animator(tmp_path_factory: pytest.TempPathFactory) -> Animator:
-    settings = ServeSettings(output=str(tmp_path_factory.mktemp("serve")), replicas=Replicas(max_batch=4))
-    return Animator(settings.model_dump(), "builtin:tiny", "builtin:tiny")
+def animator(small: str, tmp_path_factory: pytest.TempPathFactory) -> Animator:
+    output = str(tmp_path_factory.mktemp("serve"))
+    settings = ServeSettings(model=small, output=output, replicas=Replicas(max_batch=4))
+    return Animator(settings.model_dump(), "small", small)
 
 
 def keep(animator: Animator, name: str, **asked: Any) -> Job:
     """A job in the animator's store."""
-    served = catalog.look_up("builtin:tiny", "builtin:tiny")
-    request = catalog.complete(schema.VideoRequest(**{"prompt": "", **SMALL, **asked}), served, Limits())
+    served = catalog.look_up("small", animator.settings.model)
+    request = catalog.complete(schema.VideoRequest(**{"prompt": "", **asked}), served, Limits(max_steps=900))
     now = time.time()
     job = Job(
-        id=f"video_{name}", owner="me", model="builtin:tiny", request=request, keeper="me", lease_until=now + 60,
+        id=f"video_{name}", owner="me", model="small", request=request, keeper="me", lease_until=now + 60,
         created_at=now, request_digest=name,
     )  # fmt: skip
     assert animator.store.create(job, png(), 100, 100)[1]
@@ -48,7 +47,7 @@ def animate(animator: Animator, *jobs: Job) -> list[dict[str, Any]]:
     return asyncio.run(all_of_them())
 
 
-def test_a_batch_of_four_gives_the_videos_of_four_single_calls(animator: Animator) -> None:
+def test_a_batch_of_four_gives_the_videos_of_four_single_calls(animator: Animator, small: str, tmp_path: Path) -> None:
     asked = [
         {"prompt": "the camera pans left", "seed": 1, "motion_bucket": 3, "guidance_scale": 2.0},
         {"prompt": "the camera zooms in", "seed": 2, "motion_bucket": 17, "guidance_scale": 5.0},
@@ -58,17 +57,29 @@ def test_a_batch_of_four_gives_the_videos_of_four_single_calls(animator: Animato
     jobs = [keep(animator, f"batch{number}", **one) for number, one in enumerate(asked)]
     facts = animate(animator, *jobs)
     assert [one["batch"] for one in facts] == [4, 4, 4, 4]
-    pipe = CinemoPipeline.from_pretrained("builtin:tiny")
+    pipe = CinemoPipeline.from_pretrained(small)
+    pipe.set_progress_bar_config(disable=True)
     for job, one in zip(jobs, facts, strict=True):
         path = storage.join(animator.videos, results.name(job.id, 1, "video"))
         height, width = job.request["height"], job.request["width"]
-        made = sample_clip(path, 0, 1, 16, (height, width)).astype(float)
+        made = sample_clip(path, 0, 1, 4, (height, width)).astype(float)
         settings = {
             name: job.request[name]
-            for name in ("negative_prompt", "motion_bucket", "seed", "guidance_scale", "num_inference_steps")
+            for name in (
+                "negative_prompt",
+                "motion_bucket",
+                "seed",
+                "guidance_scale",
+                "num_inference_steps",
+                "num_frames",
+            )
         }
-        alone = pipe(png(), job.request["prompt"], **settings).frames[0].astype(float)
-        assert np.abs(made - alone).mean() < 3  # what H.264 loses
+        # The frames of a single call go through H.264 too: it loses much of what an untrained model makes.
+        write_video(
+            tmp_path / "alone.mp4", pipe(png(), job.request["prompt"], **settings).frames[0], job.request["fps"]
+        )
+        alone = sample_clip(tmp_path / "alone.mp4", 0, 1, 4, (height, width)).astype(float)
+        assert np.abs(made - alone).mean() < 3  # another seed makes 40
         sidecar = storage.read_json(storage.join(animator.videos, results.name(job.id, 1, "sidecar")))
         assert sidecar["request"] == job.request
         assert sidecar["model_fingerprint"] == animator.fingerprint
@@ -77,7 +88,7 @@ def test_a_batch_of_four_gives_the_videos_of_four_single_calls(animator: Animato
         ended = animator.store.get(job.id)
         assert ended is not None
         assert (ended.status, ended.progress) == ("completed", 100)
-        assert probe(path).num_frames == 16
+        assert probe(path).num_frames == 4
         assert Path(storage.join(animator.videos, results.name(job.id, 1, "spritesheet"))).exists()
 
 
@@ -104,18 +115,21 @@ def test_of_a_batch_one_is_cancelled_and_the_others_are_made(animator: Animator)
 
 
 def test_a_lone_cancelled_job_stops_within_a_step(animator: Animator) -> None:
-    job = keep(animator, "alone", num_inference_steps=40)
+    job = keep(animator, "alone", num_inference_steps=900)
 
-    async def begin_and_delete() -> float:
+    async def begin_and_delete() -> dict[str, Any]:
         made = asyncio.create_task(animator.animate(job.id, shape_of(job.request)))
-        while (now := animator.store.get(job.id)) is None or now.progress < 5:
+        while (now := animator.store.get(job.id)) is None or now.progress < 2:
             await asyncio.sleep(0.02)
         animator.store.delete(job.id, "me")
-        began = time.monotonic()
-        assert await made == {}
-        return time.monotonic() - began
+        return await made
 
-    assert asyncio.run(begin_and_delete()) < 5  # 40 steps take twenty seconds
+    with watch(animator) as steps:
+        assert asyncio.run(begin_and_delete()) == {}
+    answers = steps.answers(job.id)
+    assert answers == [True] * (len(answers) - 1) + [False]  # the first step that it hears of is its last
+    assert len(answers) < 900
+    assert not list(Path(animator.videos).glob(f"{job.id}*"))
 
 
 def test_an_attempt_that_was_overtaken_leaves_nothing(animator: Animator) -> None:

@@ -188,7 +188,7 @@ def test_a_database_that_comes_back_is_waited_for_and_one_that_does_not_is_an_er
     store = Store(url, patience=30)
     keep(store, job())
     postgres.kill()
-    back = threading.Timer(2.0, postgres.start)
+    back = threading.Timer(0.5, postgres.start)
     back.start()
     assert store.claim("video_0001", 60) is not None
     assert store.complete("video_0001", 1, {}, ttl_s=100)

@@ -1,0 +1,113 @@
+"""Bad input over HTTP, without Ray: the answer names the field, and the service goes on; good images of every kind."""
+
+import io
+import zipfile
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from tests.pipelines.serving.in_process import png, send, wait
+
+
+def picture(mode: str, size: tuple[int, int] = (64, 64), kind: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, size).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def zip_file() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("photo.png", png())
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("image", "fields", "status", "param"),
+    [
+        (b"", {}, 422, "input_reference"),
+        (zip_file(), {}, 422, "input_reference"),
+        (picture("RGB", (1, 1)), {}, 422, "input_reference"),
+        (picture("1", (50_000, 50_000)), {}, 422, "input_reference"),
+        (png()[:200], {}, 422, "input_reference"),
+        (bytes(3_000_001), {}, 413, "input_reference"),
+        (None, {"prompt": "a\0b"}, 422, "prompt"),
+        (None, {"prompt": "x" * 100_000}, 422, "prompt"),
+        (None, {"model": "sora-2"}, 404, "model"),
+        (None, {"size": "1280x720"}, 422, "size"),
+        (None, {"size": "big"}, 422, "size"),
+        (None, {"num_inference_steps": "-1"}, 422, "num_inference_steps"),
+        (None, {"num_inference_steps": "2", "speed": "fast"}, 422, "speed"),
+        (None, {"speed": "slow"}, 422, "speed"),
+        (None, {"num_inference_steps": "901"}, 422, "num_inference_steps"),
+        (None, {"num_frames": "16"}, 422, "num_frames"),
+        (None, {"seconds": "4", "fps": "8"}, 422, "seconds"),
+        (None, {"seconds": "NaN"}, 422, "seconds"),
+        (None, {"guidance_scale": "inf"}, 422, "guidance_scale"),
+        (None, {"motion_bucket": "20"}, 422, "motion_bucket"),
+        (None, {"seed": str(2**63)}, 422, "seed"),
+        (None, {"sampler": "euler"}, 422, "sampler"),
+    ],
+    ids=lambda value: None if isinstance(value, bytes) else str(value)[:40],
+)
+def test_bad_requests_name_the_field_and_the_service_goes_on(
+    client: TestClient, idle: None, image: bytes | None, fields: dict[str, str], status: int, param: str
+) -> None:
+    answer = send(client, image, **fields)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (status, param), answer.text
+    assert answer.json()["error"]["message"]
+    assert client.get("/v1/videos").json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "status"),
+    [
+        (b"{", "application/json", 400),
+        (b"[1]", "application/json", 400),
+        (b'{"prompt": "a"}', "application/json", 422),
+        (b'{"prompt": 3, "input_reference": "data:,"}', "application/json", 422),
+        (b'{"prompt": "a", "input_reference": "http://127.0.0.1/a.png"}', "application/json", 422),
+        (b'{"prompt": "a", "input_reference": "file:///etc/passwd"}', "application/json", 422),
+        (b'{"prompt": "a", "input_reference": "data:image/png;base64,%%"}', "application/json", 422),
+        (b"[" * 100_000, "application/json", 400),
+        (b"a=b", "application/x-www-form-urlencoded", 415),
+        (b"hello", "text/plain", 415),
+        (b"--x\r\nContent-Disposition: form-data; name=\"prompt\"\r\n\r\na", "multipart/form-data; boundary=x", 400),
+        (b"--x", "multipart/form-data", 400),
+    ],
+    ids=range(12),
+)  # fmt: skip
+def test_bodies_that_are_none(client: TestClient, content: bytes, kind: str, status: int) -> None:
+    for path in ("/v1/videos", "/v1/videos/sync"):
+        answer = client.post(path, content=content, headers={"content-type": kind})
+        assert answer.status_code == status, answer.text
+        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        picture("CMYK", kind="JPEG"),
+        picture("I;16"),
+        picture("RGBA"),
+        picture("P", kind="GIF", save_all=True, append_images=[Image.new("P", (64, 64), 3)]),
+    ],
+    ids=["cmyk", "16 bits", "alpha", "animated gif"],
+)
+def test_images_of_every_kind_are_taken(client: TestClient, idle: None, image: bytes) -> None:
+    video = send(client, image, prompt="emoji 🐈 here", num_inference_steps="1")
+    assert video.status_code == 200, video.text
+    assert wait(client, video.json()["id"])["status"] == "completed"
+
+
+def test_ids_that_are_none_and_pages_that_are_none(client: TestClient) -> None:
+    for name in ("video_0", "..%2F..%2Fetc%2Fpasswd", "x" * 5000, "%00"):
+        for path in (f"/v1/videos/{name}", f"/v1/videos/{name}/content", f"/v1/videos/{name}/events"):
+            answer = client.get(path)
+            assert answer.status_code == 404, answer.text
+    assert client.get("/v1/videos?limit=0").json()["error"]["param"] == "limit"
+    assert client.get("/v1/videos?order=up").status_code == 422
+    assert client.get("/nowhere").json()["error"]["type"] == "not_found_error"
+    assert client.put("/v1/videos").status_code == 405
