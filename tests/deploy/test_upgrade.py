@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,14 @@ def register(source: Path, folder: Path, uri: str, alias: str) -> tuple[str, str
     return version.number, print_
 
 
+@pytest.fixture
+def versions(checkpoint: Path, tmp_path: Path) -> "Iterator[list[Future[tuple[str, str]]]]":
+    """Two versions of a model, which are registered while the cluster starts."""
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    with ThreadPoolExecutor(1) as thread:
+        yield [thread.submit(register, checkpoint, tmp_path / name, uri, name) for name in ("champion", "candidate")]
+
+
 class Client:
     """Asks for a video again and again, from a thread; keeps the ids, and whatever went wrong."""
 
@@ -87,10 +96,9 @@ class Client:
 @pytest.mark.long
 @pytest.mark.ray
 def test_requests_go_on_while_replicas_with_the_new_version_come(
-    cluster: head.Head, checkpoint: Path, tmp_path: Path
+    versions: "list[Future[tuple[str, str]]]", cluster: head.Head, tmp_path: Path
 ) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    versions = [register(checkpoint, tmp_path / name, uri, name) for name in ("champion", "candidate")]
     (port,) = head.free_ports(1)
     config = yaml.safe_load((ROOT / "docs/deploy/serve.yaml").read_text())
     config["http_options"] = {"host": "127.0.0.1", "port": port}
@@ -121,14 +129,16 @@ def test_requests_go_on_while_replicas_with_the_new_version_come(
         except httpx.TransportError:
             return False
 
-    deploy(f"models:/animator/{versions[0][0]}")
+    number, old = versions[0].result()
+    deploy(f"models:/animator/{number}")
     wait(is_ready)
+    number, new = versions[1].result()
     client = Client(f"http://127.0.0.1:{port}")
     try:
-        wait(lambda: made_by(versions[0][1]))
-        assert not made_by(versions[1][1])
-        deploy(f"models:/animator/{versions[1][0]}")
-        wait(lambda: made_by(versions[1][1]))
+        wait(lambda: made_by(old))
+        assert not made_by(new)
+        deploy(f"models:/animator/{number}")
+        wait(lambda: made_by(new))
     finally:
         videos = client.stop()
     assert client.wrong == []
