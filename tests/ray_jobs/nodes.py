@@ -1,7 +1,7 @@
 """A cluster of several nodes on this machine, in a process of its own.
 
 Of its own, because Ray keeps the token of the first cluster that a process met, and a session of tests meets others.
-Run as a program it obeys lines: `add CPUS`, `lose`; each is answered when it is done.
+Run as a program it obeys lines: `add CPUS`, `lose INDEX`; each is answered when it is done.
 """
 
 import os
@@ -23,18 +23,34 @@ class Nodes:
         self.environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
         # On a busy machine a node takes longer to come up than the half minute that Ray waits.
         environment = {**os.environ, **self.environment, "RAY_raylet_start_wait_time_s": "180"}
+        # A node is dead after five failures of this check, which a slow answer is not: two seconds, not 15.
+        environment["RAY_health_check_period_ms"] = "400"
         command = [sys.executable, "-m", "tests.ray_jobs.nodes"]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True)
         self.address = self._answer()
+        self.cpus: list[int] = []  # of the nodes that there are, the head left out
+
+    def have(self, *cpus: int) -> None:
+        """Nodes of these sizes and no others beside the head: what is there already stays."""
+        missing = list(cpus)
+        for index in reversed(range(len(self.cpus))):
+            if self.cpus[index] in missing:
+                missing.remove(self.cpus[index])
+            else:
+                self.lose(index)
+        for num_cpus in missing:
+            self.add(num_cpus)
 
     def add(self, num_cpus: int) -> None:
         """One more node."""
         self._say(f"add {num_cpus}")
+        self.cpus.append(num_cpus)
 
-    def lose(self) -> None:
+    def lose(self, index: int = 0) -> None:
         """One node less, as when its power fails."""
-        self._say("lose")
+        self._say(f"lose {index}")
+        del self.cpus[index]
 
     def shut_down(self) -> None:
         """Stop all of it."""
@@ -61,11 +77,13 @@ def main() -> None:
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     print(f"{ANSWER}{cluster.address}", flush=True)
+    nodes = []
     for line in sys.stdin:
-        if line.startswith("add"):
-            cluster.add_node(num_cpus=int(line.split()[1]))
+        word, number = line.split()
+        if word == "add":
+            nodes.append(cluster.add_node(num_cpus=int(number)))
         else:
-            cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+            cluster.remove_node(nodes.pop(int(number)), allow_graceful=False)
         print(f"{ANSWER}done", flush=True)
     cluster.shutdown()
 

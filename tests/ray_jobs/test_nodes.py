@@ -1,4 +1,7 @@
-"""Jobs on a cluster of several nodes, one of which goes away and comes back."""
+"""Jobs on a cluster of several nodes, one of which goes away and comes back.
+
+All are on one cluster: each test says which nodes it needs, and those that the test before left are among them.
+"""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,21 +12,23 @@ from PIL import Image
 
 from cinemo.synthetic import write_clips
 from cinemo.synthetic.images import photo
-from pipelines import train
+from pipelines import prepare, train
 from tests.pipelines.conftest import rows
+from tests.pipelines.plain_prepare import prepare_plain
 from tests.ray_jobs import jobs
 from tests.ray_jobs.nodes import Nodes
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.long]
 
 
-@pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     """A head, to which nodes are added, as processes of this machine, that ask for a token; the jobs have it."""
-    cluster = Nodes(tmp_path)
-    for name, value in cluster.environment.items():
-        monkeypatch.setenv(name, value)
-    yield cluster
+    cluster = Nodes(tmp_path_factory.mktemp("cluster"))
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in cluster.environment.items():
+            patched.setenv(name, value)
+        yield cluster
     cluster.shut_down()
 
 
@@ -36,10 +41,8 @@ def lose_a_node(cluster: Nodes, job: Any, begun: Callable[[], object]) -> dict[s
     return summary
 
 
-@pytest.mark.long
 def test_a_preparation_loses_one_of_two_nodes_and_finishes(cluster: Nodes, tmp_path: Path, checkpoint: Path) -> None:
-    for _ in range(2):
-        cluster.add(2)
+    cluster.have(2, 2)
     write_clips(tmp_path / "v", 16, size=(64, 96), num_frames=60)
     flags = ["--input", "v", "--output", "ds", "--model", str(checkpoint), "--num-frames", "4", "--height", "64"]
     flags += ["--width", "64", "--clips-per-video", "4", "--clips-per-file", "1", "--encoders", "2"]
@@ -50,32 +53,29 @@ def test_a_preparation_loses_one_of_two_nodes_and_finishes(cluster: Nodes, tmp_p
     assert not summary["counts"]["rejects"]
 
 
-@pytest.mark.long
-def test_a_catalog_loses_one_of_two_nodes_and_finishes(cluster: Nodes, tmp_path: Path) -> None:
-    for _ in range(2):
-        cluster.add(2)
+def test_a_catalog_loses_one_of_two_nodes_and_finishes(cluster: Nodes, tmp_path: Path, checkpoint: Path) -> None:
+    cluster.have(2, 2)
     out = tmp_path / "out"
     (tmp_path / "photos").mkdir()
-    for number in range(8):
-        Image.fromarray(photo("coffee.png")[number:]).save(tmp_path / "photos" / f"{number}.png")
-    flags = ["--catalog", "photos", "--output", "out", "--prompt", "a photo", "--num-inference-steps", "2"]
+    for number in range(32):
+        Image.fromarray(photo("coffee.png")[number : number + 96, :96]).save(tmp_path / "photos" / f"{number}.png")
+    flags = ["--catalog", "photos", "--output", "out", "--prompt", "a photo", "--model", str(checkpoint)]
+    flags += ["--size", "64x64", "--num-frames", "4", "--num-inference-steps", "2", "--batch", "1"]
     job = jobs.start("animate", tmp_path, *flags, "--min-replicas", "2", address=cluster.address)
     summary = lose_a_node(cluster, job, lambda: list(out.glob("videos/*.json")))
-    assert summary["counts"] == {"rows": 8, "listed": 8, "videos": 8, "rejected": 0, "rejects": {}}
-    assert len(list(out.glob("videos/*.mp4"))) == 8
+    assert summary["counts"] == {"rows": 32, "listed": 32, "videos": 32, "rejected": 0, "rejects": {}}
+    assert len(list(out.glob("videos/*.mp4"))) == 32
 
 
-@pytest.mark.long
 def test_a_training_loses_a_node_goes_on_with_one_worker_and_grows_when_a_node_comes(
-    cluster: Nodes, tmp_path: Path, checkpoint: Path
+    cluster: Nodes, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cluster.add(1)
-    write_clips(tmp_path / "v", 6, size=(64, 96), num_frames=60)
-    small = ["--num-frames", "4", "--height", "64", "--width", "64", "--clips-per-video", "2"]
-    code, _, errors = jobs.finish(
-        jobs.start("prepare", tmp_path, "--input", "v", "--output", "ds", "--model", str(checkpoint), *small)
-    )
-    assert code == 0, errors
+    # How long Ray waits for room for two workers, where it did not know yet that a node is gone, before it takes one.
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
+    cluster.have(1)  # and one of the head's: a worker on each
+    write_clips(tmp_path / "v", 8, size=(64, 96), num_frames=60)
+    small = {"num_frames": 4, "height": 64, "width": 64, "clips_per_video": 2, "model": str(checkpoint)}
+    prepare_plain(prepare.PrepareConfig(input=str(tmp_path / "v"), output=str(tmp_path / "ds"), **small))
     flags = ["--dataset", "ds", "--output", "run", "--init", "none", "--components", str(checkpoint)]
     flags += ["--num-workers", "1:2", "--checkpoint-every", "10"]
     run = tmp_path / "run"
@@ -95,7 +95,9 @@ def test_a_training_loses_a_node_goes_on_with_one_worker_and_grows_when_a_node_c
     jobs.kill(job)
 
     last = world()[0] + 10
-    code, summary, errors = jobs.finish(jobs.start("train", tmp_path, *flags, "--max-steps", str(last)))
+    code, summary, errors = jobs.finish(
+        jobs.start("train", tmp_path, *flags, "--max-steps", str(last), address=cluster.address)
+    )
     assert code == 0, errors
     assert summary["steps"] == len(train.read_losses(str(run))) == last
     assert summary["loss_last_20"] < summary["loss_first_20"]
