@@ -1,5 +1,6 @@
 """One case becomes one row: what the model is asked for, what is measured, and what a fault becomes."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +95,11 @@ def test_a_video_that_cannot_be_read_is_a_reject_of_every_variant_and_the_rest_i
         max_reject_fraction=0.5, tracking_uri=tracking_uri, height=64, width=64, num_frames=10, num_inference_steps=1,
     )  # fmt: skip
     made = evaluate_plain(settings)
-    assert made["counts"]["cases"] == 8
-    assert made["counts"]["rejects"]["too_short"] == 2  # the real clip's row and the model's
+    rejects = pq.read_table(tmp_path / "out" / "rejects").to_pylist()
+    # Two each: the real clip's row and the model's.
+    assert Counter(row["reason"] for row in rejects) == {"too_short": 2, "corrupt": 2}, rejects
+    assert made["counts"] == {"cases": 8, "rows": 12, "rejects": {"corrupt": 2, "too_short": 2}}
     assert not made["too_many_rejects"]
-    assert made["counts"]["rows"] == 16 - sum(made["counts"]["rejects"].values())
     measured = pq.read_table(tmp_path / "out" / "rows").to_pylist()
     assert all(row["prompt"] for row in measured)
     assert {row["seed"] for row in measured if row["variant"] == REAL} == {
