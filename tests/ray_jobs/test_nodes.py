@@ -95,9 +95,7 @@ def test_a_training_loses_a_node_goes_on_with_one_worker_and_grows_when_a_node_c
     jobs.kill(job)
 
     last = world()[0] + 10
-    code, summary, errors = jobs.finish(
-        jobs.start("train", tmp_path, *flags, "--max-steps", str(last), address=cluster.address)
-    )
+    code, summary, errors = jobs.finish(jobs.start("train", tmp_path, *flags, "--max-steps", str(last)))
     assert code == 0, errors
     assert summary["steps"] == len(train.read_losses(str(run))) == last
     assert summary["loss_last_20"] < summary["loss_first_20"]
