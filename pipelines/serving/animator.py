@@ -97,16 +97,26 @@ class Animator:
             batch = same[: self.settings.replicas.batch]
             self.waiting = [waiting for waiting in self.waiting if waiting not in batch]
             wanted = [waiting for waiting in batch if not waiting.done.done()]
-            facts = await asyncio.get_running_loop().run_in_executor(
-                self.thread, self._make, [waiting.job_id for waiting in wanted]
-            )
+            facts: dict[str, dict[str, Any]] = {}
+            failure: Exception | None = None
+            try:
+                facts = await asyncio.get_running_loop().run_in_executor(
+                    self.thread, self._make, [waiting.job_id for waiting in wanted]
+                )
+            except Exception as error:  # the database is away for longer than it is waited for
+                failure = error
             for waiting in wanted:
-                if not waiting.done.done():
+                if waiting.done.done():
+                    continue
+                if failure is None:
                     waiting.done.set_result(facts.get(waiting.job_id, {}))
+                else:  # whoever gave the job to this replica gives it to one again
+                    waiting.done.set_exception(failure)
 
     def _make(self, job_ids: list[str]) -> dict[str, dict[str, Any]]:
         """In the thread: the videos of a batch; facts by job, of those that were finished."""
         self.running, self.sign_of_life = set(job_ids), time.monotonic()
+        claimed: list[tuple[Job, bytes]] = []
         try:
             found = (self.store.claim(job_id, self.settings.lease_s) for job_id in job_ids)
             claimed = [(job, image) for job, image in filter(None, found) if self._may_begin(job)]

@@ -117,8 +117,16 @@ class Dispatcher:
             await asyncio.sleep(self.settings.lease_s / 3)
 
     def _sweep(self) -> None:
-        """Delete files that an attempt left which did not count."""
+        """Delete files of attempts that did not count, and of deleted jobs, where the store proves that they are.
+
+        A job that the store has never heard of proves nothing: the database may be another, new or restored one.
+        """
+        unknown = 0
         for job_id, attempt in sorted(results.attempts(self.videos)):
             job = self.store.get(job_id)
-            if job is None or not (job.is_open or (job.status == "completed" and job.attempt == attempt)):
+            if job is None and not self.store.was_deleted(job_id):
+                unknown += 1
+            elif job is None or not (job.is_open or (job.status == "completed" and job.attempt == attempt)):
                 results.remove(self.videos, job_id, attempt)
+        if unknown:
+            logger.warning("kept %d videos in %s of which this database knows nothing", unknown, self.videos)

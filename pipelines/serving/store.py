@@ -109,7 +109,9 @@ class Store:
         if self.is_sqlite and (path := sa.make_url(url).database):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
         of_server = {"pool_size": 10, "connect_args": {"client_encoding": "utf8", "connect_timeout": 5}}
-        self.engine = sa.create_engine(url, pool_pre_ping=True, **({} if self.is_sqlite else of_server))
+        # Errors are logged, and parameters are prompts and images of users.
+        options = {"pool_pre_ping": True, "hide_parameters": True}
+        self.engine = sa.create_engine(url, **options, **({} if self.is_sqlite else of_server))
         if self.is_sqlite:
             sa.event.listen(self.engine, "connect", _set_up_sqlite)
             sa.event.listen(self.engine, "begin", _begin_sqlite)
@@ -153,6 +155,10 @@ class Store:
         """Whether there was a job of this owner that was deleted or kept long enough."""
         chosen = sa.select(gone.c.id).where(gone.c.id == job_id, gone.c.owner == owner)
         return self._patiently(lambda: self._first(chosen)) is not None
+
+    def was_deleted(self, job_id: str) -> bool:
+        """Whether there was a job, of any owner, that was deleted or kept long enough."""
+        return self._patiently(lambda: self._first(sa.select(gone.c.id).where(gone.c.id == job_id))) is not None
 
     def page(self, owner: str, after: str | None, limit: int, newest_first: bool) -> tuple[list[Job], bool]:
         """(jobs of an owner that come after the one of this id, whether there are more)."""

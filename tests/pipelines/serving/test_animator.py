@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from cinemo import CinemoPipeline
 from cinemo.video import probe, sample_clip, write_video
@@ -169,3 +170,26 @@ def test_health_is_an_animation(animator: Animator) -> None:
     animator.sign_of_life -= 1000
     asyncio.run(animator.check_health())
     assert animator.sign_of_life > before
+
+
+@pytest.mark.parametrize("away_at", [["claim"], ["advance", "fail"]])
+def test_a_job_whose_database_stays_away_is_given_back_and_the_replica_works_on(
+    animator: Animator, monkeypatch: pytest.MonkeyPatch, away_at: list[str]
+) -> None:
+    """The caller hears that it is not finished, and gives it to a replica again; it would wait for ever otherwise."""
+
+    def away(*arguments: Any) -> Any:
+        raise OperationalError("SELECT", {}, Exception("no route to host"))
+
+    job = keep(animator, f"away_at_{away_at[0]}")
+    with monkeypatch.context() as patch:
+        for name in away_at:
+            patch.setattr(animator.store, name, away)
+        given = asyncio.wait_for(animator.animate(job.id, shape_of(job.request)), 60)
+        if away_at == ["claim"]:
+            assert asyncio.run(given) == {}
+        else:
+            with pytest.raises(OperationalError):
+                asyncio.run(given)
+    (facts,) = animate(animator, job)
+    assert facts["batch"] == 1

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from pipelines.serving import results
 from pipelines.serving.catalog import complete, look_up
@@ -93,28 +94,41 @@ def test_a_call_that_fails_is_made_again_and_a_model_that_is_gone_fails_the_job(
     assert sorted(ends, key=str) == [("completed", {"batch": 1}), ("failed", {})]
 
 
-def test_files_that_no_job_names_are_swept_and_no_others(tmp_path: Path) -> None:
+def test_files_of_overtaken_attempts_and_deleted_jobs_are_swept_and_no_others(tmp_path: Path) -> None:
     settings = ServeSettings(output=str(tmp_path), lease_s=1)
     store = Store(settings.store_url)
     videos, frames = str(tmp_path / "videos"), np.zeros((2, 16, 16, 3), np.uint8)
-    for name in ("done", "open"):
+    for name in ("done", "open", "deleted"):
         store.create(job(name, "me", time.time() + 60), b"image", 10, 10)
     for _ in range(2):
         store.claim("video_done", 60)
     store.complete("video_done", 2, {}, settings.ttl_s)
     store.claim("video_open", 60)
-    for name, attempt in [("done", 1), ("done", 2), ("open", 1), ("nobody", 1)]:
+    store.delete("video_deleted", "me")
+    for name, attempt in [("done", 1), ("done", 2), ("open", 1), ("deleted", 1), ("unknown", 1)]:
         results.write(videos, f"video_{name}", attempt, frames, 8, {})
 
     async def tend() -> None:
         of = Dispatcher(settings, store, {})
         of.start()
-        while len(results.attempts(videos)) > 2:
+        while len(results.attempts(videos)) > 3:
             await asyncio.sleep(0.05)
         of.stop()
 
     asyncio.run(asyncio.wait_for(tend(), 20))
-    assert results.attempts(videos) == {("video_done", 2), ("video_open", 1)}
+    assert results.attempts(videos) == {("video_done", 2), ("video_open", 1), ("video_unknown", 1)}
+
+
+def test_a_new_database_beside_old_videos_deletes_none_of_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings, videos = ServeSettings(output=str(tmp_path)), str(tmp_path / "videos")
+    for number in range(3):
+        results.write(videos, f"video_{number}", 1, np.zeros((2, 16, 16, 3), np.uint8), 8, {})
+    before = {path: path.read_bytes() for path in Path(videos).iterdir()}
+    Dispatcher(settings, Store(settings.store_url), {})._sweep()
+    assert {path: path.read_bytes() for path in Path(videos).iterdir()} == before
+    assert "kept 3 videos" in caplog.text
 
 
 def test_the_time_to_come_back_follows_the_measured_rate(tmp_path: Path) -> None:
