@@ -11,11 +11,11 @@ ROOT = promises.ROOT
 BUDGET = 3000
 
 
-def test_files() -> list[Path]:
+def all_files() -> list[Path]:
     return sorted((ROOT / "tests").rglob("test_*.py"))
 
 
-def tests_in(path: Path) -> Iterator[tuple[str, bool]]:
+def list_tests(path: Path) -> Iterator[tuple[str, bool]]:
     """(FILE::TEST, whether it starts Ray or takes long) of every test in a file."""
     tree = ast.parse(path.read_text())
     whole = " ".join(ast.unparse(node) for node in tree.body if isinstance(node, ast.Assign))
@@ -30,13 +30,13 @@ def test_the_page_names_every_test_file_and_every_slow_test_once() -> None:
     named = [row["test"] for row in promises.ROW.finditer(promises.PAGE.read_text())]
     assert len(named) == len(set(named))
     wanted = set()
-    for path in test_files():
-        tests = list(tests_in(path))
+    for path in all_files():
+        tests = list(list_tests(path))
         wanted |= {test for test, slow in tests if slow}
         if not all(slow for _, slow in tests):
             wanted.add(path.relative_to(ROOT).as_posix())
     assert wanted - set(named) == set(), "give each a row in docs/testing.md"
-    existing = wanted | {test for path in test_files() for test, _ in tests_in(path)}
+    existing = wanted | {test for path in all_files() for test, _ in list_tests(path)}
     assert set(named) - existing == set(), "rows of tests that are gone"
 
 
