@@ -1,6 +1,12 @@
-"""Training on real DeepSpeed workers: exact at every ZeRO stage, resumed in any layout, exported, tracked, refused."""
+"""Training on real DeepSpeed workers: exact at every ZeRO stage, after every hop to another layout, and after faults.
 
-import json
+The reference is a plain loop of PyTorch (plain.py), which never validates and draws no samples: what equals it was not
+changed by being judged.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,109 +14,148 @@ import numpy as np
 import pytest
 import torch
 from mlflow.tracking import MlflowClient
+from PIL import Image
 
 from cinemo import CinemoPipeline, lineage
 from cinemo import checkpoint as model_directory
 from pipelines import dataset, prepare, train
+from pipelines.training.validation import TOTAL, read_rows
+from tests.pipelines.conftest import rows
 from tests.pipelines.plain import Plain, exported, run_plain, small_config
+from tests.pipelines.plain_prepare import prepare_plain
+from tests.pipelines.training import faults
+from tests.pipelines.training.judged import Judge, held_out_rows, share_of
 
 pytestmark = pytest.mark.ray
-STEPS, MORE = 30, 36
+EVERY = 2  # steps between checkpoints
+# (ZeRO stage, workers, last step). A worker and the tracking server die in the first. Three workers share a batch of
+# four clips as two, two and none.
+HOPS: list[tuple[int, int | str, int]] = [
+    (0, 2, 8),
+    (1, 2, 12),
+    (2, 2, 16),
+    (3, 2, 20),
+    (3, 1, 24),
+    (2, "1:3", 28),
+]
+SAMPLED = 3  # the hop with samples on the way
+LAST = HOPS[-1][2]
 
 
-@pytest.fixture(scope="module")
-def config(
-    prepare_config: prepare.PrepareConfig, summary: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
-) -> train.TrainConfig:
-    return small_config(prepare_config.output, tmp_path_factory.mktemp("components"))
+@dataclass
+class Reference:
+    """What a run should come to.
+
+    judged: rows of validation.csv by their step. bad: steps with the spoiled clip, up to well after the last hop.
+    """
+
+    plain: Plain
+    judged: dict[int, dict[str, float]]
+    spoiled_clip: str
+    bad: list[int]
 
 
-@pytest.fixture(scope="module")
-def plain(config: train.TrainConfig) -> Plain:
-    return run_plain(config, MORE)
+@pytest.fixture
+def config(prepared: str, tmp_path: Path) -> train.TrainConfig:
+    """Two of the videos are held out; one of the clips to train on is spoiled."""
+    found = rows(prepared)
+    share = share_of({row["uri"] for row in found}, 2)
+    small = small_config(prepared, tmp_path).model_copy(update={"validation_share": share})
+    changes = {
+        "dataset": faults.spoil(prepared, tmp_path, dataset.ClipReader(prepared, share)[0].clip_id),
+        "output": str(tmp_path / "run"),
+        "checkpoint_every": EVERY,
+        "max_bad_steps": LAST,
+    }
+    return small.model_copy(update=changes)
 
 
-@pytest.mark.parametrize(
-    ("stage", "then"),
-    [
-        # (ZeRO stage, workers) of what goes on. Three workers share a batch of four clips as two, two and none.
-        pytest.param(0, [(2, "1:3")], marks=pytest.mark.long),  # from a checkpoint without shards
-        pytest.param(1, [(1, 1), (1, 2)], marks=pytest.mark.long),  # to fewer workers and back
-        (2, [(3, 2)]),  # to sharded weights
-        (3, [(1, 2)]),  # from sharded weights
-    ],
-)
-def test_losses_and_average_equal_plain_pytorch_at_every_stage_and_after_going_on_in_another_layout(
-    config: train.TrainConfig, plain: Plain, tmp_path: Path, stage: int, then: list[tuple[int, int | str]]
+@pytest.fixture
+def reference(config: train.TrainConfig, prepared: str) -> Reference:
+    clips = dataset.ClipReader(config.dataset, config.validation_share)
+    batches = [clips.positions(config.total_batch, config.seed, step) for step in range(2 * LAST)]
+    spoiled = clips[0].clip_id
+    assert spoiled not in {row["clip_id"] for row in held_out_rows(config)}
+    plain = run_plain(config, LAST, keep=range(EVERY, LAST + 1, EVERY))
+    bad = [step for step, batch in enumerate(batches, 1) if 0 in batch]
+    assert [step for step in bad if step <= LAST] == [n for n, loss in enumerate(plain.losses, 1) if np.isnan(loss)]
+    judge = Judge(config)
+    judged = {step: {"step": step, **judge.losses(weights)} for step, (weights, _) in plain.kept.items()}
+    return Reference(plain, judged, spoiled, bad)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[faults.Server]:
+    """A tracking server that runs."""
+    server = faults.Server(tmp_path)
+    server.start()
+    yield server
+    server.end()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)  # seven runs
+def test_a_run_is_exact_after_every_hop_to_another_layout_with_a_lost_worker_a_spoiled_clip_and_a_lost_server(
+    config: train.TrainConfig,
+    reference: Reference,
+    server: faults.Server,
+    ray_cluster: None,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    config = config.model_copy(update={"output": str(tmp_path / "run"), "zero_stage": stage})
-    said = train.run(config)
-    assert said["steps"] == STEPS
-    np.testing.assert_allclose(train.read_losses(config.output), plain.losses[:STEPS], rtol=1e-4)
+    run, said = Path(config.output), {}
+    for number, (stage, workers, steps) in enumerate(HOPS):
+        hop = f"hop {number}: ZeRO {stage}, {workers} workers, to step {steps}"
+        changes: dict[str, Any] = {"zero_stage": stage, "num_workers": workers, "max_steps": steps}
+        if number == 0:
+            said = run_with_losses(config.model_copy(update={**changes, "tracking_uri": server.uri}), server)
+            assert "not tracked in MLflow" in capfd.readouterr().err, hop
+        else:
+            faults.leave_stale_shards(run)
+            faults.leave_a_stale_row(run)
+            said = train.run(config.model_copy(update=changes | {"sample_every": 2 * (number == SAMPLED)}))
+        check_hop(hop, run, steps, said, reference)
+        if number == SAMPLED:
+            check_samples(run, [*(last for _, _, last in HOPS[:number]), steps - 2, steps])
+            check_tracked(config, said, steps - HOPS[number - 1][2], stage)
+
+    assert faults.last_state(run)["world_size"] == 3
+    assert reference.plain.distance(exported(said["model"]), reference.plain.weights) > 1e-2  # it is the average
     check_export(config, said)
-    check_tracked(tmp_path, config, said)
-
-    for count, (then_stage, workers) in enumerate(then, 1):
-        leave_stale_shards(tmp_path / "run")
-        steps = STEPS + (MORE - STEPS) * count // len(then)
-        said = train.run(
-            config.model_copy(update={"zero_stage": then_stage, "num_workers": workers, "max_steps": steps})
-        )
-    np.testing.assert_allclose(train.read_losses(config.output), plain.losses, rtol=1e-4)
-    assert plain.distance(exported(said["model"]), plain.average) < 1e-3
-    assert plain.distance(exported(said["model"]), plain.weights) > 1e-2  # the average, not the last weights
-    assert last_state(tmp_path / "run")["world_size"] == (3 if workers == "1:3" else workers)
-    with pytest.raises(ValueError, match=r"--seed: the run in .* has 0, this command 1"):
-        train.check(config.model_copy(update={"seed": 1}))
+    check_refusals(config)
+    check_stop(config, reference)
 
 
-def last_state(run: Path) -> dict[str, Any]:
-    """state.json of a run's last checkpoint."""
-    return json.loads(max((run / "checkpoints").glob("step_*/state.json")).read_text())
+def run_with_losses(config: train.TrainConfig, server: faults.Server) -> dict[str, Any]:
+    """A run that loses a worker and the tracking server after its second checkpoint."""
+    killed: list[int] = []
 
+    def lose() -> None:
+        server.end()
+        killed.append(faults.kill_a_worker())
 
-def leave_stale_shards(run: Path) -> None:
-    """In a run's last checkpoint, what a worker of another layout had written when it was killed."""
-    for layout in ("zero2-x3-fp32-none-none-no", "zero1-x1-fp32-none-none-no", "zero3-x2-fp32-none-none-no"):
-        stale = max((run / "checkpoints").glob("step_*")) / layout
-        if not stale.exists():
-            stale.mkdir()
-            (stale / "zero_pp_rank_0_mp_rank_00_optim_states.pt").write_bytes(b"half a file")
-
-
-def test_low_precision_checkpointing_offload_and_own_settings_train_alike(
-    config: train.TrainConfig, tmp_path: Path
-) -> None:
-    own = tmp_path / "deepspeed.json"
-    own.write_text('{"zero_optimization": {"stage": "auto", "reduce_bucket_size": 100000}}')
-    low = {"precision": "bf16", "gradient_checkpointing": True, "max_steps": 10, "ema_decay": 0.0}
-    plain = run_plain(config, 10)
-    for name, stage, more in (
-        ("autocast", 0, {}),
-        ("offload", 3, {"offload_optimizer": "cpu", "offload_params": "cpu", "deepspeed": str(own)}),
-    ):
-        changes = {**low, **more, "zero_stage": stage, "output": str(tmp_path / name)}
-        said = train.run(config.model_copy(update=changes))
-        losses = train.read_losses(changes["output"])
-        np.testing.assert_allclose(losses, plain.losses, rtol=2e-2)  # bf16 has eight bits
-        assert not np.allclose(losses, plain.losses, rtol=1e-5)  # and is what was computed in
-        weights = exported(said["model"])
-        assert all(weight.dtype == torch.float32 for weight in weights.values())
-        assert plain.distance(weights, plain.weights) < 0.5  # without an average, the last weights
-
-
-def test_the_tiny_preset_halves_its_loss_in_a_hundred_steps(
-    prepare_config: prepare.PrepareConfig, summary: dict[str, Any], tmp_path: Path
-) -> None:
-    like = "builtin:velocity"  # latents of the usual size, in which noise can be told from a picture
-    prepared = str(tmp_path / "dataset")
-    prepare.run(prepare_config.model_copy(update={"output": prepared, "model": like}))
-    config = train.TrainConfig(
-        dataset=prepared, output=str(tmp_path / "run"), init="none", components=like, total_batch=4, micro_batch=2
-    )
+    state = Path(config.output) / "checkpoints" / f"step_{2 * EVERY:07d}" / "state.json"
+    killer = faults.when(state.exists, lose)
     said = train.run(config)
-    assert said["steps"] == 100
-    assert said["loss_last_20"] < 0.5 * said["loss_first_20"]
+    killer.join(timeout=10)
+    assert len(killed) == 1
+    return said
+
+
+def check_hop(hop: str, run: Path, steps: int, said: dict[str, Any], reference: Reference) -> None:
+    """Losses, exported average, validation and bad steps are those of the plain run at this step."""
+    plain, bad = reference.plain, [step for step in reference.bad if step <= steps]
+    assert said["steps"] == steps, hop
+    np.testing.assert_allclose(train.read_losses(str(run)), plain.losses[:steps], rtol=1e-4, err_msg=hop)
+    assert plain.distance(exported(said["model"]), plain.kept[steps][1]) < 1e-3, hop
+    assert said["bad_steps"] == [{"step": step, "clips": [reference.spoiled_clip]} for step in bad], hop
+    judged = read_rows(str(run))
+    assert [row["step"] for row in judged] == list(range(EVERY, steps + 1, EVERY)), hop
+    for row in judged:
+        expected = reference.judged[int(row["step"])]
+        assert row.keys() == expected.keys(), hop
+        np.testing.assert_allclose([row[name] for name in expected], list(expected.values()), rtol=1e-4, err_msg=hop)
+    assert said["validation_loss"] == judged[-1][TOTAL], hop
+    assert judged[-1][TOTAL] < judged[0][TOTAL], hop
 
 
 def check_export(config: train.TrainConfig, said: dict[str, Any]) -> None:
@@ -118,7 +163,7 @@ def check_export(config: train.TrainConfig, said: dict[str, Any]) -> None:
     card = model_directory.read_card(said["model"])
     assert (card.sizes, card.lengths) == ([(64, 64)], [4])
     assert card.lineage["dataset_fingerprint"] == said["dataset_fingerprint"]
-    assert card.lineage["steps"] == STEPS
+    assert card.lineage["steps"] == LAST
     run, data, *start = lineage.trace(said["model"]).came_from
     assert (run.name, data.name, data.note) == (said["run_id"], config.dataset, None)
     assert data.came_from[0].name == dataset.read_description(config.dataset)["input"]
@@ -130,19 +175,107 @@ def check_export(config: train.TrainConfig, said: dict[str, Any]) -> None:
     assert frames.shape == (1, 4, 64, 64, 3)
 
 
-def check_tracked(folder: Path, config: train.TrainConfig, said: dict[str, Any]) -> None:
-    """MLflow's database beside the output has the run with parameters, metrics, tags and the loss curve."""
-    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+def check_tracked(config: train.TrainConfig, said: dict[str, Any], new: int, stage: int) -> None:
+    """MLflow's database beside the output has the run with parameters, metrics, tags and curves of its `new` steps."""
+    client = MlflowClient(f"sqlite:///{Path(config.output).parent / 'mlflow.db'}")
     run = client.get_run(said["run_id"])
     assert run.info.status == "FINISHED"
-    assert run.data.params["zero_stage"] == str(config.zero_stage)
+    assert run.data.params["zero_stage"] == str(stage)
     assert run.data.tags["dataset_fingerprint"] == said["dataset_fingerprint"]
     assert run.data.tags["model_fingerprint"] == said["model_fingerprint"]
-    history = {metric.step: metric.value for metric in client.get_metric_history(said["run_id"], "loss")}
-    assert sorted(history) == list(range(1, STEPS + 1))
-    assert history[STEPS] == pytest.approx(train.read_losses(config.output)[-1])
+    losses = dict(enumerate(train.read_losses(config.output), 1))
+    curves = {
+        "loss": {step: loss for step, loss in losses.items() if step > len(losses) - new and np.isfinite(loss)},
+        f"{TOTAL}_q1": {
+            row["step"]: row[f"{TOTAL}_q1"] for row in read_rows(config.output) if row["step"] > len(losses) - new
+        },
+    }
+    for name, curve in curves.items():
+        history = {metric.step: metric.value for metric in client.get_metric_history(said["run_id"], name)}
+        assert history == pytest.approx(curve)
+        assert len(history) >= 2
     assert 0 < run.data.metrics["grad_norm"] < 10
     assert 0 < run.data.metrics["data_wait_share"] < 1
     assert 100 < run.data.metrics["memory_mib"] < 10_000
-    assert run.data.metrics["bad_steps"] == 0
+    assert run.data.metrics["bad_steps"] == len(said["bad_steps"])
     assert [file.path for file in client.list_artifacts(said["run_id"])] == ["images", "loss.png"]
+    images = [file.path for file in client.list_artifacts(said["run_id"], "images") if file.path.endswith(".png")]
+    steps = sorted(int(step) for step in re.findall(r"samples\Wstep\W(\d+)\W", " ".join(images)))
+    assert steps == [len(losses) - 2, len(losses)]
+
+
+def check_samples(run: Path, steps: list[int]) -> None:
+    """There are sheets of these steps, and the last one has for each clip the true one, then the sample."""
+    names = [f"step_{step:06d}.png" for step in steps]
+    assert [path.name for path in sorted((run / "samples").iterdir())] == names
+    sheet = np.asarray(Image.open(run / "samples" / names[-1]), np.float32)
+    assert sheet.shape == (6 + 6 * (22 + 192 + 6), 6 + 6 * 198, 3)
+    for top in range(28, sheet.shape[0], 440):
+        true, sampled = (sheet[start : start + 192] for start in (top, top + 220))
+        # Both begin with the image, and end apart: so small a model has not learned to move it.
+        assert np.abs(true[:, 6:198] - sampled[:, 6:198]).mean() < 1
+        assert np.abs(true[:, -198:-6] - sampled[:, -198:-6]).mean() > 5
+
+
+def check_refusals(config: train.TrainConfig) -> None:
+    """A run that is there goes on with the settings that it began with, and no others."""
+    with pytest.raises(ValueError, match=r"--seed: the run in .* has 0, this command 1"):
+        train.check(config.model_copy(update={"seed": 1}))
+    with pytest.raises(ValueError, match=r"--validation-share: the run in .* has 0\.\d+, this command 0\.0"):
+        train.check(config.model_copy(update={"validation_share": 0.0}))
+
+
+def check_stop(config: train.TrainConfig, reference: Reference) -> None:
+    """With one bad step more than allowed, the run stops at once, and what is there stays there."""
+    whole = faults.written(Path(config.output))
+    before = {name: when for name, when in whole.items() if name.endswith((".pt", ".safetensors"))}
+    so_far = sum(step <= LAST for step in reference.bad)
+    changes = {"max_steps": 2 * LAST, "max_bad_steps": so_far, "zero_stage": 2, "checkpoint_every": 2 * LAST}
+    sentence = rf"step {reference.bad[so_far]} has no finite loss .* look at the clips {reference.spoiled_clip}, or"
+    with pytest.raises(RuntimeError, match=sentence):
+        train.run(config.model_copy(update=changes))
+    assert before.items() <= faults.written(Path(config.output)).items()
+
+
+def test_low_precision_checkpointing_offload_and_own_settings_train_alike(
+    prepared: str, ray_cluster: None, tmp_path: Path, tracking_uri: str
+) -> None:
+    own = tmp_path / "deepspeed.json"
+    own.write_text('{"zero_optimization": {"stage": "auto", "reduce_bucket_size": 100000}}')
+    low = {"precision": "bf16", "gradient_checkpointing": True, "max_steps": 5, "ema_decay": 0.0}
+    config = small_config(prepared, tmp_path).model_copy(update={**low, "tracking_uri": tracking_uri})
+    plain = run_plain(config, 5)
+    for name, stage, more in (
+        ("autocast", 0, {}),
+        ("offload", 3, {"offload_optimizer": "cpu", "offload_params": "cpu", "deepspeed": str(own)}),
+    ):
+        changes = {**more, "zero_stage": stage, "output": str(tmp_path / name)}
+        said = train.run(config.model_copy(update=changes))
+        losses = train.read_losses(changes["output"])
+        np.testing.assert_allclose(losses, plain.losses, rtol=2e-2)  # bf16 has eight bits
+        assert not np.allclose(losses, plain.losses, rtol=1e-5)  # and is what was computed in
+        weights = exported(said["model"])
+        assert all(weight.dtype == torch.float32 for weight in weights.values())
+        assert plain.distance(weights, plain.weights) < 0.5  # without an average, the last weights
+
+
+def test_the_tiny_preset_halves_its_loss_in_a_hundred_steps_and_says_that_no_clip_is_held_out(
+    prepare_config: prepare.PrepareConfig,
+    ray_cluster: None,
+    tmp_path: Path,
+    tracking_uri: str,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    like = "builtin:velocity"  # latents of the usual size, in which noise can be told from a picture
+    prepared = str(tmp_path / "dataset")
+    prepare_plain(prepare_config.model_copy(update={"output": prepared, "model": like}))
+    changes = {"init": "none", "components": like, "total_batch": 4, "micro_batch": 2, "num_workers": 1}
+    places = {"dataset": prepared, "output": str(tmp_path / "run"), "tracking_uri": tracking_uri}
+    said = train.run(train.TrainConfig(**places, **changes, validation_share=1e-6))
+    assert said["steps"] == 100
+    assert said["loss_last_20"] < 0.5 * said["loss_first_20"]
+
+    assert said["validation_loss"] is None
+    assert capfd.readouterr().err.count("no clip fell into --validation-share 1e-06: there is no validation loss") == 1
+    assert not (tmp_path / "run" / "validation.csv").exists()
+    assert (tmp_path / "run" / "samples" / "step_000100.png").exists()

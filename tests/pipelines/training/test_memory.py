@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import train_memory
 from cinemo.unet import CinemoUNet
 from pipelines.training.memory import Live, activations, states
 
@@ -70,7 +71,5 @@ def test_live_tensors_are_counted_once_and_only_while_they_live() -> None:
     assert (live.now, live.peak) == (0, 4000 + 2 * 5600)
 
 
-def test_the_page_is_what_the_command_prints() -> None:
-    command = [sys.executable, "benchmarks/train_memory.py", "--check"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_the_page_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train_memory.main(["--check"]) == 0, capsys.readouterr().out

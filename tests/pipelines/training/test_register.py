@@ -1,84 +1,46 @@
 """A training ends in the registry, now or later, and what is there is a model for the next job on any node."""
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
 
 from pipelines import models, prepare, storage, train
 from tests.pipelines.plain import small_config
+from tests.pipelines.training.faults import Server, written
 
 pytestmark = pytest.mark.ray
 
 
-class Server:
-    """A real `mlflow server` that is not started yet."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.folder, self.process = folder, None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(self.port)]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        with (self.folder / "server.log").open("w") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=1).close()
-                return
-            except OSError:
-                time.sleep(0.1)
-        pytest.fail((self.folder / "server.log").read_text())
-
-
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
+    """A tracking server that is not started yet."""
     server = Server(tmp_path)
     yield server
-    if server.process is not None:
-        os.killpg(server.process.pid, signal.SIGKILL)
-        server.process.wait()
-
-
-def checkpoints(run: Path) -> dict[str, int]:
-    """When each file of a run's checkpoints and of its model was written, by name."""
-    files = [path for folder in ("checkpoints", "model") for path in (run / folder).rglob("*") if path.is_file()]
-    return {str(path): path.stat().st_mtime_ns for path in files}
+    server.end()
 
 
 def test_a_training_without_its_server_is_registered_by_the_same_command_later_and_once(
+    prepared: str,
     prepare_config: prepare.PrepareConfig,
-    summary: dict[str, Any],
+    ray_cluster: None,
     tmp_path: Path,
     server: Server,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    changes = {"output": str(tmp_path / "run"), "max_steps": 2, "register_as": "trained", "tracking_uri": server.uri}
-    config = small_config(prepare_config.output, tmp_path).model_copy(update=changes)
+    changes = {"output": str(tmp_path / "run"), "max_steps": 2, "num_workers": 1, "register_as": "trained"}
+    config = small_config(prepared, tmp_path).model_copy(update={**changes, "tracking_uri": server.uri})
     first = train.run(config)
     assert first["registered"] is None
     assert "not registered as trained@candidate" in capsys.readouterr().err
-    made = checkpoints(tmp_path / "run")
+    made = written(tmp_path / "run")
 
     server.start()
     again, once_more = train.run(config), train.run(config)
     assert again["registered"] == once_more["registered"] == "models:/trained/1"
     assert again["model_fingerprint"] == once_more["model_fingerprint"] == first["model_fingerprint"]
-    assert checkpoints(tmp_path / "run") == made
+    assert written(tmp_path / "run") == made
     (version,) = MlflowClient(server.uri).search_model_versions("name = 'trained'")
     tags = {name: first[name] for name in ("model_fingerprint", "dataset_fingerprint")}
     assert version.tags == tags

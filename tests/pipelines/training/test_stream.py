@@ -35,20 +35,18 @@ def stream(config: train.TrainConfig, tmp_path_factory: pytest.TempPathFactory) 
     ray.kill(actor)
 
 
-def test_an_epoch_holds_the_clips_of_the_prepared_dataset(
-    prepare_config: prepare.PrepareConfig, summary: dict[str, Any], stream: Any
-) -> None:
-    prepared = dataset.ClipReader(prepare_config.output)
-    expected = {clip.clip_id: clip for clip in (prepared[place] for place in range(len(prepared)))}
+def test_an_epoch_holds_the_clips_of_the_prepared_dataset(prepared: str, stream: Any) -> None:
+    clips = dataset.ClipReader(prepared)
+    expected = {clip.clip_id: clip for clip in (clips[place] for place in range(len(clips)))}
     reader = StreamReader(stream)
     reader.begin(0, None)
-    streamed = [reader[number] for number in range(len(prepared))]
+    streamed = [reader[number] for number in range(len(clips))]
     assert {clip.clip_id for clip in streamed} == expected.keys()
     for clip in streamed:
         same = expected[clip.clip_id]
         assert (clip.caption, clip.bucket) == (same.caption, same.bucket)
         np.testing.assert_array_equal(clip.latents, same.latents)
-    second = [reader[number].clip_id for number in range(len(prepared), len(prepared) + 4)]
+    second = [reader[number].clip_id for number in range(len(clips), len(clips) + 4)]
     assert second != [clip.clip_id for clip in streamed[:4]]  # another epoch, another order
     assert set(second) <= expected.keys()
 
@@ -65,9 +63,10 @@ def test_a_cursor_leads_to_the_same_clips_without_those_before(stream: Any) -> N
 
 @pytest.mark.long
 def test_a_run_that_is_resumed_goes_on_with_the_clips_that_come_next(
-    config: train.TrainConfig, stream: Any, tmp_path: Path
+    config: train.TrainConfig, stream: Any, tmp_path: Path, tracking_uri: str
 ) -> None:
-    config = config.model_copy(update={"output": str(tmp_path / "run")})
+    changes = {"output": str(tmp_path / "run"), "num_workers": 1, "tracking_uri": tracking_uri}
+    config = config.model_copy(update=changes)
     for steps in (3, 6):
         said = train.run(config.model_copy(update={"max_steps": steps}))
     assert said["steps"] == 6
