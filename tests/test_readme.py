@@ -47,6 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_the_commands_run_as_they_stand_there(folder: Path) -> None:
     """A block's in their order; two blocks at a time, since none needs what another made."""
 

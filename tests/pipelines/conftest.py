@@ -60,7 +60,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("videos")
     write_clips(folder, NUM_VIDEOS, size=(64, 96), num_frames=60)
     good = sorted(folder.glob("*.mp4"))[0].read_bytes()
-    (folder / "broken.mp4").write_bytes(good[: len(good) // 2])
+    (folder / "broken.mp4").write_bytes(good[: len(good) // 4])
     brief = tmp_path_factory.mktemp("brief")
     write_clips(brief, 1, size=(64, 96), num_frames=2)
     shutil.copy(next(brief.glob("*.mp4")), folder / "brief.mp4")

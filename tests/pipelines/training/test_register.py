@@ -10,7 +10,7 @@ from pipelines import models, prepare, storage, train
 from tests.pipelines.plain import small_config
 from tests.pipelines.training.faults import Server, written
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.long]
 
 
 @pytest.fixture

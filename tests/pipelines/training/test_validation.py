@@ -47,6 +47,7 @@ def test_means_are_taken_by_timestep_and_by_motion_and_leave_out_clips_that_are_
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_a_stream_makes_no_training_clips_of_held_out_videos_and_judges_by_them(
     prepared: str, prepare_config: prepare.PrepareConfig, ray_cluster: None, videos: Path, tmp_path: Path
 ) -> None:
