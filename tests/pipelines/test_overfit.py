@@ -63,6 +63,9 @@ def test_a_model_that_overfits_four_clips_animates_their_images_with_25_db(tmp_p
         "warmup_steps": 20,
         "ema_decay": 0.97,
         "prompt_drop": 0.0,
+        # One worker: of so small a model, a step of four clips takes hardly longer than one of two.
+        "num_workers": 1,
+        "micro_batch": 4,
     }
     said = train.run(small_config(prepared, tmp_path, MODEL).model_copy(update=changes))
 
