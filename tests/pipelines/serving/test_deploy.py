@@ -65,7 +65,11 @@ def address(ray_cluster: None, small: str, tmp_path_factory: pytest.TempPathFact
     environment["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     with (folder / "log").open("w") as log:
         command = [str(Path(sys.executable).parent / "serve"), "run", str(folder / "config.yaml")]
-        service = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
+        service = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True,
+            # In a background job of a shell SIGINT is ignored, and what it starts would never hear it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
 
     def is_ready() -> bool:
         assert service.poll() is None, (folder / "log").read_text()
