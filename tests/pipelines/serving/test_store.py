@@ -199,3 +199,13 @@ def test_a_database_that_comes_back_is_waited_for_and_one_that_does_not_is_an_er
             Store(url, patience=0.5)
     finally:
         postgres.start()
+
+
+def test_errors_of_the_database_show_no_parameters(store: Store) -> None:
+    """They are logged, and parameters are prompts and images of users."""
+    with store.engine.begin() as connection:
+        connection.execute(sa.text("DROP TABLE cinemo_jobs_2"))
+    store.patience = 0
+    with pytest.raises(sa.exc.DBAPIError) as caught:
+        store.fail("video_0001", 1, "server_error", "a secret prompt", ttl_s=100)
+    assert "secret" not in str(caught.value)
