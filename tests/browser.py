@@ -35,7 +35,7 @@ def chromium(profile: Path) -> Iterator[Any]:
 
 
 def until(happened: Callable[[], Any], seconds: float = 60) -> Any:
-    """What `happened` gives as soon as that is true."""
+    """Poll `happened` until it is true; return its value."""
     deadline = time.monotonic() + seconds
     while not (value := happened()):
         assert time.monotonic() < deadline

@@ -44,7 +44,7 @@ def copied() -> dict[str, str]:
 
 
 def installed() -> list[str]:
-    """What the Dockerfile copies before it installs the project."""
+    """Files that the Dockerfile copies before it installs the project."""
     words = [word for word, _ in instructions()]
     lines = [rest for word, rest in instructions()[: words.index("RUN")] if word == "COPY"]
     return [part for rest in lines for part in rest.split()[:-1] if not part.startswith("--")]

@@ -59,7 +59,7 @@ def test_it_is_small_and_has_all_of_the_code(package: Path) -> None:
 
 
 def test_the_weights_of_an_installed_package_serve_the_code_that_was_sent(unpacked: Path, tmp_path: Path) -> None:
-    """Of a package that was installed as the Dockerfile does it: from these files alone."""
+    """The package is installed as the Dockerfile does it, from the files that it copies and no others."""
     wheel = check_builds(installed(), tmp_path)
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     code, said = find_builtin(unpacked, tmp_path / "site")

@@ -20,7 +20,7 @@ from tests.tiny import TINY
 
 @dataclass
 class Plain:
-    """What a plain run comes to. weights, average: of the U-Net after the last step, by name.
+    """Results of a plain run. weights, average: of the U-Net after the last step, by name.
 
     kept: both, after each step that they were asked for; step 1 is the first.
     """

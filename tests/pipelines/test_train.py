@@ -44,7 +44,7 @@ LAST = HOPS[-1][2]
 
 @dataclass
 class Reference:
-    """What a run should come to.
+    """Expected results of a run.
 
     judged: rows of validation.csv by their step. bad: steps with the spoiled clip, up to well after the last hop.
     """

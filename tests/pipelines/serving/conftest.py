@@ -1,4 +1,4 @@
-"""What the tests of the service share: a real PostgreSQL, a small model, a service in this process."""
+"""Shared by the tests of the service: a real PostgreSQL, a small model, a service in this process."""
 
 import os
 import shutil

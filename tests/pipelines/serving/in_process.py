@@ -70,7 +70,7 @@ class Steps:
         self.permits.release()
 
     def answers(self, job_id: str) -> list[bool]:
-        """What the replica heard of a job, step by step."""
+        """Answers that the replica got for a job, step by step: whether the job is still wanted."""
         return [wanted for name, wanted in self.told if name == job_id]
 
 

@@ -62,7 +62,7 @@ def wait(client: httpx.Client, *ids: str, seconds: float = 240) -> list[dict[str
 
 
 def until(happened: Callable[[], Any], seconds: float = 240) -> Any:
-    """What `happened` gives as soon as that is true."""
+    """Poll `happened` until it is true; return its value."""
     deadline = time.monotonic() + seconds
     while not (value := happened()):
         assert time.monotonic() < deadline

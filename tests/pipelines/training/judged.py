@@ -1,4 +1,4 @@
-"""What validation should say: the clips that are held out, and their losses one clip and one timestep at a time."""
+"""Expected validation losses: of the held-out clips, computed one clip and one timestep at a time."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from tests.pipelines.conftest import rows
 
 
 def share_of(uris: set[str], videos: int) -> float:
-    """A share that holds out so many of the videos, whatever their paths hash to."""
+    """The validation share that holds out exactly this number of videos; paths are hashed, so it is searched for."""
     hashes = records.hash64(sorted(uris))
     shares = (float(share) for share in np.linspace(0, 1, 10_001)[:-1])
     return next(share for share in shares if dataset.is_held_out(hashes, share).sum() == videos)
@@ -29,7 +29,7 @@ def held_out_rows(config: train.TrainConfig) -> list[dict[str, Any]]:
 
 
 class Judge:
-    """Says what validation should say of a run's U-Net, given its weights."""
+    """Computes the validation losses of a run's U-Net from its weights."""
 
     def __init__(self, config: train.TrainConfig) -> None:
         self.rows = held_out_rows(config)
@@ -39,7 +39,7 @@ class Judge:
 
     @torch.no_grad()
     def losses(self, weights: dict[str, torch.Tensor]) -> dict[str, float]:
-        """Means by the names of validation.csv."""
+        """Mean losses, by the column names of validation.csv."""
         for name, weight in self.unet.named_parameters():
             weight.copy_(weights[name])
         losses: dict[str, list[float]] = {}
