@@ -111,7 +111,7 @@ def decode_chunk(vae: Any, latents: Tensor) -> np.ndarray:
 
 
 def check_finite(latents: Tensor) -> None:
-    """Raise FloatingPointError unless all of (B, C, F, h, w) are numbers; a frame of NaN would be decoded as black."""
+    """Raise FloatingPointError if latents (B, C, F, h, w) are NaN or infinite, which would be decoded as black."""
     bad = (~latents.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
     if bad:
         raise FloatingPointError(

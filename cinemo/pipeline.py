@@ -120,7 +120,7 @@ class CinemoPipeline(DiffusionPipeline):
         Lin et al. (arXiv 2305.08891). guidance_interval: the share of the steps, from first to last, that are guided.
         dct_transform: "fft" is the other variant of Fig. 3. reuse: steps that share the U-Net's deep levels.
         A sample's result depends on its own seed and settings alone, never on its batch. Raises ValueError, and
-        FloatingPointError when what comes out are no numbers (NaN, infinity).
+        FloatingPointError when a result is NaN or infinite.
         """
         # 1. What is asked for, checked before anything is computed.
         settings = (prompt, negative_prompt, motion_bucket, raw_motion_id, guidance_scale, seed)

@@ -1,4 +1,4 @@
-"""What can go wrong in a training: a killed worker, a clip that is no number, shards left behind, a lost server."""
+"""Faults of a training, made on purpose: a killed worker, a clip with NaN, stale shards, a lost tracking server."""
 
 import json
 import os
@@ -57,7 +57,7 @@ class Server:
 
 
 def spoil(prepared: str, folder: Path, clip_id: str) -> str:
-    """Path of a copy of a dataset in which this clip has a latent that is no number."""
+    """Path of a copy of a dataset in which one latent of this clip is NaN."""
     shutil.copytree(prepared, folder / "spoiled")
     for path in (folder / "spoiled" / "data").glob("*.parquet"):
         table = pq.read_table(path)
