@@ -32,7 +32,7 @@ def spread(name: str, value: Any, batch: int) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value] * batch
 
 
-def motion_ids(bucket: Any, raw: Any, mapping: dict[str, str], batch: int) -> list[float]:
+def motion_ids(bucket: Any, raw: Any, mapping: dict[str, Any], batch: int) -> list[float]:
     if raw is not None:
         return [float(value) for value in spread("raw_motion_id", raw, batch)]
     return [float(motion_id(value, mapping)) for value in spread("motion_bucket", bucket, batch)]
@@ -47,10 +47,11 @@ def check_size(
     if trained and size not in [tuple(known) for known in trained]:
         known = ", ".join(f"{h} x {w}" for h, w in trained)
         raise ValueError(f"height x width {size[0]} x {size[1]} was not trained by this model; it takes {known}")
-    if size[0] % factor or size[1] % factor or not 8 * factor <= min(size) <= max(size) <= 4096:
+    least = min(8 * factor, max(64, 2 * factor))
+    if size[0] % factor or size[1] % factor or not least <= min(size) <= max(size) <= 4096:
         raise ValueError(
             f"height x width {size[0]} x {size[1]} does not fit; "
-            f"both must be multiples of {factor} from {8 * factor} to 4096"
+            f"both must be multiples of {factor} from {least} to 4096"
         )
     return size
 

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,7 @@ OFFICIAL_SCHEDULE = {
 class ModelCard:
     """What cinemo.json says. Without the file: the official motion mapping, and any size or length is taken."""
 
-    motion: dict[str, str] = field(default_factory=lambda: dict(UNIFORM_MOTION))
+    motion: dict[str, Any] = field(default_factory=lambda: dict(UNIFORM_MOTION))
     sizes: list[tuple[int, int]] | None = None  # trained (height, width), pixels; the first is the default
     lengths: list[int] | None = None  # trained numbers of frames; the first is the default
     sampling: dict[str, float] = field(default_factory=dict)  # num_inference_steps, guidance_scale that suit it best
@@ -163,6 +164,8 @@ def vae_name(directory: str | os.PathLike[str], kind: str = "auto") -> str:
 
 def vae_factor(config: Mapping[str, Any]) -> int:
     """Pixels a latent cell, per side, of an autoencoder with such a configuration (its config.json)."""
+    if "cell" in config:
+        return int(config["cell"])
     blocks = config.get("encoder_block_out_channels") or config["block_out_channels"]
     return int(2 ** (len(blocks) - 1))
 
@@ -172,16 +175,16 @@ def load_vae(
 ) -> Any:
     """The autoencoder of a model directory, in evaluation mode. kind as in vae_name. Raises ValueError.
 
-    AutoencoderKLTemporalDecoder, AutoencoderKL, or AutoencoderDC where the configuration says so.
+    AutoencoderKLTemporalDecoder, AutoencoderKL, or what the configuration names of AutoencoderDC and our
+    AutoencoderMotion.
     """
-    from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderKLTemporalDecoder
-
     name = vae_name(directory, kind)
-    cls = AutoencoderKLTemporalDecoder if name == VAES["temporal"] else AutoencoderKL
+    cls = "AutoencoderKLTemporalDecoder" if name == VAES["temporal"] else "AutoencoderKL"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # what is wrong with the files, load_part says
-        if json.loads((Path(directory) / name / "config.json").read_text())["_class_name"] == AutoencoderDC.__name__:
-            cls = AutoencoderDC
-    return load_part(cls, Path(directory) / name, dtype).to(device).eval()
+        named = json.loads((Path(directory) / name / "config.json").read_text())["_class_name"]
+        cls = named if named in ("AutoencoderDC", "AutoencoderMotion") else cls
+    module = "cinemo.autoencoder" if cls == "AutoencoderMotion" else "diffusers"  # the latter takes a second to load
+    return load_part(getattr(import_module(module), cls), Path(directory) / name, dtype).to(device).eval()
 
 
 def load_text(
@@ -226,7 +229,7 @@ def inversion_note(model: str, scheduler: Any) -> str | None:
     """
     if scheduler.config.prediction_type != "sample":
         return None
-    return f"{model} predicts residuals, so little of a video's motion comes back; builtin:velocity brings back more"
+    return f"{model} predicts residuals, so little of a video's motion comes back; builtin:tiny brings back more"
 
 
 def load_part(cls: Any, directory: Path, dtype: "torch.dtype | None") -> Any:

@@ -88,9 +88,11 @@ def edit_video(
     dct = (dct_init, dct_cutoff, dct_timestep)
     noise = inverted_noise(pipe, frames[None], image_latents, source, motion_bucket, num_inference_steps, *dct)
     made = pipe(
-        None,
+        edited,
         prompt,
         motion_bucket=motion_bucket,
+        height=height,
+        width=width,
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
         image_latents=image_latents,

@@ -35,8 +35,15 @@ def is_temporal(vae: Any) -> bool:
     return isinstance(vae, AutoencoderKLTemporalDecoder)
 
 
+def needs_image(vae: Any) -> bool:
+    """Whether it moves the photo when it decodes, and describes a clip as motion of its first frame."""
+    from cinemo.autoencoder import AutoencoderMotion
+
+    return isinstance(vae, AutoencoderMotion)
+
+
 def encode_pixels(vae: Any, pixels: Tensor) -> Tensor:
-    """Posterior mean times the scaling factor: (B, 3, H, W) in [-1, 1] -> (B, C, h, w) in the VAE's dtype.
+    """Latents of images, posterior mean times the scaling factor: (B, 3, H, W) in [-1, 1] -> (B, C, h, w).
 
     The official code draws from the posterior; the mean makes frame 0 repeatable and nearer to the input.
     """
@@ -45,10 +52,13 @@ def encode_pixels(vae: Any, pixels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def encode_posterior(vae: Any, pixels: Tensor, chunk: int = 16) -> tuple[Tensor, Tensor]:
-    """Mean and log-variance of the scaled latents: (B, 3, H, W) in [-1, 1] -> twice (B, C, h, w).
+    """Mean and log-variance of the scaled latents of images: (B, 3, H, W) in [-1, 1] -> twice (B, C, h, w).
 
     A draw is mean + exp(log-variance / 2) * noise. chunk: pictures that the VAE takes at once.
     """
+    if needs_image(vae):
+        mean = vae.encode_image(pixels.to(vae.device)).to(vae.dtype)
+        return mean, torch.full_like(mean, NO_WIDTH)
     scale = vae.config.scaling_factor
     encoded = [vae.encode(part) for part in pixels.to(vae.device, vae.dtype).split(chunk)]
     if is_plain(vae):
@@ -57,6 +67,15 @@ def encode_posterior(vae: Any, pixels: Tensor, chunk: int = 16) -> tuple[Tensor,
     parts = [part.latent_dist for part in encoded]
     logvar = torch.cat([part.logvar for part in parts]) + 2 * math.log(scale)
     return torch.cat([part.mean for part in parts]) * scale, logvar
+
+
+def encode_clip(vae: Any, frames: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Mean and log-variance of a clip's scaled latents: uint8 (N, H, W, 3) -> twice (N, C, h, w)."""
+    pixels = to_pixels(frames)
+    if not needs_image(vae):
+        return encode_posterior(vae, pixels)
+    mean = vae.encode(pixels.to(vae.device)).to(vae.dtype)
+    return mean, torch.full_like(mean, NO_WIDTH)
 
 
 def to_pixels(frames: np.ndarray) -> Tensor:
@@ -71,20 +90,26 @@ def to_frames(pixels: Tensor) -> np.ndarray:
 
 
 def encode_frames(vae: Any, frames: np.ndarray) -> Tensor:
-    """Clips -> latents, frame by frame (Algorithm 1, line 4): uint8 (B, N, H, W, 3) -> (B, C, N, h, w)."""
-    batch, count = frames.shape[:2]
-    pixels = to_pixels(frames.reshape(-1, *frames.shape[2:]))
-    return encode_pixels(vae, pixels).unflatten(0, (batch, count)).transpose(1, 2)
+    """Clips -> latents (Algorithm 1, line 4): uint8 (B, N, H, W, 3) -> (B, C, N, h, w)."""
+    return torch.stack([encode_clip(vae, clip)[0] for clip in frames]).transpose(1, 2)
 
 
 @torch.no_grad()
-def decode_latents(vae: Any, latents: Tensor, chunk: int = 14) -> np.ndarray:
-    """Latents -> clips: (B, C, N, h, w), scaled -> uint8 (B, N, H, W, 3).
+def decode_latents(vae: Any, latents: Tensor, chunk: int = 14, images: Tensor | None = None) -> np.ndarray:
+    """Latents -> clips: (B, C, N, h, w), scaled, the first frame's first -> uint8 (B, N, H, W, 3).
+
+    images: (B, 3, H, W) in [-1, 1], the first frames as they are; for a VAE that needs_image. Raises ValueError
+    without them.
 
     chunk: frames a call decodes, at most. A temporal decoder sees the neighbours within its chunk only, so another
     chunk than the official 14 gives slightly other pixels there; a chunk never holds frames of two clips. Where frames
     are decoded one by one, a call takes no more than fits, and halves of it where memory runs out all the same.
     """
+    if needs_image(vae):
+        if images is None:
+            raise ValueError("this model's decoder moves the photo; pass image beside image_latents")
+        pairs = zip(latents.transpose(1, 2), images.to(latents.device), strict=True)
+        return np.stack([to_frames(vae.decode(clip, image)) for clip, image in pairs])
     if not is_temporal(vae):
         chunk = min(chunk, frames_that_fit(vae, latents))
     clips = []

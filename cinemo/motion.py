@@ -7,6 +7,7 @@ points: 0 is still, 19 is the most motion.
 import math
 from collections.abc import Callable, Mapping
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -119,9 +120,10 @@ def motion_bucket(score: float) -> int:
     return min(NUM_BUCKETS - 1, math.floor((1.0 - max(0.0, score)) * NUM_BUCKETS))
 
 
-def motion_id(bucket: int, mapping: Mapping[str, str]) -> int:
-    """The number that a model's U-Net was trained to see for a bucket; `mapping` is the model directory's.
+def motion_id(bucket: int, mapping: Mapping[str, Any]) -> float:
+    """The number that a model's U-Net is given for a bucket; `mapping` is the model directory's.
 
+    mapping["ids"], where it is there, has one for each bucket: those with which the model's videos measure so.
     Raises ValueError for a bucket outside 0..19 and for a mapping that this version does not know.
     """
     if isinstance(bucket, bool) or int(bucket) != bucket or not 0 <= bucket < NUM_BUCKETS:
@@ -130,7 +132,7 @@ def motion_id(bucket: int, mapping: Mapping[str, str]) -> int:
         )
     kind = mapping.get("kind")
     if kind == UNIFORM_MOTION["kind"]:
-        return int(bucket)
+        return mapping["ids"][int(bucket)] if "ids" in mapping else int(bucket)
     if kind == OFFICIAL_MOTION["kind"]:  # the official demo's slider is 1..20 and enters as 100 - slider
         return 100 - (int(bucket) + 1)
     raise ValueError(

@@ -112,7 +112,8 @@ class CinemoPipeline(DiffusionPipeline):
         image: path, bytes, PIL image or uint8 (H, W, 3); fitted to height x width (default: the model's first trained
         size) by scaling and a centre cut. motion_bucket: 0 (still) to 19; raw_motion_id replaces the model's mapping.
         guidance_scale: 1 or less skips the negative prompt. dct_cutoff, dct_timestep: DCTInit's p and tau.
-        image_latents (B, C, 1, h, w), scaled, replace encoding (image may then be None); latents (B, C, F, h, w)
+        image_latents (B, C, 1, h, w), scaled, replace encoding (image may then be None, unless the decoder moves it);
+        latents (B, C, F, h, w)
         replace the initial noise and DCTInit, and fix the number of frames.
         decode_chunk_size: frames a VAE call decodes.
         callback_on_step_end(pipeline, step, timestep, {"latents": ...}) may return a dict with new "latents".
@@ -140,9 +141,11 @@ class CinemoPipeline(DiffusionPipeline):
 
         # 2. The image's latents and the text's features.
         device, dtype = self._execution_device, self.unet.dtype
-        if image_latents is None:
+        pixels = None
+        if image is not None:
             photos = spread("image", image, batch)
             pixels = torch.cat([fit_pixels(read_image(photo), height, width) for photo in photos])
+        if image_latents is None:
             image_latents = encode_pixels(self.vae, pixels)[:, :, None]
         image_latents = image_latents.to(device, dtype)
         prompts = [str(p) for p in spread("prompt", prompt, batch)]
@@ -176,7 +179,8 @@ class CinemoPipeline(DiffusionPipeline):
         # 5. Image + residuals -> pixels.
         if output_type == "latent":
             return CinemoPipelineOutput(frames=latents)
-        frames = decode_latents(self.vae, torch.cat((image_latents, image_latents + latents), dim=2), decode_chunk_size)
+        whole = torch.cat((image_latents, image_latents + latents), dim=2)
+        frames = decode_latents(self.vae, whole, decode_chunk_size, pixels)
         if output_type == "pil":
             return CinemoPipelineOutput(frames=[[Image.fromarray(frame) for frame in clip] for clip in frames])
         return CinemoPipelineOutput(frames=frames)

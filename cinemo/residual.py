@@ -38,15 +38,6 @@ def prediction_target(residuals: Tensor, noise: Tensor, alpha_bar: Tensor, predi
     raise ValueError(f"prediction_type {prediction_type!r} is unknown; use 'epsilon', 'v_prediction' or 'sample'")
 
 
-def filled_channels(latents: Tensor, least: float = 1e-4) -> Tensor:
-    """1.0 for each channel of (B, C, N, h, w) that holds anything, 0.0 for one that is zero throughout: (C,).
-
-    A model may say in channels of its own what no video's latents tell, as the built-in one does of the camera:
-    training on videos must not teach it that there is nothing to say. Meant for training_loss's channel_weights.
-    """
-    return (latents.abs().amax(dim=(0, 2, 3, 4)) > least).float()
-
-
 def training_loss(
     unet: Callable[..., Any],
     latents: Tensor,

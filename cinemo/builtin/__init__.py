@@ -1,20 +1,25 @@
-"""The embedded models: `builtin:tiny`, the default, and `builtin:velocity`, which can be inverted (docs/model-card.md).
-
-Each is the directory of that name beside this file. recipes/builtin_tiny made them.
+"""The embedded model, `builtin:tiny` (docs/model-card.md): a directory beside this file, made by recipes/builtin_tiny.
 
 Knows where its files are: beside this one, or, where this one was brought along by `ray job submit --working-dir .`
 without them (.rayignore), in the package that is installed on the node.
 """
 
+import logging
 from pathlib import Path
 
-NAMES = ("builtin:tiny", "builtin:velocity")
+NAMES = ("builtin:tiny",)
+FORMER = {"builtin:velocity": "builtin:tiny"}  # names of models that are gone, until the next release
+
+logger = logging.getLogger("cinemo")
 
 
 def find(name: str) -> Path:
     """The directory of a built-in model. Raises ValueError for another name, and where the files are nowhere."""
+    if name in FORMER:
+        logger.warning("model %s is gone; %s, which edits as well, is taken in its place", name, FORMER[name])
+        name = FORMER[name]
     if name not in NAMES:
-        raise ValueError(f"model {name} is unknown; the built-in ones are {', '.join(NAMES)}")
+        raise ValueError(f"model {name} is unknown; the built-in one is {', '.join(NAMES)}")
     folder = name.removeprefix("builtin:")
     for place in (Path(__file__).parent, *installed()):
         if (place / folder / "unet").is_dir():

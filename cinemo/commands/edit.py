@@ -8,6 +8,8 @@ import typer
 
 from cinemo.commands import common
 
+INVERSION_STEPS = 25  # fewer than a model animates well with may be too few to invert a video
+
 
 def edit(
     video: Annotated[Path, typer.Argument(help="the video whose motion is taken")],
@@ -21,15 +23,14 @@ def edit(
     model: Annotated[
         str,
         typer.Option(
-            help="builtin:velocity, a model directory, or a hub id; of those that predict residuals, as "
-            "builtin:tiny does, little comes back"
+            help="builtin:tiny, a model directory, or a hub id; of those that predict residuals little comes back"
         ),
-    ] = "builtin:velocity",
+    ] = "builtin:tiny",
     start: Annotated[int, typer.Option(help="first frame taken from the video")] = 0,
     interval: Annotated[int, typer.Option(help="distance between frames; less where a video is short")] = 3,
     num_frames: Annotated[int, typer.Option(help="frames taken")] = 16,
     motion_bucket: Annotated[int | None, typer.Option(help="0 to 19; default: what the video measures")] = None,
-    steps: common.StepsOption = None,
+    steps: Annotated[int | None, typer.Option(help="denoising steps; default: the model's, 25 at least")] = None,
     guidance_scale: Annotated[
         float, typer.Option(help="1 keeps the video's motion; more follows the prompt and departs from it")
     ] = 1.0,
@@ -78,7 +79,7 @@ def edit(
         prompt,
         source_prompt,
         motion_bucket=bucket,
-        num_inference_steps=pipe.card.steps if steps is None else steps,
+        num_inference_steps=max(INVERSION_STEPS, pipe.card.steps) if steps is None else steps,
         guidance_scale=guidance_scale,
         negative_prompt=negative_prompt,
         dct_init=dct_init,

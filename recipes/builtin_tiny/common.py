@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -66,10 +66,24 @@ def load_checkpoint(folder: Path) -> dict[str, torch.Tensor]:
 class Training:
     """Parameters, AdamW and the running average of one stage: steps, and becomes a checkpoint and back."""
 
-    def __init__(self, parameters: Iterable[tuple[str, torch.nn.Parameter]], lr: float, betas: tuple[float, float]):
+    def __init__(
+        self,
+        parameters: Iterable[tuple[str, torch.nn.Parameter]],
+        lr: float,
+        betas: tuple[float, float],
+        shares: Mapping[str, float],
+    ) -> None:
+        """shares: of the learning rate, of the parameters whose names begin so; the others have all of it."""
         self.parameters = {name: p for name, p in parameters if p.requires_grad}
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=lr, betas=betas, weight_decay=0.01)
+        groups: dict[float, list[torch.nn.Parameter]] = {}
+        for name, p in self.parameters.items():
+            share = next((share for prefix, share in shares.items() if name.startswith(prefix)), 1.0)
+            groups.setdefault(share, []).append(p)
+        self.optimizer = torch.optim.AdamW(
+            [{"params": members, "share": share} for share, members in groups.items()],
+            lr=lr, betas=betas, weight_decay=0.01,
+        )  # fmt: skip
         self.samples = 0  # seen so far: schedules count samples, so that any batch size follows the same curve
         self.steps = 0
 
@@ -79,7 +93,7 @@ class Training:
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), max_norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["share"]
         self.optimizer.step()
         self.steps += 1
         self.samples += batch_size

@@ -12,13 +12,11 @@ from pathlib import Path
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from cinemo.synthetic.captions import all_words
+from recipes.builtin_tiny.motions import all_words
 
 WIDTH = 128  # of the text features
 MAX_TOKENS = 77  # as in every CLIP
 END = "</w>"
-# What the tokenizer knows in whole words. Fixed, so that checkpoints and tokenizers fit when the grammar grows.
-KINDS = ("zoom", "rotate", "sway", "ripple", "flicker", "still")
 SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 
 
@@ -51,7 +49,7 @@ def learn_merges(texts: list[str]) -> list[tuple[str, str]]:
 def write_tokenizer(directory: Path) -> CLIPTokenizer:
     """Write the four files of a CLIP tokenizer and load them back."""
     directory.mkdir(parents=True, exist_ok=True)
-    merges = learn_merges([text.replace(",", " ") for text in all_words(KINDS)])
+    merges = learn_merges([text.replace(",", " ") for text in all_words()])
     characters = byte_characters()
     tokens = [*characters, *(c + END for c in characters), *("".join(pair) for pair in merges), *SPECIAL]
     start, end = SPECIAL

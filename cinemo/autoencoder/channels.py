@@ -1,0 +1,131 @@
+"""What the channels of motion-compensated latents hold, and the numbers that scale them.
+
+A cell of a later frame says how the first frame must be moved there, and what else has changed. In the first frame the
+same channels say what the picture looks like, where the cell is, and how its SSIM falls as it moves. So a motion
+residual (paper, Algorithm 1) is the motion itself, and in a pan it is the same in every cell.
+
+| channels | a motion residual | the first frame |
+|---|---|---|
+| code, 24 | what no displacement explains: luma of 8 x 8 pixels, chroma of 16 x 16 | the picture, as coarse |
+| likeness, 4 | nothing | SSIM of the cell with itself, moved by 1, 3, 9, 27 pixels |
+| pace, 1 | logarithm of the clip's speed | nothing |
+| camera, 2 | displacement / frame number / speed, of an affine field | the cell's place |
+| local, 8 | displacement of 16 x 16 pixels beside the camera's / (8 speed) | nothing |
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CELL = 32  # pixels a cell, per side
+LUMA, CHROMA, LOCAL = 4, 2, 2  # parts a cell's side is divided into
+SHIFTS = (1, 3, 9, 27)  # pixels
+CODE = slice(0, LUMA**2 + 2 * CHROMA**2)
+LIKENESS = slice(CODE.stop, CODE.stop + len(SHIFTS))
+PACE = slice(LIKENESS.stop, LIKENESS.stop + 1)
+CAMERA = slice(PACE.stop, PACE.stop + 2)
+MOVES = slice(CAMERA.stop, CAMERA.stop + 2 * LOCAL**2)
+CHANNELS = MOVES.stop
+
+LOOK, CHANGE = 2.0, 12.0  # a unit of the code, in the first frame and as a residual; pixels are in [-1, 1]
+SHAPE = 3.0  # of a displacement that is the clip's speed
+LOG_SPEED = 1.5  # a unit of the pace
+LEAST_SPEED, TOP_SPEED = 0.05, 40.0  # pixels a frame
+FRAMES = 8.0  # a local displacement is measured against the way that the clip's speed goes in so many frames
+PLACE = 160.0  # pixels: a cell's place in these
+CODE_ZONE, MOVE_ZONE = 0.4, 0.3  # dead zones: what a network says below these is noise
+
+YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
+
+
+def to_code(pixels: Tensor) -> Tensor:
+    """Means of luma and chroma over parts of each cell: (N, 3, H, W) -> (N, 24, h, w)."""
+    ycc = torch.einsum("oc,nchw->nohw", YCC.to(pixels), pixels)
+    luma = F.pixel_unshuffle(F.avg_pool2d(ycc[:, :1], CELL // LUMA), LUMA)
+    return torch.cat([luma, F.pixel_unshuffle(F.avg_pool2d(ycc[:, 1:], CELL // CHROMA), CHROMA)], 1)
+
+
+def from_code(code: Tensor, height: int, width: int) -> Tensor:
+    """A smooth picture with such means, nearly: (N, 24, h, w) -> (N, 3, H, W)."""
+    parts = F.pixel_shuffle(code[:, : LUMA**2], LUMA), F.pixel_shuffle(code[:, LUMA**2 :], CHROMA)
+    ycc = torch.cat([F.interpolate(p, (height, width), mode="bicubic", align_corners=False) for p in parts], 1)
+    return torch.einsum("oc,nchw->nohw", torch.linalg.inv(YCC).to(code), ycc)
+
+
+def places(rows: int, columns: int, device: torch.device | None = None) -> Tensor:
+    """Where each cell's middle lies from the picture's, right and down: (2, h, w), in 160 pixels."""
+    y, x = torch.meshgrid(
+        torch.arange(rows, device=device) + 0.5 - rows / 2,
+        torch.arange(columns, device=device) + 0.5 - columns / 2,
+        indexing="ij",
+    )
+    return torch.stack([x, y]) * (CELL / PLACE)
+
+
+def likeness(pixels: Tensor) -> Tensor:
+    """How alike each cell is to itself a few pixels on: (N, 3, H, W) in [-1, 1] -> (N, 4, h, w).
+
+    SSIM of luma (7 x 7 windows), the mean of both axes. It tells a network which speed gives which motion bucket.
+    """
+    luma = torch.einsum("c,nchw->nhw", YCC[0].to(pixels), pixels)[:, None]
+    size = luma.shape[-2:]
+
+    def box(values: Tensor) -> Tensor:
+        return F.avg_pool2d(values, 7, stride=1, padding=3, count_include_pad=False)
+
+    mean = box(luma)
+    variance = (box(luma * luma) - mean * mean).clamp(min=0)
+    maps = []
+    for shift in SHIFTS:
+        for pad in ((0, shift, 0, 0), (0, 0, 0, shift)):
+            there, mean2, var2 = (
+                F.pad(each, pad, mode="replicate")[..., -size[0] :, -size[1] :] for each in (luma, mean, variance)
+            )
+            covariance = box(luma * there) - mean * mean2
+            c1, c2 = (2 * 0.01) ** 2, (2 * 0.03) ** 2
+            ssim = (2 * (mean + 1) * (mean2 + 1) + c1) * (2 * covariance + c2)
+            maps.append(ssim / (((mean + 1) ** 2 + (mean2 + 1) ** 2 + c1) * (variance + var2 + c2)))
+    alike = torch.cat(maps, 1).unflatten(1, (len(SHIFTS), 2)).mean(2)
+    return F.avg_pool2d(alike, CELL)
+
+
+def speed_of(camera: Tensor, local: Tensor) -> Tensor:
+    """The typical speed of what moves, wherever it is, in pixels a frame.
+
+    camera: displacement / frame number, (F, 2, h, w). local: displacement, (F, 2, 2h, 2w).
+    """
+    squares = []
+    for field in (camera, local / FRAMES):
+        each = field.square().sum(1)
+        squares.append(each.square().sum() / each.sum().clamp(min=1e-12))
+    return torch.stack(squares).sum().sqrt().clamp(LEAST_SPEED, TOP_SPEED)
+
+
+def motion_channels(camera: Tensor, local: Tensor, speed: Tensor | None = None) -> Tensor:
+    """Pace, camera and local channels of a motion residual: (F, 11, h, w). Arguments as in speed_of."""
+    speed = speed_of(camera, local) if speed is None else speed
+    pace = ((speed.log() - 1) * LOG_SPEED).expand(len(camera), 1, *camera.shape[-2:])
+    moves = F.pixel_unshuffle(away_from_zero(local / speed * (SHAPE / FRAMES), MOVE_ZONE, dim=1), LOCAL)
+    return torch.cat([pace, camera / speed * SHAPE, moves], 1)
+
+
+def motion_fields(residuals: Tensor) -> tuple[Tensor, Tensor]:
+    """The way back from residuals (F, C, h, w): camera displacement / frame number, and local displacement; pixels."""
+    speed = (residuals[:, PACE].mean() / LOG_SPEED + 1).clamp(-4, 3.7).exp()
+    local = towards_zero(F.pixel_shuffle(residuals[:, MOVES], LOCAL), MOVE_ZONE, dim=1)
+    return residuals[:, CAMERA] / SHAPE * speed, local * (speed * FRAMES / SHAPE)
+
+
+def away_from_zero(values: Tensor, zone: float, dim: int | None = None) -> Tensor:
+    """Lengthen values by `zone`, so that towards_zero gives them back; what is shorter than half of it becomes zero.
+
+    dim: the axis of vectors; None takes each value by itself.
+    """
+    length = values.abs() if dim is None else values.norm(dim=dim, keepdim=True)
+    return torch.where(length > zone / 2, values * (1 + zone / length.clamp(min=1e-6)), torch.zeros_like(values))
+
+
+def towards_zero(values: Tensor, zone: float, dim: int | None = None) -> Tensor:
+    """Shorten values by `zone`, at most to zero (soft thresholding, Donoho 1995)."""
+    length = values.abs() if dim is None else values.norm(dim=dim, keepdim=True)
+    return values * (1 - zone / length.clamp(min=zone))

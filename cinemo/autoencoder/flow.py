@@ -1,0 +1,134 @@
+"""Displacements of real clips: where the content of each frame lies in the first frame.
+
+Pyramidal Lucas-Kanade (Lucas and Kanade 1981; Bouguet 2001) on tensors, all pairs of frames at once, and a robust
+affine fit of what the camera does.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cinemo.autoencoder.warp import pixel_grid, sample, warp
+
+LEVELS, ROUNDS = 5, 4
+WINDOW = 3.0  # pixels, the deviation of the Gaussian window
+FIT_ROUNDS = 4
+
+
+def blur(values: Tensor, deviation: float) -> Tensor:
+    """Gaussian blur of (N, C, H, W), the border's values beyond the border."""
+    reach = int(3 * deviation + 0.5)
+    x = torch.arange(-reach, reach + 1, device=values.device)
+    kernel = torch.exp(-(x.float() ** 2) / (2 * deviation**2))
+    kernel = (kernel / kernel.sum()).view(1, 1, 1, -1)
+    flat = values.flatten(0, 1)[:, None]
+    flat = F.conv2d(F.pad(flat, (reach, reach, 0, 0), mode="replicate"), kernel)
+    flat = F.conv2d(F.pad(flat, (0, 0, reach, reach), mode="replicate"), kernel.transpose(2, 3))
+    return flat.view_as(values)
+
+
+def gradient(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Central differences along x and y of (N, 1, H, W)."""
+    across, down = F.pad(values, (1, 1, 0, 0), mode="replicate"), F.pad(values, (0, 0, 1, 1), mode="replicate")
+    return (across[..., 2:] - across[..., :-2]) / 2, (down[..., 2:, :] - down[..., :-2, :]) / 2
+
+
+def lucas_kanade(
+    moving: Tensor, fixed: Tensor, start: Tensor | None = None, levels: int = LEVELS, rounds: int = ROUNDS
+) -> Tensor:
+    """Displacement (N, 2, H, W) in pixels with moving(p + displacement) = fixed(p).
+
+    moving, fixed: grey (N, 1, H, W) in [0, 1]. start: a first guess, of the same shape as the result.
+    """
+    pairs = [(moving, fixed)]
+    while len(pairs) < levels and min(pairs[-1][0].shape[-2:]) >= 20:
+        pairs.append((F.avg_pool2d(pairs[-1][0], 2), F.avg_pool2d(pairs[-1][1], 2)))
+    size = pairs[-1][1].shape[-2:]
+    if start is None:
+        found = torch.zeros(len(fixed), 2, *size, device=fixed.device)
+    else:
+        found = F.interpolate(start, size=size, mode="area") / 2 ** (len(pairs) - 1)
+    for source, target in reversed(pairs):
+        if found.shape[-2:] != target.shape[-2:]:
+            found = 2 * F.interpolate(found, size=target.shape[-2:], mode="bilinear")
+        for _ in range(rounds):
+            moved = warp(source, found, "bilinear")
+            gx, gy = gradient(moved)
+            error = target - moved
+            products = torch.cat([gx * gx, gx * gy, gy * gy, gx * error, gy * error], 1)
+            a, b, c, p, q = blur(products, WINDOW).split(1, 1)
+            a, c = a + 1e-4, c + 1e-4
+            scale = 1 / (a * c - b * b)
+            step = torch.cat([(c * p - b * q) * scale, (a * q - b * p) * scale], 1)
+            found = blur(found + step.clamp(-2, 2), 1.0)
+    return found
+
+
+def fit_affine(field: Tensor, inside: Tensor) -> Tensor:
+    """The affine fields (N, 3, 2) nearest to most of (N, 2, H, W): offset, slope along x, slope along y.
+
+    Coordinates are pixels from the middle. Least squares, each time with less weight for what does not fit; only where
+    `inside` (N, H, W) is true.
+    """
+    count, _, height, width = field.shape
+    terms = affine_terms(height, width, field.device)
+    values = field.flatten(2).transpose(1, 2)  # (N, H W, 2)
+    trusted = inside.flatten(1).float()[..., None] + 1e-6
+    weights = trusted
+    for _ in range(FIT_ROUNDS):
+        weighted = (terms * weights).transpose(1, 2)
+        fit = torch.linalg.solve(weighted @ terms.expand(count, -1, -1), weighted @ values)
+        error = (values - terms @ fit).norm(dim=2, keepdim=True)
+        middle = torch.where(trusted > 0.5, error, torch.nan).nanmedian(dim=1, keepdim=True).values.nan_to_num(1.0)
+        weights = trusted / (1 + (error / (middle + 1e-3)) ** 2)
+    return fit
+
+
+def affine_terms(height: int, width: int, device: torch.device | None = None) -> Tensor:
+    """1, x and y of each pixel, from the middle: (1, H W, 3)."""
+    x, y = pixel_grid(height, width, device)
+    return torch.stack([torch.ones_like(x), x - width / 2, y - height / 2], -1).view(1, -1, 3)
+
+
+def affine_field(fit: Tensor, height: int, width: int) -> Tensor:
+    """Affine fields as displacements: (N, 3, 2) -> (N, 2, H, W)."""
+    return (affine_terms(height, width, fit.device) @ fit).transpose(1, 2).unflatten(2, (height, width))
+
+
+def is_inside(field: Tensor) -> Tensor:
+    """Whether what each pixel shows lies in the first frame: displacements (N, 2, H, W) -> bool (N, H, W)."""
+    height, width = field.shape[-2:]
+    x, y = pixel_grid(height, width, field.device)
+    x, y = x + field[:, 0], y + field[:, 1]
+    return (x > 0) & (x < width) & (y > 0) & (y < height)
+
+
+def displacements(grey: Tensor) -> Tensor:
+    """Of each later frame from the first: (N, 1, H, W) in [0, 1] -> (N - 1, 2, H, W), pixels.
+
+    From frame to frame first, because neighbours are near to each other; these are chained, and aligned once more with
+    the first frame. What the first frame does not show moves as the camera does.
+    """
+    steps = lucas_kanade(grey[:-1], grey[1:])
+    camera = fit_affine(steps, torch.ones_like(steps[:, 0], dtype=torch.bool))
+    height, width = grey.shape[-2:]
+    linear = torch.eye(2, device=grey.device)
+    x, y = pixel_grid(height, width, grey.device)
+    total: list[Tensor] = []
+    slope, offset = linear.clone(), torch.zeros(2, device=grey.device)
+    for index, step in enumerate(steps):
+        # The camera's way, exactly: p -> slope p + offset, from this frame to the first.
+        own_slope, own_offset = linear + camera[index, 1:].T, camera[index, 0]
+        offset, slope = slope @ own_offset + offset, slope @ own_slope
+        fit = torch.cat([offset[None], (slope - linear).T])[None]
+        all_camera = affine_field(fit, height, width)
+        if not total:
+            total.append(step[None])
+            continue
+        chained = step[None] + sample(total[-1], x[None] + step[0], y[None] + step[1], "bilinear")
+        there_x, there_y = x + step[0], y + step[1]
+        seen = (there_x > 0) & (there_x < width) & (there_y > 0) & (there_y < height)
+        total.append(torch.where(seen, chained, all_camera))
+    start = torch.cat(total)
+    aligned = lucas_kanade(grey[:1].expand(len(start), -1, -1, -1), grey[1:], start, levels=2, rounds=3)
+    return torch.where(is_inside(start)[:, None], aligned, start)

@@ -1,0 +1,152 @@
+"""AutoencoderMotion: clips -> motion-compensated latents, and back with the photo.
+
+A frame is the first frame moved by an affine field (the camera) and a smooth one (what moves by itself), and a coarse
+code of what that does not explain. It is as sharp as the photo, at any size that the cell divides. After the idea of
+latent flow diffusion (Ni et al., CVPR 2023), with a codec in place of trained networks: there is nothing to train.
+"""
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+from cinemo.autoencoder import channels as ch
+from cinemo.autoencoder.flow import affine_field, displacements, fit_affine, is_inside
+from cinemo.autoencoder.warp import continued, upsample, warp
+
+DEGREE = 3  # of the polynomial in time that a camera follows
+TREMOR = 0.15  # of the camera's motion: what departs from the polynomial by less is noise
+FRAMES_AT_ONCE = 4  # decoded together; a picture of 320 x 512 takes 10 MB
+
+
+class AutoencoderMotion(ModelMixin, ConfigMixin):
+    """Encodes clips as displacements and a code; decodes them by moving the photo. It has no trained weights."""
+
+    @register_to_config
+    def __init__(self, cell: int = ch.CELL, latent_channels: int = ch.CHANNELS, scaling_factor: float = 1.0) -> None:
+        super().__init__()
+        if (cell, latent_channels) != (ch.CELL, ch.CHANNELS):
+            raise ValueError(
+                f"cell {cell} and latent_channels {latent_channels} are not {ch.CELL} and {ch.CHANNELS}; the model is "
+                "of another version of cinemo"
+            )
+        self.register_buffer("colours", ch.YCC.clone())  # a model directory has a file of weights for each part
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Latents of first frames: (B, 3, H, W) in [-1, 1] -> (B, C, h, w). Raises ValueError for other sizes."""
+        check_size(pixels)
+        pixels = pixels.float()
+        code = ch.to_code(pixels) * ch.LOOK
+        batch, _, rows, columns = code.shape
+        place = ch.places(rows, columns, code.device).expand(batch, -1, -1, -1)
+        alike = (ch.likeness(pixels) - 0.5) * 4
+        pace, moves = (code.new_zeros(batch, size, rows, columns) for size in (1, ch.CHANNELS - ch.MOVES.start))
+        return torch.cat([code, alike, pace, place, moves], 1)
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Latents of a clip, the first frame first: (N, 3, H, W) in [-1, 1] -> (N, C, h, w)."""
+        first = self.encode_image(pixels[:1])
+        if len(pixels) == 1:
+            return first
+        camera, local = split_motion(pixels.float())
+        residuals = first.new_zeros(len(camera), ch.CHANNELS, *first.shape[-2:])
+        residuals[:, ch.PACE.start :] = ch.motion_channels(camera, local)
+        moved = self.decode_motion(residuals, pixels[0].float())
+        residuals[:, ch.CODE] = ch.away_from_zero(ch.to_code(pixels[1:] - moved) * ch.CHANGE, ch.CODE_ZONE)
+        return torch.cat([first, first + residuals])
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, image: Tensor) -> Tensor:
+        """A whole clip: latents (N, C, h, w), the first frame's first, and the photo (3, H, W) -> (N, 3, H, W)."""
+        residuals, image = (latents[1:] - latents[:1]).float(), image.float()
+        moved = self.decode_motion(residuals, image)
+        code = ch.towards_zero(residuals[:, ch.CODE], ch.CODE_ZONE) / ch.CHANGE
+        if code.any():
+            moved = moved + ch.from_code(code, *image.shape[-2:])
+        return torch.cat([image[None], moved])
+
+    def displacement(self, residuals: Tensor, height: int, width: int) -> Tensor:
+        """How residuals (F, C, h, w) move each pixel: (F, 2, H, W), in pixels, as in warp.py."""
+        camera, local = split_fields(residuals)
+        return total_displacement(camera, local, height, width)
+
+    def decode_motion(self, residuals: Tensor, image: Tensor) -> Tensor:
+        """The photo (3, H, W), moved as the residuals (F, C, h, w) say, without their code: (F, 3, H, W)."""
+        height, width = image.shape[-2:]
+        canvas, top, left = continued(image)
+        frames = []
+        camera, local = split_fields(residuals)
+        for fit, field in zip(camera.split(FRAMES_AT_ONCE), local.split(FRAMES_AT_ONCE), strict=True):
+            frames.append(warp(canvas[None], total_displacement(fit, field, height, width), top=top, left=left))
+        return torch.cat(frames)
+
+
+def check_size(pixels: Tensor) -> None:
+    """Raise ValueError for pictures (..., H, W) that are not whole cells, at least two each way."""
+    height, width = pixels.shape[-2:]
+    if height % ch.CELL or width % ch.CELL or min(height, width) < 2 * ch.CELL:
+        raise ValueError(f"size {height} x {width} is not a multiple of {ch.CELL} pixels from {2 * ch.CELL} on")
+
+
+def split_fields(residuals: Tensor) -> tuple[Tensor, Tensor]:
+    """Residuals (F, C, h, w) -> the camera's affine fields (F, 3, 2) and the local displacement (F, 2, 2h, 2w)."""
+    camera, local = ch.motion_fields(residuals)
+    numbers = torch.arange(1, len(camera) + 1, device=camera.device).view(-1, 1, 1)
+    return steady(fit_cells(camera)) * numbers, soften(local)
+
+
+def total_displacement(fit: Tensor, local: Tensor, height: int, width: int) -> Tensor:
+    """Both together, of each pixel: (F, 2, H, W)."""
+    total = affine_field(fit, height, width)
+    return total + upsample(local, height, width) if local.any() else total
+
+
+def fit_cells(camera: Tensor) -> Tensor:
+    """The affine fields (F, 3, 2), in pixels, nearest to fields of cells (F, 2, h, w)."""
+    rows, columns = camera.shape[-2:]
+    terms = ch.places(rows, columns, camera.device).flatten(1).T * ch.PLACE
+    terms = torch.cat([torch.ones_like(terms[:, :1]), terms], 1)
+    return torch.linalg.pinv(terms) @ camera.flatten(2).transpose(1, 2)
+
+
+def steady(fit: Tensor) -> Tensor:
+    """A camera's path (F, 3, 2) without tremor: a polynomial in time, and what departs from it by much.
+
+    A hand-held camera departs from it with most of its motion, and keeps that; the noise of a network is a small part.
+    """
+    time = torch.linspace(-1, 1, len(fit), device=fit.device)
+    powers = torch.stack([time**power for power in range(min(DEGREE, len(fit) - 1) + 1)], 1)
+    smooth = (powers @ torch.linalg.pinv(powers) @ fit.flatten(1)).view_as(fit)
+    rest = fit - smooth
+    size = torch.tensor([1.0, ch.PLACE, ch.PLACE], device=fit.device).view(1, 3, 1)
+    share = (rest * size).square().sum() / (fit * size).square().sum().clamp(min=1e-9)
+    return smooth + rest * (share / (share + TREMOR**2))
+
+
+def soften(local: Tensor) -> Tensor:
+    """Local displacements (F, 2, 2h, 2w) without jumps from part to part: a binomial mean over 3 x 3 neighbours."""
+    if not local.any():
+        return local
+    kernel = torch.tensor([1.0, 2.0, 1.0], device=local.device) / 4
+    kernel = (kernel[:, None] * kernel).expand(2, 1, 3, 3)
+    return F.conv2d(F.pad(local, (1, 1, 1, 1), mode="replicate"), kernel, groups=2)
+
+
+def split_motion(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """A clip (N, 3, H, W) -> the camera's displacement / frame number (F, 2, h, w) and the local displacement beside it
+    (F, 2, 2h, 2w), pixels."""
+    grey = F.avg_pool2d(pixels.mean(1, keepdim=True) / 2 + 0.5, 2)
+    field = 2 * F.interpolate(displacements(grey), scale_factor=2, mode="bilinear")
+    height, width = field.shape[-2:]
+    small = F.avg_pool2d(field, 8)
+    inside = F.avg_pool2d(is_inside(field)[:, None].float(), 8)[:, 0] > 0.9
+    numbers = torch.arange(1, len(field) + 1, device=field.device).view(-1, 1, 1)
+    fit = fit_affine(small, inside)
+    fit = fit / torch.tensor([1.0, 8.0, 8.0], device=fit.device).view(1, 3, 1)  # slopes are by parts of 8 pixels
+    fit = steady(fit / numbers)
+    camera = affine_field(fit, height, width)
+    part = ch.CELL // ch.LOCAL
+    rest = (field - camera * numbers[..., None]) * is_inside(field)[:, None]
+    return F.avg_pool2d(camera, ch.CELL), F.avg_pool2d(rest, part)

@@ -1,0 +1,232 @@
+"""Clips to learn from, as the latents of their first frame, their motion and their bucket. No frame is kept.
+
+    python recipes/builtin_tiny/pool.py --photos out/photos --pool out/pool --pictures 1200
+
+A motion is a formula, so its residuals are computed when it is drawn for training; pixels are needed for the bucket
+alone. A picture is a file, written aside and renamed: a stop loses one picture, and the next call goes on.
+"""
+
+import argparse
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a file, Python sees only its own folder
+
+from cinemo.autoencoder import AutoencoderMotion
+from cinemo.autoencoder import channels as ch
+from cinemo.autoencoder.warp import continued, upsample, warp
+from cinemo.latents import to_frames, to_pixels
+from cinemo.motion import NUM_BUCKETS, neighbour_ssim
+from recipes.builtin_tiny.motions import (
+    MIRRORED,
+    TURNED,
+    Motion,
+    camera_displacement,
+    describe,
+    draw_motion,
+    gain,
+    grid,
+    local_displacement,
+)
+from recipes.builtin_tiny.photos import training_photos
+from recipes.builtin_tiny.scenes import composed, picture
+
+NUM_FRAMES = 16
+SIZES = ((320, 512), (512, 320), (416, 416), (192, 320))
+SIZE_SHARES = (0.7, 0.1, 0.1, 0.1)
+MOTIONS = 8  # of a picture
+PART = ch.CELL // ch.LOCAL
+REFERENCE = 320.0
+
+
+def fields(motion: Motion, times: Tensor, rows: int, columns: int, masks: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Displacement of the camera (T, 2, h, w) and beside it (T, 2, 2h, 2w), in pixels, of cells and their parts."""
+    camera = camera_displacement(motion, times, *grid(rows, columns, ch.CELL)) * REFERENCE
+    local = local_displacement(motion, times, *grid(2 * rows, 2 * columns, PART)) * REFERENCE
+    if motion.region:
+        local = local * masks[motion.region]
+    return camera, local
+
+
+def frames_at(image: Tensor, motion: Motion, times: Tensor, masks: dict[str, Tensor]) -> Tensor:
+    """Frames (T, 3, H, W) of the image (3, H, W) under a motion, as the autoencoder would decode them."""
+    height, width = image.shape[-2:]
+    camera = camera_displacement(motion, times, *grid(height, width, 1)) * REFERENCE
+    total = camera
+    if motion.wave[0] or any(motion.drift):
+        _, local = fields(motion, times, height // ch.CELL, width // ch.CELL, masks)
+        total = camera + upsample(local, height, width)
+    canvas, top, left = continued(image)
+    frames = warp(canvas[None], total, "bilinear", top, left)
+    if motion.flicker[0]:
+        frames = (frames + 1) * gain(motion, times).view(-1, 1, 1, 1) - 1
+    return frames
+
+
+def score_of(image: Tensor, motion: Motion, masks: dict[str, Tensor]) -> float:
+    """The motion score of the clip, estimated from a few pairs of neighbouring frames."""
+    starts = [0, 5, 10, 14] if motion.oscillates else [0, 7, 14]
+    pairs = torch.tensor([time for start in starts for time in (start, start + 1)])
+    frames = to_frames(frames_at(image, motion, pairs, masks))
+    return float(np.mean([neighbour_ssim(frames[i : i + 2]).mean() for i in range(0, len(frames), 2)]))
+
+
+def make_item(index: int, folder: Path, names: list[str], vae: AutoencoderMotion) -> dict:
+    """Picture number `index` and its motions: always the same."""
+    rng = np.random.default_rng([77, index])
+    size = SIZES[rng.choice(len(SIZES), p=SIZE_SHARES)]
+    masks: dict[str, Tensor] = {}
+    if index % 5 < 2:
+        pixels, shown = composed(rng, size, folder, names)
+        masks = {name: F.avg_pool2d(torch.tensor(mask)[None, None], PART)[0, 0] for name, mask in shown.items()}
+    else:
+        pixels = picture(rng, size, folder, names)
+    image = to_pixels(pixels[None])[0]
+    motions = [draw_motion(rng, tuple(masks)) for _ in range(MOTIONS)]
+    scores = [1.0 if motion.parts[0][0] == "still" else score_of(image, motion, masks) for motion in motions]
+    return {"latents": vae.encode_image(image[None])[0].half(), "masks": masks, "motions": motions, "scores": scores}
+
+
+def make_pool(folder: Path, photos: Path, pictures: int, first: int = 0) -> None:
+    """Write the pictures that are not there yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names, vae, began = training_photos(photos), AutoencoderMotion(), time.monotonic()
+    for index in range(first, pictures):
+        path = folder / f"{index:05d}.pt"
+        if path.exists():
+            continue
+        torch.save(make_item(index, photos, names, vae), path.with_suffix(".tmp"))
+        os.replace(path.with_suffix(".tmp"), path)
+        if index % 50 == 49:
+            print(f"{index + 1} of {pictures} pictures, {time.monotonic() - began:.0f} s", flush=True)
+
+
+@dataclass
+class Batch:
+    """latents: (B, C, N, h, w). captions: of each. bucket: (B,)."""
+
+    latents: Tensor
+    captions: list[str]
+    bucket: Tensor
+
+
+class Pool:
+    """The pictures in a folder, as many as are there; reload() finds those that came since."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.items: list[dict] = []
+        self.seen: set[str] = set()
+        self.reload()
+
+    def reload(self) -> None:
+        """Read new files, and weigh the clips: rare buckets are drawn more often."""
+        for path in sorted(self.folder.glob("*.pt")):
+            if path.name not in self.seen:
+                self.seen.add(path.name)
+                self.items.append(torch.load(path, weights_only=False))
+        self.by_size: dict[tuple[int, int], list[tuple[dict, Motion, float]]] = {}
+        for item in self.items:
+            shape = tuple(item["latents"].shape[-2:])
+            clips = self.by_size.setdefault(shape, [])
+            clips += [
+                (item, motion, NUM_BUCKETS * (1 - min(1.0, score)) - 0.5)  # whole numbers are the middles of buckets
+                for motion, score in zip(item["motions"], item["scores"], strict=True)
+            ]
+        self.shapes = list(self.by_size)
+        self.weights, sizes = {}, []
+        for shape, clips in self.by_size.items():
+            buckets = np.array([bucket for _, _, bucket in clips]).round().astype(int).clip(0, NUM_BUCKETS - 1)
+            weight = 1 / np.maximum(np.bincount(buckets, minlength=NUM_BUCKETS)[buckets], 3) ** 0.5
+            self.weights[shape] = weight / weight.sum()
+            sizes.append(len(clips))
+        self.shares = np.array(sizes) / max(1, sum(sizes))
+
+    def __len__(self) -> int:
+        return sum(len(clips) for clips in self.by_size.values())
+
+    def draw(self, batch: int, times: Tensor, rng: np.random.Generator) -> Batch:
+        """A batch of one size: frame 0 and the motion frames in `times`, mirrored and recoloured at random."""
+        shape = self.shapes[rng.choice(len(self.shapes), p=self.shares)]
+        clips = self.by_size[shape]
+        chosen = rng.choice(len(clips), batch, p=self.weights[shape])
+        made = [augmented(clips[number][0], clips[number][1], times, rng) for number in chosen]
+        bucket = torch.tensor([clips[number][2] for number in chosen], dtype=torch.float32)
+        return Batch(torch.stack([latents for latents, _ in made]), [caption for _, caption in made], bucket)
+
+
+def residuals_of(motion: Motion, latents: Tensor, masks: dict[str, Tensor], times: Tensor) -> Tensor:
+    """Motion residuals (T, C, h, w) of the frames in `times` (none of them 0) over a first frame (C, h, w)."""
+    rows, columns = latents.shape[-2:]
+    whole = torch.arange(1, NUM_FRAMES)
+    camera, local = fields(motion, whole, rows, columns, masks)
+    camera = camera / whole.view(-1, 1, 1, 1)
+    speed = ch.speed_of(camera, local)
+    made = torch.zeros(len(times), ch.CHANNELS, rows, columns)
+    made[:, ch.PACE.start :] = ch.motion_channels(camera[times - 1], local[times - 1], speed)
+    if motion.flicker[0]:
+        look = latents[ch.CODE] / ch.LOOK
+        look[: ch.LUMA**2] += 1  # black is -1
+        change = look * (gain(motion, times).view(-1, 1, 1, 1) - 1) * ch.CHANGE
+        made[:, ch.CODE] = ch.away_from_zero(change, ch.CODE_ZONE)
+    return made
+
+
+def augmented(item: dict, motion: Motion, times: Tensor, rng: np.random.Generator) -> tuple[Tensor, str]:
+    """Latents (C, N, h, w) of frame 0 and the frames in `times`, and a caption: mirrored, and in other colours."""
+    first = item["latents"].float()
+    first[ch.CODE] = recoloured(first[ch.CODE], rng)
+    residuals = residuals_of(motion, first, item["masks"], times)
+    clip = torch.cat([first[None], first[None] + residuals])
+    words: dict[str, str] = {}
+    for axis, ways in ((-1, MIRRORED), (-2, TURNED)):
+        if rng.random() < 0.5 and (axis == -1 or not item["masks"]):
+            clip = mirrored(clip, axis)
+            words = {way: ways.get(words.get(way, way), words.get(way, way)) for way in {*MIRRORED, *TURNED}}
+    return clip.transpose(0, 1), describe(motion, rng, words)
+
+
+def mirrored(clip: Tensor, axis: int) -> Tensor:
+    """Latents (N, C, h, w) of the mirrored clip; axis: -1 exchanges left and right, -2 up and down."""
+    parts = [
+        *((span, factor) for span, factor in ((slice(0, 16), 4), (slice(16, 24), 2), (ch.MOVES, 2))),
+        (ch.LIKENESS, 1),
+        (ch.PACE, 1),
+        (ch.CAMERA, 1),
+    ]
+    made = torch.empty_like(clip)
+    for span, factor in parts:
+        made[:, span] = F.pixel_unshuffle(F.pixel_shuffle(clip[:, span], factor).flip(axis), factor)
+    turned = 0 if axis == -1 else 1  # the component that changes its sign
+    moves = made[:, ch.MOVES].unflatten(1, (2, -1))
+    moves[:, turned] *= -1
+    made[:, ch.MOVES] = moves.flatten(1, 2)
+    made[:, ch.CAMERA.start + turned] *= -1
+    return made
+
+
+def recoloured(code: Tensor, rng: np.random.Generator) -> Tensor:
+    """The code of a first frame (24, h, w) in other colours: another hue, another contrast."""
+    angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0.0, 1.3)
+    turn = strength * torch.tensor([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]).float()
+    chroma = torch.einsum("oc,cphw->ophw", turn, code[16:].unflatten(0, (2, 4))).flatten(0, 1)
+    luma = code[:16] * rng.uniform(0.7, 1.2) + rng.uniform(-0.2, 0.2)
+    return torch.cat([luma, chroma])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, required=True, help="folder that photos.py filled")
+    parser.add_argument("--pool", type=Path, required=True, help="folder of the pool")
+    parser.add_argument("--pictures", type=int, default=1200, metavar="N", help="pictures in the whole pool")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    make_pool(arguments.pool, arguments.photos, arguments.pictures)
