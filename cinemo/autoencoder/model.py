@@ -17,6 +17,7 @@ from cinemo.autoencoder.warp import continued, upsample, warp
 
 DEGREE = 3  # of the polynomial in time that a camera follows
 TREMOR = 0.15  # of the camera's motion: what departs from the polynomial by less is noise
+ARM = 160.0  # pixels from the middle: where a slope's displacement is compared with an offset
 FRAMES_AT_ONCE = 4  # decoded together; a picture of 320 x 512 takes 10 MB
 
 
@@ -40,7 +41,7 @@ class AutoencoderMotion(ModelMixin, ConfigMixin):
         code = ch.to_code(pixels) * ch.LOOK
         batch, _, rows, columns = code.shape
         place = ch.places(rows, columns, code.device).expand(batch, -1, -1, -1)
-        alike = (ch.likeness(pixels) - 0.5) * 4
+        alike = (ch.likeness(pixels) - 0.5) * ch.ALIKE
         pace, moves = (code.new_zeros(batch, size, rows, columns) for size in (1, ch.CHANNELS - ch.MOVES.start))
         return torch.cat([code, alike, pace, place, moves], 1)
 
@@ -120,7 +121,7 @@ def steady(fit: Tensor) -> Tensor:
     powers = torch.stack([time**power for power in range(min(DEGREE, len(fit) - 1) + 1)], 1)
     smooth = (powers @ torch.linalg.pinv(powers) @ fit.flatten(1)).view_as(fit)
     rest = fit - smooth
-    size = torch.tensor([1.0, ch.PLACE, ch.PLACE], device=fit.device).view(1, 3, 1)
+    size = torch.tensor([1.0, ARM, ARM], device=fit.device).view(1, 3, 1)
     share = (rest * size).square().sum() / (fit * size).square().sum().clamp(min=1e-9)
     return smooth + rest * (share / (share + TREMOR**2))
 

@@ -65,7 +65,9 @@ def draw_motion(rng: np.random.Generator, regions: tuple[str, ...] = ()) -> Moti
     if kind == "both":
         first, second = (camera(rng, k, speed) for k in map(str, rng.permutation(["pan", "zoom", "rotate"])[:2]))
         return replace(
-            first, parts=first.parts + second.parts, velocity=(first.velocity[0] + second.velocity[0], first.velocity[1] + second.velocity[1]),
+            first,
+            parts=first.parts + second.parts,
+            velocity=(first.velocity[0] + second.velocity[0], first.velocity[1] + second.velocity[1]),
             zoom=first.zoom + second.zoom, turn=first.turn + second.turn,
         )  # fmt: skip
     if kind == "region":

@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,16 +124,22 @@ class Pool:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.emphasis: Callable[[Motion], float] | None = None
         self.items: list[dict] = []
         self.seen: set[str] = set()
         self.reload()
 
     def reload(self) -> None:
-        """Read new files, and weigh the clips: rare buckets are drawn more often."""
+        """Read the files that are new."""
         for path in sorted(self.folder.glob("*.pt")):
             if path.name not in self.seen:
                 self.seen.add(path.name)
                 self.items.append(torch.load(path, weights_only=False))
+        self.weigh(self.emphasis)
+
+    def weigh(self, emphasis: Callable[[Motion], float] | None) -> None:
+        """Draw rare buckets more often, and a motion as often as `emphasis` says, beside the others."""
+        self.emphasis = emphasis
         self.by_size: dict[tuple[int, int], list[tuple[dict, Motion, float]]] = {}
         for item in self.items:
             shape = tuple(item["latents"].shape[-2:])
@@ -146,6 +153,8 @@ class Pool:
         for shape, clips in self.by_size.items():
             buckets = np.array([bucket for _, _, bucket in clips]).round().astype(int).clip(0, NUM_BUCKETS - 1)
             weight = 1 / np.maximum(np.bincount(buckets, minlength=NUM_BUCKETS)[buckets], 3) ** 0.5
+            if emphasis:
+                weight *= [emphasis(motion) for _, motion, _ in clips]
             self.weights[shape] = weight / weight.sum()
             sizes.append(len(clips))
         self.shares = np.array(sizes) / max(1, sum(sizes))
@@ -218,7 +227,7 @@ def recoloured(code: Tensor, rng: np.random.Generator) -> Tensor:
     angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0.0, 1.3)
     turn = strength * torch.tensor([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]).float()
     chroma = torch.einsum("oc,cphw->ophw", turn, code[16:].unflatten(0, (2, 4))).flatten(0, 1)
-    luma = code[:16] * rng.uniform(0.7, 1.2) + rng.uniform(-0.2, 0.2)
+    luma = code[:16] * rng.uniform(0.7, 1.2) + rng.uniform(-0.1, 0.1) * ch.LOOK
     return torch.cat([luma, chroma])
 
 

@@ -25,11 +25,12 @@ from cinemo.memory import keep_freed_memory
 from cinemo.residual import training_loss
 from cinemo.unet import CinemoUNet
 from recipes.builtin_tiny.common import Log, Training, learning_rate, load_checkpoint, pick_device, save_checkpoint
+from recipes.builtin_tiny.motions import Motion
 from recipes.builtin_tiny.pool import NUM_FRAMES, Pool
 from recipes.builtin_tiny.text import WIDTH, make_text_encoder, write_tokenizer
 
 WIDTHS = (64, 96, 128)
-TOTAL = 60_000  # clips
+TOTAL = 50_000  # clips
 LEARNING_RATE, WARMUP = 1e-3, 400  # the latter in clips
 TEXT_FROM = 0.3  # of the clips: until then the text encoder stands still
 TEXT_RATE = 0.1  # of the U-Net's learning rate
@@ -50,6 +51,8 @@ SCHEDULER = {
 # (motion frames, clips a step): how they are mixed. Few frames teach words and pictures for a third of the price.
 FEW, ALL, ALL_SHARE = (3, 6), (NUM_FRAMES - 1, 2), 0.12
 DROP_PROMPT = 0.1
+CAMERA_FIRST = 0.3  # of the clips: until then, what moves by itself is rare. Its phase is in no word, so it is noise to
+RARE, OFTEN = 0.2, 2.0  # whoever still looks for zooms and turns, which are seen more often
 ONLY_NOISE = 0.5  # of the clips: what moves where is then in the picture, the words and the bucket alone
 
 
@@ -59,7 +62,7 @@ def channel_weights() -> Tensor:
     weights[ch.LIKENESS] = 0.02  # no residual has it
     weights[ch.PACE] = 4.0
     weights[ch.CAMERA] = 2.0
-    weights[ch.MOVES] = 0.5
+    weights[ch.MOVES] = 0.3
     return weights
 
 
@@ -117,6 +120,14 @@ def draw_timesteps(batch: int, count: int, rng: np.random.Generator) -> np.ndarr
     return np.where(rng.random(batch) < ONLY_NOISE, count - 1, (count * rng.random(batch) ** 0.8).astype(np.int64))
 
 
+def camera_first(motion: Motion) -> float:
+    """How often a motion is drawn at the beginning of the training."""
+    kinds = {kind for kind, _ in motion.parts}
+    if kinds & {"zoom", "rotate"}:
+        return OFTEN
+    return 1.0 if kinds <= {"pan", "still"} else RARE
+
+
 def train(pool: Pool, out: Path, minutes: float, total: int, follow: bool) -> int:
     """Train for at most `minutes` or until `total` clips were seen since the very start; returns clips seen.
 
@@ -136,6 +147,9 @@ def train(pool: Pool, out: Path, minutes: float, total: int, follow: bool) -> in
     log, last_save, last_read = Log(out / "train.csv"), time.monotonic(), time.monotonic()
     while training.samples < total and time.monotonic() < deadline:
         rng = np.random.default_rng([1, training.samples])
+        emphasis = camera_first if training.samples < CAMERA_FIRST * total else None
+        if emphasis is not pool.emphasis:
+            pool.weigh(emphasis)
         frames, batch = ALL if rng.random() < ALL_SHARE else FEW
         times = torch.from_numpy(np.sort(rng.choice(np.arange(1, NUM_FRAMES), frames, replace=False)))
         data = pool.draw(batch, times, rng)
