@@ -14,8 +14,8 @@ FRAMEWORKS = {"ray", "mlflow", "deepspeed", "fastapi"}
 ALLOWED = {
     "cinemo": set(),
     "pipelines": {"ray"},
-    "pipelines/training": {"ray", "deepspeed"},
-    "pipelines/tracking.py": {"mlflow"},
+    "pipelines/train/": {"ray", "deepspeed"},
+    "pipelines/core/tracking.py": {"mlflow"},
     "pipelines/serving": {"ray", "fastapi"},
     "ray_jobs": {"ray"},
     "serve_app.py": {"ray"},

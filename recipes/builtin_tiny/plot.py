@@ -14,7 +14,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a file, Python sees only its own folder
 
-from pipelines import plots
+from pipelines.core import plots
 
 
 def curves(log: Path, every: int, until: float, *names: str) -> list[list[tuple[float, float]]]:
