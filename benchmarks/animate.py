@@ -62,13 +62,14 @@ def make_catalog(folder: Path, rows: int, side: int, different: int = 64) -> Pat
 
 def plain_loop(catalog: Path, output: Path) -> float:
     """Seconds of one thread for all rows: read, fit, encode, sample, decode, measure, write, list."""
-    from pipelines import manifest
-    from pipelines.animation import config as configs
-    from pipelines.animation import files, flow, listing, plan, records, rows
-    from pipelines.animation.animator import Animator
+    from pipelines.animate import files, flow, listing, plan, records, rows
+    from pipelines.animate import job as animate
+    from pipelines.animate.config import AnimateConfig
+    from pipelines.animate.replica import Animator
+    from pipelines.dataset import manifest
 
-    config = configs.placed(configs.AnimateConfig(catalog=str(catalog), output=str(output)))
-    model = configs.examine(config)
+    config = animate.placed(AnimateConfig(catalog=str(catalog), output=str(output)))
+    model = animate.examine(config)
     ledger = flow.Ledger()
     facts = {"model": config.model, "model_fingerprint": model.fingerprint, "model_lineage": model.card.lineage}
     animator = Animator(config, facts, ledger)
@@ -78,7 +79,7 @@ def plain_loop(catalog: Path, output: Path) -> float:
     writer = listing.Writer(config.output, config.ending)
     for part in manifest.slices(planned.files).to_pylist():
         for task in manifest.read_slice(**part):
-            ready = rows.prepare(task, configs.made_with(config, model), lambda function, *given: function(*given))
+            ready = rows.prepare(task, plan.made_with(config, model), lambda function, *given: function(*given))
             for made in animator(records.table([ready])):
                 writer.add(files.write(made.to_pylist()[0], config.output, config.ending))
     writer.close()
@@ -127,7 +128,7 @@ class Stub:
 
     def __call__(self, block: Any) -> Iterator[Any]:
         """Rows with pixels -> rows with the facts of a finished video."""
-        from pipelines.animation.records import table
+        from pipelines.animate.records import table
 
         yield table([self.finished(row) if row["pixels"] is not None else row for row in block.to_pylist()])
 
@@ -169,10 +170,11 @@ def watched(samples: list[float], cpu_s: dict[int, float], every_s: float = 2.0)
 
 def stubbed(catalog: Path, output: Path) -> dict[str, Any]:
     """The job in this process, with the stub."""
-    from pipelines import animate
+    from pipelines.animate import job as animate
+    from pipelines.animate.config import AnimateConfig
     from ray_jobs import common
 
-    config = animate.AnimateConfig(catalog=str(catalog), output=str(output), max_replicas=1, model=MODEL, size="64x64")
+    config = AnimateConfig(catalog=str(catalog), output=str(output), max_replicas=1, model=MODEL, size="64x64")
     common.connect(2, verbose=False)
     try:
         return animate.run(config, Stub)

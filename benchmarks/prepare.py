@@ -51,10 +51,13 @@ def make_videos(folder: Path, count: int) -> Path:
 
 def plain_loop(videos: Path, output: Path) -> float:
     """Seconds of one thread for all videos: probe, draw, decode, score, encode, write parts of 32."""
-    from pipelines import clips, extract, parts, prepare, sources
+    from pipelines import sources
+    from pipelines.dataset import parts
+    from pipelines.prepare import clips, flow
+    from pipelines.prepare.config import PrepareConfig
 
-    config = prepare.PrepareConfig(input=str(videos), output=str(output))
-    size = extract.frame_size(config)
+    config = PrepareConfig(input=str(videos), output=str(output))
+    size = flow.frame_size(config)
     encoder = clips.Encoder(config.model, config.num_frames, size, False, False, "cpu")
     clips.warm_up()
     began = time.perf_counter()

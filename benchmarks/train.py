@@ -65,16 +65,17 @@ def plain_loop(dataset: Path, steps: int, encode: bool) -> float:
     from cinemo.latents import encode_frames
     from cinemo.residual import training_loss
     from cinemo.video import sample_clip
-    from pipelines import train
-    from pipelines.dataset import ClipReader
-    from pipelines.training.batch import draw_batch, text_features
-    from pipelines.training.ema import AdamWithAverage
-    from pipelines.training.loop import load_unet
+    from pipelines.dataset.reader import ClipReader
+    from pipelines.train import weights
+    from pipelines.train.batch import draw_batch, text_features
+    from pipelines.train.config import TrainConfig
+    from pipelines.train.ema import AdamWithAverage
 
-    config = train.TrainConfig(dataset=str(dataset), output="unused", total_batch=BATCH, micro_batch=BATCH)
-    source = config.source
-    unet = load_unet(config, source)
-    motion, schedule = checkpoint.read_card(source).motion, checkpoint.load_scheduler(source, config.predicts)
+    config = TrainConfig(dataset=str(dataset), output="unused", total_batch=BATCH, micro_batch=BATCH)
+    source = weights.directory(config)
+    unet = weights.load_unet(config)
+    predicts, motion = weights.prediction_type(config), checkpoint.read_card(source).motion
+    schedule = checkpoint.load_scheduler(source, predicts)
     embed = text_features(source, torch.device("cpu"))
     clips = ClipReader(config.dataset, config.validation_share)
     optimizer = AdamWithAverage(unet.parameters(), config.learning_rate, config.ema_decay)
@@ -86,7 +87,7 @@ def plain_loop(dataset: Path, steps: int, encode: bool) -> float:
         latents, *others = draw_batch(config, step, batch, embed, motion, 1000)
         if encode:
             latents = torch.cat([encode_frames(vae, frames[(step + k) % len(frames)][None]) for k in range(BATCH)])
-        loss = training_loss(unet, latents, *others, schedule.alphas_cumprod, config.predicts)
+        loss = training_loss(unet, latents, *others, schedule.alphas_cumprod, predicts)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), config.grad_clip)
         optimizer.step()

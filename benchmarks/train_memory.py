@@ -3,7 +3,7 @@
     python benchmarks/train_memory.py > docs/training-memory.md
     python benchmarks/train_memory.py --check     # exits 1 when the file says something else
 
-Computed from shapes, without a GPU and without the weights (pipelines/training/memory.py), in half a minute.
+Computed from shapes, without a GPU and without the weights (pipelines/train/memory.py), in half a minute.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cinemo.unet import CinemoUNet
-from pipelines.training.memory import activations, states
+from pipelines.train.memory import activations, states
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "training-memory.md"

@@ -52,11 +52,13 @@ def seconds_of(call: Callable[[], object], device: str, repeats: int) -> list[fl
 
 def measure_clips(model: str, device: str, folder: Path, repeats: int) -> tuple[dict[str, list[float]], float]:
     """Seconds to decode and score, and to encode a clip of a 360 x 640 video; and bytes of it in a dataset."""
-    from pipelines import clips, extract, parts
+    from pipelines.dataset import parts
+    from pipelines.prepare import clips, flow
+    from pipelines.prepare.config import ExtractConfig
 
     videos = make_videos(folder / "videos", repeats + 1)
-    config = extract.ExtractConfig(model=model, clips_per_video=CLIPS_PER_VIDEO)
-    size = extract.frame_size(config)
+    config = ExtractConfig(model=model, clips_per_video=CLIPS_PER_VIDEO)
+    size = flow.frame_size(config)
     encoder = clips.Encoder(model, config.num_frames, size, False, False, device)
     clips.warm_up()
     decode_s, encode_s, rows = [], [], []
@@ -79,8 +81,8 @@ def measure_training(model: str, device: str, repeats: int) -> list[float]:
     """Seconds of a clip's share in a step of four: forward, backward, and a fourth of the optimizer's."""
     from cinemo import checkpoint
     from cinemo.residual import training_loss
-    from pipelines import models
-    from pipelines.training.ema import AdamWithAverage
+    from pipelines.core import models
+    from pipelines.train.ema import AdamWithAverage
 
     directory, facts = models.resolve(model), models.look_up(model)
     card, schedule, factor = facts.card, checkpoint.load_scheduler(directory), facts.factor
@@ -108,7 +110,7 @@ def measure_videos(
     from cinemo import CinemoPipeline
     from cinemo.synthetic.images import photo
     from cinemo.video import write_video
-    from pipelines import models
+    from pipelines.core import models
 
     pipe = CinemoPipeline.from_pretrained(models.resolve(model), device=device)
     pipe.set_progress_bar_config(disable=True)

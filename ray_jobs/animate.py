@@ -7,13 +7,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pipelines import animate
+from pipelines.animate import job
+from pipelines.animate.config import AnimateConfig
 from ray_jobs import common
 
 
-def check(config: animate.AnimateConfig) -> None:
+def check(config: AnimateConfig) -> None:
     """As the pipeline does; and on this machine alone, a GPU that is not there would be waited for for ever."""
-    animate.check(config)
+    job.check(config)
     if config.num_gpus and "RAY_ADDRESS" not in os.environ:
         import torch
 
@@ -23,14 +24,14 @@ def check(config: animate.AnimateConfig) -> None:
             )
 
 
-def needs_cpus(config: animate.AnimateConfig) -> int:
+def needs_cpus(config: AnimateConfig) -> int:
     """A share of a CPU for each replica, and for reading images and writing videos beside them."""
     replicas = max(config.min_replicas, config.max_replicas or 1)
     return math.ceil((1 if config.num_gpus else 0.6) * replicas + 0.3 + 0.2)
 
 
 def main() -> int:
-    return common.main(animate.AnimateConfig, check, animate.run, needs_cpus)
+    return common.main(AnimateConfig, check, job.run, needs_cpus)
 
 
 if __name__ == "__main__":

@@ -6,17 +6,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pipelines import prepare
+from pipelines.prepare import job
+from pipelines.prepare.config import PrepareConfig
 from ray_jobs import common
 
 
-def needs_cpus(config: prepare.PrepareConfig) -> int:
+def needs_cpus(config: PrepareConfig) -> int:
     """A share of a CPU for each encoder, half of one to decode, a tenth to write."""
     return math.ceil(0.4 * (config.encoders or 1) + 0.6)
 
 
 def main() -> int:
-    return common.main(prepare.PrepareConfig, prepare.check, prepare.run, needs_cpus)
+    return common.main(PrepareConfig, job.check, job.run, needs_cpus)
 
 
 if __name__ == "__main__":

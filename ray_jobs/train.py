@@ -5,18 +5,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pipelines import train
-from pipelines.training import data
+from pipelines.train import data, job
+from pipelines.train.config import TrainConfig
 from ray_jobs import common
 
 
-def needs_cpus(config: train.TrainConfig) -> int:
+def needs_cpus(config: TrainConfig) -> int:
     """One CPU for each worker that there has to be; and, to make clips of videos, one for decoding and encoding."""
     return config.workers[0] + data.is_stream(config.dataset)
 
 
 def main() -> int:
-    return common.main(train.TrainConfig, train.check, train.run, needs_cpus)
+    return common.main(TrainConfig, job.check, job.run, needs_cpus)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -14,12 +15,14 @@ FRAMEWORKS = {"ray", "mlflow", "deepspeed", "fastapi"}
 ALLOWED = {
     "cinemo": set(),
     "pipelines": {"ray"},
-    "pipelines/training": {"ray", "deepspeed"},
-    "pipelines/tracking.py": {"mlflow"},
+    "pipelines/train/": {"ray", "deepspeed"},
+    "pipelines/core/tracking.py": {"mlflow"},
     "pipelines/serving": {"ray", "fastapi"},
     "ray_jobs": {"ray"},
     "serve_app.py": {"ray"},
 }
+# Packages of pipelines/, from the top floor to the bottom: each imports from floors below its own, and from itself.
+FLOORS = (("train", "evaluate", "serving"), ("animate", "prepare"), ("sources",), ("dataset",), ("core",))
 LEAVES = ("motion.py", "residual.py", "dctinit.py", "videofile.py", "videowrite.py", "image.py")
 
 
@@ -32,6 +35,22 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.add(node.module)
     return names
+
+
+def modules() -> dict[str, set[str]]:
+    """Every module of pipelines/ -> those modules of it that it imports, wherever in the file, for types alone too."""
+    files = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in (ROOT / "pipelines").rglob("*.py")}
+    files = {name.removesuffix(".__init__"): path for name, path in files.items()}
+    graph: dict[str, set[str]] = {}
+    for name, path in files.items():
+        graph[name] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module in files:
+                full = {f"{node.module}.{alias.name}" for alias in node.names}
+                graph[name] |= {one if one in files else node.module for one in full}
+            elif isinstance(node, ast.Import):
+                graph[name] |= {alias.name for alias in node.names} & set(files)
+    return graph
 
 
 def source_files() -> list[Path]:
@@ -49,6 +68,23 @@ def test_frameworks_stay_in_their_layer(path: Path) -> None:
         assert not tops & {"pipelines", "ray_jobs", "recipes", "pyarrow", "pydantic"}
     if name.startswith("pipelines/"):
         assert "ray_jobs" not in tops
+
+
+def test_no_module_imports_from_its_own_floor_or_from_above() -> None:
+    floor_of = {package: number for number, packages in enumerate(FLOORS) for package in packages}
+    assert set(floor_of) == {path.parent.name for path in (ROOT / "pipelines").glob("*/__init__.py")}
+    assert {path.name for path in (ROOT / "pipelines").glob("*.py")} == {"__init__.py"}
+    for name, others in modules().items():
+        for other in others:
+            own, package = name.split(".")[1], other.split(".")[1]
+            assert own == package or floor_of[own] < floor_of[package], f"{name} imports {other}"
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    try:
+        list(TopologicalSorter(modules()).static_order())
+    except CycleError as error:
+        pytest.fail(f"a circle: {' -> '.join(error.args[1])}")
 
 
 @pytest.mark.parametrize("name", LEAVES)

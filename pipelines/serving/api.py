@@ -22,7 +22,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 import cinemo
 from cinemo.image import read_image
-from pipelines import storage
+from pipelines.core import storage
 from pipelines.serving import body, errors, results, schema
 from pipelines.serving.catalog import Served, complete
 from pipelines.serving.dispatch import Dispatcher

@@ -7,7 +7,8 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines import models, request
+from pipelines.animate import request
+from pipelines.core import models
 from pipelines.serving.errors import ApiError
 from pipelines.serving.schema import VideoRequest
 from pipelines.serving.settings import Limits

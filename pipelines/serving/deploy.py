@@ -12,12 +12,12 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from pipelines import models
+from pipelines.core import models
 from pipelines.serving import catalog
-from pipelines.serving.animator import Animator
 from pipelines.serving.api import Service, create_app
 from pipelines.serving.dispatch import Dispatcher
 from pipelines.serving.metrics import Metrics
+from pipelines.serving.replica import Animator
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Job, Store
 from pipelines.serving.tracker import Tracker

@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from pipelines import storage
-from pipelines.request import shape_of
+from pipelines.animate.request import shape_of
+from pipelines.core import storage
 from pipelines.serving import results
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Job, Store

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import storage, videos
+from pipelines.animate import videos
+from pipelines.core import storage
 
 ENDINGS = {"video": ".mp4", "thumbnail": ".webp", "spritesheet": ".jpg", "sidecar": ".json"}
 MEDIA = {"video": "video/mp4", "thumbnail": "image/webp", "spritesheet": "image/jpeg"}

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from pipelines import request
-from pipelines.request import Text
+from pipelines.animate import request
+from pipelines.animate.request import Text
 from pipelines.serving.store import Job
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from pipelines import storage
+from pipelines.core import storage
 
 
 class Replicas(BaseModel, frozen=True, extra="forbid"):

@@ -1,6 +1,6 @@
 """Finished videos in MLflow, a run each, for services that want them there.
 
-Knows jobs and pipelines.tracking. A thread of its own logs, so that a server which is slow or away holds up nothing;
+Knows jobs and core/tracking.py. A thread of its own logs, so that a server which is slow or away holds up nothing;
 what is not logged still stands in the video's sidecar.
 """
 
@@ -8,7 +8,7 @@ import logging
 import queue
 import threading
 
-from pipelines import tracking
+from pipelines.core import tracking
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Job
 

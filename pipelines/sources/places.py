@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, cast
 
 import fsspec.core
 
-from pipelines import storage
+from pipelines.core import storage
 
 STREAM_BLOCK = 4 << 20  # bytes a request, for files that are read from end to end
 

@@ -1,8 +1,8 @@
-"""Which uris were listed before, at 8 bytes each (records.hash64): 35 million videos in 280 MB."""
+"""Which uris were listed before, at 8 bytes each (hashing.hash64): 35 million videos in 280 MB."""
 
 import numpy as np
 
-from pipelines import records
+from pipelines.core import hashing
 
 
 class Seen:
@@ -11,10 +11,10 @@ class Seen:
 
     def add(self, uris: list[str]) -> np.ndarray:
         """Bool (len(uris),): which are here for the first time, in this list and in all before."""
-        unique, first, which = np.unique(records.hash64(uris), return_index=True, return_inverse=True)
+        unique, first, which = np.unique(hashing.hash64(uris), return_index=True, return_inverse=True)
         fresh = np.ones(len(unique), bool)
         for run in self._runs:
-            fresh &= ~records.is_among(unique, run)
+            fresh &= ~hashing.is_among(unique, run)
         if fresh.any():
             self._merge(unique[fresh])
         return fresh[which] & (first[which] == np.arange(len(uris)))

@@ -9,10 +9,10 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from pipelines.animate import AnimateConfig
-from pipelines.prepare import PrepareConfig
+from pipelines.animate.config import AnimateConfig
+from pipelines.prepare.config import PrepareConfig
 from pipelines.serving.settings import ServeSettings
-from pipelines.train import TrainConfig
+from pipelines.train.config import TrainConfig
 from ray_jobs import common
 from tests.deploy import kuberay
 from tests.deploy.test_cluster import PROJECT, ROOT, check_install, pinned

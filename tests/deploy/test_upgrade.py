@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from cinemo import checkpoint as model_directory
-from pipelines import tracking
+from pipelines.core import tracking
 from pipelines.serving.settings import public_name
 from tests.deploy.test_cluster import ROOT
 from tests.pipelines.serving.in_process import png

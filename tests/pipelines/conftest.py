@@ -12,9 +12,10 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from cinemo.synthetic import write_clips
-from pipelines import prepare
+from pipelines.prepare import job as prepare
+from pipelines.prepare.config import PrepareConfig
 from ray_jobs import common
-from tests.pipelines.plain_prepare import prepare_plain
+from tests.pipelines.prepare.plain import prepare_plain
 
 NUM_VIDEOS = 6
 # Few frames and the fewest cells: a training step is short. One encoder: on two cores a second only loads torch again.
@@ -68,19 +69,19 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def prepare_config(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> prepare.PrepareConfig:
+def prepare_config(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> PrepareConfig:
     output = tmp_path_factory.mktemp("prepared") / "ds"
-    return prepare.PrepareConfig(input=str(videos), output=str(output), clips_per_video=3, clips_per_file=4, **SMALL)
+    return PrepareConfig(input=str(videos), output=str(output), clips_per_video=3, clips_per_file=4, **SMALL)
 
 
 @pytest.fixture(scope="session")
-def summary(prepare_config: prepare.PrepareConfig, ray_cluster: None) -> dict[str, Any]:
+def summary(prepare_config: PrepareConfig, ray_cluster: None) -> dict[str, Any]:
     """What the prepare job said about the dataset at prepare_config.output."""
     return prepare.run(prepare_config)
 
 
 @pytest.fixture(scope="session")
-def prepared(prepare_config: prepare.PrepareConfig, tmp_path_factory: pytest.TempPathFactory) -> str:
+def prepared(prepare_config: PrepareConfig, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Path of the same dataset, made without Ray: for tests that only need one."""
     config = prepare_config.model_copy(update={"output": str(tmp_path_factory.mktemp("prepared") / "plain")})
     prepare_plain(config)

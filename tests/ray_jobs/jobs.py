@@ -16,7 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
-from pipelines import clips
+from pipelines.prepare import clips
+from pipelines.prepare.config import SamplingConfig
 from ray_jobs import common
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 def wanted_clips(videos: Path, clips_per_video: int) -> set[str]:
     """Ids of the clips of 4 frames of 64 x 64 that a preparation takes of a folder, without preparing any."""
-    sampling = clips.SamplingConfig(num_frames=4, clips_per_video=clips_per_video)
+    sampling = SamplingConfig(num_frames=4, clips_per_video=clips_per_video)
     rows = [{"uri": str(path), "caption": "", "fault": None} for path in videos.glob("*.mp4")]
     return {span["clip_id"] for row in rows for span in clips.make_spans(row, sampling, (64, 64))}
 
@@ -134,7 +135,7 @@ def kill_workers(job: "subprocess.Popen[str]", times: int, moments: random.Rando
         for process in psutil.Process(job.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 line = " ".join(process.cmdline())
-                decodes = "pipelines.isolation" in line and process.ppid() not in lost_a_decoder
+                decodes = "pipelines.core.isolation" in line and process.ppid() not in lost_a_decoder
                 if decodes or line.startswith(("ray::MapWorker", "ray::MapBatches")):
                     workers.append((process, process.ppid() if decodes else None))
         if workers:

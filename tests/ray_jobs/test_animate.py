@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.animation.config import AnimateConfig
+from pipelines.animate.config import AnimateConfig
 from ray_jobs import animate
-from tests.pipelines.animation.conftest import QUICK, animate_plain, write_catalog, write_photo
+from tests.pipelines.animate.conftest import QUICK, animate_plain, write_catalog, write_photo
 from tests.ray_jobs import jobs
 
 ROWS = 36  # of different images; one more is like the first

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.prepare import PrepareConfig
-from pipelines.train import TrainConfig
+from pipelines.prepare.config import PrepareConfig
+from pipelines.train.config import TrainConfig
 from ray_jobs import common
 from tests.ray_jobs import jobs
 

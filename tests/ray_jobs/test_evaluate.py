@@ -5,9 +5,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.evaluate import EvaluateConfig
+from pipelines.evaluate.config import EvaluateConfig
 from ray_jobs import evaluate
-from tests.pipelines.evaluation.plain_evaluate import evaluate_plain
+from tests.pipelines.evaluate.plain import evaluate_plain
 from tests.ray_jobs import jobs
 
 SMALL = {"height": 64, "width": 64, "num_frames": 4, "num_inference_steps": 2, "workers": 1}

@@ -12,9 +12,10 @@ from PIL import Image
 
 from cinemo.synthetic import write_clips
 from cinemo.synthetic.images import photo
-from pipelines import prepare, train
+from pipelines.prepare.config import PrepareConfig
+from pipelines.train.losses import read_losses
 from tests.pipelines.conftest import rows
-from tests.pipelines.plain_prepare import prepare_plain
+from tests.pipelines.prepare.plain import prepare_plain
 from tests.ray_jobs import jobs
 from tests.ray_jobs.nodes import Nodes
 
@@ -75,7 +76,7 @@ def test_a_training_loses_a_node_goes_on_with_one_worker_and_grows_when_a_node_c
     cluster.have(1)  # and one of the head's: a worker on each
     write_clips(tmp_path / "v", 8, size=(64, 96), num_frames=60)
     small = {"num_frames": 4, "height": 64, "width": 64, "clips_per_video": 2, "model": str(checkpoint)}
-    prepare_plain(prepare.PrepareConfig(input=str(tmp_path / "v"), output=str(tmp_path / "ds"), **small))
+    prepare_plain(PrepareConfig(input=str(tmp_path / "v"), output=str(tmp_path / "ds"), **small))
     flags = ["--dataset", "ds", "--output", "run", "--init", "none", "--components", str(checkpoint)]
     flags += ["--num-workers", "1:2", "--checkpoint-every", "10"]
     run = tmp_path / "run"
@@ -97,5 +98,5 @@ def test_a_training_loses_a_node_goes_on_with_one_worker_and_grows_when_a_node_c
     last = world()[0] + 10
     code, summary, errors = jobs.finish(jobs.start("train", tmp_path, *flags, "--max-steps", str(last)))
     assert code == 0, errors
-    assert summary["steps"] == len(train.read_losses(str(run))) == last
+    assert summary["steps"] == len(read_losses(str(run))) == last
     assert summary["loss_last_20"] < summary["loss_first_20"]

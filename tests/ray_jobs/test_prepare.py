@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from cinemo.synthetic import write_clips
-from pipelines.prepare import PrepareConfig
+from pipelines.prepare.config import PrepareConfig
 from ray_jobs import prepare
 from tests.pipelines.conftest import rows
-from tests.pipelines.plain_prepare import prepare_plain
+from tests.pipelines.prepare.plain import prepare_plain
 from tests.ray_jobs import jobs
 
 SMALL = {"num_frames": 4, "height": 64, "width": 64, "clips_per_video": 4, "clips_per_file": 1, "encoders": 1}

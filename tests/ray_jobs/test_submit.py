@@ -14,8 +14,9 @@ from PIL import Image
 from cinemo import lineage
 from cinemo.synthetic import write_clips
 from cinemo.synthetic.images import photo
-from pipelines import prepare, train
-from tests.pipelines.plain_prepare import prepare_plain
+from pipelines.prepare.config import PrepareConfig
+from pipelines.train.losses import read_losses
+from tests.pipelines.prepare.plain import prepare_plain
 from tests.ray_jobs import head
 from tests.ray_jobs.jobs import ROOT, saved_states
 
@@ -117,7 +118,7 @@ def test_a_stopped_training_is_finished_by_the_same_command(
     write_clips(tmp_path / "v", 8, size=(64, 96), num_frames=60)
     ds, run = tmp_path / "ds", tmp_path / "run"
     small = {"num_frames": 4, "height": 64, "width": 64, "clips_per_video": 2, "model": str(checkpoint)}
-    prepare_plain(prepare.PrepareConfig(input=str(tmp_path / "v"), output=str(ds), **small))
+    prepare_plain(PrepareConfig(input=str(tmp_path / "v"), output=str(ds), **small))
     flags = ["--dataset", str(ds), "--output", str(run), "--init", "none", "--components", str(checkpoint)]
     flags += ["--num-workers", "2", "--checkpoint-every", "5", "--max-steps"]
 
@@ -139,7 +140,7 @@ def test_a_stopped_training_is_finished_by_the_same_command(
     said = cluster.client.get_job_logs(again)
     assert (info.status, info.driver_exit_code) == ("SUCCEEDED", 0), said
     assert f" 1/{kept + 10} steps" not in said  # it did not begin anew
-    assert last_line(cluster, again)["steps"] == len(train.read_losses(str(run))) == kept + 10 < 10_000
+    assert last_line(cluster, again)["steps"] == len(read_losses(str(run))) == kept + 10 < 10_000
     runs = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").search_runs(["1"])
     assert sorted(run.info.status for run in runs) == ["FINISHED", "KILLED"]
 

@@ -12,11 +12,15 @@ import pytest
 from cinemo import checkpoint as model_directory
 from cinemo.checkpoint import load_unet
 from cinemo.synthetic import write_clips
-from pipelines import models, prepare, train
+from pipelines.core import models
+from pipelines.prepare.config import PrepareConfig
+from pipelines.train import job as train
+from pipelines.train.config import TrainConfig
+from pipelines.train.losses import read_losses
 from ray_jobs import common
 from ray_jobs import train as job
-from tests.pipelines.plain import exported, run_plain
-from tests.pipelines.plain_prepare import prepare_plain
+from tests.pipelines.prepare.plain import prepare_plain
+from tests.pipelines.train.plain import exported, run_plain
 from tests.ray_jobs import jobs
 
 NOWHERE = ["--dataset", "nowhere", "--output", "out"]
@@ -35,7 +39,7 @@ def test_bad_input_is_refused_with_one_sentence_and_writes_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train.py", *NOWHERE, *more])
-    assert common.main(train.TrainConfig, train.check, train.run, job.needs_cpus) == common.BAD_USAGE
+    assert common.main(TrainConfig, train.check, train.run, job.needs_cpus) == common.BAD_USAGE
     said = capsys.readouterr()
     assert said.out == ""
     assert sentence in said.err
@@ -58,7 +62,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> str:
     write_clips(folder / "v", 6, size=(64, 96), num_frames=60)
     sampling = {"num_frames": 4, "height": 64, "width": 64, "clips_per_video": 2}
     places = {"input": str(folder / "v"), "output": str(folder / "ds"), "model": str(checkpoint)}
-    prepare_plain(prepare.PrepareConfig(**places, **sampling))
+    prepare_plain(PrepareConfig(**places, **sampling))
     return str(folder / "ds")
 
 
@@ -82,8 +86,8 @@ def test_a_run_killed_on_two_workers_ends_on_one_at_another_stage_exact_and_regi
     assert code == 0, errors
     assert " 1/12 steps" not in errors  # it did not begin anew
     assert summary["steps"] == 12
-    plain = run_plain(train.TrainConfig(**given, output="unused"), 12)
-    np.testing.assert_allclose(train.read_losses(str(tmp_path / "run")), plain.losses, rtol=1e-4)
+    plain = run_plain(TrainConfig(**given, output="unused"), 12)
+    np.testing.assert_allclose(read_losses(str(tmp_path / "run")), plain.losses, rtol=1e-4)
     assert plain.distance(exported(summary["model"]), plain.average) < 1e-3
     assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
 

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
 from cinemo.checkpoint import ModelCard, write_card
-from pipelines.serving.animator import Animator
+from pipelines.serving.replica import Animator
 from pipelines.serving.settings import Limits, ServeSettings
 from tests.pipelines.serving.in_process import serve
 

@@ -16,10 +16,10 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from pipelines.serving import catalog, page
-from pipelines.serving.animator import Animator
 from pipelines.serving.api import Service, create_app
 from pipelines.serving.dispatch import Dispatcher
 from pipelines.serving.metrics import Metrics
+from pipelines.serving.replica import Animator
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Store
 

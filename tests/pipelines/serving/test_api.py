@@ -16,7 +16,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from cinemo.video import sample_clip
-from pipelines.serving.animator import Animator
+from pipelines.serving.replica import Animator
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Store
 from tests.pipelines.serving.in_process import FAST, application, busy, listening, png, send, serve, wait, watch

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from pipelines.serving import schema
-from pipelines.serving.animator import Animator
+from pipelines.serving.replica import Animator
 from pipelines.serving.settings import Limits, ServeSettings
 from tests.pipelines.serving import fuzz_photo
 from tests.pipelines.serving.in_process import application, listening

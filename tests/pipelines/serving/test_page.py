@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.serving.animator import Animator
+from pipelines.serving.replica import Animator
 from pipelines.serving.settings import ServeSettings
 from tests.browser import chromium, until
 from tests.pipelines.serving.in_process import Steps, application, listening, png, watch

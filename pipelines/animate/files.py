@@ -1,0 +1,76 @@
+"""The files of a video: OUT/videos/ID.mp4 (or .gif, .webp), its thumbnail ID.thumb.webp, and its sidecar ID.json.
+
+The sidecar is written last: where it is, the video is finished. Until then OUT/latents/ID.npy keeps what sampling gave,
+so that nothing that fails after it costs it again. Knows names and storage. Knows nothing of models or Ray.
+"""
+
+import io
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from pipelines.animate import videos
+from pipelines.animate.records import Reason, reject
+from pipelines.core import storage
+
+THUMBNAIL = ".thumb.webp"
+THUMBNAIL_WIDTH = 256  # pixels
+
+
+def sidecar(output: str, name: str) -> dict[str, Any] | None:
+    """What is written of a video of this id; None when it is not finished."""
+    found = storage.read_json(storage.join(output, "videos", f"{name}.json"))
+    assert found is None or isinstance(found, dict), f"videos/{name}.json is no sidecar"
+    return found
+
+
+def keep(output: str, name: str, latents: np.ndarray) -> None:
+    """Keep a video's residual latents, float32 (C, F, h, w), until it is written. Raises OSError."""
+    buffer = io.BytesIO()
+    np.save(buffer, latents, allow_pickle=False)
+    storage.put(_latents(output, name), buffer.getvalue())
+
+
+def kept(output: str, name: str) -> np.ndarray | None:
+    """The residual latents that were kept; None when there are none."""
+    data = storage.read(_latents(output, name))
+    return None if data is None else np.load(io.BytesIO(data), allow_pickle=False)
+
+
+def write(row: Mapping[str, Any], output: str, ending: str) -> dict[str, Any]:
+    """A row with frames and facts -> its files; the row without frames, its sidecar as facts, `made`; or a reject row.
+
+    Raises OSError when the storage fails, which is no fault of the row.
+    """
+    facts, name = json.loads(row["facts"]), row["id"]
+    request = facts["request"]
+    began = time.perf_counter()
+    try:
+        shape = (request["num_frames"], request["height"], request["width"], 3)
+        frames = np.frombuffer(row["frames"], np.uint8).reshape(shape)
+        data = {ending: videos.video(frames, request["fps"], ending)}
+        data[THUMBNAIL] = videos.thumbnail(frames[0], THUMBNAIL_WIDTH)
+        facts |= videos.measured(frames)
+        facts["timings"]["encode_seconds"] = round(time.perf_counter() - began, 4)
+    except Exception as error:
+        return reject(row, "write", Reason.FAILED, f"{type(error).__name__}: {error}")
+    data[".json"] = (json.dumps(facts, indent=2) + "\n").encode()
+    for suffix, content in data.items():
+        storage.put(storage.join(output, "videos", name + suffix), content)
+    storage.remove(_latents(output, name))
+    return {**row, "frames": None, "facts": json.dumps(facts), "made": True}
+
+
+def forget_latents(output: str) -> None:
+    """Remove what a killed job kept of videos that are finished."""
+    for uri in storage.list_files(storage.join(output, "latents"), (".npy",)):
+        name = uri.rsplit("/", 1)[-1].removesuffix(".npy")
+        if storage.exists(storage.join(output, "videos", f"{name}.json")):
+            storage.remove(uri)
+
+
+def _latents(output: str, name: str) -> str:
+    return storage.join(output, "latents", f"{name}.npy")

@@ -1,0 +1,227 @@
+"""Tasks to videos, on Ray Data: read and fit images -> animate -> write files -> rows of the listing.
+
+Knows the picture, and the resources of each stage. What happens to one row is rows.py, replica.py and files.py.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from cinemo.memory import keep_freed_memory
+from pipelines.animate import files, rows
+from pipelines.animate.config import AnimateConfig
+from pipelines.animate.plan import made_with
+from pipelines.animate.records import light, table
+from pipelines.core import hashing, models
+from pipelines.core.progress import to_stderr
+from pipelines.dataset import manifest
+from pipelines.dataset.records import iter_rows
+
+if TYPE_CHECKING:  # seconds to import, and `--help` does not need it
+    import ray.data
+
+CLAIMED = 8  # rows that ask the ledger at once
+_BLOCK = 1 << 20  # bytes
+
+
+class Ledger:
+    """What the processes of a job must agree on: who makes which video, and whom it brought down."""
+
+    def __init__(self) -> None:
+        self.owner: dict[str, str] = {}  # id -> key of the row that makes it
+        self.begun: dict[str, int] = {}
+
+    def claim(self, names: list[str], keys: list[str]) -> list[bool]:
+        """Whether each row makes its video; of rows with one id, the first that asks, whenever it asks again."""
+        return [self.owner.setdefault(name, key) == key for name, key in zip(names, keys, strict=True)]
+
+    def begin(self, names: list[str]) -> list[int]:
+        """A process begins to work on these; returns how many began before and did not come back."""
+        before = [self.begun.get(name, 0) for name in names]
+        for name in names:
+            self.begun[name] = self.begun.get(name, 0) + 1
+        return before
+
+    def end(self, names: list[str]) -> None:
+        """It came back, with a video or without."""
+        for name in names:
+            self.begun.pop(name, None)
+
+    def died(self, names: list[str]) -> int:
+        """How many processes began to work on one of these and did not come back, or not yet."""
+        return sum(self.begun.get(name, 0) for name in names)
+
+
+class RemoteLedger:
+    """The job's ledger, as another process sees it."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+
+    def begin(self, names: list[str]) -> list[int]:
+        """As Ledger."""
+        import ray
+
+        return list(ray.get(self.actor.begin.remote(names)))
+
+    def end(self, names: list[str]) -> None:
+        """As Ledger; nobody waits for it."""
+        self.actor.end.remote(names)
+
+    def died(self, names: list[str]) -> int:
+        """As Ledger."""
+        import ray
+
+        return int(ray.get(self.actor.died.remote(names)))
+
+
+class Replica:
+    """An animator in an actor of its own, with the job's ledger."""
+
+    def __init__(self, config: AnimateConfig, facts: dict[str, Any], ledger: Any) -> None:
+        from pipelines.animate.replica import Animator
+
+        self.animate = Animator(config, facts, RemoteLedger(ledger))
+
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        """Blocks as Animator takes and gives them."""
+        yield from self.animate(block)
+
+
+def build(
+    config: AnimateConfig,
+    model: models.Facts,
+    slices: pa.Table,
+    done: np.ndarray,
+    animator: type | None = None,
+    edited: bool = False,
+) -> "ray.data.Dataset":
+    """The dataflow, lazily: slices of OUT/catalog -> rows of STATE, each a finished video, a twin of one, or a reject.
+
+    done: sorted hashes of keys that are not wanted. animator: stands in for the replica and what writes its videos.
+    edited: some rows have a source video, whose frames travel with them.
+    """
+    import ray.data
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    replicas = most_replicas(config, slices.num_rows)
+    bound_memory(config, model, cpus, edited)
+    # On the driver's node: the job does not survive the loss of that one anyway.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    ledger = ray.remote(num_cpus=0, scheduling_strategy=here)(Ledger).remote()
+
+    # 1. Slices of the catalog: a file name and two numbers, however many rows there are.
+    tasks = ray.data.from_arrow([slices.slice(i, 1) for i in range(slices.num_rows)])
+
+    # 2. Images and source videos, read and fitted, with content ids. What is finished leaves here. Little work beside
+    #    that of the model, so two processes for each replica keep it busy; each has a child that decodes.
+    ready = tasks.map_batches(
+        take_slice,
+        fn_args=(config, made_with(config, model), ray.put(done), ledger),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.TaskPoolStrategy(size=max(2, min(cpus, 2 * replicas))),
+        num_cpus=0.3,
+    )
+
+    # 3. Frames, by replicas that come and go with the work. On CPUs more than half of a core each, so that there is one
+    #    for each core and room for the other stages.
+    facts = {
+        "model": models.plain(config.model),
+        "model_fingerprint": model.fingerprint,
+        "model_lineage": model.card.lineage,
+        "precision": config.precision,
+    }
+    made = ready.map_batches(
+        animator or Replica,
+        fn_constructor_args=(config, facts, ledger),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(min_size=min(config.min_replicas, replicas), max_size=replicas),
+        num_gpus=config.num_gpus,
+        num_cpus=1 if config.num_gpus else 0.6,
+    )
+
+    # 4. Files. Encoding takes a core for a moment, and frames end here.
+    return made.map_batches(
+        write_block,
+        fn_args=(config.output, config.ending),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.TaskPoolStrategy(size=max(1, min(cpus, replicas) // 2)),
+        num_cpus=0.2,
+    )
+
+
+def most_replicas(config: AnimateConfig, slices: int) -> int:
+    """How many replicas there may be: as asked for, else what there is room for now; no more than there is work for."""
+    import ray
+
+    have = ray.cluster_resources()
+    room = have.get("GPU", 0) // config.num_gpus if config.num_gpus else have.get("CPU", 1)
+    most = config.max_replicas or max(config.min_replicas, int(room))
+    if config.num_gpus and have.get("GPU", 0) < config.num_gpus:
+        to_stderr(f"waiting for {config.num_gpus:g} GPUs for a replica; the cluster has {have.get('GPU', 0):g} now")
+    return max(1, min(most, slices))
+
+
+def bound_memory(config: AnimateConfig, model: models.Facts, cpus: int, edited: bool) -> None:
+    """Keep what is under way to some batches, however many rows wait: blocks are a batch or a few rows."""
+    import ray.data
+
+    height, width = (model.card.sizes or [(320, 512)])[0]
+    pixels = height * width * 3 * np.dtype(np.float32).itemsize
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = False  # a slow row holds up nobody
+    frames = (model.card.lengths or [16])[0] * height * width * 3 * config.most
+    context.target_max_block_size = max(_BLOCK, config.most * pixels + edited * frames)
+    room = max(256 << 20, 8 * cpus * max(frames, context.target_max_block_size))
+    context.execution_options.resource_limits = context.execution_options.resource_limits.copy(object_store_memory=room)
+
+
+def take_slice(
+    slices: pa.Table, config: AnimateConfig, made: dict[str, str], done: Any, ledger: Any
+) -> Iterator[pa.Table]:
+    """Slices of the catalog -> tables of a few rows each: with pixels, finished, twins of another row, or rejects."""
+    import ray
+
+    keep_freed_memory()  # pixels of the next row need as much
+    run = rows.in_sandbox(config.image_timeout)
+    finished = ray.get(done)
+    for part in slices.to_pylist():
+        tasks = list(manifest.read_slice(**part))
+        fresh = ~hashing.is_among(hashing.hash64(task["key"] for task in tasks), finished)
+        left = [task for task, new in zip(tasks, fresh, strict=True) if new]
+        for first in range(0, len(left), CLAIMED):
+            ready = [rows.prepare(task, made, run) for task in left[first : first + CLAIMED]]
+            yield table(claimed(ready, config.output, ledger))
+
+
+def claimed(ready: list[rows.Row], output: str, ledger: Any) -> list[rows.Row]:
+    """Rows with pixels as they are where they make a video; as finished or as twins where another one does or did."""
+    import ray
+
+    asking = [row for row in ready if not row["reason"]]
+    if not asking:
+        return ready
+    mine = ray.get(ledger.claim.remote([row["id"] for row in asking], [row["key"] for row in asking]))
+    for row, first in zip(asking, mine, strict=True):
+        found = files.sidecar(output, row["id"])
+        if found is not None:
+            row |= {**light(row), "facts": json.dumps(found)}
+        elif not first:
+            row |= {**light(row), "twin": True}
+    return ready
+
+
+def write_block(block: pa.Table, output: str, ending: str) -> Iterator[pa.Table]:
+    """Rows with frames -> their files, and rows of the listing; other rows pass through."""
+    if block["frames"].null_count == block.num_rows:
+        yield block
+        return
+    for row in iter_rows(block):
+        yield table([row if row["frames"] is None else files.write(row, output, ending)])

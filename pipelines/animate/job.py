@@ -1,0 +1,189 @@
+"""A catalog of images to videos: tasks (plan.py) -> videos (flow.py) -> a listing, a gallery, a summary.
+
+Knows what a finished job is, and how to get there from whatever is left of an earlier try.
+
+Exactly once: a video is named by the bytes of its image and of the video whose motion it has, by its settings and its
+model, and its sidecar is written last; a row of the catalog is known by a key that changes with it. So the same command
+finishes a job that was killed at any moment and makes what changed in the catalog, and a finished job changes no file.
+A reject is a result: delete OUT/rejects to have them tried again. Videos of rows that are no longer in the catalog
+stay, and are not listed.
+"""
+
+import functools
+import time
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from cinemo.checkpoint import inversion_note
+from pipelines.animate import files, gallery, listing, plan, records, request
+from pipelines.animate.config import AnimateConfig
+from pipelines.core import models, storage, tracking
+from pipelines.core.progress import Progress, to_stderr
+from pipelines.dataset import manifest
+from pipelines.sources import catalogs
+
+PASSES = 3  # over what is left; a second one is needed when Ray loses rows with a node
+
+
+def placed(config: AnimateConfig) -> AnimateConfig:
+    """The same job, by names that mean the same to workers, who have other working directories. Raises ValueError."""
+    output = storage.absolute(config.output)
+    model = models.absolute(config.model, config.tracking_uri, output)
+    return config.model_copy(update={"output": output, "model": model})
+
+
+def identity(config: AnimateConfig) -> dict[str, Any]:
+    """What an output belongs to. Anything else may change: then the rows that it changes are made anew."""
+    return {
+        "job": "animate",
+        "schema_version": records.SCHEMA_VERSION,
+        "catalog": storage.absolute(config.catalog),
+    }
+
+
+def check(config: AnimateConfig) -> None:
+    """Refuse what cannot work, before a cluster is touched: raises ValueError for catalog, settings, model, output."""
+    examine(placed(config))
+
+
+def examine(config: AnimateConfig) -> models.Facts:
+    """What is known of the model of a configuration that was `placed`, and can work. Raises ValueError as `check`."""
+    catalogs.check(config.catalog, config.image_column, config.prompt_column, config.prompt, config.video_column)
+    if catalogs.is_below(config.output, config.catalog):
+        raise ValueError(
+            f"--output {config.output} lies in the folder that --catalog names, which would list its pictures; "
+            "give a folder beside it"
+        )
+    found = storage.read_json(storage.join(config.output, "settings.json"))
+    for name, value in identity(config).items():
+        if found is not None and found.get(name) != value:
+            raise ValueError(
+                f"--output {config.output} was made by another job, with {name} {found.get(name)!r} where this one has "
+                f"{value!r}; give another --output"
+            )
+    model = models.look_up(config.model)
+    try:
+        request.complete(config, config.prompt or "", model)
+    except request.SettingError as error:
+        raise ValueError(f"--{error.field.replace('_', '-')}: {error}") from None
+    return model
+
+
+def run(config: AnimateConfig, animator: type | None = None) -> dict[str, Any]:
+    """Do the job, or what is left of it; returns the summary. Needs a running Ray; raises ValueError as check does.
+
+    animator: as in flow.build.
+    """
+    config = placed(config)
+    model = examine(config)
+    output, began = config.output, time.monotonic()
+    place = functools.partial(storage.join, output)
+    with tracking.start("animate", output, config.tracking_uri, config.model_dump()) as log:
+        log.tags({tracking.FINGERPRINT: model.fingerprint, "model": models.plain(config.model)})
+        log.came_from("train", tracking.FINGERPRINT, model.fingerprint)
+        wanted = plan.write(config, model, place("catalog"))
+        if wanted.edited and (note := inversion_note(models.plain(config.model), model.scheduler)):
+            to_stderr(f"note: {note}")
+        found = listing.survey(output)
+        sums: Counter[str] = Counter()
+        finished = storage.exists(place("summary.json")) and found.lists(wanted)
+        if not finished:
+            storage.put_json(place("settings.json"), identity(config))
+            storage.remove(place("summary.json"))  # not finished any more
+            found, sums = work(config, model, wanted, found, animator)
+        summary = describe(config, model, wanted, found)
+        took = time.monotonic() - began
+        now = {
+            "new_videos": sums["made"],
+            "videos_per_second": round(sums["made"] / took, 3),
+            "run_id": log.run_id,
+            "seconds": round(took, 2),
+        }
+        log.metrics({"videos": found.videos, "rows": len(wanted.keys), "seconds": took, "new_videos": sums["made"]})
+        log.metrics({f"rejects_{reason}": count for reason, count in found.reasons.items()})
+        if found.psnr is not None:
+            log.metrics({"psnr_first_frame": found.psnr})
+        if not finished:
+            storage.put_changed(place("index.html"), gallery.page(output, summary["counts"], config.ending))
+            if (sheet := gallery.sheet(output, config.ending)) is not None:
+                storage.put_changed(place("sheet.png"), sheet)
+                log.picture("sheet.png", sheet)
+            storage.put_json(place("summary.json"), summary | now)
+    for line in lines(found):
+        to_stderr(line)
+    return summary | now
+
+
+def work(
+    config: AnimateConfig, model: models.Facts, wanted: plan.Plan, found: listing.Survey, animator: type | None
+) -> tuple[listing.Survey, Counter[str]]:
+    """Make and list what is left; returns what is listed then, and sums over the rows that came out of the dataflow.
+
+    Raises RuntimeError when rows are lost again and again.
+    """
+    output, sums = config.output, Counter[str]()
+    for _ in range(PASSES):
+        done = np.intersect1d(found.keys, wanted.keys)
+        if len(done) < len(wanted.keys):
+            sums += one_pass(config, model, wanted, done, animator)
+        listing.settle(output, wanted)
+        found = listing.survey(output)
+        if found.lists(wanted):
+            files.forget_latents(output)
+            return found, sums
+    lost = len(wanted.keys) - len(np.intersect1d(found.keys, wanted.keys))
+    raise RuntimeError(f"{lost} rows left no trace in {output}; is it the same place on every node?")
+
+
+def one_pass(
+    config: AnimateConfig, model: models.Facts, wanted: plan.Plan, done: np.ndarray, animator: type | None
+) -> Counter[str]:
+    """Run the dataflow to its end, and list what comes out of it."""
+    from pipelines.animate import flow  # torch, which `--help` does not need
+
+    slices = manifest.slices(wanted.files, smallest=config.most)
+    progress = Progress("animate", "rows", len(wanted.keys), began=len(done))
+    sums: Counter[str] = Counter()
+    writer = listing.Writer(config.output, config.ending)
+    try:
+        dataset = flow.build(config, model, slices, done, animator, wanted.edited)
+        for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for row in block.to_pylist():
+                writer.add(row)
+                sums["made"] += bool(row["made"])
+            progress.add(block.num_rows)
+    finally:
+        writer.close()
+    return sums
+
+
+def describe(config: AnimateConfig, model: models.Facts, wanted: plan.Plan, found: listing.Survey) -> dict[str, Any]:
+    """What the files say; no clock in it: a rerun says the same.
+
+    rows = listed + rejected; listed = videos + those that share one.
+    """
+    rejects = dict(sorted(found.reasons.items()))
+    return {
+        "job": "animate",
+        "output": config.output,
+        "model": models.plain(config.model),
+        "model_fingerprint": model.fingerprint,
+        "counts": {
+            "rows": len(wanted.keys),
+            "listed": found.listed,
+            "videos": found.videos,
+            "rejected": sum(rejects.values()),
+            "rejects": rejects,
+        },
+        "too_many_rejects": sum(rejects.values()) > config.max_reject_fraction * len(wanted.keys),
+        "motion_bucket_histogram": found.buckets,
+        "psnr_first_frame": found.psnr,
+    }
+
+
+def lines(found: listing.Survey) -> list[str]:
+    """For the end of a job: videos, and rejects by reason."""
+    rejects = [f"{count:>10}  rejected: {reason}" for reason, count in found.reasons.most_common()]
+    return [f"{found.videos:>10}  videos for {found.listed} rows", *rejects]

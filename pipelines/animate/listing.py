@@ -1,0 +1,156 @@
+"""What is listed of a catalog: OUT/results and OUT/rejects, in parts that are written once; and what they say is done.
+
+One row for each row of the catalog, in one of the two. The driver alone writes here, so rows are never written twice at
+a time. Knows Parquet files and keys of rows. Knows nothing of images, models or Ray.
+"""
+
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cinemo.motion import NUM_BUCKETS
+from pipelines.animate.plan import Plan
+from pipelines.animate.records import REJECT, RESULT, result, table
+from pipelines.core import hashing, storage
+
+FOLDERS = {"results": RESULT, "rejects": REJECT}  # in this order: a video outdoes a reject of the same row
+ROWS_PER_FILE = 512  # what a kill lists anew, from sidecars
+_FOUND = pa.schema([RESULT.field(n) for n in ("row", "key", "id", "measured_motion_bucket", "psnr_first_frame")])
+
+
+@dataclass
+class Survey:
+    """What is listed: counts, and what tells rows apart, as sorted 8-byte hashes."""
+
+    listed: int = 0  # rows with a video
+    videos: int = 0  # different ones
+    reasons: Counter[str] = field(default_factory=Counter)  # rows without, by reason
+    buckets: list[int] = field(default_factory=lambda: [0] * NUM_BUCKETS)  # rows by measured motion
+    psnr: float | None = None  # mean, dB
+    keys: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))  # of every row, sorted
+    rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # their numbers
+
+    def lists(self, plan: Plan) -> bool:
+        """Whether each row of the catalog stands here, with its number, and no other."""
+        return np.array_equal(self.keys, plan.keys) and np.array_equal(self.rows, plan.rows)
+
+
+def survey(output: str) -> Survey:
+    """Read what is listed at `output`."""
+    found = Survey()
+    keys, rows, names = [found.keys], [found.rows], [found.keys]
+    psnr = 0.0
+    for part in storage.scan(storage.join(output, "results"), _FOUND):
+        keys.append(hashing.hash64(part["key"].to_pylist()))
+        rows.append(part["row"].to_numpy())
+        names.append(np.unique(hashing.hash64(part["id"].to_pylist())))
+        psnr += float(part["psnr_first_frame"].to_numpy().sum())
+        counts = np.bincount(part["measured_motion_bucket"].to_numpy(), minlength=NUM_BUCKETS)
+        found.buckets = [int(old + new) for old, new in zip(found.buckets, counts, strict=True)]
+        found.listed += part.num_rows
+    for part in storage.scan(storage.join(output, "rejects"), REJECT):
+        keys.append(hashing.hash64(part["key"].to_pylist()))
+        rows.append(part["row"].to_numpy())
+        found.reasons.update(part["reason"].to_pylist())
+    found.videos = len(np.unique(np.concatenate(names)))
+    found.psnr = round(psnr / found.listed, 2) if found.listed else None
+    order = np.argsort(np.concatenate(keys))
+    found.keys, found.rows = np.concatenate(keys)[order], np.concatenate(rows)[order]
+    return found
+
+
+def settle(output: str, plan: Plan) -> None:
+    """Leave each row of the catalog at most once, by its number today; rows that it has no more are not listed.
+
+    Their videos stay where they are. A part in which nothing changes is not touched.
+    """
+    seen = np.empty(0, np.uint64)
+    for folder, schema in FOLDERS.items():
+        for uri in storage.list_files(storage.join(output, folder), (".parquet",)):
+            part = _read(uri, schema)
+            keys = hashing.hash64(part["key"].to_pylist())
+            first = np.zeros(len(keys), bool)
+            first[np.unique(keys, return_index=True)[1]] = True
+            wanted = hashing.is_among(keys, plan.keys) & ~hashing.is_among(keys, seen) & first
+            seen = np.union1d(seen, keys[wanted])
+            places = np.searchsorted(plan.keys, keys[wanted])
+            numbers = pa.array(plan.rows[places], pa.int64())
+            if wanted.all() and part["row"].combine_chunks().equals(numbers):
+                continue
+            if wanted.any():
+                write_part(part.filter(pa.array(wanted)).set_column(0, schema.field("row"), numbers), output, folder)
+            storage.remove(uri)
+
+
+class Writer:
+    """Collects rows that come out of the dataflow, and writes them in parts. To be closed, whatever happens.
+
+    Twins are kept until the row that makes their video is listed: they become rows of the same video, or rejects for
+    the same reason.
+    """
+
+    def __init__(self, output: str, ending: str) -> None:
+        self.output, self.ending = output, ending
+        self.waiting: dict[str, list[dict[str, Any]]] = {folder: [] for folder in FOLDERS}
+        self.twins: dict[str, list[dict[str, Any]]] = {}
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """A row of STATE that came to its end."""
+        if row["twin"]:
+            own = {name: row[name] for name in ("row", "key", "image", "source_video")}
+            self.twins.setdefault(row["id"], []).append(own)
+        elif row["reason"]:
+            self._put("rejects", row)
+        else:
+            self._put("results", result(row, self.ending))
+
+    def close(self) -> None:
+        """Write what is left, twins too."""
+        for folder in FOLDERS:
+            self._flush(folder)
+        if self.twins:
+            for folder, schema in FOLDERS.items():
+                for part in storage.scan(storage.join(self.output, folder), schema):
+                    for row in part.filter(pc.is_in(part["id"], pa.array(list(self.twins), pa.string()))).to_pylist():
+                        for own in self.twins.pop(row["id"], []):
+                            self._put(folder, {**row, **own})
+                self._flush(folder)
+
+    def _put(self, folder: str, row: Mapping[str, Any]) -> None:
+        self.waiting[folder].append(dict(row))
+        if len(self.waiting[folder]) >= ROWS_PER_FILE:
+            self._flush(folder)
+
+    def _flush(self, folder: str) -> None:
+        if self.waiting[folder]:
+            write_part(table(self.waiting[folder], FOLDERS[folder]), self.output, folder)
+            self.waiting[folder] = []
+
+
+def write_part(part: pa.Table, output: str, folder: str) -> None:
+    """One file, named by what is in it: the same rows again are the same file."""
+    part = part.sort_by("row")
+    buffer = io.BytesIO()
+    pq.write_table(part, buffer, compression="zstd")
+    name = hashlib.sha256(buffer.getvalue()).hexdigest()[:32]
+    storage.put(storage.join(output, folder, f"part-{name}.parquet"), buffer.getvalue())
+
+
+def results(output: str, columns: Sequence[str], below: int) -> Iterator[dict[str, Any]]:
+    """These columns, `row` among them, of the videos of the catalog's first rows, those below a number; in no order."""
+    schema = pa.schema([RESULT.field(name) for name in columns])
+    for part in storage.scan(storage.join(output, "results"), schema):
+        yield from part.filter(pc.less(part["row"], below)).to_pylist()
+
+
+def _read(uri: str, schema: pa.Schema) -> pa.Table:
+    files, path = storage.filesystem(uri)
+    return pq.read_table(path, filesystem=files, schema=schema)  # a column that earlier versions lacked is null

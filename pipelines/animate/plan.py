@@ -1,0 +1,169 @@
+"""A catalog -> the tasks of the job: complete requests, each with a key that changes when its row does.
+
+Knows what makes a request complete, and the stamps of files. Opens no image. Memory: 16 bytes for each row.
+"""
+
+import functools
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, ValidationError
+
+from pipelines.animate import request
+from pipelines.animate.config import AnimateConfig
+from pipelines.animate.records import TASK, Reason, digest, table
+from pipelines.core import hashing, models
+from pipelines.dataset import manifest
+from pipelines.sources import catalogs, images
+from pipelines.sources.seen import Seen
+
+CHUNK = 8192  # rows whose files are asked for at a time
+MAX_PROMPT = 2000  # characters; what a text encoder reads is far less
+_FLAGS = {*request.Settings.model_fields}
+
+
+class Plan(NamedTuple):
+    """The files of OUT/catalog with their number of rows; the keys of all rows, hashed and sorted; their numbers.
+
+    edited: some row has a source video.
+    """
+
+    files: dict[str, int]
+    keys: np.ndarray
+    rows: np.ndarray
+    edited: bool = False
+
+
+def made_with(config: AnimateConfig, model: models.Facts) -> dict[str, str]:
+    """What makes a video, beside its image and its request; part of its id."""
+    return {"model_fingerprint": model.fingerprint, "precision": config.precision, "format": config.format}
+
+
+def write(config: AnimateConfig, model: models.Facts, folder: str) -> Plan:
+    """Store the tasks below `folder`; the same catalog again changes nothing. Raises as catalogs.entries."""
+    keys, rows = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+    edited = 0
+
+    def noted() -> Iterator[pa.Table]:
+        nonlocal edited
+        for chunk in tasks(config, model):
+            keys.append(hashing.hash64(chunk["key"].to_pylist()))
+            rows.append(chunk["row"].to_numpy())
+            edited += chunk.num_rows - chunk["source_video"].null_count
+            yield chunk
+
+    files, _ = manifest.write(noted(), folder, "key")
+    order = np.argsort(np.concatenate(keys))
+    return Plan(files, np.concatenate(keys)[order], np.concatenate(rows)[order], edited > 0)
+
+
+def tasks(config: AnimateConfig, model: models.Facts) -> Iterator[pa.Table]:
+    """The rows of a catalog as tables of schema TASK of at most CHUNK rows, in which equal shapes stand together."""
+    seen, repeats = Seen(), Counter[str]()
+    made = made_with(config, model)
+    columns = (config.image_column, config.prompt_column, config.video_column)
+    found = itertools.islice(catalogs.entries(config.catalog, *columns), config.limit)
+    fill = Filler(config, model)
+    first = 0
+    while chunk := list(itertools.islice(found, CHUNK)):
+        stamps = images.stamps([entry.image for entry in chunk])
+        made_of = [fill(entry) for entry in chunk]
+        videos = sorted({part["source_video"] for part in made_of if "source_video" in part})
+        video_stamps = dict(zip(videos, images.stamps(videos), strict=True))
+        names = []
+        for entry, stamp, part in zip(chunk, stamps, made_of, strict=True):
+            video = part.get("source_video")
+            source = [] if video is None else [video, video_stamps[video]]
+            names.append(digest([entry.image, stamp, part.get("request"), part.get("message"), made, *source]))
+        rows = []
+        for place, (name, fresh) in enumerate(zip(names, seen.add(names), strict=True)):
+            if not fresh:  # a row like an earlier one is a row of its own
+                repeats[name] += 1
+                name = digest([name, repeats[name]])
+            rows.append({**made_of[place], "row": first + place, "key": name, "image": chunk[place].image})
+        rows.sort(key=lambda row: row["shape"])
+        yield table(rows, TASK)
+        first += len(chunk)
+
+
+class Filler:
+    """An entry of a catalog -> its complete request as JSON and its shape, or the reason why it has none."""
+
+    def __init__(self, config: AnimateConfig, model: models.Facts) -> None:
+        self.prompt, self.model = config.prompt, model
+        self.defaults = config.model_dump(include=_FLAGS)
+        self.asked = {name for name in config.model_fields_set & _FLAGS if self.defaults[name] is not None}
+        self.completed = functools.lru_cache(4096)(self._complete)  # most rows differ in nothing but image and prompt
+
+    def __call__(self, entry: catalogs.Entry) -> dict[str, Any]:
+        if entry.fault is not None:
+            return _fault(Reason.BAD_ROW, entry.fault)
+        wishes = dict(entry.wishes)
+        video = wishes.pop("video", None)
+        prompt = wishes.pop("prompt", self.prompt)
+        if (wrong := _wrong_prompt(prompt)) is not None:
+            return _fault(Reason.BAD_PROMPT, wrong)
+        wrong_kind = next(
+            (name for name, value in wishes.items() if isinstance(value, (bool, dict, list, bytes))), None
+        )
+        if wrong_kind is not None:
+            return _fault(Reason.BAD_SETTING, f"{wrong_kind} is of type {type(wishes[wrong_kind]).__name__}")
+        try:
+            settings, shape = self.completed(tuple(sorted(wishes.items())), video is not None)
+        except (ValidationError, request.SettingError) as error:
+            return _fault(Reason.BAD_SETTING, _sentence(error))
+        made = {"request": json.dumps({**settings, "prompt": prompt.strip()}), "shape": shape}
+        return made if video is None else {**made, "source_video": video}
+
+    def _complete(self, wishes: tuple[tuple[str, Any], ...], edited: bool) -> tuple[dict[str, Any], str]:
+        usual: dict[str, Any] = {}
+        if edited:
+            usual = {name: value for name, value in request.EDITED.items() if name not in self.asked}
+        if "num_inference_steps" in dict(wishes):  # the row's own steps outdo the job's speed
+            usual["speed"] = None
+        asked = request.Settings.model_validate({**self.defaults, **usual, **dict(wishes)})
+        if edited and asked.speed:
+            raise request.SettingError(
+                "speed", "speed does not apply to a row with a video, which DDIM inverts; leave it out"
+            )
+        settings = request.complete(asked, "", self.model)
+        if edited and "motion_bucket" not in {*self.asked, *dict(wishes)}:
+            settings["motion_bucket"] = None  # what the video measures
+        return settings, request.shape_of(settings, edited)
+
+
+class _Prompt(BaseModel):
+    text: request.Text
+
+
+def _wrong_prompt(prompt: Any) -> str | None:
+    """What is wrong with a prompt, None when nothing is."""
+    if prompt is None:
+        return "the row has no prompt; give it one, or --prompt for all such rows"
+    if not isinstance(prompt, str):
+        return f"the prompt is of type {type(prompt).__name__}, not text"
+    if len(prompt) > MAX_PROMPT:
+        return f"the prompt has {len(prompt):,} characters; {MAX_PROMPT:,} are taken"
+    try:
+        _Prompt(text=prompt)
+        prompt.encode()
+    except (ValidationError, UnicodeEncodeError):
+        return "the prompt holds the character NUL, or is not UTF-8"
+    return None
+
+
+def _fault(reason: Reason, message: str) -> dict[str, Any]:
+    return {"reason": reason.value, "message": message.encode("utf-8", "backslashreplace").decode(), "shape": ""}
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        problem = error.errors()[0]
+        return f"{problem['loc'][0]} {problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}"
+    assert isinstance(error, request.SettingError)
+    return f"{error.field}: {error}"

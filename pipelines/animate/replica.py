@@ -1,0 +1,194 @@
+"""A replica: loads one model, and makes the frames of rows, several of one shape at once.
+
+Knows the pipeline and kept latents. Knows nothing of catalogs, video files or other replicas. A batch that fails is
+tried again row by row, so that one row's fault is its own; a row that its process does not survive is given up after
+some processes, which a ledger counts.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from cinemo import CinemoPipeline
+from cinemo.editing import inverted_noise
+from cinemo.latents import decode_latents, encode_pixels
+from cinemo.memory import keep_freed_memory
+from pipelines.animate import files, request, videos
+from pipelines.animate.config import AnimateConfig
+from pipelines.animate.records import Reason, light, reject, table
+from pipelines.core import models
+
+Row = dict[str, Any]
+DEATHS = 5  # of processes that worked on a row by itself, of it or of something else, before it is given up
+_PEAK_DB = 100.0  # PSNR of equal pictures, which has no number
+
+
+class DeadlyError(Exception):
+    """A row that too many processes did not survive."""
+
+
+class Animator:
+    """One replica; the model is loaded once."""
+
+    def __init__(self, config: AnimateConfig, facts: dict[str, Any], ledger: Any) -> None:
+        """config: `placed`. facts: of every sidecar. ledger: a flow.Ledger, or what stands for it in this process."""
+        if not config.num_gpus:
+            keep_freed_memory()  # a process that does nothing else, and needs as much for every video
+        device = "cuda" if config.num_gpus else "cpu"
+        self.pipe = CinemoPipeline.from_pretrained(
+            models.resolve(config.model), getattr(torch, config.precision), device
+        )
+        self.pipe.set_progress_bar_config(disable=True)
+        self.batch, self.output, self.facts = config.most, config.output, facts
+        self.ledger = ledger
+
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        """Rows with pixels -> rows with frames and no pixels, or rejects; rows without pixels pass through."""
+        passing = pc.is_null(block["pixels"])
+        if pc.any(passing).as_py():
+            yield block.filter(passing)
+        rows = block.filter(pc.invert(passing)).to_pylist()
+        waiting = [(request.shape_of(json.loads(row["request"]), row["clip"] is not None), row) for row in rows]
+        waiting.sort(key=lambda pair: pair[0])
+        for _, same in groupby(waiting, key=lambda pair: pair[0]):
+            group = [row for _, row in same]
+            for first in range(0, len(group), self.batch):
+                for row in self.animate(group[first : first + self.batch]):
+                    yield table([row])  # one by one: so a retry gives the same tables, and frames are large
+
+    def animate(self, rows: Sequence[Row]) -> Iterator[Row]:
+        """Rows of one shape -> rows with frames, or rejects."""
+        names = [row["id"] for row in rows]
+        if len(rows) > 1 and not self.ledger.died(names):
+            made = self.attempt(rows)
+            if not isinstance(made, Exception):
+                yield from made
+                return
+        for row in rows:
+            made = self.attempt([row])
+            if isinstance(made, DeadlyError):
+                yield reject(row, "animate", Reason.CRASHED, str(made))
+            elif isinstance(made, Exception):
+                yield reject(row, "animate", Reason.FAILED, f"{type(made).__name__}: {first_line(made)}")
+            else:
+                yield from made
+
+    def attempt(self, rows: Sequence[Row]) -> list[Row] | Exception:
+        """What `make` returns or raises, and a DeadlyError for what too many processes did not survive.
+
+        Raises OSError: the storage fails, which is no row's fault.
+        """
+        names = [row["id"] for row in rows]
+        try:
+            if max(self.ledger.begin(names)) >= DEATHS:
+                return DeadlyError(f"{DEATHS} processes died while they worked on it")
+            return self.make(rows)
+        except OSError:
+            raise
+        except Exception as error:
+            self.recover()
+            return error
+        finally:
+            self.ledger.end(names)
+
+    @torch.no_grad()
+    def make(self, rows: Sequence[Row]) -> list[Row]:
+        """Rows of one shape -> the same rows with frames. Raises whatever the model raises."""
+        asked = [json.loads(row["request"]) for row in rows]
+        height, width = asked[0]["height"], asked[0]["width"]
+        pixels = np.stack([np.frombuffer(row["pixels"], np.float32).reshape(3, height, width) for row in rows])
+        image_latents = encode_pixels(self.pipe.vae, torch.tensor(pixels))[:, :, None]
+        image_latents = image_latents.to(self.pipe.device, self.pipe.unet.dtype)
+        began = time.perf_counter()
+        latents = self.residuals(rows, asked, image_latents)
+        sample_s = (time.perf_counter() - began) / len(rows)
+        done = []
+        for index, row in enumerate(rows):
+            began = time.perf_counter()
+            own = image_latents[index : index + 1]
+            frames = decode_latents(self.pipe.vae, torch.cat((own, own + latents[index : index + 1]), dim=2))[0]
+            inputs = {"image": row["image"], "image_digest": row["image_digest"]}
+            if row["clip"] is not None:
+                inputs |= {"video": row["source_video"], "video_digest": row["video_digest"]}
+            facts = {
+                "id": row["id"],
+                **self.facts,
+                "request": {**asked[index], **inputs},
+                "versions": videos.versions(),
+                "batch": len(rows),
+                "psnr_first_frame": psnr(frames[0], pixels[index]),
+                "timings": {
+                    **json.loads(row["facts"])["timings"],
+                    "sample_seconds": round(sample_s, 4),
+                    "decode_seconds": round(time.perf_counter() - began, 4),
+                },
+            }
+            done.append({**light(row), "frames": frames.tobytes(), "facts": json.dumps(facts)})
+        return done
+
+    def residuals(self, rows: Sequence[Row], asked: Sequence[Row], image_latents: torch.Tensor) -> torch.Tensor:
+        """Residual latents (B, C, F, h, w): those that were kept, else sampled, and kept from now on."""
+        found = [files.kept(self.output, row["id"]) for row in rows]
+        new = [index for index, latents in enumerate(found) if latents is None]
+        if new:
+            wanted = [asked[index] for index in new]
+            sampled = self.pipe(
+                None,
+                [one["prompt"] for one in wanted],
+                negative_prompt=[one["negative_prompt"] for one in wanted],
+                motion_bucket=[one["motion_bucket"] for one in wanted],
+                seed=[one["seed"] for one in wanted],
+                guidance_scale=[one["guidance_scale"] for one in wanted],
+                image_latents=image_latents[new],
+                latents=self.noise([rows[index] for index in new], wanted, image_latents[new]),
+                output_type="latent",
+                **request.shared(asked[0]),
+            ).frames
+            for index, latents in zip(new, sampled.float().cpu().numpy(), strict=True):
+                files.keep(self.output, rows[index]["id"], latents)
+                found[index] = latents
+        return torch.tensor(np.stack([latents for latents in found if latents is not None])).to(image_latents)
+
+    def noise(self, rows: Sequence[Row], asked: Sequence[Row], image_latents: torch.Tensor) -> torch.Tensor | None:
+        """What sampling starts from where rows have clips, whose motion it holds; None where they have none."""
+        if rows[0]["clip"] is None:
+            return None
+        shape = [asked[0][name] for name in ("num_frames", "height", "width")]
+        return inverted_noise(
+            self.pipe,
+            np.stack([np.frombuffer(row["clip"], np.uint8).reshape(*shape, 3) for row in rows]),
+            image_latents,
+            [one["prompt"] for one in asked],
+            [one["motion_bucket"] for one in asked],
+            **{name: asked[0][name] for name in ("num_inference_steps", "dct_init", "dct_cutoff", "dct_timestep")},
+        )
+
+    def recover(self) -> None:
+        """After a failure: free memory; a process whose GPU does not answer any more ends, and Ray starts another."""
+        if self.pipe.device.type != "cuda":
+            return
+        try:
+            torch.cuda.empty_cache()
+            torch.zeros(1, device=self.pipe.device).item()
+        except Exception:
+            os._exit(1)
+
+
+def first_line(error: Exception) -> str:
+    """Of what an error says, which may be nothing."""
+    return next(iter(str(error).splitlines()), "")
+
+
+def psnr(frame: np.ndarray, pixels: np.ndarray) -> float:
+    """Of a frame, uint8 (H, W, 3), against fitted pixels, float32 (3, H, W) in [-1, 1]: dB, 100 at most."""
+    wanted = (np.clip(pixels / 2 + 0.5, 0, 1) * 255).round().transpose(1, 2, 0)
+    error = float(np.mean((frame.astype(np.float64) - wanted) ** 2))
+    return _PEAK_DB if not error else round(min(_PEAK_DB, 10 * float(np.log10(255**2 / error))), 3)

@@ -1,0 +1,118 @@
+"""Settings of one animation, as a request over HTTP, a row of a catalog or flags give them; and what fills in the rest.
+
+Knows names, ranges, and that a model has defaults and limits of its own. Knows nothing of images, HTTP or files.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field
+
+from pipelines.core.models import Facts
+
+MAX_SEED = 2**63 - 1
+FPS = 8.0  # default
+
+
+def _no_nul(text: Any) -> Any:
+    if isinstance(text, str) and "\0" in text:
+        raise ValueError("should not contain the character NUL")
+    return text
+
+
+Text = Annotated[str, BeforeValidator(_no_nul)]
+
+
+class Settings(BaseModel, frozen=True, extra="forbid"):
+    """What may be asked for beside the image and the prompt; what is None is the model's or the caller's to fill in."""
+
+    size: str | None = Field(
+        None, pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$", description="WIDTHxHEIGHT in pixels; default: the model's first"
+    )
+    fps: float | None = Field(None, ge=1, le=60, allow_inf_nan=False, description="frames a second; default: 8")
+    num_frames: int | None = Field(None, ge=2, le=64, description="frames, the image included; default: the model's")
+    negative_prompt: Text = Field("", description="what should not happen; used when guidance_scale is above 1")
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="the same seed gives the same video; default: 0")
+    num_inference_steps: int | None = Field(None, ge=1, le=999, description="denoising steps; default: the model's")
+    speed: Literal["paper", "balanced", "fast"] | None = Field(
+        None, description="sampler, steps and what they share: paper (50 steps of DDIM), balanced (4 times as fast, "
+        "near to it), fast (8 times, less near); default: the model's steps of DDIM",
+    )  # fmt: skip
+    guidance_scale: float | None = Field(
+        None, ge=0, le=50, allow_inf_nan=False,
+        description="how strongly the prompt acts; 1 or less: not at all; default: the model's",
+    )  # fmt: skip
+    motion_bucket: int = Field(10, ge=0, le=19, description="motion: 0 (still) to 19")
+    dct_init: bool = Field(True, description="refine the initial noise with the image's low frequencies (DCTInit)")
+    dct_cutoff: float = Field(0.23, ge=0, le=1, description="share of the frequencies that DCTInit takes")
+    dct_timestep: int = Field(975, ge=0, le=999, description="noise level of the image in DCTInit")
+
+
+class SettingError(ValueError):
+    """A setting that a model cannot take; `field` is its name."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+def complete(asked: Settings, prompt: str, model: Facts) -> dict[str, Any]:
+    """The settings as a pipeline takes them, nothing left open. Raises SettingError for what the model cannot take."""
+    from cinemo.arguments import check_length, check_settings, check_size  # torch, which `--help` does not need
+
+    card = model.card
+    preset = sampler(asked)
+    steps = preset.get("num_inference_steps") or asked.num_inference_steps or card.steps
+    width, height = map(int, asked.size.split("x")) if asked.size else (None, None)
+    frames = asked.num_frames or (card.lengths[0] if card.lengths else 16)
+    try:
+        field = "size"
+        height, width = check_size(height, width, model.factor, card.sizes)
+        field = "num_frames"
+        check_length(frames, card.lengths)
+        field = "num_inference_steps"
+        check_settings(steps, asked.dct_timestep, "np", 1, model.scheduler)
+    except ValueError as error:
+        raise SettingError(field, str(error)) from None
+    return {
+        "prompt": prompt,
+        "negative_prompt": asked.negative_prompt,
+        "width": width,
+        "height": height,
+        "num_frames": frames,
+        "fps": asked.fps or FPS,
+        "seed": asked.seed or 0,
+        "num_inference_steps": steps,
+        "guidance_scale": card.guidance if asked.guidance_scale is None else asked.guidance_scale,
+        **asked.model_dump(include={"motion_bucket", "dct_init", "dct_cutoff", "dct_timestep"}),
+        **preset,
+    }
+
+
+def sampler(asked: Settings) -> dict[str, Any]:
+    """What `speed` stands for; nothing where it is not asked for. Raises SettingError where steps are, too."""
+    if asked.speed is None:
+        return {}
+    if asked.num_inference_steps is not None:
+        raise SettingError("speed", f"speed {asked.speed} sets num_inference_steps itself; give one of the two")
+    from cinemo.sampling import SPEEDS
+
+    return {"speed": asked.speed, **SPEEDS[asked.speed]}
+
+
+# Of a row that gets a video's motion, where nobody asks for anything else: as `cinemo edit`.
+EDITED = {"guidance_scale": 1.0, "dct_init": False, "dct_timestep": 985}
+
+# What requests must have in common to be made in one batch.
+SAME_FOR_ALL = ("height", "width", "num_frames", "num_inference_steps", "dct_init", "dct_cutoff", "dct_timestep")
+OF_SPEED = ("scheduler", "guidance_interval", "reuse")  # in requests that name a speed
+
+
+def shared(request: dict[str, Any]) -> dict[str, Any]:
+    """What all requests of a batch have in common with this one, as arguments of CinemoPipeline."""
+    return {name: request[name] for name in (*SAME_FOR_ALL, *OF_SPEED) if name in request}
+
+
+def shape_of(request: dict[str, Any], edited: bool = False) -> str:
+    """Complete requests of one shape can be made in one batch. edited: they get the motion of videos."""
+    same = " ".join(f"{name}={value}" for name, value in shared(request).items())
+    return f"{same} guided={request['guidance_scale'] > 1}{' edited' if edited else ''}"

@@ -1,0 +1,1 @@
+"""What every job stands on: storage, models, tracking, child processes, progress, hashes. Knows no job."""

@@ -1,0 +1,182 @@
+"""Run a function in a child process that may hang or die, without the caller hanging or dying with it.
+
+Decoders are C code that reads files from strangers: some never return, some take their process along. Knows processes
+and pipes. Knows nothing of videos or Ray. Values are pickled, and arrays travel beside the pickle as raw bytes.
+"""
+
+import contextlib
+import os
+import pickle
+import select
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+ATTEMPTS = 2  # for what kills its child: the first may have been the machine's fault
+Run = Callable[..., Any]  # (function, *arguments) -> what the function returns or raises
+
+_START_S = 300.0  # for a child to start and to import what it shall run: a cold node's disk is slow
+
+
+class DeadChildError(RuntimeError):
+    """The child ended in the middle of a call; the message says by what."""
+
+
+class Sandbox:
+    """One child process: started when it is first needed, and again after it hung or died.
+
+    It ends with its parent: an idle child at the end of its input, one that hangs by its own alarm.
+    """
+
+    def __init__(self, warm_up: Callable[[], object] = int) -> None:
+        """warm_up: what a new child runs first, at no call's expense; to load and compile what calls will need."""
+        self._warm_up = warm_up
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def call(self, function: Callable[..., Any], *arguments: Any, timeout: float) -> Any:
+        """What function(*arguments) returns or raises. The function must be one that the child can import.
+
+        timeout: seconds that it may run; starting the child and importing do not count. Raises TimeoutError when it
+        takes longer and DeadChildError when it ends its process.
+        """
+        output = self._begin(pickle.dumps((function, arguments, timeout)))
+        try:
+            raised, value = _receive(output, time.monotonic() + timeout)
+        except TimeoutError:
+            self.close()
+            raise TimeoutError(f"took longer than {timeout:g} s") from None
+        except EOFError:
+            raise DeadChildError(_cause(self.close())) from None
+        if raised:
+            raise value
+        return value
+
+    def close(self) -> int:
+        """End the child; returns its exit code, that of a signal negative."""
+        child, self._child = self._child, None
+        if child is None:
+            return 0
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=0.2)  # one that died by itself: its own exit code, not that of our signal
+        child.kill()
+        code = child.wait()
+        for pipe in (child.stdin, child.stdout):
+            assert pipe is not None
+            pipe.close()
+        return code
+
+    def _begin(self, request: bytes) -> int:
+        """Make a child start on a request; returns the descriptor of its answers.
+
+        An idle child may have been killed meanwhile, for want of memory perhaps: then a second one is tried.
+        """
+        for _ in range(2):
+            requests = [request] if self._child else [pickle.dumps(self._warm_up), request]
+            self._child = self._child or _start()
+            assert self._child.stdin is not None
+            assert self._child.stdout is not None
+            output = self._child.stdout.fileno()
+            try:
+                for message in requests:
+                    _send(self._child.stdin.fileno(), [message])
+                _receive(output, time.monotonic() + _START_S)
+                return output
+            except (EOFError, BrokenPipeError):
+                code = self.close()
+        raise DeadChildError(f"could not be started: {_cause(code)}")
+
+
+def guard(warm_up: Callable[[], object], timeout: float, flag: str, fault: Callable[[str, str], Exception]) -> Run:
+    """A call that runs in one child of this process: what hangs or crashes there raises a fault here.
+
+    timeout: seconds for one call; flag: the option that sets it. fault: (reason, message) -> what is raised, where the
+    reason is "timeout" or "crashed".
+    """
+    sandbox = Sandbox(warm_up)
+
+    def run(function: Callable[..., Any], *arguments: Any) -> Any:
+        for _ in range(ATTEMPTS):
+            try:
+                return sandbox.call(function, *arguments, timeout=timeout)
+            except TimeoutError as error:
+                raise fault("timeout", f"{error}; raise {flag} if the storage is slow") from None
+            except DeadChildError as error:
+                last = error
+        raise fault("crashed", f"the decoder died of it {ATTEMPTS} times: {last}")
+
+    return run
+
+
+def _start() -> "subprocess.Popen[bytes]":
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-m", "pipelines.core.isolation"]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=environment)
+
+
+def _cause(code: int) -> str:
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
+def _serve() -> None:
+    """The child: a warm-up, then requests from stdin, two answers to each on stdout (begun; done), till stdin ends."""
+    requests, answers = os.dup(0), os.dup(1)
+    os.dup2(2, 1)  # whatever a library prints must not get among the answers
+    _receive(requests, deadline=None)()
+    while True:
+        try:
+            function, arguments, timeout = _receive(requests, deadline=None)
+        except EOFError:
+            return
+        _send(answers, _packed(None))
+        signal.setitimer(signal.ITIMER_REAL, timeout + 5)  # its default action ends even C code; the parent is gone
+        try:
+            answer = (False, function(*arguments))
+        except Exception as error:
+            answer = (True, error)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        _send(answers, _packed(answer))
+
+
+def _packed(value: Any) -> list[Any]:
+    """A value as a pickle followed by its arrays."""
+    buffers: list[Any] = []
+    data = pickle.dumps(value, protocol=5, buffer_callback=lambda buffer: buffers.append(buffer.raw()))
+    return [data, *buffers]
+
+
+def _send(descriptor: int, parts: list[Any]) -> None:
+    lengths = [len(part) for part in parts]
+    for data in (struct.pack(f"<I{len(parts)}Q", len(parts), *lengths), *parts):
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+
+
+def _receive(descriptor: int, deadline: float | None) -> Any:
+    """The next value. Raises EOFError when the other side is gone, TimeoutError past the deadline (monotonic)."""
+    (count,) = struct.unpack("<I", _read(descriptor, 4, deadline))
+    lengths = struct.unpack(f"<{count}Q", _read(descriptor, 8 * count, deadline))
+    data, *buffers = [_read(descriptor, length, deadline) for length in lengths]
+    return pickle.loads(data, buffers=buffers)
+
+
+def _read(descriptor: int, size: int, deadline: float | None) -> bytearray:
+    data = bytearray(size)
+    view = memoryview(data)
+    while view:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        if not select.select([descriptor], [], [], left)[0]:
+            raise TimeoutError
+        got = os.readv(descriptor, [view])
+        if not got:
+            raise EOFError
+        view = view[got:]
+    return data
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,133 @@
+"""The files of a dataset: OUT/data and OUT/rejects, written exactly once, and what they say is done.
+
+Knows Parquet files and keys of rows. Knows nothing of decoding, models or Ray. What it remembers of a row is 8 bytes,
+so that a survey of millions of rows fits the driver's memory.
+"""
+
+import hashlib
+import io
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cinemo.motion import NUM_BUCKETS
+from pipelines.core import hashing, storage
+from pipelines.dataset import records
+
+_FOLDERS = ("data", "rejects")
+_GOOD = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("uri", pa.string()),
+        ("start_frame", pa.int64()),
+        ("interval", pa.int32()),
+        ("bucket", pa.uint8()),
+    ]
+)
+_BAD = pa.schema([("uri", pa.string()), ("start_frame", pa.int64()), ("reason", pa.string())])
+# A training step reads single clips in random order: a row group is what it reads at a time.
+_ROW_GROUP_BYTES = 1 << 20
+
+
+def keys(rows: Iterable[Mapping[str, Any]]) -> np.ndarray:
+    """What rows are known by among the done ones, uint64, whether spans or rejects of a whole video."""
+    return hashing.hash64(f"{row['uri']}\n{row.get('start_frame')}" for row in rows)
+
+
+@dataclass
+class Survey:
+    """What is written, in counts and hashes."""
+
+    clips: int = 0
+    rejected_videos: int = 0  # rejects of a whole video
+    reasons: Counter[str] = field(default_factory=Counter)
+    buckets: list[int] = field(default_factory=lambda: [0] * NUM_BUCKETS)
+    examples: dict[int, dict[str, Any]] = field(default_factory=dict)  # bucket -> its clip of the smallest id
+    identity: int = 0  # the same for the same rows, in whatever files and order
+    keys: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))  # sorted, of every row
+    videos: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))  # sorted hashes of their uris, unique
+    rows_of: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # rows of each of these videos
+    whole: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))  # sorted: videos rejected as a whole
+
+    def finished(self, clips_per_video: int) -> np.ndarray:
+        """Sorted hashes of the uris of videos that need not even be opened: all their clips are there, or none can."""
+        return np.union1d(self.videos[self.rows_of >= clips_per_video], self.whole)
+
+
+def survey(output: str) -> Survey:
+    """Read what is written in OUT/data and OUT/rejects; pixels and latents are not read."""
+    found = Survey()
+    known, videos, whole = [found.keys], [found.videos], [found.whole]
+    for folder, schema in zip(_FOLDERS, (_GOOD, _BAD), strict=True):
+        for table in storage.scan(storage.join(output, folder), schema):
+            rows = table.to_pylist()
+            known.append(keys(rows))
+            videos.append(hashing.hash64(row["uri"] for row in rows))
+            if folder == "data":
+                _count_clips(found, rows)
+            else:
+                found.reasons.update(row["reason"] for row in rows)
+                whole.append(videos[-1][np.array([row["start_frame"] is None for row in rows], bool)])
+                found.identity += int(known[-1].sum(dtype=np.uint64))
+    found.keys = np.sort(np.concatenate(known))
+    found.videos, found.rows_of = np.unique(np.concatenate(videos), return_counts=True)
+    found.whole = np.unique(np.concatenate(whole))
+    found.rejected_videos = sum(len(part) for part in whole)
+    found.identity %= 1 << 128
+    return found
+
+
+def _count_clips(found: Survey, rows: Sequence[Mapping[str, Any]]) -> None:
+    found.clips += len(rows)
+    for row in rows:
+        bucket = row["bucket"]
+        found.buckets[bucket] += 1
+        found.identity += uuid.UUID(row["clip_id"]).int
+        if bucket not in found.examples or row["clip_id"] < found.examples[bucket]["clip_id"]:
+            found.examples[bucket] = dict(row)
+
+
+def write(rows: Sequence[Mapping[str, Any]], output: str, num_frames: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Write rows of records.ROW as one part and one reject file; returns how many of each.
+
+    size: (H, W) in pixels. A task that runs twice writes the same names with the same bytes.
+    """
+    good = [row for row in rows if not row["reason"]]
+    bad = [row for row in rows if row["reason"]]
+    if good:
+        _write_part(records.clip_table(good, num_frames, size), storage.join(output, "data"))
+    if bad:
+        _write_part(records.reject_table(bad), storage.join(output, "rejects"))
+    return len(good), len(bad)
+
+
+def drop_duplicates(output: str) -> None:
+    """Keep each row once. A worker that outlives its killed driver may write a clip that the rerun writes as well."""
+    for folder in _FOLDERS:
+        seen = np.empty(0, np.uint64)
+        for uri in storage.list_files(storage.join(output, folder), (".parquet",)):
+            files, path = storage.filesystem(uri)
+            named = keys(pq.read_table(path, columns=["uri", "start_frame"], filesystem=files).to_pylist())
+            fresh = ~hashing.is_among(named, seen)
+            seen = np.union1d(seen, named)
+            if fresh.all():
+                continue
+            if fresh.any():
+                kept = pq.read_table(path, filesystem=files).take(np.flatnonzero(fresh))
+                _write_part(kept, storage.join(output, folder))
+            storage.remove(uri)
+
+
+def _write_part(table: pa.Table, folder: str) -> None:
+    named = np.sort(keys(table.select(["uri", "start_frame"]).to_pylist()))
+    digest = hashlib.sha256(named.tobytes()).hexdigest()
+    rows_per_group = max(1, _ROW_GROUP_BYTES * table.num_rows // max(1, table.nbytes))
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, row_group_size=rows_per_group, compression="zstd")
+    storage.put(storage.join(folder, f"part-{digest[:32]}.parquet"), buffer.getvalue())

@@ -1,0 +1,153 @@
+"""The rows of a dataset: Arrow schemas, their version, the reasons for a reject, and content ids.
+
+Knows Arrow and names. Knows nothing of files, of Ray, or of how a row comes about. Tensor columns are Arrow's native
+fixed-shape tensors, so that plain pyarrow reads them without Ray.
+"""
+
+import enum
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+# A fixed namespace of this project: the same clip has the same id on every machine, forever.
+_NAMESPACE = uuid.UUID("5f3c1d52-58a7-5b0e-9c55-3f7f0d6c1a10")
+
+
+class Reason(enum.StrEnum):
+    """Why a video or a clip is not in the dataset. Closed: readers may list all of them."""
+
+    MISSING = "missing"
+    UNREADABLE = "unreadable"
+    NO_VIDEO = "no_video"
+    UNSUPPORTED = "unsupported"  # a codec that this build of FFmpeg cannot decode
+    TOO_SHORT = "too_short"
+    TOO_LARGE = "too_large"
+    CORRUPT = "corrupt"
+    TIMEOUT = "timeout"
+    CRASHED = "crashed"  # the decoder's process died of it, each time it was tried
+    SCENE_CUT = "scene_cut"
+    BAD_CAPTION = "bad_caption"
+    INTERNAL = "internal"  # a fault of ours, kept as a row so that one clip cannot stop a job of millions
+
+
+REJECT = pa.schema(
+    [
+        ("uri", pa.string()),
+        ("start_frame", pa.int64()),  # null: the whole video
+        ("stage", pa.string()),
+        ("reason", pa.string()),
+        ("message", pa.string()),
+    ],
+    metadata={"cinemo.schema_version": str(SCHEMA_VERSION)},
+)
+
+# A row on its way through the job. Pixels and latents travel as bytes, which may be null: a reject travels in the same
+# table to the same writer, and no stage needs to know the shapes of another.
+ROW = pa.schema(
+    [
+        ("uri", pa.string()),
+        ("caption", pa.string()),
+        ("clip_id", pa.string()),
+        ("start_frame", pa.int64()),
+        ("interval", pa.int32()),
+        ("fps", pa.float32()),
+        ("score", pa.float32()),
+        ("bucket", pa.uint8()),
+        ("frames", pa.large_binary()),  # uint8 (N, H, W, 3)
+        ("latents", pa.large_binary()),  # float16, of latents_shape (N, C, h, w)
+        ("latents_shape", pa.list_(pa.int32())),
+        ("latents_logvar", pa.large_binary()),  # float16, of latents_shape; only where it is asked for
+        ("text_embeds", pa.large_binary()),  # float16, of text_shape (T, D)
+        ("text_shape", pa.list_(pa.int32())),
+        ("stage", pa.string()),
+        ("reason", pa.string()),
+        ("message", pa.string()),
+        ("decode_s", pa.float32()),  # seconds that each stage worked on the row
+        ("score_s", pa.float32()),
+        ("encode_s", pa.float32()),
+    ]
+)
+
+_TENSORS = {"latents": "latents_shape", "latents_logvar": "latents_shape", "text_embeds": "text_shape"}
+
+
+def clip_id(uri: str, start: int, interval: int, num_frames: int, size: tuple[int, int], sampling_version: str) -> str:
+    """The id of a clip, a uuid5 of what it shows: frames start, start + interval, ... of uri at size (H, W) pixels."""
+    height, width = size
+    key = f"{uri}\n{start}\n{interval}\n{num_frames}\n{height}x{width}\n{sampling_version}"
+    return str(uuid.uuid5(_NAMESPACE, key))
+
+
+def clip_schema(tensors: Mapping[str, Sequence[int]]) -> pa.Schema:
+    """Schema of `data/*.parquet`. tensors: name -> shape of those that are stored, all of them float16.
+
+    latents (N, C, h, w): posterior mean, scaled. latents_logvar (N, C, h, w): the log-variance around it, scaled too.
+    text_embeds (T, D). A dataset of scores alone has none of them.
+    """
+    fields = [
+        pa.field("clip_id", pa.string()),
+        pa.field("uri", pa.string()),
+        pa.field("caption", pa.string()),
+        pa.field("start_frame", pa.int64()),
+        pa.field("interval", pa.int32()),
+        pa.field("fps", pa.float32()),
+        pa.field("num_frames", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("width", pa.int32()),
+        pa.field("score", pa.float32()),
+        pa.field("bucket", pa.uint8()),
+        *(pa.field(name, pa.fixed_shape_tensor(pa.float16(), shape)) for name, shape in tensors.items()),
+    ]
+    return pa.schema(fields, metadata={"cinemo.schema_version": str(SCHEMA_VERSION)})
+
+
+def iter_rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """Rows of a table one by one, so that the pixels of one clip are in Python's memory at a time."""
+    for index in range(table.num_rows):
+        yield table.slice(index, 1).to_pylist()[0]
+
+
+def row_table(row: Mapping[str, Any]) -> pa.Table:
+    """One row on its way as a table of schema ROW; names it lacks are null."""
+    return pa.Table.from_pylist([dict(row)], schema=ROW)
+
+
+def clip_table(rows: Iterable[Mapping[str, Any]], num_frames: int, size: tuple[int, int]) -> pa.Table:
+    """Clips among the rows of ROW as the table that is stored; sorted, so that equal rows are equal bytes.
+
+    size is (H, W) in pixels. All rows have the tensors and the shapes of the first; raises ValueError if one has not.
+    """
+    rows = sorted(rows, key=lambda row: row["clip_id"])
+    constants = {"num_frames": num_frames, "height": size[0], "width": size[1]}
+    shapes = {name: rows[0][shape] for name, shape in _TENSORS.items() if rows[0].get(name) is not None}
+    schema = clip_schema(shapes)
+    columns = []
+    for field in schema:
+        if field.name in shapes:
+            columns.append(_tensors([row[field.name] for row in rows], field.type))
+        else:
+            values = [constants.get(field.name, row.get(field.name)) for row in rows]
+            columns.append(pa.array(values, field.type))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def reject_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Rows of ROW that carry a reason, as the table that is stored, sorted by video and frame."""
+    rows = sorted(rows, key=lambda row: (row["uri"], -1 if row["start_frame"] is None else row["start_frame"]))
+    return pa.Table.from_pylist([{name: row[name] for name in REJECT.names} for row in rows], schema=REJECT)
+
+
+def _tensors(values: list[bytes], kind: pa.FixedShapeTensorType) -> pa.Array:
+    flat = np.frombuffer(b"".join(values), np.float16)
+    cells = int(np.prod(kind.shape))
+    if flat.size != len(values) * cells:
+        raise ValueError(
+            f"{len(values)} tensors of shape {kind.shape} need {len(values) * cells} numbers, got {flat.size}"
+        )
+    storage = pa.FixedSizeListArray.from_arrays(pa.array(flat), cells)
+    return pa.ExtensionArray.from_storage(kind, storage)

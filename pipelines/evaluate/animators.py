@@ -1,0 +1,177 @@
+"""A MODEL of the evaluation -> a function that animates an image: Cinemo, diffusers' other pipelines, finished videos.
+
+Steps and guidance are a pipeline's own defaults unless they are asked for. Knows pipelines. Knows nothing of metrics,
+datasets or Ray.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from cinemo.video import VIDEO_SUFFIXES, VideoError, probe, sample_clip
+from pipelines.core import models
+from pipelines.evaluate.config import EvaluateConfig, scheme
+
+
+class Wish(NamedTuple):
+    """One animation that is wanted. image: uint8 (H, W, 3), already at the size of the frames."""
+
+    name: str  # of the case
+    image: np.ndarray
+    prompt: str
+    motion_bucket: int
+    seed: int
+    num_frames: int
+
+
+Animator = Callable[[Wish, Mapping[str, Any]], np.ndarray]  # -> uint8 (N, H, W, 3)
+
+
+def load(model: str, config: EvaluateConfig, device: str) -> Animator:
+    """The animator of a MODEL that was `placed`. Raises ValueError when it cannot be loaded."""
+    kind = scheme(model)
+    if kind == "cinemo":
+        return cinemo(model, config, device)
+    place = model[len(kind) + 1 :]
+    if kind == "videos":
+        return finished(place)
+    return baseline(kind, place, config, device)
+
+
+def cinemo(model: str, config: EvaluateConfig, device: str) -> Animator:
+    """A Cinemo model; what is not asked for is as its card says."""
+    import torch
+
+    from cinemo import CinemoPipeline
+    from cinemo.memory import keep_freed_memory
+
+    keep_freed_memory()
+    pipe = CinemoPipeline.from_pretrained(models.resolve(model), getattr(torch, config.precision), device)
+    pipe.set_progress_bar_config(disable=True)
+    steps = config.num_inference_steps or pipe.card.steps
+    guidance = pipe.card.guidance if config.guidance_scale is None else config.guidance_scale
+
+    def animate(wish: Wish, varied: Mapping[str, Any]) -> np.ndarray:
+        settings = {"num_inference_steps": steps, "guidance_scale": guidance, "scheduler": config.scheduler, **varied}
+        init = settings.pop("init", "dct")
+        if init == "none":
+            settings["dct_init"] = False
+        else:
+            settings["dct_transform"] = init
+        height, width = wish.image.shape[:2]
+        return pipe(
+            wish.image, wish.prompt, motion_bucket=wish.motion_bucket, num_frames=wish.num_frames, height=height,
+            width=width, seed=wish.seed, **settings,
+        ).frames[0]  # fmt: skip
+
+    return animate
+
+
+def baseline(kind: str, place: str, config: EvaluateConfig, device: str) -> Animator:
+    """One of diffusers' image-to-video pipelines, from a directory or the hub. Raises ValueError."""
+    import torch
+
+    try:
+        pipe = LOADERS[kind](place, getattr(torch, config.precision)).to(device)
+    except Exception as error:  # the hub's, safetensors' and json's own
+        first = str(error).strip().split("\n")[0]
+        raise ValueError(f"{kind}:{place} cannot be loaded by diffusers: {first}") from error
+    pipe.set_progress_bar_config(disable=True)
+    asked: dict[str, Any] = {"num_inference_steps": config.num_inference_steps}
+    if kind != "svd":
+        asked["guidance_scale"] = config.guidance_scale
+    elif config.guidance_scale is not None:
+        asked["max_guidance_scale"] = config.guidance_scale
+    asked = {name: value for name, value in asked.items() if value is not None}
+
+    def animate(wish: Wish, varied: Mapping[str, Any]) -> np.ndarray:
+        height, width = wish.image.shape[:2]
+        with torch.random.fork_rng():
+            torch.manual_seed(wish.seed)  # some draw from the global state, whatever generator they get
+            out = pipe(
+                image=Image.fromarray(wish.image),
+                height=height,
+                width=width,
+                generator=torch.Generator().manual_seed(wish.seed),
+                output_type="np",
+                **ARGUMENTS[kind](wish),
+                **asked,
+            ).frames[0]
+        frames = (np.asarray(out)[: wish.num_frames].clip(0, 1) * 255).round().astype(np.uint8)
+        return fitted(frames, wish)
+
+    return animate
+
+
+def _svd(place: str, dtype: Any) -> Any:
+    from diffusers import StableVideoDiffusionPipeline
+
+    return StableVideoDiffusionPipeline.from_pretrained(place, torch_dtype=dtype)
+
+
+def _i2vgen(place: str, dtype: Any) -> Any:
+    from diffusers import I2VGenXLPipeline
+
+    pipe = I2VGenXLPipeline.from_pretrained(place, torch_dtype=dtype)
+    if not hasattr(pipe.text_encoder, "text_model"):  # where transformers 5 has it, and the pipeline looks for it
+        pipe.text_encoder.__dict__["text_model"] = pipe.text_encoder
+    return pipe
+
+
+def _pia(place: str, dtype: Any) -> Any:
+    """BASE+ADAPTER, the two parts that it is published as; or one directory of the whole pipeline."""
+    from diffusers import MotionAdapter, PIAPipeline
+
+    base, _, adapter = place.partition("+")
+    parts = {"motion_adapter": MotionAdapter.from_pretrained(adapter, torch_dtype=dtype)} if adapter else {}
+    return PIAPipeline.from_pretrained(base, torch_dtype=dtype, **parts)
+
+
+def _cogvideox(place: str, dtype: Any) -> Any:
+    from diffusers import CogVideoXImageToVideoPipeline
+
+    return CogVideoXImageToVideoPipeline.from_pretrained(place, torch_dtype=dtype)
+
+
+LOADERS: dict[str, Callable[[str, Any], Any]] = {
+    "svd": _svd, "i2vgen-xl": _i2vgen, "pia": _pia, "cogvideox-i2v": _cogvideox,
+}  # fmt: skip
+# What each is told beside image, size, seed and what was asked for. SVD knows no prompts, and its own motion bucket, of
+# another scale, stays at its default. CogVideoX makes 4 k + 1 frames: the first ones are taken.
+ARGUMENTS: dict[str, Callable[[Wish], dict[str, Any]]] = {
+    "svd": lambda wish: {"num_frames": wish.num_frames, "decode_chunk_size": 8},
+    "i2vgen-xl": lambda wish: {"prompt": wish.prompt, "num_frames": wish.num_frames},
+    "pia": lambda wish: {"prompt": wish.prompt, "num_frames": wish.num_frames},
+    "cogvideox-i2v": lambda wish: {"prompt": wish.prompt, "num_frames": -(-(wish.num_frames - 1) // 4) * 4 + 1},
+}
+
+
+def finished(place: str) -> Animator:
+    """Videos of any origin, named by the cases' names; frames are spread evenly over each."""
+
+    @cache
+    def files() -> dict[str, Path]:
+        return {path.stem: path for path in sorted(Path(place).rglob("*")) if path.suffix.lower() in VIDEO_SUFFIXES}
+
+    def animate(wish: Wish, varied: Mapping[str, Any]) -> np.ndarray:
+        path = files().get(wish.name)
+        if path is None:
+            raise VideoError("missing", f"there is no video {wish.name} in {place}")
+        interval = max(1, (probe(path).num_frames - 1) // (wish.num_frames - 1))
+        return fitted(sample_clip(path, 0, interval, wish.num_frames, wish.image.shape[:2]), wish)
+
+    return animate
+
+
+def fitted(frames: np.ndarray, wish: Wish) -> np.ndarray:
+    """Frames at the size of the image. Raises ValueError for fewer than were wanted: metrics compare equal lengths."""
+    if len(frames) < wish.num_frames:
+        raise ValueError(f"{len(frames)} frames were made, {wish.num_frames} are compared; lower --num-frames")
+    size = wish.image.shape[1], wish.image.shape[0]
+    if frames.shape[1:3] == wish.image.shape[:2]:
+        return frames
+    return np.stack([np.asarray(Image.fromarray(f).resize(size, Image.Resampling.LANCZOS)) for f in frames])

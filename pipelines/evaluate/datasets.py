@@ -1,0 +1,130 @@
+"""What models are compared on: a dataset becomes cases, each a video with a prompt, always the same ones.
+
+synthetic:64 is drawn here from photos that no training clip shows (synthetic:64:pan,zoom: these kinds alone), and its
+motion is known. ucf101:FOLDER and msrvtt:FOLDER are the paper's, in their official layouts. Anything else is a source
+of captioned videos, as the prepare job reads it. Decodes nothing.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cinemo.video import VIDEO_SUFFIXES
+from pipelines import sources
+from pipelines.core import hashing, storage
+
+Case = dict[str, Any]
+UCF101_VIDEOS = 2048  # the paper's protocol: this many at random; MSR-VTT's test split is taken whole
+SYNTHETIC = re.compile(r"synthetic:(?P<count>[1-9]\d*)(:(?P<kinds>[\w,]+))?")
+
+
+def read(dataset: str, limit: int | None, seed: int) -> list[Case]:
+    """The cases, in a fixed order: name (of a file), uri, caption, kind, direction, fault.
+
+    Names are unique. kind and direction are known of synthetic clips alone; fault says why a video cannot be used.
+    limit: that many, drawn like the rest from (seed, uri). Raises ValueError, one sentence that names --dataset.
+    """
+    kind, _, place = dataset.partition(":")
+    try:
+        if kind == "synthetic":
+            return synthetic(dataset, limit)
+        if kind == "ucf101":
+            return chosen(ucf101(Path(place)), limit or UCF101_VIDEOS, seed)
+        if kind == "msrvtt":
+            return chosen(msrvtt(Path(place), seed), limit, seed)
+        rows = [row for table in sources.iter_videos(dataset) for row in table.to_pylist()]
+    except ValueError as error:
+        raise ValueError(f"--dataset {dataset}: {str(error).removeprefix(f'--input {dataset}: ')}") from None
+    cases = [{"name": name_of(row["uri"]), "kind": None, "direction": None, **row} for row in rows]
+    return chosen(cases, limit, seed)
+
+
+def draw(seed: int, *names: str) -> int:
+    """A number from a hash of these: the same on every machine."""
+    text = "\n".join([str(seed), *names])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def chosen(cases: list[Case], limit: int | None, seed: int) -> list[Case]:
+    """That many cases at random, in the order of their names; all where there are no more. A name has one case."""
+    cases = sorted({case["name"]: case for case in cases}.values(), key=lambda case: draw(seed, "case", case["uri"]))
+    return sorted(cases[:limit], key=lambda case: str(case["name"]))
+
+
+def name_of(uri: str) -> str:
+    """A name for files: the video's own, and what tells videos of one name apart."""
+    stem = re.sub(r"[^\w.-]", "_", uri.rsplit("/", 1)[-1].rsplit(".", 1)[0])
+    return f"{stem[:80]}-{int(hashing.hash64([uri])[0]):016x}"
+
+
+def synthetic(dataset: str, limit: int | None) -> list[Case]:
+    """Clips of every kind in turn. Raises ValueError for a name that is no number of clips, or of no kind."""
+    from cinemo.synthetic import KINDS, make_plan  # torch
+
+    parts = SYNTHETIC.fullmatch(dataset)
+    if parts is None:
+        raise ValueError("it is no number of clips; write synthetic:64, or synthetic:64:pan,zoom")
+    kinds = tuple(parts["kinds"].split(",")) if parts["kinds"] else KINDS
+    cases = []
+    for number in range(min(int(parts["count"]), limit or int(parts["count"]))):
+        kind = kinds[number % len(kinds)]
+        plan = make_plan(number, kinds=(kind,), held_out=True)
+        cases.append(
+            {
+                "name": f"synthetic-{number:05d}",
+                "uri": f"synthetic:{kind}:{number}",
+                "caption": plan.caption,
+                "kind": plan.kind,
+                "direction": plan.direction,
+                "fault": None,
+            }
+        )
+    return cases
+
+
+def ucf101(folder: Path) -> list[Case]:
+    """UCF-101/CLASS/v_CLASS_g01_c01.avi: the class's name in words is the prompt. Raises ValueError."""
+    videos = sorted(path for path in folder.glob("*/v_*") if path.suffix.lower() in VIDEO_SUFFIXES)
+    if not videos:
+        raise ValueError("it is not UCF-101 as it is published: no CLASS/v_CLASS_g01_c01.avi in it")
+    return [case(path, re.sub(r"(?<=[a-z])(?=[A-Z])", " ", path.parent.name).lower()) for path in videos]
+
+
+def msrvtt(folder: Path, seed: int) -> list[Case]:
+    """The test split of MSR-VTT: test_videodatainfo.json (or videodatainfo_2017.json) and videos named by video_id.
+
+    Of each video's captions one is drawn. Raises ValueError.
+    """
+    lists = [path for name in ("test_videodatainfo.json", "videodatainfo_2017.json") for path in folder.rglob(name)]
+    if not lists:
+        raise ValueError("it is not MSR-VTT as it is published: no test_videodatainfo.json in it")
+    try:
+        listed = json.loads(lists[0].read_text())
+        names = sorted(video["video_id"] for video in listed["videos"] if video.get("split", "test") == "test")
+        captions: dict[str, list[str]] = {name: [] for name in names}
+        for line in listed["sentences"]:
+            captions.get(line["video_id"], []).append(line["caption"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{lists[0].name} is not MSR-VTT's ({type(error).__name__}: {error})") from None
+    files = {path.stem: path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES}
+    found = []
+    for name in names:
+        said = sorted(set(captions[name]))
+        path = files.get(name, folder / f"{name}.mp4")  # one that is missing is a reject, and is counted
+        found.append(case(path, said[draw(seed, "caption", name) % len(said)] if said else ""))
+    return found
+
+
+def case(path: Path, caption: str) -> Case:
+    """The case of a local video whose name says enough."""
+    uri = storage.absolute(str(path))
+    return {"name": path.stem, "uri": uri, "caption": caption, "kind": None, "direction": None, "fault": None}
+
+
+def slices(cases: list[Case], size: int) -> Iterator[list[Case]]:
+    """Cases in lists of at most `size`."""
+    for first in range(0, len(cases), size):
+        yield cases[first : first + size]

@@ -1,0 +1,219 @@
+"""Models on a dataset -> rows of numbers (measure.py) -> a report (report.py).
+
+Knows what a finished evaluation is, and how to get there from whatever is left of an earlier try: a row is known by an
+id that its case, model and settings determine, so the same command finishes a job that was killed at any moment, a
+further model adds its own rows alone, and a finished job changes no file. A reject is a result: delete OUT/rejects to
+have them tried again.
+"""
+
+import functools
+import json
+import os
+import sys
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from cinemo.motion import SCORE_DEFINITION
+from cinemo.video import SAMPLING_VERSION
+from pipelines.core import models, storage, tracking
+from pipelines.core.progress import Progress, to_stderr
+from pipelines.evaluate import datasets, flow, rows
+from pipelines.evaluate.config import REAL, EvaluateConfig, scheme, variants
+
+if TYPE_CHECKING:  # seconds to import, and `--help` needs neither
+    from pipelines.evaluate import report
+
+
+SCHEMA_VERSION = 1
+DEFAULT_SIZE = (320, 512)
+
+
+def placed(config: EvaluateConfig) -> EvaluateConfig:
+    """The same job, by names that mean the same to workers, who have other working directories. Raises ValueError."""
+    output = storage.absolute(config.output)
+    named = []
+    for model in config.model:
+        kind = scheme(model)
+        if kind == "cinemo":
+            named.append(models.absolute(model, config.tracking_uri, output))
+        else:
+            paths = model[len(kind) + 1 :].split("+")
+            there = [storage.absolute(path) if os.path.exists(path) else path for path in paths]
+            named.append(f"{kind}:{'+'.join(there)}")
+    kind, colon, place = config.dataset.partition(":")
+    dataset = f"{kind}{colon}{storage.absolute(place)}" if kind in ("ucf101", "msrvtt") else config.dataset
+    if not colon:
+        dataset = storage.absolute(config.dataset) if config.dataset != "synthetic" else "synthetic:64"
+    return config.model_copy(update={"output": output, "model": named, "dataset": dataset})
+
+
+def frame_size(config: EvaluateConfig) -> tuple[int, int]:
+    """(H, W) in pixels that everything is compared at. Raises ValueError."""
+    if config.height is not None and config.width is not None:
+        return config.height, config.width
+    if (config.height is None) != (config.width is None):
+        raise ValueError(f"--height {config.height} and --width {config.width} go together; give both or neither")
+    for model in config.model:
+        if scheme(model) == "cinemo" and (sizes := models.look_up(model).card.sizes):
+            return sizes[0]
+    return DEFAULT_SIZE
+
+
+def identity(config: EvaluateConfig) -> dict[str, Any]:
+    """Everything that changes a row and is the same for all: two jobs may share an output when these are equal."""
+    height, width = frame_size(config)
+    names = {"dataset", "num_frames", "min_interval", "max_interval", "motion_bucket", "num_inference_steps"}
+    names |= {"guidance_scale", "scheduler", "seed", "i3d", "inception", "c3d", "clip", "lpips", "precision"}
+    return {
+        "job": "evaluate",
+        "schema_version": SCHEMA_VERSION,
+        "score_definition": SCORE_DEFINITION,
+        "sampling_version": SAMPLING_VERSION,
+        "height": height,
+        "width": width,
+        **config.model_dump(include=names),
+    }
+
+
+def check_output(config: EvaluateConfig) -> None:
+    """Raises ValueError when the output holds rows that were made with other settings."""
+    found = storage.read_json(storage.join(config.output, "settings.json"))
+    for name, value in identity(config).items():
+        if found is not None and found.get(name) != value:
+            raise ValueError(
+                f"--{name.replace('_', '-')}: {config.output} was made with {name} {found.get(name)!r}, this job has "
+                f"{value!r}; give the old value, or another --output"
+            )
+
+
+def check(config: EvaluateConfig) -> None:
+    """Refuse what cannot work, before a cluster is touched: raises ValueError for dataset, models, weights, output."""
+    from cinemo.video import VIDEO_SUFFIXES
+    from pipelines.evaluate.measure import Networks
+
+    config = placed(config)
+    if not datasets.read(config.dataset, config.limit, config.seed):
+        raise ValueError(f"--dataset {config.dataset}: it lists no video")
+    if len(set(config.model)) < len(config.model):
+        raise ValueError(f"--model {' '.join(config.model)}: one model is named twice")
+    check_output(config)
+    size = frame_size(config)
+    for model in config.model:
+        kind = scheme(model)
+        if kind == "cinemo":
+            fits(model, config, size)
+        elif kind == REAL:
+            raise ValueError(f"--model {model}: the dataset's own clips are measured anyway")
+        elif kind == "videos" and not storage.list_files(model.partition(":")[2], VIDEO_SUFFIXES):
+            raise ValueError(f"--model {model}: there is no video in it")
+    Networks(config, "cpu")
+
+
+def fits(model: str, config: EvaluateConfig, size: tuple[int, int]) -> None:
+    """Raise ValueError when a Cinemo model does not take what is compared."""
+    from cinemo.arguments import check_length, check_size
+    from cinemo.sampling import SCHEDULERS
+
+    facts = models.look_up(model)
+    check_size(*size, facts.factor, facts.card.sizes)
+    check_length(config.num_frames, facts.card.lengths)
+    named = [config.scheduler, *(v.settings.get("scheduler") for v in variants(config))]
+    for name in named:
+        if name is not None and name not in SCHEDULERS:
+            raise ValueError(f"--scheduler {name} is unknown; use {', '.join(SCHEDULERS)}")
+
+
+def plan(config: EvaluateConfig) -> dict[str, list[dict[str, Any]]]:
+    """Model -> its cases under each of its variants, with ids; the real clips are a model too."""
+    cases = datasets.read(config.dataset, config.limit, config.seed)
+    shared = json.dumps(identity(config), sort_keys=True)
+    wanted: dict[str, list[dict[str, Any]]] = {}
+    for variant in variants(config):
+        is_cinemo = scheme(variant.model) == "cinemo"
+        mark = models.look_up(variant.model).fingerprint if is_cinemo else variant.model
+        wanted.setdefault(variant.model, []).extend(
+            {**case, "id": rows.row_id(case, variant.name, mark, shared), "variant": variant} for case in cases
+        )
+    return wanted
+
+
+def run(config: EvaluateConfig) -> dict[str, Any]:
+    """Do the job, or what is left of it; returns the summary. Needs a running Ray; raises ValueError as check does."""
+    from pipelines.evaluate import figures, report
+
+    config = placed(config)
+    check(config)
+    output, began = config.output, time.monotonic()
+    place = functools.partial(storage.join, output)
+    size, wanted = frame_size(config), plan(config)
+    with tracking.start("evaluate", output, config.tracking_uri, config.model_dump()) as log:
+        storage.put_json(place("settings.json"), identity(config))
+        new = work(config, wanted, size)
+        ids = [case["id"] for cases in wanted.values() for case in cases]
+        measured, rejects = rows.read(output, ids)
+        if len(measured) + len(rejects) < len(set(ids)):
+            raise RuntimeError(f"{len(set(ids)) - len(measured) - len(rejects)} rows left no trace in {output}")
+        reasons = Counter(row["reason"] for row in rejects)
+        counts = {"cases": len(wanted[REAL]), "rows": len(measured), "rejects": dict(sorted(reasons.items()))}
+        compared = variants(config)
+        cells = report.values(config, compared, measured)
+        marks = fingerprints(config)
+        text = report.markdown(config, compared, cells, counts, size, marks)
+        storage.put_changed(place("report.md"), text.encode())
+        storage.put_changed(place("report.parquet"), report.parquet(cells, config))
+        pictures = figures.pictures(config, compared, measured)
+        for name, picture in pictures.items():
+            storage.put_changed(place(name), picture)
+        for name, data in {"report.md": text.encode(), **pictures}.items():
+            log.picture(name, data)
+        log.metrics({f"{cell.metric}/{tag(cell.variant)}": cell.value for cell in cells if cell.value == cell.value})
+        for mark in marks.values():
+            log.came_from("train", tracking.FINGERPRINT, mark)
+        summary = {
+            "job": "evaluate",
+            "output": output,
+            "report": place("report.md"),
+            "counts": counts,
+            "model_fingerprints": marks,
+            "left_out": config.left_out,
+            "metrics": {v.label: {c.metric: rounded(c) for c in cells if c.variant == v.label} for v in compared},
+            "too_many_rejects": len(rejects) > config.max_reject_fraction * len(ids),
+        }
+        now = {"new_rows": new, "run_id": log.run_id, "seconds": round(time.monotonic() - began, 2)}
+        if new or not storage.exists(place("summary.json")):  # a job that had nothing to do changes no file
+            storage.put_json(place("summary.json"), summary | now)
+    print(text, file=sys.stderr)
+    return summary | now
+
+
+def fingerprints(config: EvaluateConfig) -> dict[str, str]:
+    """Cinemo models as users wrote them -> their fingerprints."""
+    own = [model for model in config.model if scheme(model) == "cinemo"]
+    return {models.plain(model): models.look_up(model).fingerprint for model in own}
+
+
+def work(config: EvaluateConfig, wanted: dict[str, list[dict[str, Any]]], size: tuple[int, int]) -> int:
+    """Measure what is not done yet, model by model; returns how many rows are new."""
+    done = rows.done(config.output)
+    total = sum(len(cases) for cases in wanted.values())
+    left = {model: [case for case in cases if case["id"] not in done] for model, cases in wanted.items()}
+    fresh = sum(len(cases) for cases in left.values())
+    progress = Progress("evaluate", "clips", total, began=total - fresh)
+    for model, cases in left.items():
+        if not cases:
+            continue
+        to_stderr(f"evaluate  {models.plain(model)}: {len(cases)} clips")
+        for part in flow.build(config, model, cases, size).iter_rows():
+            progress.add(part["rows"])
+    return fresh
+
+
+def tag(label: str) -> str:
+    """A variant as a part of a metric's name in MLflow, which takes few characters; of a path its last name."""
+    return "".join(c if c.isalnum() or c in "_-. " else "_" for c in label.rsplit("/", 1)[-1])
+
+
+def rounded(cell: "report.Value") -> list[float | None]:
+    """[value, low, high] for the summary; null where there is none."""
+    return [None if number != number else round(number, 6) for number in (cell.value, cell.low, cell.high)]

@@ -1,0 +1,102 @@
+"""The rows of an evaluation: their schema, OUT/rows and OUT/rejects, and which of them are done.
+
+One row for each case under each variant, in one of the two, known by an id that changes with whatever changes the row.
+Knows Parquet files. Knows nothing of how a row is measured.
+"""
+
+import hashlib
+import io
+import uuid
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.core import storage
+
+_NAMESPACE = uuid.UUID("1f6f1a6e-0e0c-5c0e-8f5f-6b7a2f1d3c55")
+FEATURES = ("i3d", "c3d", "inception")  # of networks; float32, in rows because a metric of sets needs them all
+
+ROW = pa.schema(
+    [
+        ("id", pa.string()),
+        ("name", pa.string()),
+        ("variant", pa.string()),
+        ("prompt", pa.string()),
+        ("kind", pa.string()),
+        ("direction", pa.string()),
+        ("seed", pa.int64()),
+        ("video", pa.string()),  # below the output
+        ("requested_bucket", pa.int32()),
+        ("measured_bucket", pa.int32()),
+        ("score", pa.float64()),
+        ("psnr", pa.float64()),
+        ("ssim", pa.float64()),
+        ("lpips", pa.float64()),
+        ("smoothness", pa.float64()),
+        ("abruptness", pa.float64()),
+        ("colour_drift", pa.list_(pa.float64())),  # by frame, as the next
+        ("mean_colour_drift", pa.list_(pa.float64())),
+        ("consistency", pa.float64()),
+        ("right", pa.float64()),
+        ("down", pa.float64()),
+        ("outward", pa.float64()),
+        ("clockwise", pa.float64()),
+        ("agrees", pa.bool_()),  # null: the prompt names no direction that is known
+        ("clipsim", pa.float64()),
+        ("clip_consistency", pa.float64()),
+        *((name, pa.list_(pa.float32())) for name in FEATURES),  # inception: every frame's, one after the other
+        ("seconds", pa.float64()),
+        ("stage", pa.string()),
+        ("reason", pa.string()),  # null: measured
+        ("message", pa.string()),
+    ]
+)
+REJECT = pa.schema([ROW.field(name) for name in ("id", "name", "variant", "stage", "reason", "message")])
+
+
+def row_id(case: Mapping[str, Any], variant: str, fingerprint: str, settings: str) -> str:
+    """A uuid5 of what determines a row: the case, the model's files and the settings."""
+    key = "\n".join([str(case["uri"]), str(case["caption"]), variant, fingerprint, settings])
+    return str(uuid.uuid5(_NAMESPACE, key))
+
+
+def write(rows: list[dict[str, Any]], output: str) -> None:
+    """Rows as files below OUT/rows and OUT/rejects, each named by the ids in it: the same rows, the same files."""
+    for folder, schema, part in (
+        ("rows", ROW, [row for row in rows if not row["reason"]]),
+        ("rejects", REJECT, [row for row in rows if row["reason"]]),
+    ):
+        if not part:
+            continue
+        part.sort(key=lambda row: row["id"])
+        named = hashlib.sha256("\n".join(row["id"] for row in part).encode()).hexdigest()
+        buffer = io.BytesIO()
+        kept = [{name: row.get(name) for name in schema.names} for row in part]
+        pq.write_table(pa.Table.from_pylist(kept, schema=schema), buffer, compression="zstd")
+        storage.put(storage.join(output, folder, f"part-{named[:32]}.parquet"), buffer.getvalue())
+
+
+def done(output: str) -> set[str]:
+    """Ids of all rows that are written, rejects among them."""
+    only = pa.schema([ROW.field("id")])
+    folders = (storage.join(output, name) for name in ("rows", "rejects"))
+    return {row for folder in folders for table in storage.scan(folder, only) for row in table["id"].to_pylist()}
+
+
+def read(output: str, wanted: Iterable[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The measured rows and the rejects with these ids, in the order of the ids asked for; each once."""
+    order = {name: place for place, name in enumerate(wanted)}
+    found = []
+    for folder, schema in (("rows", ROW), ("rejects", REJECT)):
+        rows = {
+            row["id"]: row
+            for table in storage.scan(storage.join(output, folder), schema)
+            for row in table.to_pylist()
+            if row["id"] in order
+        }
+        found.append(sorted(rows.values(), key=lambda row: order[row["id"]]))
+    measured, rejects = found
+    known = {row["id"] for row in measured}
+    return measured, [row for row in rejects if row["id"] not in known]

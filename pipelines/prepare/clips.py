@@ -1,0 +1,191 @@
+"""What happens to one clip on its way to a dataset: drawn, decoded, scored, encoded.
+
+Plain functions from row to row, and one class that holds the VAE. Knows nothing of Ray, of files of the dataset, or of
+other clips: what a row becomes depends on the row alone, so a job that is killed and run again gives the same rows.
+A fault of one video is a row with a reason, never an exception. Whatever touches a file of a stranger goes through
+`run`, which may be a plain call or one into a process of its own.
+"""
+
+import functools
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cinemo.motion import motion_bucket, neighbour_ssim
+from cinemo.video import SAMPLING_VERSION, VideoError, VideoInfo, probe, sample_clip
+from pipelines import sources
+from pipelines.core import isolation
+from pipelines.core.isolation import Run
+from pipelines.dataset import records
+from pipelines.dataset.records import Reason
+from pipelines.prepare.config import SamplingConfig
+
+Row = dict[str, Any]
+
+
+def draw_span(sampling: SamplingConfig, uri: str, number: int, video_frames: int) -> tuple[int, int] | None:
+    """(start, interval) of a video's clip `number`, in frames; None when even the smallest interval does not fit.
+
+    The interval is uniform in min_interval..max_interval, cut to the longest that fits; the start is uniform over what
+    is left. Both come from a hash and integer arithmetic: the same on every machine and with every library version.
+    """
+    digest = hashlib.sha256(f"{sampling.seed}\n{uri}\n{number}".encode()).digest()
+    first, second = (int.from_bytes(digest[i : i + 8], "big") for i in (0, 8))
+    gaps = sampling.num_frames - 1
+    interval = sampling.min_interval + first % (sampling.max_interval - sampling.min_interval + 1)
+    interval = min(interval, (video_frames - 1) // gaps)
+    if interval < sampling.min_interval:
+        return None
+    return second % (video_frames - gaps * interval), interval
+
+
+@functools.cache
+def in_sandbox(timeout: float) -> Run:
+    """A `run` with one child process a process: what hangs or crashes there is a VideoError here.
+
+    timeout: seconds for one call.
+    """
+    return isolation.guard(warm_up, timeout, "--clip-timeout", VideoError)
+
+
+def warm_up() -> None:
+    """Load and compile what decoding and scoring need: seconds on a new node, and not the first clip's fault."""
+    neighbour_ssim(np.zeros((2, 8, 8, 3), np.uint8))
+
+
+def directly(function: Callable[..., Any], *arguments: Any) -> Any:
+    """A `run` that is a plain call."""
+    return function(*arguments)
+
+
+def probe_video(uri: str) -> VideoInfo:
+    """What the header of a video says, wherever it is. Raises VideoError."""
+    with sources.open_video(uri) as video:
+        return probe(video)
+
+
+def read_clip(
+    uri: str, start: int, interval: int, num_frames: int, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, float, float]:
+    """A clip, the SSIM of its neighbouring frames, and the seconds that decoding and scoring took.
+
+    Returns uint8 (N, H, W, 3) and float64 (N - 1,). Raises VideoError.
+    """
+    began = time.perf_counter()
+    with sources.open_video(uri) as video:
+        frames = sample_clip(video, start, interval, num_frames=num_frames, size=size)
+    decoded = time.perf_counter()
+    similar = neighbour_ssim(frames)
+    return frames, similar, decoded - began, time.perf_counter() - decoded
+
+
+def make_spans(
+    video: Mapping[str, Any], sampling: SamplingConfig, size: tuple[int, int], run: Run = directly
+) -> list[Row]:
+    """A video (uri, caption, fault) -> the rows of its clips, with ids; or one reject row for the whole video.
+
+    Reads the video's header. Two clips of one video never start at the same frame, so that (uri, start_frame) names a
+    clip among the rejects; a draw that repeats a start gives no further clip.
+    """
+    row = {"uri": video["uri"], "caption": video["caption"]}
+    if video["fault"]:
+        return [reject(row, "source", Reason.BAD_CAPTION, video["fault"])]
+    try:
+        info = run(probe_video, video["uri"])
+    except Exception as error:
+        return [fault(row, "probe", error)]
+    spans: dict[int, Row] = {}
+    for number in range(sampling.clips_per_video):
+        drawn = draw_span(sampling, video["uri"], number, info.num_frames)
+        if drawn is None:
+            needed = (sampling.num_frames - 1) * sampling.min_interval + 1
+            message = (
+                f"{info.num_frames} frames; {sampling.num_frames} at interval {sampling.min_interval} need {needed}"
+            )
+            return [reject(row, "probe", Reason.TOO_SHORT, message)]
+        start, interval = drawn
+        identity = records.clip_id(video["uri"], start, interval, sampling.num_frames, size, SAMPLING_VERSION)
+        span = {**row, "clip_id": identity, "start_frame": start, "interval": interval, "fps": info.fps}
+        spans.setdefault(start, span)
+    return list(spans.values())
+
+
+def decode(row: Mapping[str, Any], sampling: SamplingConfig, size: tuple[int, int], run: Run = directly) -> Row:
+    """A span -> the same row with frames (uint8 N, H, W, 3 as bytes), score and bucket; or its reject row.
+
+    A row that is a reject already passes through.
+    """
+    if row["reason"]:
+        return dict(row)
+    start, interval = row["start_frame"], row["interval"]
+    try:
+        frames, similar, decode_s, score_s = run(read_clip, row["uri"], start, interval, sampling.num_frames, size)
+    except Exception as error:
+        return fault(row, "decode", error)
+    cut = int(similar.argmin())
+    if sampling.scene_cut is not None and similar[cut] < sampling.scene_cut:
+        frame = start + interval * cut
+        message = f"SSIM {similar[cut]:.3f} from frame {frame} to {frame + interval}, below {sampling.scene_cut}"
+        return reject(row, "score", Reason.SCENE_CUT, message)
+    score = float(similar.mean())
+    found = {"frames": frames.tobytes(), "score": score, "bucket": motion_bucket(score)}
+    return {**row, **found, "decode_s": decode_s, "score_s": score_s}
+
+
+def fault(row: Mapping[str, Any], stage: str, error: Exception) -> Row:
+    """The reject row for what a video raised; what is not a fault of the video is one of ours."""
+    if isinstance(error, VideoError):
+        return reject(row, stage, Reason(error.reason), str(error))
+    return reject(row, stage, Reason.INTERNAL, f"{type(error).__name__}: {error}")
+
+
+def reject(row: Mapping[str, Any], stage: str, reason: Reason, message: str) -> Row:
+    """The reject row of a video or of a span: where it failed, why, and the sentence that says so."""
+    return {**row, "stage": stage, "reason": reason.value, "message": message}
+
+
+class Encoder:
+    """The VAE (and, on request, the text encoder) of a model directory, loaded once per process."""
+
+    def __init__(
+        self, model: str, num_frames: int, size: tuple[int, int], embed_text: bool, store_posterior: bool, device: str
+    ) -> None:
+        import torch
+
+        from cinemo import checkpoint
+        from cinemo.memory import keep_freed_memory
+        from pipelines.core import models
+
+        keep_freed_memory()  # a process that does nothing else, and needs as much for every clip
+        directory = models.resolve(model)
+        self.shape = (num_frames, *size, 3)
+        self.vae = checkpoint.load_vae(directory, dtype=torch.float32, device=device)
+        self.text = checkpoint.load_text(directory, dtype=torch.float32, device=device) if embed_text else None
+        self.store_posterior = store_posterior
+
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        """Rows with frames -> rows with latents (posterior mean, scaled, float16) and no frames; rejects pass through.
+
+        One clip at a time: its 16 frames fill a GPU, and a clip's latents then never depend on its neighbours.
+        """
+        for row in records.iter_rows(table):
+            yield records.row_table(row if row["reason"] else self.encode(row))
+
+    def encode(self, row: Mapping[str, Any]) -> Row:
+        """One decoded clip -> the same row with its tensors as float16 bytes, and no frames."""
+        from cinemo.latents import encode_posterior, encode_prompts, to_pixels
+
+        began = time.perf_counter()
+        frames = np.frombuffer(row["frames"], np.uint8).reshape(self.shape)
+        mean, logvar = (part.half().cpu().numpy() for part in encode_posterior(self.vae, to_pixels(frames)))
+        encoded = {**row, "frames": None, "latents": mean.tobytes(), "latents_shape": mean.shape}
+        if self.store_posterior:
+            encoded["latents_logvar"] = logvar.tobytes()
+        if self.text is not None:
+            text = encode_prompts(*self.text, [row["caption"]])[0].half().cpu().numpy()
+            encoded |= {"text_embeds": text.tobytes(), "text_shape": text.shape}
+        return {**encoded, "encode_s": time.perf_counter() - began}

@@ -1,0 +1,177 @@
+"""Videos to a training dataset: the manifest's videos -> encoded clips (flow.py) -> Parquet.
+
+Knows what a finished dataset is, and how to get there from whatever is left of an earlier try.
+
+Exactly once: a part is written whole, named by the ids in it, and what parts and rejects hold is known before anything
+is decoded. So the same command finishes a job that was killed at any moment, and a finished job changes no file. A
+reject is a result: delete OUT/rejects to have them tried again.
+"""
+
+import functools
+import hashlib
+import json
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines import sources
+from pipelines.core import hashing, models, storage, tracking
+from pipelines.core.progress import Progress, to_stderr
+from pipelines.dataset import manifest, parts
+from pipelines.prepare import clips, flow, report
+from pipelines.prepare.config import PrepareConfig
+
+if TYPE_CHECKING:  # seconds to import, and `--help` does not need it
+    import ray.data
+
+STAGES = ("decode_s", "score_s", "encode_s")
+
+
+def build(config: PrepareConfig, slices: pa.Table, written: parts.Survey) -> "ray.data.Dataset":
+    """The dataflow, lazily. Its rows are the parts as they are written: (clips, rejects) and seconds by stage."""
+    import ray.data
+
+    # 1. to 3. Spans, clips, latents; what is written already is not even opened.
+    rows = flow.extract(config, slices, written.keys, written.finished(config.clips_per_video))
+
+    # 4. Parts, each named by what is in it. It mostly waits for storage. A few at a time: every further one would start
+    #    a worker process, which costs more than the part.
+    writers = max(1, int(ray.cluster_resources().get("CPU", 1)) // 2)
+    return rows.map_batches(
+        write_block,
+        fn_args=(config.output, config.num_frames, flow.frame_size(config)),
+        batch_size=config.clips_per_file,
+        batch_format="pyarrow",
+        compute=ray.data.TaskPoolStrategy(size=writers),
+        num_cpus=0.1,
+    )
+
+
+def write_block(rows: pa.Table, output: str, num_frames: int, size: tuple[int, int]) -> pa.Table:
+    """Encoded rows and rejects -> files below output; returns how many of each, and the seconds of every stage."""
+    began = time.perf_counter()
+    seconds = {name: [sum(value or 0.0 for value in rows[name].to_pylist())] for name in STAGES}
+    good, bad = parts.write(rows.to_pylist(), output, num_frames, size)
+    return pa.table({"clips": [good], "rejects": [bad], **seconds, "write_s": [time.perf_counter() - began]})
+
+
+def placed(config: PrepareConfig) -> PrepareConfig:
+    """The same job, by names that mean the same to workers, who have other working directories. Raises ValueError."""
+    output = storage.absolute(config.output)
+    model = models.absolute(config.model, config.tracking_uri, output)
+    return config.model_copy(update={"output": output, "model": model})
+
+
+def identity(config: PrepareConfig) -> dict[str, Any]:
+    """Everything that changes a row, by the name of its flag. Two jobs may share an output when these are equal."""
+    return {"input": storage.absolute(config.input), **flow.identity(config)}
+
+
+def check(config: PrepareConfig) -> None:
+    """Refuse what cannot work, before a cluster is touched: raises ValueError for the source, the model, the output."""
+    config = placed(config)
+    sources.check(config.input, config.uri_column, config.caption_column)
+    wanted, found = identity(config), storage.read_json(storage.join(config.output, "settings.json"))
+    for name, value in wanted.items():
+        if found is not None and found.get(name) != value:
+            flag = "--model" if name.endswith("_fingerprint") else f"--{name.replace('_', '-')}"
+            raise ValueError(
+                f"{flag}: {config.output} was made with {name} {found.get(name)!r}, this job has {value!r}; "
+                "give the old value, or another --output"
+            )
+
+
+def run(config: PrepareConfig) -> dict[str, Any]:
+    """Do the job, or what is left of it; returns the summary. Needs a running Ray; raises ValueError as check does."""
+    config = placed(config)
+    check(config)
+    output, began = config.output, time.monotonic()
+    place = functools.partial(storage.join, output)
+    with tracking.start("prepare", output, config.tracking_uri, config.model_dump()) as log:
+        videos = sources.iter_videos(config.input, config.uri_column, config.caption_column)
+        files, wanted = manifest.write(videos, place("videos"))
+        written = parts.survey(output)
+        seconds: Counter[str] = Counter()
+        if not storage.exists(place("dataset.json")) or not hashing.is_among(wanted, written.videos).all():
+            storage.put_json(place("settings.json"), identity(config))
+            storage.remove(place("dataset.json"))  # not finished any more
+            seconds = work(config, manifest.slices(files), written, len(wanted))
+            written = parts.survey(output)
+            if len(np.unique(written.keys)) < len(written.keys):
+                parts.drop_duplicates(output)
+                written = parts.survey(output)
+            if lost := len(wanted) - int(hashing.is_among(wanted, written.videos).sum()):
+                raise RuntimeError(f"{lost} videos left no row in {output}; is it the same place on every node?")
+        made = describe(config, written)
+        storage.put_json(place("dataset.json"), made)
+        took, counts = time.monotonic() - began, made["counts"]
+        rejects = sum(counts["rejects"].values())
+        speeds = report.speeds(seconds, took)
+        summary = {
+            "job": "prepare",
+            "output": output,
+            "counts": counts,
+            "too_many_rejects": rejects > config.max_reject_fraction * (counts["clips"] + rejects),
+            "bucket_histogram": made["bucket_histogram"],
+            "fingerprint": made["fingerprint"],
+            "new_clips": seconds["clips"],
+            "clips_per_second": speeds,
+            "run_id": log.run_id,
+            "seconds": round(took, 2),
+        }
+        log.tags({"dataset_fingerprint": made["fingerprint"], "vae_fingerprint": made["vae_fingerprint"]})
+        log.metrics({"clips": counts["clips"], "videos": counts["videos"], "seconds": took})
+        log.metrics({f"rejects_{reason}": count for reason, count in counts["rejects"].items()})
+        log.metrics({f"clips_per_second_{stage}": speed for stage, speed in speeds.items()})
+        if seconds or not storage.exists(place("summary.json")):  # a job that had nothing to do changes no file
+            run = clips.in_sandbox(config.clip_timeout)
+            for name, picture in report.pictures(written, config.num_frames, flow.frame_size(config), run).items():
+                storage.put_changed(place(name), picture)
+                log.picture(name, picture)
+            storage.put_json(place("summary.json"), summary)
+    for line in report.table(counts):
+        to_stderr(line)
+    if config.balance and (warning := report.thin_buckets(made["bucket_histogram"])):
+        to_stderr(warning)
+    return summary
+
+
+def work(config: PrepareConfig, slices: pa.Table, written: parts.Survey, videos: int) -> Counter[str]:
+    """Run the dataflow to its end; returns what was written (clips, rejects) and the seconds of every stage."""
+    done = len(written.keys)
+    # At most this many: a reject of a whole video stands for all of its clips.
+    progress = Progress("prepare", "clips", max(done, videos * config.clips_per_video), began=done)
+    sums: Counter[str] = Counter()
+    for part in build(config, slices, written).iter_rows():
+        sums.update(part)
+        progress.add(part["clips"] + part["rejects"])
+    return sums
+
+
+def describe(config: PrepareConfig, written: parts.Survey) -> dict[str, Any]:
+    """dataset.json: the settings, and counts that are read back from the files. No clock in it: a rerun says the same.
+
+    videos = those with a clip + those with none but a reject; rejected_videos + rejected_clips = the sum of rejects.
+    bucket_weights: how often to draw a clip of each bucket, for every bucket to count the same; their mean over the
+    clips is 1.
+    """
+    made_with = identity(config)
+    rejects = dict(sorted(written.reasons.items()))
+    filled = sum(1 for count in written.buckets if count)
+    weights = [written.clips / (filled * count) if count else 0.0 for count in written.buckets]
+    return {
+        **made_with,
+        "counts": {
+            "videos": len(written.videos),
+            "clips": written.clips,
+            "rejected_videos": written.rejected_videos,
+            "rejected_clips": sum(rejects.values()) - written.rejected_videos,
+            "rejects": rejects,
+        },
+        "bucket_histogram": written.buckets,
+        "bucket_weights": weights if config.balance else None,
+        "fingerprint": hashlib.sha256(json.dumps([made_with, written.identity]).encode()).hexdigest(),
+    }

@@ -1,0 +1,61 @@
+"""What people see of a prepared dataset: a table of counts, speeds, the bucket histogram, a clip of each bucket.
+
+Knows counts and pictures. Changes nothing in the dataset.
+"""
+
+import contextlib
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from cinemo.motion import NUM_BUCKETS
+from cinemo.video import VideoError
+from pipelines.core import plots
+from pipelines.dataset import parts
+from pipelines.prepare import clips
+
+FEW = 0.01  # a bucket with a smaller share of the clips is hardly learned
+
+
+def table(counts: Mapping[str, Any]) -> Iterator[str]:
+    """Lines for the end of a job: clips, and rejects by reason."""
+    yield f"{counts['clips']:>10}  clips of {counts['videos']} videos"
+    for reason, count in sorted(counts["rejects"].items(), key=lambda item: -item[1]):
+        yield f"{count:>10}  rejected: {reason}"
+
+
+def thin_buckets(histogram: Sequence[int]) -> str | None:
+    """A warning that names the motion buckets with too few clips to be learned; None when all have enough."""
+    few = [str(bucket) for bucket in range(NUM_BUCKETS) if histogram[bucket] < FEW * sum(histogram)]
+    return f"warning: under {FEW:.0%} of the clips in motion buckets {', '.join(few)}" if few else None
+
+
+def speeds(sums: Mapping[str, float], took: float) -> dict[str, float]:
+    """Clips a second: of the whole job, and of one process of each stage while it works. Empty for no new clip.
+
+    sums: clips, and seconds by stage (decode_s, ...), of this run; took: its seconds.
+    """
+    new = sums.get("clips", 0)
+    if not new:
+        return {}
+    stages = {name.removesuffix("_s"): value for name, value in sums.items() if name.endswith("_s") and value}
+    return {"job": round(new / took, 3), **{name: round(new / value, 3) for name, value in stages.items()}}
+
+
+def pictures(written: parts.Survey, num_frames: int, size: tuple[int, int], run: clips.Run) -> dict[str, bytes]:
+    """PNGs by file name: the histogram of buckets and, where there is any clip, a sheet of one clip of each bucket."""
+    from cinemo.sheet import contact_sheet
+
+    found = {"bucket_histogram.png": plots.bars(written.buckets, "motion bucket", "clips")}
+    rows = []
+    for bucket, clip in sorted(written.examples.items()):
+        # It could be read when it was prepared; if it no longer can, a picture is not worth a failed job.
+        with contextlib.suppress(VideoError):
+            span = (clip["uri"], clip["start_frame"], clip["interval"], num_frames, size)
+            frames, similar, *_ = run(clips.read_clip, *span)
+            rows.append((f"bucket {bucket}, SSIM {similar.mean():.3f}", frames))
+    if rows:
+        buffer = io.BytesIO()
+        contact_sheet(rows).save(buffer, format="PNG")
+        found["bucket_sheet.png"] = buffer.getvalue()
+    return found

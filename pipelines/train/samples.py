@@ -1,0 +1,97 @@
+"""Animations by a model in training, beside the clips they should resemble, as one picture.
+
+The weights are read from a checkpoint as they would be exported, so that neither ZeRO's stage nor another worker
+matters. Knows checkpoints, clips and the pipeline. Knows nothing of engines or steps.
+"""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from cinemo import checkpoint
+from cinemo.latents import decode_latents
+from cinemo.sheet import contact_sheet
+from pipelines.core import storage, tracking
+from pipelines.dataset.reader import Clip
+from pipelines.train import weights
+from pipelines.train.batch import named_generator
+from pipelines.train.config import TrainConfig
+from pipelines.train.export import trained_unet
+
+SHOWN = 3  # clips
+STEPS = 10  # enough to see motion; a picture of progress is no evaluation
+CHUNK = 4  # frames that the VAE decodes at once, in the memory that training leaves
+
+
+def show_samples(
+    config: TrainConfig,
+    saved: str | Path,
+    step: int,
+    clips: Sequence[Clip],
+    motion: dict[str, str],
+    device: torch.device,
+    output: str,
+    log: tracking.Log,
+) -> str | None:
+    """OUTPUT/samples/step_000100.png from a checkpoint's folder, and in MLflow; returns why there is none.
+
+    clips: those whose first frames are animated. Global random state is left as it was.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]):  # a network begins random, before it gets its weights
+            picture = draw_sheet(config, saved, clips, motion, device)
+    except torch.OutOfMemoryError:
+        return f"no samples of step {step}: training leaves too little memory on {device}"
+    except FloatingPointError as error:
+        return f"no samples of step {step}: {error}"
+    finally:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    storage.put(storage.join(output, "samples", f"step_{step:06d}.png"), buffer.getvalue())
+    log.image("samples", picture, step)
+    return None
+
+
+def draw_sheet(
+    config: TrainConfig,
+    saved: str | Path,
+    clips: Sequence[Clip],
+    motion: dict[str, str],
+    device: torch.device,
+) -> Image.Image:
+    """Two rows a clip: the clip as the VAE decodes it, and its first frame animated with its caption and bucket."""
+    from cinemo.pipeline import CinemoPipeline  # 1.3 s to import, and only rank 0 draws
+
+    source = weights.directory(config)
+    tokenizer, text_encoder = checkpoint.load_text(source, device=str(device))
+    pipe = CinemoPipeline(
+        vae=checkpoint.load_vae(source, device=str(device)),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=trained_unet(config, saved).to(device).eval(),
+        scheduler=checkpoint.load_scheduler(source, weights.prediction_type(config)),
+        card=checkpoint.ModelCard(motion=motion),
+    )
+    rows = []
+    for clip in clips:  # one at a time: a sheet takes the memory of one animation
+        latents = torch.from_numpy(clip.latents).to(device).transpose(0, 1)[None]
+        # Without guidance, which would enlarge the mistakes of a model that is still learning.
+        sampled = pipe(
+            None,
+            clip.caption,
+            motion_bucket=clip.bucket,
+            num_frames=latents.shape[2],
+            num_inference_steps=STEPS,
+            guidance_scale=1.0,
+            seed=named_generator(clip.clip_id).initial_seed(),
+            image_latents=latents[:, :, :1],
+            decode_chunk_size=CHUNK,
+        ).frames[0]
+        rows.append((f"true, motion bucket {clip.bucket}: {clip.caption}", decode_latents(pipe.vae, latents, CHUNK)[0]))
+        rows.append(("sampled", sampled))
+    return contact_sheet(rows)

@@ -1,0 +1,66 @@
+"""The files of a video: the sidecar makes it finished, and until then what was sampled is kept."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cinemo.motion import motion_score
+from pipelines.animate import files, videos
+
+REQUEST = {"num_frames": 6, "height": 72, "width": 96, "fps": 8.0}
+
+
+def row(frames: np.ndarray, **request: Any) -> dict[str, Any]:
+    facts = {"request": {**REQUEST, **request}, "timings": {}}
+    return {"id": "a", "key": "k", "reason": None, "frames": frames.tobytes(), "facts": json.dumps(facts)}
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".gif", ".webp"])
+def test_a_video_has_its_thumbnail_and_a_sidecar_with_what_was_measured(
+    tmp_path: Path, moving_frames: np.ndarray, ending: str
+) -> None:
+    frames, output = moving_frames[:6], str(tmp_path)
+    files.keep(output, "a", np.zeros((4, 5, 8, 8), np.float32))
+    written = files.write(row(frames), output, ending)
+    assert (written["made"], written["frames"]) == (True, None)
+    assert sorted(path.name for path in (tmp_path / "videos").iterdir()) == sorted(
+        ["a.json", f"a{ending}", "a.thumb.webp"]
+    )
+    shown = videos.read((tmp_path / "videos" / f"a{ending}").read_bytes(), 6, ending)
+    assert shown.shape == frames.shape
+    assert Image.open(tmp_path / "videos" / "a.thumb.webp").size == (96, 72)
+    sidecar = files.sidecar(output, "a")
+    assert sidecar is not None
+    assert sidecar["motion_score"] == pytest.approx(motion_score(frames), abs=1e-6)
+    assert files.kept(output, "a") is None
+
+
+def test_a_video_that_cannot_be_encoded_is_a_reject_and_its_latents_stay(
+    tmp_path: Path, moving_frames: np.ndarray
+) -> None:
+    latents = np.random.default_rng(0).normal(size=(4, 5, 8, 8)).astype(np.float32)
+    files.keep(str(tmp_path), "a", latents)
+    found = files.write(row(moving_frames[:6], fps=0.01), str(tmp_path), ".mp4")
+    assert (found["reason"], found["stage"], found["frames"]) == ("failed", "write", None)
+    assert "fps" in found["message"]
+    assert not (tmp_path / "videos").exists()
+    np.testing.assert_array_equal(files.kept(str(tmp_path), "a"), latents)
+
+
+def test_a_storage_that_fails_is_no_fault_of_the_row(tmp_path: Path, moving_frames: np.ndarray) -> None:
+    (tmp_path / "videos").write_text("a file where a folder should be")
+    with pytest.raises(OSError, match="videos"):
+        files.write(row(moving_frames[:6]), str(tmp_path), ".mp4")
+
+
+def test_latents_of_finished_videos_are_forgotten_and_others_stay(tmp_path: Path) -> None:
+    for name in "ab":
+        files.keep(str(tmp_path), name, np.zeros((4, 5, 8, 8), np.float32))
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.json").write_text("{}")
+    files.forget_latents(str(tmp_path))
+    assert [path.name for path in (tmp_path / "latents").iterdir()] == ["b.npy"]

@@ -1,0 +1,58 @@
+"""Files appear whole or not at all, and a rerun changes none."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from pipelines.core import storage
+
+
+def test_put_replaces_a_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    uri = str(tmp_path / "new" / "file.bin")
+    storage.put(uri, b"one")
+    storage.put(uri, b"two")
+    assert storage.read(uri) == b"two"
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["file.bin"]
+
+
+def test_a_file_that_was_being_written_when_the_job_died_is_not_listed(tmp_path: Path) -> None:
+    (tmp_path / ".part-1.parquet.0a1b2c3d").write_bytes(b"half")
+    (tmp_path / ".part-2.parquet").write_bytes(b"half")
+    (tmp_path / "part-3.PARQUET").write_bytes(b"whole")
+    assert storage.list_files(str(tmp_path), (".parquet",)) == [str(tmp_path / "part-3.PARQUET")]
+    assert storage.list_files(str(tmp_path / "nowhere"), (".parquet",)) == []
+
+
+def test_json_that_says_the_same_is_not_written_again(tmp_path: Path) -> None:
+    uri = str(tmp_path / "a.json")
+    storage.put_json(uri, {"a": 1})
+    before = (tmp_path / "a.json").stat()
+    storage.put_json(uri, {"a": 1})
+    after = (tmp_path / "a.json").stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+
+def test_columns_of_a_folder_without_files_are_an_empty_table(tmp_path: Path) -> None:
+    tables = storage.scan(str(tmp_path / "data"), pa.schema([("uri", pa.string())]))
+    assert sum(table.num_rows for table in tables) == 0
+
+
+def test_file_uris_and_relative_paths_name_the_same_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert storage.absolute("x/") == storage.absolute(f"file://{tmp_path}/x") == str(tmp_path / "x")
+    assert storage.absolute("s3://bucket/x/") == "s3://bucket/x"
+    assert not storage.is_local("s3://bucket/x")
+
+
+def test_a_scheme_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot open gopher://x/y"):
+        storage.read("gopher://x/y")
+
+
+def test_a_folder_comes_back_from_where_it_was_uploaded(tmp_path: Path) -> None:
+    (tmp_path / "a" / "part").mkdir(parents=True)
+    (tmp_path / "a" / "part" / "file.bin").write_bytes(b"one")
+    storage.upload(tmp_path / "a", str(tmp_path / "there"))
+    back = storage.download(str(tmp_path / "there"), tmp_path / "new" / "b")
+    assert (back / "part" / "file.bin").read_bytes() == b"one"

@@ -1,0 +1,68 @@
+"""Parts and what they say: counts, what is finished, rows that are there twice."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines.core import hashing
+from pipelines.dataset import parts, records
+
+
+def clip(number: int, bucket: int = 3, video: str = "/a") -> dict[str, Any]:
+    latents = np.full((2, 1, 2, 2), number, np.float16)
+    start = {"uri": video, "caption": "", "start_frame": number, "interval": 3, "fps": 8.0, "score": 0.8}
+    identity = records.clip_id(video, number, 3, 2, (16, 16), "v")
+    tensors = {"latents": latents.tobytes(), "latents_shape": latents.shape}
+    return {**start, **tensors, "clip_id": identity, "bucket": bucket, "reason": None}
+
+
+def reject(video: str, start: int | None, reason: str) -> dict[str, Any]:
+    return {"uri": video, "start_frame": start, "stage": "probe", "reason": reason, "message": "so"}
+
+
+def test_a_survey_counts_what_is_written(tmp_path: Path) -> None:
+    output = str(tmp_path)
+    assert parts.survey(output).clips == 0
+    rows = [clip(0), clip(1, bucket=7), reject("/a", 9, "corrupt"), reject("/b", None, "missing")]
+    assert parts.write(rows[:1] + rows[2:3], output, 2, (16, 16)) == (1, 1)
+    assert parts.write(rows[1:2] + rows[3:], output, 2, (16, 16)) == (1, 1)
+    found = parts.survey(output)
+    assert (found.clips, found.rejected_videos, dict(found.reasons)) == (2, 1, {"corrupt": 1, "missing": 1})
+    assert (found.buckets[3], found.buckets[7], sum(found.buckets)) == (1, 1, 2)
+    assert hashing.is_among(parts.keys(rows), found.keys).all()
+    assert not hashing.is_among(parts.keys([clip(2), reject("/a", None, "missing")]), found.keys).any()
+    assert found.examples[7]["start_frame"] == 1
+    a, b = hashing.hash64(["/a", "/b"])
+    assert set(found.videos) == {a, b}
+    assert set(found.finished(3)) == {a, b}  # three rows of /a; /b can have none
+    assert set(found.finished(4)) == {b}
+
+
+def test_the_identity_of_rows_does_not_depend_on_files(tmp_path: Path) -> None:
+    rows = [clip(number) for number in range(4)]
+    for name, split in (("one", 1), ("two", 3)):
+        for part in (rows[:split], rows[split:]):
+            parts.write(part, str(tmp_path / name), 2, (16, 16))
+    parts.write(rows[:3], str(tmp_path / "less"), 2, (16, 16))
+    one, two, less = (parts.survey(str(tmp_path / name)).identity for name in ("one", "two", "less"))
+    assert one == two != less
+
+
+def test_rows_that_are_there_twice_are_kept_once(tmp_path: Path) -> None:
+    output, rows = str(tmp_path), [clip(number) for number in range(4)]
+    for part in (rows[:2], rows[1:], rows[1:2]):
+        parts.write(part, output, 2, (16, 16))
+    assert parts.survey(output).clips == 6
+    parts.drop_duplicates(output)
+    found = parts.survey(output)
+    assert found.clips == 4
+    assert len(np.unique(found.keys)) == 4
+
+
+@pytest.mark.parametrize("known", [[], [5], [1, 5, 2**64 - 1]])
+def test_membership_of_hashes(known: list[int]) -> None:
+    asked = [0, 1, 5, 6, 2**64 - 1]
+    found = hashing.is_among(np.array(asked, np.uint64), np.array(known, np.uint64))
+    assert found.tolist() == [value in known for value in asked]

@@ -1,0 +1,120 @@
+"""One clip: drawn from a hash, decoded and scored as the method says, or a reject that says why."""
+
+import itertools
+import math
+import os
+import re
+import signal
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from skimage.metrics import structural_similarity
+
+from cinemo.video import VideoError, sample_clip, write_video
+from pipelines.dataset import records
+from pipelines.prepare import clips
+from pipelines.prepare.config import SamplingConfig
+
+SIZE = (32, 48)
+
+
+@given(st.integers(0, 400), st.integers(0, 9), st.integers(2, 16), st.integers(1, 6), st.integers(0, 6))
+def test_a_span_fits_its_video_and_is_refused_only_when_none_can(
+    frames: int, number: int, length: int, low: int, more: int
+) -> None:
+    sampling = SamplingConfig(num_frames=length, min_interval=low, max_interval=low + more, seed=3)
+    span = clips.draw_span(sampling, "/v.mp4", number, frames)
+    if span is None:
+        assert frames < (length - 1) * low + 1
+    else:
+        start, interval = span
+        assert low <= interval <= low + more
+        assert 0 <= start <= start + (length - 1) * interval < frames
+
+
+def test_draws_are_uniform_and_depend_on_seed_video_and_number() -> None:
+    sampling = SamplingConfig()
+    drawn = [clips.draw_span(sampling, f"/{k}.mp4", 0, 1000) for k in range(4000)]
+    counts = np.bincount([interval for _, interval in drawn if interval], minlength=11)[3:]
+    assert counts.min() > 0.8 * 500  # 8 intervals, 500 each; 0.8 is 4.8 standard deviations away
+    assert counts.max() < 1.2 * 500
+    again = SamplingConfig(seed=1)
+    assert clips.draw_span(sampling, "/0.mp4", 0, 1000) == drawn[0]
+    assert clips.draw_span(again, "/0.mp4", 0, 1000) != drawn[0]
+    assert clips.draw_span(sampling, "/0.mp4", 1, 1000) != drawn[0]
+
+
+def test_clips_of_one_video_start_at_different_frames(moving_video: Path) -> None:
+    sampling = SamplingConfig(num_frames=16, clips_per_video=50, min_interval=3)
+    rows = clips.make_spans({"uri": str(moving_video), "caption": "x", "fault": None}, sampling, SIZE)
+    starts = [row["start_frame"] for row in rows]
+    assert len(set(starts)) == len(starts) > 3
+    assert len({uuid.UUID(row["clip_id"]) for row in rows}) == len(rows)
+
+
+def test_decoded_rows_hold_the_frames_and_their_mean_ssim(moving_video: Path) -> None:
+    sampling = SamplingConfig(num_frames=6)
+    span = clips.make_spans({"uri": str(moving_video), "caption": "x", "fault": None}, sampling, SIZE)[0]
+    row = clips.decode({**span, "reason": None}, sampling, SIZE)
+    frames = sample_clip(moving_video, span["start_frame"], span["interval"], 6, SIZE)
+    assert row["frames"] == frames.tobytes()
+    pairs = itertools.pairwise(frames)
+    expected = np.mean([structural_similarity(a, b, channel_axis=-1, data_range=255) for a, b in pairs])
+    assert row["score"] == pytest.approx(expected, abs=1e-4)
+    assert row["bucket"] == min(19, math.floor((1 - expected) * 20))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(None, "missing"), (b"", "unreadable"), (b"not a video" * 99, "unreadable")]
+)
+def test_a_file_that_is_no_video_becomes_one_reject(tmp_path: Path, content: bytes | None, reason: str) -> None:
+    path = tmp_path / "a.mp4"
+    if content is not None:
+        path.write_bytes(content)
+    sampling = SamplingConfig(clips_per_video=4)
+    (row,) = clips.make_spans({"uri": str(path), "caption": "", "fault": None}, sampling, SIZE)
+    assert (row["stage"], row["reason"]) == ("probe", reason)
+    assert str(path) in row["message"]
+    assert clips.decode(row, sampling, SIZE) == row  # it passes through what follows
+
+
+def test_a_caption_fault_becomes_a_reject() -> None:
+    video = {"uri": "/a.mp4", "caption": "", "fault": "a.json holds no caption"}
+    (row,) = clips.make_spans(video, SamplingConfig(), SIZE)
+    assert (row["reason"], row["message"]) == (records.Reason.BAD_CAPTION, "a.json holds no caption")
+
+
+def test_a_scene_cut_is_a_reject_that_names_its_frames(tmp_path: Path) -> None:
+    one, other = np.zeros((12, 64, 64, 3), np.uint8), np.full((12, 64, 64, 3), 255, np.uint8)
+    one[:, ::4], other[:, :, ::4] = 90, 40
+    write_video(tmp_path / "cut.mp4", np.concatenate([one, other]))
+    sampling = SamplingConfig(num_frames=4, min_interval=5, max_interval=5, scene_cut=0.3)
+    video = {"uri": str(tmp_path / "cut.mp4"), "caption": "", "fault": None}
+    row = clips.decode({"reason": None, **clips.make_spans(video, sampling, SIZE)[0]}, sampling, SIZE)
+    assert (row["stage"], row["reason"]) == ("score", "scene_cut")
+    before, after = (int(number) for number in re.findall(r"frame (\d+) to (\d+)", row["message"])[0])
+    assert after == before + 5
+    assert before < 12 <= after
+    kept = sampling.model_copy(update={"scene_cut": None})
+    assert clips.decode({"reason": None, **clips.make_spans(video, kept, SIZE)[0]}, kept, SIZE)["bucket"] > 0
+
+
+def test_a_decoder_that_hangs_or_dies_is_a_reject(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "endless.mp4")
+    video = {"uri": str(tmp_path / "endless.mp4"), "caption": "", "fault": None}
+    (row,) = clips.make_spans(video, SamplingConfig(), SIZE, clips.in_sandbox(0.5))
+    assert (row["stage"], row["reason"]) == ("probe", "timeout")
+    assert "took longer than 0.5 s; raise --clip-timeout" in row["message"]
+    with pytest.raises(VideoError, match="died of it 2 times: killed by SIGSEGV") as caught:
+        clips.in_sandbox(30)(signal.raise_signal, signal.SIGSEGV)
+    assert caught.value.reason == "crashed"
+
+
+def test_an_interval_range_that_is_none_is_refused() -> None:
+    with pytest.raises(ValidationError, match="--min-interval 11 is above --max-interval 10"):
+        SamplingConfig(min_interval=11)

@@ -1,0 +1,155 @@
+"""The prepare dataflow on a real local cluster: what it writes, what it counts, what it refuses."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cinemo import checkpoint as model_directory
+from cinemo.latents import encode_frames, encode_prompts, to_pixels
+from cinemo.motion import SCORE_DEFINITION, motion_bucket
+from cinemo.video import sample_clip
+from pipelines.dataset import parts
+from pipelines.prepare import job as prepare
+from pipelines.prepare.config import PrepareConfig
+from tests.pipelines.conftest import NUM_VIDEOS, rows
+
+pytestmark = pytest.mark.ray
+
+
+def every_file(output: str) -> dict[str, tuple[int, int, bytes]]:
+    """Name -> (inode, time, content) of all files of a dataset."""
+    paths = [path for path in Path(output).rglob("*") if path.is_file()]
+    return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
+
+
+def test_every_row_is_what_the_method_makes_of_its_span(prepare_config: PrepareConfig, summary: dict[str, Any]) -> None:
+    vae = model_directory.load_vae(model_directory.resolve(prepare_config.model))
+    stored = rows(prepare_config.output)
+    assert len(stored) == summary["counts"]["clips"] >= NUM_VIDEOS
+    for row in stored[::4]:
+        frames = sample_clip(row["uri"], row["start_frame"], row["interval"], 4, (64, 64))
+        latents = encode_frames(vae, frames[None])[0].transpose(0, 1).half().numpy()
+        np.testing.assert_allclose(np.array(row["latents"]).reshape(latents.shape), latents, rtol=1e-3, atol=2e-3)
+        assert row["bucket"] == motion_bucket(row["score"])
+        assert (row["num_frames"], row["height"], row["width"]) == (4, 64, 64)
+        assert row["caption"] or Path(row["uri"]).stem == "brief"
+
+
+def test_counts_add_up_and_faults_are_rows(prepare_config: PrepareConfig, summary: dict[str, Any]) -> None:
+    manifest = json.loads((Path(prepare_config.output) / "dataset.json").read_text())
+    counts, rejects = manifest["counts"], rows(prepare_config.output, "rejects")
+    stored = rows(prepare_config.output)
+    assert counts["videos"] == NUM_VIDEOS + 2
+    assert counts["videos"] == len({row["uri"] for row in stored + rejects})
+    assert counts["clips"] == len(stored) == len({row["clip_id"] for row in stored})
+    assert counts["rejected_videos"] + counts["rejected_clips"] == sum(counts["rejects"].values()) == len(rejects)
+    assert Counter(row["reason"] for row in rejects) == counts["rejects"]
+    assert {Path(row["uri"]).stem: row["reason"] for row in rejects}["brief"] == "too_short"
+    assert sum(manifest["bucket_histogram"]) == counts["clips"]
+    assert manifest["score_definition"] == SCORE_DEFINITION
+    assert {"broken"} <= {Path(row["uri"]).stem for row in rejects}
+    assert all(row["message"] and row["stage"] for row in rejects)
+
+
+def test_rerun_of_a_finished_job_changes_no_file(prepare_config: PrepareConfig, summary: dict[str, Any]) -> None:
+    before = every_file(prepare_config.output)
+    again = prepare.run(prepare_config)
+    assert every_file(prepare_config.output) == before
+    assert again["fingerprint"] == summary["fingerprint"]
+
+
+def test_a_part_that_was_lost_is_made_again_and_nothing_else(
+    prepare_config: PrepareConfig, summary: dict[str, Any], tmp_path: Path
+) -> None:
+    before = every_file(prepare_config.output)
+    lost = sorted(Path(prepare_config.output, "data").iterdir())[0]
+    expected = rows(prepare_config.output)
+    lost.unlink()
+    (Path(prepare_config.output) / "dataset.json").unlink()
+    again = prepare.run(prepare_config)
+    after = every_file(prepare_config.output)
+    assert again["fingerprint"] == summary["fingerprint"]
+    assert rows(prepare_config.output) == expected
+    changed = {str(lost), *(str(Path(prepare_config.output) / name) for name in ("dataset.json", "summary.json"))}
+    kept = before.keys() - changed
+    assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
+
+
+def test_a_clip_that_was_written_twice_is_kept_once(prepare_config: PrepareConfig, summary: dict[str, Any]) -> None:
+    expected = rows(prepare_config.output)
+    first = sorted(Path(prepare_config.output, "data").iterdir())[0]
+    (first.parent / "part-zz.parquet").write_bytes(first.read_bytes())
+    assert len(rows(prepare_config.output)) > len(expected)
+    parts.drop_duplicates(prepare_config.output)
+    assert rows(prepare_config.output) == expected
+
+
+@pytest.fixture(scope="module")
+def tensors(
+    prepare_config: PrepareConfig,
+    checkpoint: Path,
+    ray_cluster: None,
+    tracking_uri: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> PrepareConfig:
+    """A dataset with text embeddings, the latents' log-variance and weights of buckets."""
+    changes = {"output": str(tmp_path_factory.mktemp("tensors") / "ds"), "model": str(checkpoint), "clips_per_video": 1}
+    changes |= {"embed_text": True, "store_posterior": True, "balance": True, "tracking_uri": tracking_uri}
+    config = prepare_config.model_copy(update=changes)
+    prepare.run(config)
+    return config
+
+
+def test_text_embeddings_are_those_of_the_captions(tensors: PrepareConfig) -> None:
+    text = model_directory.load_text(model_directory.resolve(tensors.model))
+    for row in rows(tensors.output)[:3]:
+        expected = encode_prompts(*text, [row["caption"]])[0]
+        stored = torch.tensor(row["text_embeds"]).reshape(expected.shape)
+        torch.testing.assert_close(stored.float(), expected, atol=2e-3, rtol=2e-3)
+
+
+def test_log_variance_is_stored_beside_the_mean(tensors: PrepareConfig) -> None:
+    vae = model_directory.load_vae(model_directory.resolve(tensors.model))
+    for row in rows(tensors.output)[:2]:
+        frames = sample_clip(row["uri"], row["start_frame"], row["interval"], 4, (64, 64))
+        with torch.no_grad():
+            spread = vae.encode(to_pixels(frames)).latent_dist.std * vae.config.scaling_factor
+        stored = torch.tensor(row["latents_logvar"]).reshape(spread.shape).float()
+        torch.testing.assert_close((stored / 2).exp(), spread, rtol=2e-2, atol=1e-6)
+
+
+def test_weights_make_all_buckets_count_the_same(tensors: PrepareConfig) -> None:
+    described = json.loads((Path(tensors.output) / "dataset.json").read_text())
+    weights, histogram = described["bucket_weights"], described["bucket_histogram"]
+    totals = [weight * count for weight, count in zip(weights, histogram, strict=True) if count]
+    assert sum(totals) == pytest.approx(described["counts"]["clips"])
+    assert totals == pytest.approx([totals[0]] * len(totals))
+
+
+def test_scores_alone_are_those_of_the_whole_job(
+    prepare_config: PrepareConfig, summary: dict[str, Any], tracking_uri: str, tmp_path: Path
+) -> None:
+    changes = {"output": str(tmp_path / "ds"), "score_only": True, "tracking_uri": tracking_uri}
+    config = prepare_config.model_copy(update=changes)
+    prepare.run(config)
+    whole = [{name: value for name, value in row.items() if name != "latents"} for row in rows(prepare_config.output)]
+    assert rows(config.output) == whole
+    assert rows(config.output, "rejects") == rows(prepare_config.output, "rejects")
+    assert json.loads((tmp_path / "ds" / "dataset.json").read_text())["vae_fingerprint"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("min_interval", 2), ("seed", 1), ("num_frames", 7), ("embed_text", True), ("scene_cut", 0.1)]
+)
+def test_another_setting_does_not_mix_with_what_is_there(
+    prepare_config: PrepareConfig, summary: dict[str, Any], name: str, value: Any
+) -> None:
+    before = every_file(prepare_config.output)
+    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')}: .* was made with {name}"):
+        prepare.run(prepare_config.model_copy(update={name: value}))
+    assert every_file(prepare_config.output) == before

@@ -1,0 +1,195 @@
+"""A replica without Ray: batches, cancellation, attempts, and files that count."""
+
+import asyncio
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from cinemo import CinemoPipeline
+from cinemo.video import probe, sample_clip, write_video
+from pipelines.animate.request import shape_of
+from pipelines.core import storage
+from pipelines.serving import catalog, results, schema
+from pipelines.serving.replica import Animator
+from pipelines.serving.settings import Limits, Replicas, ServeSettings
+from pipelines.serving.store import Job
+from tests.pipelines.serving.in_process import png, watch
+
+
+@pytest.fixture(scope="module")
+def animator(small: str, tmp_path_factory: pytest.TempPathFactory) -> Animator:
+    output = str(tmp_path_factory.mktemp("serve"))
+    settings = ServeSettings(model=small, output=output, replicas=Replicas(max_batch=4))
+    return Animator(settings.model_dump(), "small", small)
+
+
+def keep(animator: Animator, name: str, **asked: Any) -> Job:
+    """A job in the animator's store."""
+    served = catalog.look_up("small", animator.settings.model)
+    request = catalog.complete(schema.VideoRequest(**{"prompt": "", **asked}), served, Limits(max_steps=900))
+    now = time.time()
+    job = Job(
+        id=f"video_{name}", owner="me", model="small", request=request, keeper="me", lease_until=now + 60,
+        created_at=now, request_digest=name,
+    )  # fmt: skip
+    assert animator.store.create(job, png(), 100, 100)[1]
+    return job
+
+
+def animate(animator: Animator, *jobs: Job) -> list[dict[str, Any]]:
+    async def all_of_them() -> list[dict[str, Any]]:
+        return await asyncio.gather(*(animator.animate(job.id, shape_of(job.request)) for job in jobs))
+
+    return asyncio.run(all_of_them())
+
+
+def test_a_batch_of_four_gives_the_videos_of_four_single_calls(animator: Animator, small: str, tmp_path: Path) -> None:
+    asked = [
+        {"prompt": "the camera pans left", "seed": 1, "motion_bucket": 3, "guidance_scale": 2.0},
+        {"prompt": "the camera zooms in", "seed": 2, "motion_bucket": 17, "guidance_scale": 5.0},
+        {"prompt": "the camera zooms in", "seed": 3, "motion_bucket": 10, "negative_prompt": "rain"},
+        {"prompt": "", "seed": 4, "motion_bucket": 0, "guidance_scale": 1.5},
+    ]
+    jobs = [keep(animator, f"batch{number}", **one) for number, one in enumerate(asked)]
+    facts = animate(animator, *jobs)
+    assert [one["batch"] for one in facts] == [4, 4, 4, 4]
+    pipe = CinemoPipeline.from_pretrained(small)
+    pipe.set_progress_bar_config(disable=True)
+    for job, one in zip(jobs, facts, strict=True):
+        path = storage.join(animator.videos, results.name(job.id, 1, "video"))
+        height, width = job.request["height"], job.request["width"]
+        made = sample_clip(path, 0, 1, 4, (height, width)).astype(float)
+        settings = {
+            name: job.request[name]
+            for name in (
+                "negative_prompt",
+                "motion_bucket",
+                "seed",
+                "guidance_scale",
+                "num_inference_steps",
+                "num_frames",
+            )
+        }
+        # The frames of a single call go through H.264 too: it loses much of what an untrained model makes.
+        write_video(
+            tmp_path / "alone.mp4", pipe(png(), job.request["prompt"], **settings).frames[0], job.request["fps"]
+        )
+        alone = sample_clip(tmp_path / "alone.mp4", 0, 1, 4, (height, width)).astype(float)
+        assert np.abs(made - alone).mean() < 3  # another seed makes 40
+        sidecar = storage.read_json(storage.join(animator.videos, results.name(job.id, 1, "sidecar")))
+        assert sidecar["request"] == job.request
+        assert sidecar["model_fingerprint"] == animator.fingerprint
+        assert sidecar["model_lineage"] == animator.pipe.card.lineage
+        assert sidecar["motion_score"] == one["motion_score"]
+        ended = animator.store.get(job.id)
+        assert ended is not None
+        assert (ended.status, ended.progress) == ("completed", 100)
+        assert probe(path).num_frames == 4
+        assert Path(storage.join(animator.videos, results.name(job.id, 1, "spritesheet"))).exists()
+
+
+def test_of_a_batch_one_is_cancelled_and_the_others_are_made(animator: Animator) -> None:
+    stays, goes = (keep(animator, f"cancel{number}", num_inference_steps=6) for number in range(2))
+    seen: list[int] = []
+    advance = animator.store.advance
+
+    def watched(job_id: str, attempt: int, progress: int, lease_s: float) -> bool:
+        if job_id == goes.id and progress:
+            seen.append(progress)
+            animator.store.delete(goes.id, "me")
+        return advance(job_id, attempt, progress, lease_s)
+
+    animator.store.advance = watched  # type: ignore[method-assign]
+    try:
+        facts = animate(animator, stays, goes)
+    finally:
+        animator.store.advance = advance  # type: ignore[method-assign]
+    assert facts[0]
+    assert facts[1] == {}
+    assert len(seen) == 1  # it is not asked about again
+    assert not list(Path(animator.videos).glob(f"{goes.id}*"))
+
+
+def test_a_lone_cancelled_job_stops_within_a_step(animator: Animator) -> None:
+    job = keep(animator, "alone", num_inference_steps=900)
+
+    async def begin_and_delete() -> dict[str, Any]:
+        made = asyncio.create_task(animator.animate(job.id, shape_of(job.request)))
+        while (now := animator.store.get(job.id)) is None or now.progress < 2:
+            await asyncio.sleep(0.02)
+        animator.store.delete(job.id, "me")
+        return await made
+
+    with watch(animator) as steps:
+        assert asyncio.run(begin_and_delete()) == {}
+    answers = steps.answers(job.id)
+    assert answers == [True] * (len(answers) - 1) + [False]  # the first step that it hears of is its last
+    assert len(answers) < 900
+    assert not list(Path(animator.videos).glob(f"{job.id}*"))
+
+
+def test_an_attempt_that_was_overtaken_leaves_nothing(animator: Animator) -> None:
+    job = keep(animator, "overtaken")
+    complete = animator.store.complete
+
+    def late(job_id: str, attempt: int, result: Any, ttl_s: float) -> bool:
+        assert animator.store.claim(job_id, 60) is not None  # another replica took it
+        return complete(job_id, attempt, result, ttl_s)
+
+    animator.store.complete = late  # type: ignore[method-assign]
+    try:
+        assert animate(animator, job) == [{}]
+    finally:
+        animator.store.complete = complete  # type: ignore[method-assign]
+    assert not list(Path(animator.videos).glob(f"{job.id}*"))
+    assert animate(animator, job)[0]  # the third attempt
+    assert results.attempts(animator.videos) >= {(job.id, 3)}
+
+
+def test_what_fails_in_a_batch_fails_alone_and_what_always_dies_is_given_up(animator: Animator) -> None:
+    good, bad, doomed = keep(animator, "good"), keep(animator, "bad"), keep(animator, "doomed")
+    with animator.store.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE cinemo_jobs_2 SET image = 'no image' WHERE id = 'video_bad'")
+        connection.exec_driver_sql("UPDATE cinemo_jobs_2 SET attempt = 10 WHERE id = 'video_doomed'")
+    facts = animate(animator, good, bad, doomed)
+    assert facts[0]
+    assert facts[1:] == [{}, {}]
+    errors = [animator.store.get(job.id).error for job in (bad, doomed)]  # type: ignore[union-attr]
+    assert "the service's log says why, under video_bad" in errors[0]["message"]  # type: ignore[index]
+    assert "given up after 10 attempts" in errors[1]["message"]  # type: ignore[index]
+    assert dataclasses.asdict(animator.store.get(good.id))["status"] == "completed"  # type: ignore[call-overload]
+
+
+def test_health_is_an_animation(animator: Animator) -> None:
+    before = animator.sign_of_life
+    animator.sign_of_life -= 1000
+    asyncio.run(animator.check_health())
+    assert animator.sign_of_life > before
+
+
+@pytest.mark.parametrize("away_at", [["claim"], ["advance", "fail"]])
+def test_a_job_whose_database_stays_away_is_given_back_and_the_replica_works_on(
+    animator: Animator, monkeypatch: pytest.MonkeyPatch, away_at: list[str]
+) -> None:
+    """The caller hears that it is not finished, and gives it to a replica again; it would wait for ever otherwise."""
+
+    def away(*arguments: Any) -> Any:
+        raise OperationalError("SELECT", {}, Exception("no route to host"))
+
+    job = keep(animator, f"away_at_{away_at[0]}")
+    with monkeypatch.context() as patch:
+        for name in away_at:
+            patch.setattr(animator.store, name, away)
+        given = asyncio.wait_for(animator.animate(job.id, shape_of(job.request)), 60)
+        if away_at == ["claim"]:
+            assert asyncio.run(given) == {}
+        else:
+            with pytest.raises(OperationalError):
+                asyncio.run(given)
+    (facts,) = animate(animator, job)
+    assert facts["batch"] == 1

@@ -1,0 +1,123 @@
+"""The train job's configuration: what is refused with a sentence, before anything is written."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from pipelines.dataset import reader
+from pipelines.train import job as train
+from pipelines.train.config import TrainConfig
+from pipelines.train.deepspeed_config import check_deepspeed, deepspeed_config, shares
+from tests.pipelines.conftest import rows
+from tests.pipelines.train.judged import held_out_rows, share_of
+from tests.pipelines.train.plain import small_config
+
+
+@pytest.fixture(scope="module")
+def train_config(prepared: str, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    return small_config(prepared, tmp_path_factory.mktemp("components"))
+
+
+def changed_dataset(config: TrainConfig, folder: Path, **changes: Any) -> TrainConfig:
+    """The same run on a copy of its dataset whose description says something else."""
+    shutil.copytree(config.dataset, folder / "ds")
+    path = folder / "ds" / "dataset.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return config.model_copy(update={"dataset": str(folder / "ds"), "output": str(folder / "run")})
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"vae_fingerprint": "0123"},
+            r"made with vae_fingerprint 0123, but .* has [0-9a-f]{64}; prepare it",
+        ),
+        ({"score_definition": "flow-v1"}, r"made with score_definition flow-v1, but .* has ssim-rgb-u7-v1"),
+        ({"text_fingerprint": "4567"}, r"made with text_fingerprint 4567"),
+        ({"counts": {"clips": 3}}, r"has 3 clips, fewer than --total-batch 4"),
+        ({"schema_version": 99}, r"has schema version 99, this code reads 1"),
+    ],
+)
+def test_a_dataset_that_does_not_fit_the_model_is_refused_before_anything_is_written(
+    train_config: TrainConfig, tmp_path: Path, changes: dict[str, Any], sentence: str
+) -> None:
+    config = changed_dataset(train_config, tmp_path, **changes)
+    with pytest.raises(ValueError, match=sentence):
+        train.check(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_share_held_out_that_leaves_less_than_a_batch_is_refused(train_config: TrainConfig) -> None:
+    found = rows(train_config.dataset)
+    share = share_of({row["uri"] for row in found}, 6)
+    left = len(found) - len(held_out_rows(train_config.model_copy(update={"validation_share": share})))
+    changes = {"validation_share": share, "total_batch": left + 1}
+    with pytest.raises(ValueError, match=rf"--validation-share {share} leaves {left} to train on, fewer"):
+        train.check(train_config.model_copy(update=changes))
+    train.check(train_config.model_copy(update={**changes, "total_batch": left}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"num_workers": "1:9"}, "--total-batch 8 has no clip for each of --num-workers 1:9"),
+        ({"num_workers": "3:1"}, "a range should rise"),
+        ({"num_workers": "two"}, "a number such as 2, or a range such as 1:8"),
+        ({"num_workers": 0}, "at least 1"),
+        ({"precision": "fp16"}, "--precision fp16 needs --gpu"),
+        ({"precision": "fp16", "gpu": True, "zero_stage": 0}, "--zero-stage 1, 2 or 3"),
+        ({"offload_optimizer": "cpu", "zero_stage": 0}, "--offload-optimizer needs --zero-stage 1, 2 or 3"),
+        ({"offload_params": "cpu"}, "--offload-params needs --zero-stage 3"),
+    ],
+)
+def test_flags_that_do_not_fit_together_are_refused(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValidationError, match=sentence):
+        TrainConfig(dataset="a", output="b", **settings)
+
+
+def test_a_deepspeed_file_is_merged_and_all_its_conflicts_are_named_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "own.json"
+    path.write_text('{"zero_optimization": {"stage": "auto", "overlap_comm": false}, "gradient_clipping": 1.0}')
+    merged = deepspeed_config(TrainConfig(dataset="a", output="b", deepspeed=str(path)), world=2)
+    assert merged["zero_optimization"] == {"stage": 2, "overlap_comm": False}
+    path.write_text(
+        '{"train_batch_size": 9, "zero_optimization": {"stage": 1}, "optimizer": {}, "bf16": {"enabled": true}}'
+    )
+    with pytest.raises(ValueError, match="take out") as refused:
+        check_deepspeed(TrainConfig(dataset="a", output="b", deepspeed=str(path)))
+    said = str(refused.value)
+    for part in (
+        "train_batch_size (--total-batch sets it to 8)",
+        "zero_optimization.stage (--zero-stage sets it to 2)",
+        "optimizer (--learning-rate sets it)",
+        "bf16.enabled (--precision sets it to False)",
+    ):
+        assert part in said
+    with pytest.raises(ValueError, match=r"--deepspeed nowhere.json cannot be read"):
+        check_deepspeed(TrainConfig(dataset="a", output="b", deepspeed="nowhere.json"))
+
+
+@pytest.mark.parametrize("world", range(1, 9))
+@pytest.mark.parametrize("micro_batch", [1, 3, 4])
+def test_every_number_of_workers_shares_the_whole_batch_within_the_micro_batch(world: int, micro_batch: int) -> None:
+    rounds, micro = shares(8, micro_batch, world)
+    assert 1 <= micro <= micro_batch
+    taken = [reader.share(range(8), rank, world, micro) for rank in range(world)]
+    assert {len(mine) for mine in taken} == {rounds}
+    assert sorted(clip for mine in taken for batch in mine for clip in batch) == list(range(8))
+
+
+def test_preset_base_is_the_papers_run_and_a_flag_wins_over_it() -> None:
+    config = TrainConfig(dataset="a", output="b", preset="base", num_workers=8, learning_rate=3e-4)
+    assert (config.total_batch, config.prompt_drop, config.init) == (80, 0.5, "lavie:lavie_base.pt")
+    assert config.learning_rate == 3e-4
+
+
+def test_trained_weights_get_a_smaller_learning_rate_than_random_ones() -> None:
+    rates = {init: TrainConfig(dataset="a", output="b", init=init).learning_rate for init in ("none", "builtin:tiny")}
+    assert rates["builtin:tiny"] < rates["none"] / 10

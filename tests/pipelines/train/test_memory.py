@@ -1,0 +1,75 @@
+"""The arithmetic of training's memory: what a real run takes, what live tensors are, and that the page says so."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import train_memory
+from cinemo.unet import CinemoUNet
+from pipelines.train.memory import Live, activations, states
+
+ROOT = Path(__file__).parents[3]
+UNET: dict[str, Any] = {
+    "block_out_channels": (64, 128, 256),
+    "attention_head_dim": 2,
+    "layers_per_block": 1,
+    "cross_attention_dim": 64,
+    "down_block_types": ("CrossAttnDownBlock3D", "CrossAttnDownBlock3D", "DownBlock3D"),
+    "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D", "CrossAttnUpBlock3D"),
+}
+BUCKET = 1_000_000  # a CPU takes only as much of the default's 500 million as is used
+
+
+# In float32, activations are nearly half of all. Many a CPU computes bfloat16 slowly: fewer frames.
+@pytest.mark.parametrize(
+    ("stage", "precision", "checkpointing", "frames"), [(2, "fp32", False, 16), (3, "bf16", True, 8)]
+)
+def test_a_real_run_takes_what_was_computed(
+    tmp_path: Path, stage: int, precision: str, checkpointing: bool, frames: int
+) -> None:
+    latents = (1, 4, frames, 16, 16)
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps({"zero_optimization": {"reduce_bucket_size": BUCKET}}))
+    settings = {"zero_stage": stage, "precision": precision, "gradient_checkpointing": checkpointing}
+    arguments = [json.dumps(value) for value in ({**settings, "deepspeed": str(own)}, UNET, latents)]
+    # What is freed goes back to the system at once, and oneDNN keeps no kernels: the process is as large as what lives.
+    eager = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_TOP_PAD_": "0"}
+    eager["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "0"
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.pipelines.train.measure_step", *arguments],
+        cwd=ROOT, env=os.environ | eager | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    measured = int(done.stdout.splitlines()[-1])
+
+    parameters = sum(weight.numel() for weight in CinemoUNet(**UNET).parameters())
+    assert parameters > 1e7
+    live = activations(UNET, latents, precision, checkpointing, text=(77, 64))
+    computed = states(parameters, stage, precision, world=1, bucket=BUCKET, gpu=False).peak(live)
+    print(f"activations {live / computed:.0%} of {computed / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB")
+    assert computed == pytest.approx(measured, rel=0.15)
+
+
+def test_live_tensors_are_counted_once_and_only_while_they_live() -> None:
+    known = torch.ones(1000)
+    with Live([known]) as live:
+        first = known * 2  # 4000 bytes
+        view = first.view(10, 100)[3:]
+        assert live.now == 4000
+        second = view.double() + known.view(10, 100)[3:]  # 5600 bytes, and the doubles for a moment
+        assert live.now == 9600
+        del first, view
+        assert live.now == 5600
+        known.add_(1)
+        del second
+    assert (live.now, live.peak) == (0, 4000 + 2 * 5600)
+
+
+def test_the_page_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train_memory.main(["--check"]) == 0, capsys.readouterr().out
