@@ -27,15 +27,15 @@ CAMERA = slice(PACE.stop, PACE.stop + 2)
 MOVES = slice(CAMERA.stop, CAMERA.stop + 2 * LOCAL**2)
 CHANNELS = MOVES.stop
 
-# What a unit of the code is in the first frame, and as a residual; pixels are in [-1, 1]. A network sees the first frame
-# through a residual's noise of deviation 1, so what the first frame says is larger.
-LOOK, CHANGE = 8.0, 12.0
-ALIKE = 8.0  # a unit of likeness
+# What a unit of the code is in the first frame, and as a residual; pixels are in [-1, 1]. A network sees the first
+# frame through the noise of the residuals, of deviation 1, so what the first frame says is larger.
+LOOK, CHANGE = 4.0, 12.0
+ALIKE = 4.0  # a unit of likeness
 SHAPE = 3.0  # of a displacement that is the clip's speed
 LOG_SPEED = 1.5  # a unit of the pace
 LEAST_SPEED, TOP_SPEED = 0.05, 40.0  # pixels a frame
 FRAMES = 8.0  # a local displacement is measured against the way that the clip's speed goes in so many frames
-PLACE = 32.0  # pixels: a cell's place in these
+PLACE = 80.0  # pixels: a cell's place in these
 CODE_ZONE, MOVE_ZONE = 0.4, 0.3  # dead zones: what a network says below these is noise
 
 YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
@@ -56,7 +56,7 @@ def from_code(code: Tensor, height: int, width: int) -> Tensor:
 
 
 def places(rows: int, columns: int, device: torch.device | None = None) -> Tensor:
-    """Where each cell's middle lies from the picture's, right and down: (2, h, w), in cells."""
+    """Where each cell's middle lies from the picture's, right and down: (2, h, w), in units of PLACE."""
     y, x = torch.meshgrid(
         torch.arange(rows, device=device) + 0.5 - rows / 2,
         torch.arange(columns, device=device) + 0.5 - columns / 2,

@@ -114,7 +114,8 @@ class Animator:
         for index, row in enumerate(rows):
             began = time.perf_counter()
             own = image_latents[index : index + 1]
-            frames = decode_latents(self.pipe.vae, torch.cat((own, own + latents[index : index + 1]), dim=2))[0]
+            whole = torch.cat((own, own + latents[index : index + 1]), dim=2)
+            frames = decode_latents(self.pipe.vae, whole, images=torch.tensor(pixels[index : index + 1]))[0]
             inputs = {"image": row["image"], "image_digest": row["image_digest"]}
             if row["clip"] is not None:
                 inputs |= {"video": row["source_video"], "video_digest": row["video_digest"]}

@@ -20,13 +20,18 @@ _SPLIT = 1_000_000  # a share of videos is that many of so many parts
 
 @dataclass(frozen=True)
 class Clip:
-    """One training clip. latents: float32 (N, C, h, w), scaled. text_embeds: float32 (T, D), if they were prepared."""
+    """One training clip.
+
+    latents: float32 (N, C, h, w), scaled. text_embeds: float32 (T, D), if they were prepared. first_frame: as WebP, if
+    it was kept.
+    """
 
     clip_id: str
     caption: str
     bucket: int
     latents: np.ndarray
     text_embeds: np.ndarray | None
+    first_frame: bytes | None = None
 
 
 def read_description(uri: str) -> dict[str, Any]:
@@ -49,7 +54,8 @@ def clip_of_row(row: Mapping[str, Any]) -> Clip:
         for name, shape in (("latents", "latents_shape"), ("text_embeds", "text_shape"))
         if row[name] is not None
     }
-    return Clip(row["clip_id"], row["caption"], row["bucket"], tensors["latents"], tensors.get("text_embeds"))
+    text = tensors.get("text_embeds")
+    return Clip(row["clip_id"], row["caption"], row["bucket"], tensors["latents"], text, row.get("first_frame"))
 
 
 def is_held_out(hashes: np.ndarray, share: float) -> np.ndarray:
@@ -113,7 +119,8 @@ class ClipReader:
     def __getitem__(self, position: int) -> Clip:
         number, group, row = (int(value) for value in self.places[position])
         table = self._group(number, group)
-        values = {name: table[name][row].as_py() for name in ("clip_id", "caption", "bucket")}
+        names = [name for name in ("clip_id", "caption", "bucket", "first_frame") if name in table.column_names]
+        values = {name: table[name][row].as_py() for name in names}
         text = _tensor(table, "text_embeds", row) if "text_embeds" in table.column_names else None
         return Clip(**values, latents=_tensor(table, "latents", row), text_embeds=text)
 

@@ -64,6 +64,7 @@ ROW = pa.schema(
         ("latents_logvar", pa.large_binary()),  # float16, of latents_shape; only where it is asked for
         ("text_embeds", pa.large_binary()),  # float16, of text_shape (T, D)
         ("text_shape", pa.list_(pa.int32())),
+        ("first_frame", pa.binary()),  # WebP
         ("stage", pa.string()),
         ("reason", pa.string()),
         ("message", pa.string()),
@@ -87,7 +88,8 @@ def clip_schema(tensors: Mapping[str, Sequence[int]]) -> pa.Schema:
     """Schema of `data/*.parquet`. tensors: name -> shape of those that are stored, all of them float16.
 
     latents (N, C, h, w): posterior mean, scaled. latents_logvar (N, C, h, w): the log-variance around it, scaled too.
-    text_embeds (T, D). A dataset of scores alone has none of them.
+    text_embeds (T, D). A dataset of scores alone has none of them. first_frame: the clip's first frame, as WebP, for
+    people and for decoders that move it; null in parts written before there was one.
     """
     fields = [
         pa.field("clip_id", pa.string()),
@@ -101,6 +103,7 @@ def clip_schema(tensors: Mapping[str, Sequence[int]]) -> pa.Schema:
         pa.field("width", pa.int32()),
         pa.field("score", pa.float32()),
         pa.field("bucket", pa.uint8()),
+        pa.field("first_frame", pa.binary()),
         *(pa.field(name, pa.fixed_shape_tensor(pa.float16(), shape)) for name, shape in tensors.items()),
     ]
     return pa.schema(fields, metadata={"cinemo.schema_version": str(SCHEMA_VERSION)})

@@ -8,12 +8,14 @@ A fault of one video is a row with a reason, never an exception. Whatever touche
 
 import functools
 import hashlib
+import io
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
 from cinemo.motion import motion_bucket, neighbour_ssim
 from cinemo.video import SAMPLING_VERSION, VideoError, VideoInfo, probe, sample_clip
@@ -176,16 +178,24 @@ class Encoder:
             yield records.row_table(row if row["reason"] else self.encode(row))
 
     def encode(self, row: Mapping[str, Any]) -> Row:
-        """One decoded clip -> the same row with its tensors as float16 bytes, and no frames."""
-        from cinemo.latents import encode_posterior, encode_prompts, to_pixels
+        """One decoded clip -> the same row with its tensors as float16 bytes, and its first frame alone."""
+        from cinemo.latents import encode_clip, encode_prompts
 
         began = time.perf_counter()
         frames = np.frombuffer(row["frames"], np.uint8).reshape(self.shape)
-        mean, logvar = (part.half().cpu().numpy() for part in encode_posterior(self.vae, to_pixels(frames)))
+        mean, logvar = (part.half().cpu().numpy() for part in encode_clip(self.vae, frames))
         encoded = {**row, "frames": None, "latents": mean.tobytes(), "latents_shape": mean.shape}
+        encoded["first_frame"] = to_webp(frames[0])
         if self.store_posterior:
             encoded["latents_logvar"] = logvar.tobytes()
         if self.text is not None:
             text = encode_prompts(*self.text, [row["caption"]])[0].half().cpu().numpy()
             encoded |= {"text_embeds": text.tobytes(), "text_shape": text.shape}
         return {**encoded, "encode_s": time.perf_counter() - began}
+
+
+def to_webp(frame: np.ndarray) -> bytes:
+    """A picture, uint8 (H, W, 3), as a WebP file that differs from it by no more than eyes see."""
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, format="WEBP", quality=90)
+    return buffer.getvalue()

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from cinemo import checkpoint
+from cinemo.image import fit_pixels, read_image
 from cinemo.latents import decode_latents
 from cinemo.sheet import contact_sheet
 from pipelines.core import storage, tracking
@@ -80,9 +81,14 @@ def draw_sheet(
     rows = []
     for clip in clips:  # one at a time: a sheet takes the memory of one animation
         latents = torch.from_numpy(clip.latents).to(device).transpose(0, 1)[None]
+        size = [side * checkpoint.vae_factor(pipe.vae.config) for side in latents.shape[-2:]]
         # Without guidance, which would enlarge the mistakes of a model that is still learning.
+        image, pixels = None, None
+        if clip.first_frame is not None:
+            image = read_image(clip.first_frame)
+            pixels = fit_pixels(image, *size)
         sampled = pipe(
-            None,
+            image,
             clip.caption,
             motion_bucket=clip.bucket,
             num_frames=latents.shape[2],
@@ -92,6 +98,7 @@ def draw_sheet(
             image_latents=latents[:, :, :1],
             decode_chunk_size=CHUNK,
         ).frames[0]
-        rows.append((f"true, motion bucket {clip.bucket}: {clip.caption}", decode_latents(pipe.vae, latents, CHUNK)[0]))
+        true = decode_latents(pipe.vae, latents, CHUNK, pixels)[0]
+        rows.append((f"true, motion bucket {clip.bucket}: {clip.caption}", true))
         rows.append(("sampled", sampled))
     return contact_sheet(rows)

@@ -19,7 +19,7 @@ import torch.distributed
 from cinemo import checkpoint
 from cinemo.memory import peak_rss
 from cinemo.motion import UNIFORM_MOTION
-from cinemo.residual import filled_channels, training_loss
+from cinemo.residual import training_loss
 from pipelines.core import storage, tracking
 from pipelines.core.progress import Progress
 from pipelines.dataset import reader
@@ -75,8 +75,8 @@ def loop(settings: dict[str, Any]) -> dict[str, Any]:
 
     def loss_of(inputs: Inputs) -> torch.Tensor:
         latents, text, ids, chosen, noise = (tensor.to(device) for tensor in inputs)
-        alphas, weights = schedule.alphas_cumprod, filled_channels(latents)
-        return training_loss(unet, latents, text, ids, chosen, noise, alphas, predicts, "none", weights)
+        alphas = schedule.alphas_cumprod
+        return training_loss(unet, latents, text, ids, chosen, noise, alphas, predicts, "none")
 
     def show(folder: str, steps: int) -> None:
         problem = show_samples(config, folder, steps, shown, motion, device, output, log)

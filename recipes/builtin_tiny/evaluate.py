@@ -275,7 +275,8 @@ def main() -> None:
     pipe.set_progress_bar_config(disable=True)
     photos = load_photos(arguments.images)
     print("| | measured | wanted | |\n| --- | --- | --- | --- |")
-    print(f"| size of a default animation | {' x '.join(map(str, (pipe.card.sizes or [()])[0]))} | 320 x 512 | |")
+    size = " x ".join(map(str, pipe.card.sizes[0] if pipe.card.sizes else ()))
+    print(f"| size of a default animation | {size} | 320 x 512 | |")
     parts = [
         direction(pipe, photos, arguments.seeds),
         motion_control(pipe, photos),

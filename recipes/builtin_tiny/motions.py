@@ -91,7 +91,7 @@ def camera(rng: np.random.Generator, kind: str, speed: float, way: str = "") -> 
     way = way or (str(rng.choice(WAYS[kind])) if kind in WAYS else "")
     made = Motion(((kind, way),), speed)
     if kind == "pan":
-        return replace(made, velocity=tuple(c * speed / REFERENCE for c in VECTORS[way]))
+        return replace(made, velocity=(VECTORS[way][0] * speed / REFERENCE, VECTORS[way][1] * speed / REFERENCE))
     if kind == "zoom":
         most = MOST_ZOOM_IN if way == "in" else MOST_ZOOM_OUT
         return replace(made, zoom=min(speed / ARM, most) * (1 if way == "in" else -1))

@@ -53,12 +53,14 @@ FEW, ALL, ALL_SHARE = (3, 6), (NUM_FRAMES - 1, 2), 0.12
 DROP_PROMPT = 0.1
 CAMERA_FIRST = 0.3  # of the clips: until then, what moves by itself is rare. Its phase is in no word, so it is noise to
 RARE, OFTEN = 0.2, 2.0  # whoever still looks for zooms and turns, which are seen more often
-ONLY_NOISE = 0.5  # of the clips: what moves where is then in the picture, the words and the bucket alone
+# Share of the clips that are nothing but noise: what moves where is then in the picture, the words and the bucket alone.
+# Almost all at first: there is no noise to be passed on then, so the whole network looks for what the words mean.
+ONLY_NOISE_FIRST, ONLY_NOISE = 0.95, 0.5
 
 
 def channel_weights() -> Tensor:
     """How much the squared error of each channel counts: (C,)."""
-    weights = torch.full((ch.CHANNELS,), 0.1)
+    weights = torch.full((ch.CHANNELS,), 0.05)
     weights[ch.LIKENESS] = 0.02  # no residual has it
     weights[ch.PACE] = 4.0
     weights[ch.CAMERA] = 2.0
@@ -115,9 +117,9 @@ def load_trained(out: Path) -> tuple[CLIPTokenizer, CLIPTextModel, CinemoUNet, i
     return tokenizer, text_encoder.eval(), unet.eval(), int(saved["counters"][0])
 
 
-def draw_timesteps(batch: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Timesteps of 0..count - 1: int64 (batch,). Half are the last, nothing but noise; the others are any."""
-    return np.where(rng.random(batch) < ONLY_NOISE, count - 1, (count * rng.random(batch) ** 0.8).astype(np.int64))
+def draw_timesteps(batch: int, count: int, only_noise: float, rng: np.random.Generator) -> np.ndarray:
+    """Timesteps of 0..count - 1: int64 (batch,). A share is the last, nothing but noise; the others are any."""
+    return np.where(rng.random(batch) < only_noise, count - 1, (count * rng.random(batch) ** 0.8).astype(np.int64))
 
 
 def camera_first(motion: Motion) -> float:
@@ -157,7 +159,9 @@ def train(pool: Pool, out: Path, minutes: float, total: int, follow: bool) -> in
         tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
         latents, bucket = data.latents.to(device), data.bucket.to(device)
         noise = torch.randn(latents[:, :, 1:].shape, generator=torch.Generator().manual_seed(training.samples))
-        timesteps = torch.from_numpy(draw_timesteps(batch, len(alphas), rng)).to(device)
+        timesteps = torch.from_numpy(
+            draw_timesteps(batch, len(alphas), ONLY_NOISE_FIRST if emphasis else ONLY_NOISE, rng)
+        ).to(device)
         learns = training.samples >= TEXT_FROM * total
         with torch.set_grad_enabled(learns):
             text = text_encoder(tokens).last_hidden_state
@@ -166,7 +170,7 @@ def train(pool: Pool, out: Path, minutes: float, total: int, follow: bool) -> in
             call, latents, text, bucket, timesteps, noise.to(device), alphas, PREDICTS, "none", weights
         )
         rate = learning_rate(training.samples, total, LEARNING_RATE, WARMUP, hold=0.5)
-        norm = training.step(per_clip.mean(), rate, batch, ema_samples=total / 20)
+        norm = training.step(per_clip.mean(), rate, batch, ema_samples=total / 20, max_norm=5.0)
         blind = timesteps == len(alphas) - 1
         log.note(
             training.samples,

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from cinemo import checkpoint
-from cinemo.residual import filled_channels, training_loss
+from cinemo.residual import training_loss
 from pipelines.core import hashing
 from pipelines.dataset import reader
 from pipelines.train import weights
@@ -54,7 +54,7 @@ class Judge:
                 noise = torch.randn(latents[0, :, 1:].shape, generator=generator)[None]
                 text, bucket = self.embed(row["caption"])[None], torch.tensor([row["bucket"]])
                 batch = (latents, text, bucket, timestep, noise, self.alphas)
-                loss = training_loss(self.unet, *batch, channel_weights=filled_channels(latents)).item()
+                loss = training_loss(self.unet, *batch).item()
                 for name in (TOTAL, BY_FIFTH[fifth], BY_BUCKET[row["bucket"]]):
                     losses.setdefault(name, []).append(loss)
         assert len({len(losses[name]) for name in BY_FIFTH}) == 1

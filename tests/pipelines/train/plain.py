@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from cinemo import checkpoint
-from cinemo.residual import filled_channels, training_loss
+from cinemo.residual import training_loss
 from cinemo.unet import CinemoUNet
 from pipelines.dataset import reader
 from pipelines.train import weights
@@ -65,7 +65,7 @@ def run_plain(config: TrainConfig, steps: int, clips: Any = None, keep: Collecti
         positions = clips.positions(config.total_batch, config.seed, step)
         batch = [clips[position] for position in positions]
         inputs = draw_batch(config, step, batch, embed, UNIFORM_MOTION, 1000)
-        loss = training_loss(unet, *inputs, schedule.alphas_cumprod, channel_weights=filled_channels(inputs[0]))
+        loss = training_loss(unet, *inputs, schedule.alphas_cumprod)
         losses.append(loss.item())
         if math.isfinite(losses[-1]):
             optimizer.zero_grad()
