@@ -142,7 +142,7 @@ class CinemoPipeline(DiffusionPipeline):
         # 2. The image's latents and the text's features.
         device, dtype = self._execution_device, self.unet.dtype
         pixels = None
-        if image is not None:
+        if image is not None or image_latents is None:
             photos = spread("image", image, batch)
             pixels = torch.cat([fit_pixels(read_image(photo), height, width) for photo in photos])
         if image_latents is None:

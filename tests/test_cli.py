@@ -182,7 +182,7 @@ def test_edit_takes_two_steps_and_refuses_what_cannot_be_edited(
     assert "note:" not in result.err
     result = cinemo("edit", moving_video, "--model", of_residuals, *SMALL, "--image", frame, "--output", output)
     assert "note: " in result.err
-    assert "builtin:velocity" in result.err
+    assert "builtin:tiny" in result.err
     square = tmp_path / "square.png"
     Image.open(photo).resize((64, 64)).save(square)
     with_image = (*model, "--image", frame)

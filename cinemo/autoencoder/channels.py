@@ -29,7 +29,7 @@ CHANNELS = MOVES.stop
 
 # What a unit of the code is in the first frame, and as a residual; pixels are in [-1, 1]. A network sees the first
 # frame through the noise of the residuals, of deviation 1, so what the first frame says is larger.
-LOOK, CHANGE = 4.0, 12.0
+LOOK, CHANGE = 2.0, 12.0
 ALIKE = 4.0  # a unit of likeness
 SHAPE = 3.0  # of a displacement that is the clip's speed
 LOG_SPEED = 1.5  # a unit of the pace

@@ -37,6 +37,7 @@ PHRASES: dict[tuple[str, str], tuple[str, ...]] = {
         "the view turns counterclockwise {adverb}",
         "spinning counterclockwise",
     ),
+    ("stretch", "wide"): ("the picture stretches sideways", "it is pulled wide", "everything grows wide {adverb}"),
     ("sway", "none"): (
         "everything sways from side to side",
         "swaying in the wind",

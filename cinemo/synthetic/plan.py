@@ -26,8 +26,11 @@ DIRECTIONS: dict[str, tuple[str, ...]] = {
     "snow": ("down",),
     "rain": ("down",),
     "bubbles": ("up",),
+    "stretch": ("wide",),
 }
-KINDS = tuple(DIRECTIONS)
+KINDS = tuple(
+    kind for kind in DIRECTIONS if kind != "stretch"
+)  # all but one, which no model has seen: `make demo` has it
 VECTORS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
 VEILS = 32  # of each kind
 SCENES_IN_TRAINING = 768  # canvases that clips are made from; drawing one takes 15 ms, once
@@ -36,6 +39,7 @@ SCENES_IN_TRAINING = 768  # canvases that clips are made from; drawing one takes
 FULL_PAN = 0.055
 FULL_ZOOM = 0.06  # of the log magnification
 FULL_ROTATION = 0.06  # radians
+FULL_STRETCH = 0.06  # of the log width
 FULL_OBJECT = 0.06
 FULL_WAVE = 0.08  # amplitude, not speed
 FULL_FLICKER = 0.5  # of the brightness
@@ -57,6 +61,7 @@ class Plan:
     height: float = 0.5  # of the window, as a share of the canvas's height
     velocity: tuple[float, float] = (0.0, 0.0)  # of the camera
     zoom: float = 0.0  # growth of log magnification a frame
+    stretch: float = 0.0  # growth of log width a frame
     rotation: float = 0.0  # radians a frame, of the content, clockwise where positive
     wave: tuple[float, float, float, float] = (0.0, 1.0, 0.0, 0.0)  # amplitude, waves a height, radians a frame, phase
     radial: bool = False  # waves run from the middle, else they sway rows
@@ -103,6 +108,8 @@ def make_plan(
         motion["velocity"] = (dx * speed, dy * speed)
     elif kind == "zoom":
         motion["zoom"] = FULL_ZOOM * strength * (1 if direction == "in" else -1)
+    elif kind == "stretch":
+        motion["stretch"] = FULL_STRETCH * strength
     elif kind == "rotate":
         motion["rotation"] = FULL_ROTATION * strength * (1 if direction == "clockwise" else -1)
     elif kind == "object":

@@ -83,6 +83,7 @@ def camera_view(plan: Plan, time: torch.Tensor, x: torch.Tensor, y: torch.Tensor
     scale = torch.exp(-plan.zoom * t)
     # The content turns by +angle, so the place that a pixel shows is found by turning back.
     cos, sin = torch.cos(plan.rotation * t) * scale, torch.sin(plan.rotation * t) * scale
+    x = x * torch.exp(-plan.stretch * t)
     return cos * x + sin * y + plan.velocity[0] * t, cos * y - sin * x + plan.velocity[1] * t
 
 

@@ -24,7 +24,7 @@ class Progress:
         unit: str,
         total: int,
         began: int = 0,
-        every_s: float = 2.0,
+        every_s: float = 5.0,
         show: Callable[[str], object] = to_stderr,
     ) -> None:
         self.job, self.unit, self.total, self.began, self.every_s, self.show = job, unit, total, began, every_s, show

@@ -52,10 +52,10 @@ SCHEDULER = {
 FEW, ALL, ALL_SHARE = (3, 6), (NUM_FRAMES - 1, 2), 0.12
 DROP_PROMPT = 0.1
 CAMERA_FIRST = 0.3  # of the clips: until then, what moves by itself is rare. Its phase is in no word, so it is noise to
-RARE, OFTEN = 0.2, 2.0  # whoever still looks for zooms and turns, which are seen more often
-# Share of the clips that are nothing but noise: what moves where is then in the picture, the words and the bucket alone.
+RARE, OFTEN = 0.1, 5.0  # whoever still looks for zooms and turns, which are seen more often
+# Share of the clips that are nothing but noise: what moves where is then in picture, words and bucket alone.
 # Almost all at first: there is no noise to be passed on then, so the whole network looks for what the words mean.
-ONLY_NOISE_FIRST, ONLY_NOISE = 0.95, 0.5
+ONLY_NOISE_FIRST, ONLY_NOISE = 0.5, 0.5
 
 
 def channel_weights() -> Tensor:
@@ -170,7 +170,7 @@ def train(pool: Pool, out: Path, minutes: float, total: int, follow: bool) -> in
             call, latents, text, bucket, timesteps, noise.to(device), alphas, PREDICTS, "none", weights
         )
         rate = learning_rate(training.samples, total, LEARNING_RATE, WARMUP, hold=0.5)
-        norm = training.step(per_clip.mean(), rate, batch, ema_samples=total / 20, max_norm=5.0)
+        norm = training.step(per_clip.mean(), rate, batch, ema_samples=total / 20, max_norm=2.0)
         blind = timesteps == len(alphas) - 1
         log.note(
             training.samples,

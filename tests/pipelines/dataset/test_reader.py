@@ -36,7 +36,8 @@ def test_reader_gives_each_row_of_the_files_in_the_order_of_ids(prepared: str) -
     for position in reversed(range(len(clips))):
         clip, row = clips[position], stored[position]
         assert (clip.clip_id, clip.caption, clip.bucket) == (row["clip_id"], row["caption"], row["bucket"])
-        assert (clip.latents.shape[0], *clip.latents.shape[2:]) == (4, 8, 8)
+        assert (clip.latents.shape[0], *clip.latents.shape[2:]) == (4, 2, 2)
+        assert clip.first_frame == row["first_frame"]
         np.testing.assert_array_equal(clip.latents.ravel(), np.array(row["latents"], np.float32))
 
 

@@ -63,7 +63,7 @@ def test_schema_is_the_documented_one() -> None:
     schema = records.clip_schema({"latents": (16, 4, 8, 12), "text_embeds": (77, 48)})
     assert schema.names == [
         *("clip_id", "uri", "caption", "start_frame", "interval", "fps", "num_frames", "height", "width"),
-        *("score", "bucket", "latents", "text_embeds"),
+        *("score", "bucket", "first_frame", "latents", "text_embeds"),
     ]
     assert schema.field("score").type == pa.float32()
     assert schema.field("bucket").type == pa.uint8()

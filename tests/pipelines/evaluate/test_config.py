@@ -60,7 +60,7 @@ def test_paths_become_absolute_and_other_names_stay(tmp_path: Any, monkeypatch: 
 
 
 def test_the_size_is_the_first_cinemo_model_s(checkpoint: Any) -> None:
-    assert evaluate.frame_size(make(model=["svd:x", "builtin:tiny"])) == (128, 192)
+    assert evaluate.frame_size(make(model=["svd:x", "builtin:tiny"])) == (320, 512)
     assert evaluate.frame_size(make(model=[str(checkpoint)])) == (320, 512)
     assert evaluate.frame_size(make(height=64, width=96)) == (64, 96)
     with pytest.raises(ValueError, match="--height 64 and --width None go together"):
