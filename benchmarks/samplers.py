@@ -1,4 +1,4 @@
-"""What fewer steps cost: each sampler against DDIM with many steps from the same noise, with builtin:velocity.
+"""What fewer steps cost: each sampler against DDIM with many steps from the same noise, with builtin:tiny.
 
     python benchmarks/samplers.py
 
@@ -21,7 +21,7 @@ PROMPTS = ("the camera pans left", "the camera zooms in", "the camera pans up")
 
 
 def main() -> int:
-    pipe = CinemoPipeline.from_pretrained("builtin:velocity")
+    pipe = CinemoPipeline.from_pretrained("builtin:tiny")
     pipe.set_progress_bar_config(disable=True)
 
     def frames(name: str, prompt: str, scheduler: str, steps: int) -> np.ndarray:

@@ -29,14 +29,16 @@ CHANNELS = MOVES.stop
 
 # What a unit of the code is in the first frame, and as a residual; pixels are in [-1, 1]. A network sees the first
 # frame through the noise of the residuals, of deviation 1, so what the first frame says is larger.
-LOOK, CHANGE = 2.0, 12.0
+LOOK, CHANGE = 2.0, 16.0
 ALIKE = 4.0  # a unit of likeness
 SHAPE = 3.0  # of a displacement that is the clip's speed
 LOG_SPEED = 1.5  # a unit of the pace
 LEAST_SPEED, TOP_SPEED = 0.05, 40.0  # pixels a frame
 FRAMES = 8.0  # a local displacement is measured against the way that the clip's speed goes in so many frames
 PLACE = 80.0  # pixels: a cell's place in these
-CODE_ZONE, MOVE_ZONE = 0.4, 0.3  # dead zones: what a network says below these is noise
+# Dead zones: what a network says below these is noise. A small one passes little of what it is given to denoise.
+CODE_ZONE, MOVE_ZONE = 1.6, 0.5
+LEAST = 0.1  # of a dead zone: what is smaller in a real clip is left out
 
 YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
 
@@ -115,17 +117,28 @@ def motion_channels(camera: Tensor, local: Tensor, speed: Tensor | None = None) 
 def motion_fields(residuals: Tensor) -> tuple[Tensor, Tensor]:
     """The way back from residuals (F, C, h, w): camera displacement / frame number, and local displacement; pixels."""
     speed = (residuals[:, PACE].mean() / LOG_SPEED + 1).clamp(-4, 3.7).exp()
-    local = towards_zero(F.pixel_shuffle(residuals[:, MOVES], LOCAL), MOVE_ZONE, dim=1)
+    local = towards_zero(soften(F.pixel_shuffle(residuals[:, MOVES], LOCAL)), MOVE_ZONE, dim=1)
     return residuals[:, CAMERA] / SHAPE * speed, local * (speed * FRAMES / SHAPE)
 
 
+def soften(local: Tensor) -> Tensor:
+    """Displacements (F, 2, 2h, 2w) without jumps from part to part and frame to frame: binomial means over 3 of each.
+
+    It comes before the dead zone, which then need only exceed what is left of the noise.
+    """
+    kernel = torch.tensor([1.0, 2.0, 1.0], device=local.device) / 4
+    kernel = (kernel.view(3, 1, 1) * kernel.view(1, 3, 1) * kernel).view(1, 1, 3, 3, 3)
+    padded = F.pad(local.transpose(0, 1)[:, None], (1, 1, 1, 1, 1, 1), mode="replicate")
+    return F.conv3d(padded, kernel)[:, 0].transpose(0, 1)
+
+
 def away_from_zero(values: Tensor, zone: float, dim: int | None = None) -> Tensor:
-    """Lengthen values by `zone`, so that towards_zero gives them back; what is shorter than half of it becomes zero.
+    """Lengthen values by `zone`, so that towards_zero gives them back; what is shorter than LEAST of it becomes zero.
 
     dim: the axis of vectors; None takes each value by itself.
     """
     length = values.abs() if dim is None else values.norm(dim=dim, keepdim=True)
-    return torch.where(length > zone / 2, values * (1 + zone / length.clamp(min=1e-6)), torch.zeros_like(values))
+    return torch.where(length > zone * LEAST, values * (1 + zone / length.clamp(min=1e-6)), torch.zeros_like(values))
 
 
 def towards_zero(values: Tensor, zone: float, dim: int | None = None) -> Tensor:

@@ -95,7 +95,7 @@ def split_fields(residuals: Tensor) -> tuple[Tensor, Tensor]:
     """Residuals (F, C, h, w) -> the camera's affine fields (F, 3, 2) and the local displacement (F, 2, 2h, 2w)."""
     camera, local = ch.motion_fields(residuals)
     numbers = torch.arange(1, len(camera) + 1, device=camera.device).view(-1, 1, 1)
-    return steady(fit_cells(camera)) * numbers, soften(local)
+    return steady(fit_cells(camera)) * numbers, local
 
 
 def total_displacement(fit: Tensor, local: Tensor, height: int, width: int) -> Tensor:
@@ -124,15 +124,6 @@ def steady(fit: Tensor) -> Tensor:
     size = torch.tensor([1.0, ARM, ARM], device=fit.device).view(1, 3, 1)
     share = (rest * size).square().sum() / (fit * size).square().sum().clamp(min=1e-9)
     return smooth + rest * (share / (share + TREMOR**2))
-
-
-def soften(local: Tensor) -> Tensor:
-    """Local displacements (F, 2, 2h, 2w) without jumps from part to part: a binomial mean over 3 x 3 neighbours."""
-    if not local.any():
-        return local
-    kernel = torch.tensor([1.0, 2.0, 1.0], device=local.device) / 4
-    kernel = (kernel[:, None] * kernel).expand(2, 1, 3, 3)
-    return F.conv2d(F.pad(local, (1, 1, 1, 1), mode="replicate"), kernel, groups=2)
 
 
 def split_motion(pixels: Tensor) -> tuple[Tensor, Tensor]:

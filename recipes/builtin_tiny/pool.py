@@ -153,6 +153,7 @@ class Pool:
         for shape, clips in self.by_size.items():
             buckets = np.array([bucket for _, _, bucket in clips]).round().astype(int).clip(0, NUM_BUCKETS - 1)
             weight = 1 / np.maximum(np.bincount(buckets, minlength=NUM_BUCKETS)[buckets], 3) ** 0.5
+            weight *= [motion.flicker[0] == 0 for _, motion, _ in clips]
             if emphasis:
                 weight *= [emphasis(motion) for _, motion, _ in clips]
             self.weights[shape] = weight / weight.sum()

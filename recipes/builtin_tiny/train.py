@@ -60,7 +60,7 @@ ONLY_NOISE_FIRST, ONLY_NOISE = 0.5, 0.5
 
 def channel_weights() -> Tensor:
     """How much the squared error of each channel counts: (C,)."""
-    weights = torch.full((ch.CHANNELS,), 0.05)
+    weights = torch.full((ch.CHANNELS,), 0.15)
     weights[ch.LIKENESS] = 0.02  # no residual has it
     weights[ch.PACE] = 4.0
     weights[ch.CAMERA] = 2.0
