@@ -9,7 +9,6 @@ A reject is a result: delete OUT/rejects to have them tried again. Videos of row
 stay, and are not listed.
 """
 
-import functools
 import time
 from collections import Counter
 from typing import Any
@@ -20,6 +19,7 @@ from cinemo.checkpoint import inversion_note
 from pipelines.animate import files, gallery, listing, plan, records, request
 from pipelines.animate.config import AnimateConfig
 from pipelines.core import models, storage, tracking
+from pipelines.core.output import Output
 from pipelines.core.progress import Progress, to_stderr
 from pipelines.dataset import manifest
 from pipelines.sources import catalogs
@@ -56,13 +56,7 @@ def examine(config: AnimateConfig) -> models.Facts:
             f"--output {config.output} lies in the folder that --catalog names, which would list its pictures; "
             "give a folder beside it"
         )
-    found = storage.read_json(storage.join(config.output, "settings.json"))
-    for name, value in identity(config).items():
-        if found is not None and found.get(name) != value:
-            raise ValueError(
-                f"--output {config.output} was made by another job, with {name} {found.get(name)!r} where this one has "
-                f"{value!r}; give another --output"
-            )
+    Output(config.output).check(identity(config), {"schema_version": "--output"})
     model = models.look_up(config.model)
     try:
         request.complete(config, config.prompt or "", model)
@@ -78,20 +72,18 @@ def run(config: AnimateConfig, animator: type | None = None) -> dict[str, Any]:
     """
     config = placed(config)
     model = examine(config)
-    output, began = config.output, time.monotonic()
-    place = functools.partial(storage.join, output)
-    with tracking.start("animate", output, config.tracking_uri, config.model_dump()) as log:
+    out, began = Output(config.output), time.monotonic()
+    with tracking.start("animate", out.uri, config.tracking_uri, config.model_dump()) as log:
         log.tags({tracking.FINGERPRINT: model.fingerprint, "model": models.plain(config.model)})
         log.came_from("train", tracking.FINGERPRINT, model.fingerprint)
-        wanted = plan.write(config, model, place("catalog"))
+        wanted = plan.write(config, model, out.place("catalog"))
         if wanted.edited and (note := inversion_note(models.plain(config.model), model.scheduler)):
             to_stderr(f"note: {note}")
-        found = listing.survey(output)
+        found = listing.survey(out.uri)
         sums: Counter[str] = Counter()
-        finished = storage.exists(place("summary.json")) and found.lists(wanted)
+        finished = out.is_finished and found.lists(wanted)
         if not finished:
-            storage.put_json(place("settings.json"), identity(config))
-            storage.remove(place("summary.json"))  # not finished any more
+            out.claim(identity(config))
             found, sums = work(config, model, wanted, found, animator)
         summary = describe(config, model, wanted, found)
         took = time.monotonic() - began
@@ -106,11 +98,10 @@ def run(config: AnimateConfig, animator: type | None = None) -> dict[str, Any]:
         if found.psnr is not None:
             log.metrics({"psnr_first_frame": found.psnr})
         if not finished:
-            storage.put_changed(place("index.html"), gallery.page(output, summary["counts"], config.ending))
-            if (sheet := gallery.sheet(output, config.ending)) is not None:
-                storage.put_changed(place("sheet.png"), sheet)
-                log.picture("sheet.png", sheet)
-            storage.put_json(place("summary.json"), summary | now)
+            storage.put_changed(out.place("index.html"), gallery.page(out.uri, summary["counts"], config.ending))
+            if (sheet := gallery.sheet(out.uri, config.ending)) is not None:
+                out.show("sheet.png", sheet, log)
+            out.finish(summary | now)
     for line in lines(found):
         to_stderr(line)
     return summary | now

@@ -23,8 +23,9 @@ from cinemo.latents import decode_latents, encode_pixels
 from cinemo.memory import keep_freed_memory
 from pipelines.animate import files, request, videos
 from pipelines.animate.config import AnimateConfig
-from pipelines.animate.records import Reason, light, reject, table
+from pipelines.animate.records import light, reject, table
 from pipelines.core import models
+from pipelines.core.output import Reason
 
 Row = dict[str, Any]
 DEATHS = 5  # of processes that worked on a row by itself, of it or of something else, before it is given up

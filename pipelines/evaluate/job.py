@@ -6,7 +6,6 @@ further model adds its own rows alone, and a finished job changes no file. A rej
 have them tried again.
 """
 
-import functools
 import json
 import os
 import sys
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from cinemo.motion import SCORE_DEFINITION
 from cinemo.video import SAMPLING_VERSION
 from pipelines.core import models, storage, tracking
+from pipelines.core.output import Output
 from pipelines.core.progress import Progress, to_stderr
 from pipelines.evaluate import datasets, flow, rows
 from pipelines.evaluate.config import REAL, EvaluateConfig, scheme, variants
@@ -76,17 +76,6 @@ def identity(config: EvaluateConfig) -> dict[str, Any]:
     }
 
 
-def check_output(config: EvaluateConfig) -> None:
-    """Raises ValueError when the output holds rows that were made with other settings."""
-    found = storage.read_json(storage.join(config.output, "settings.json"))
-    for name, value in identity(config).items():
-        if found is not None and found.get(name) != value:
-            raise ValueError(
-                f"--{name.replace('_', '-')}: {config.output} was made with {name} {found.get(name)!r}, this job has "
-                f"{value!r}; give the old value, or another --output"
-            )
-
-
 def check(config: EvaluateConfig) -> None:
     """Refuse what cannot work, before a cluster is touched: raises ValueError for dataset, models, weights, output."""
     from cinemo.video import VIDEO_SUFFIXES
@@ -97,7 +86,7 @@ def check(config: EvaluateConfig) -> None:
         raise ValueError(f"--dataset {config.dataset}: it lists no video")
     if len(set(config.model)) < len(config.model):
         raise ValueError(f"--model {' '.join(config.model)}: one model is named twice")
-    check_output(config)
+    Output(config.output).check(identity(config))
     size = frame_size(config)
     for model in config.model:
         kind = scheme(model)
@@ -144,36 +133,31 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
 
     config = placed(config)
     check(config)
-    output, began = config.output, time.monotonic()
-    place = functools.partial(storage.join, output)
+    out, began = Output(config.output), time.monotonic()
     size, wanted = frame_size(config), plan(config)
-    with tracking.start("evaluate", output, config.tracking_uri, config.model_dump()) as log:
-        storage.put_json(place("settings.json"), identity(config))
-        new = work(config, wanted, size)
+    with tracking.start("evaluate", out.uri, config.tracking_uri, config.model_dump()) as log:
+        new = work(config, out, wanted, size)
         ids = [case["id"] for cases in wanted.values() for case in cases]
-        measured, rejects = rows.read(output, ids)
+        measured, rejects = rows.read(out.uri, ids)
         if len(measured) + len(rejects) < len(set(ids)):
-            raise RuntimeError(f"{len(set(ids)) - len(measured) - len(rejects)} rows left no trace in {output}")
+            raise RuntimeError(f"{len(set(ids)) - len(measured) - len(rejects)} rows left no trace in {out.uri}")
         reasons = Counter(row["reason"] for row in rejects)
         counts = {"cases": len(wanted[REAL]), "rows": len(measured), "rejects": dict(sorted(reasons.items()))}
         compared = variants(config)
         cells = report.values(config, compared, measured)
         marks = fingerprints(config)
         text = report.markdown(config, compared, cells, counts, size, marks)
-        storage.put_changed(place("report.md"), text.encode())
-        storage.put_changed(place("report.parquet"), report.parquet(cells, config))
+        storage.put_changed(out.place("report.parquet"), report.parquet(cells, config))
         pictures = figures.pictures(config, compared, measured)
-        for name, picture in pictures.items():
-            storage.put_changed(place(name), picture)
         for name, data in {"report.md": text.encode(), **pictures}.items():
-            log.picture(name, data)
+            out.show(name, data, log)
         log.metrics({f"{cell.metric}/{tag(cell.variant)}": cell.value for cell in cells if cell.value == cell.value})
         for mark in marks.values():
             log.came_from("train", tracking.FINGERPRINT, mark)
         summary = {
             "job": "evaluate",
-            "output": output,
-            "report": place("report.md"),
+            "output": out.uri,
+            "report": out.place("report.md"),
             "counts": counts,
             "model_fingerprints": marks,
             "left_out": config.left_out,
@@ -181,8 +165,8 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
             "too_many_rejects": len(rejects) > config.max_reject_fraction * len(ids),
         }
         now = {"new_rows": new, "run_id": log.run_id, "seconds": round(time.monotonic() - began, 2)}
-        if new or not storage.exists(place("summary.json")):  # a job that had nothing to do changes no file
-            storage.put_json(place("summary.json"), summary | now)
+        if new or not out.is_finished:  # a job that had nothing to do changes no file
+            out.finish(summary | now)
     print(text, file=sys.stderr)
     return summary | now
 
@@ -193,12 +177,14 @@ def fingerprints(config: EvaluateConfig) -> dict[str, str]:
     return {models.plain(model): models.look_up(model).fingerprint for model in own}
 
 
-def work(config: EvaluateConfig, wanted: dict[str, list[dict[str, Any]]], size: tuple[int, int]) -> int:
+def work(config: EvaluateConfig, out: Output, wanted: dict[str, list[dict[str, Any]]], size: tuple[int, int]) -> int:
     """Measure what is not done yet, model by model; returns how many rows are new."""
-    done = rows.done(config.output)
+    done = rows.done(out.uri)
     total = sum(len(cases) for cases in wanted.values())
     left = {model: [case for case in cases if case["id"] not in done] for model, cases in wanted.items()}
     fresh = sum(len(cases) for cases in left.values())
+    if fresh or not out.is_finished:
+        out.claim(identity(config))
     progress = Progress("evaluate", "clips", total, began=total - fresh)
     for model, cases in left.items():
         if not cases:

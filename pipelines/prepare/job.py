@@ -7,7 +7,6 @@ is decoded. So the same command finishes a job that was killed at any moment, an
 reject is a result: delete OUT/rejects to have them tried again.
 """
 
-import functools
 import hashlib
 import json
 import time
@@ -19,6 +18,7 @@ import pyarrow as pa
 
 from pipelines import sources
 from pipelines.core import hashing, models, storage, tracking
+from pipelines.core.output import Output
 from pipelines.core.progress import Progress, to_stderr
 from pipelines.dataset import manifest, parts
 from pipelines.prepare import clips, flow, report
@@ -74,45 +74,36 @@ def check(config: PrepareConfig) -> None:
     """Refuse what cannot work, before a cluster is touched: raises ValueError for the source, the model, the output."""
     config = placed(config)
     sources.check(config.input, config.uri_column, config.caption_column)
-    wanted, found = identity(config), storage.read_json(storage.join(config.output, "settings.json"))
-    for name, value in wanted.items():
-        if found is not None and found.get(name) != value:
-            flag = "--model" if name.endswith("_fingerprint") else f"--{name.replace('_', '-')}"
-            raise ValueError(
-                f"{flag}: {config.output} was made with {name} {found.get(name)!r}, this job has {value!r}; "
-                "give the old value, or another --output"
-            )
+    Output(config.output).check(identity(config), {"vae_fingerprint": "--model", "text_fingerprint": "--model"})
 
 
 def run(config: PrepareConfig) -> dict[str, Any]:
     """Do the job, or what is left of it; returns the summary. Needs a running Ray; raises ValueError as check does."""
     config = placed(config)
     check(config)
-    output, began = config.output, time.monotonic()
-    place = functools.partial(storage.join, output)
-    with tracking.start("prepare", output, config.tracking_uri, config.model_dump()) as log:
+    out, began = Output(config.output, "dataset.json"), time.monotonic()
+    with tracking.start("prepare", out.uri, config.tracking_uri, config.model_dump()) as log:
         videos = sources.iter_videos(config.input, config.uri_column, config.caption_column)
-        files, wanted = manifest.write(videos, place("videos"))
-        written = parts.survey(output)
+        files, wanted = manifest.write(videos, out.place("videos"))
+        written = parts.survey(out.uri)
         seconds: Counter[str] = Counter()
-        if not storage.exists(place("dataset.json")) or not hashing.is_among(wanted, written.videos).all():
-            storage.put_json(place("settings.json"), identity(config))
-            storage.remove(place("dataset.json"))  # not finished any more
+        if not out.is_finished or not hashing.is_among(wanted, written.videos).all():
+            out.claim(identity(config))
             seconds = work(config, manifest.slices(files), written, len(wanted))
-            written = parts.survey(output)
+            written = parts.survey(out.uri)
             if len(np.unique(written.keys)) < len(written.keys):
-                parts.drop_duplicates(output)
-                written = parts.survey(output)
+                parts.drop_duplicates(out.uri)
+                written = parts.survey(out.uri)
             if lost := len(wanted) - int(hashing.is_among(wanted, written.videos).sum()):
-                raise RuntimeError(f"{lost} videos left no row in {output}; is it the same place on every node?")
+                raise RuntimeError(f"{lost} videos left no row in {out.uri}; is it the same place on every node?")
         made = describe(config, written)
-        storage.put_json(place("dataset.json"), made)
+        storage.put_json(out.place(out.last), made)
         took, counts = time.monotonic() - began, made["counts"]
         rejects = sum(counts["rejects"].values())
         speeds = report.speeds(seconds, took)
         summary = {
             "job": "prepare",
-            "output": output,
+            "output": out.uri,
             "counts": counts,
             "too_many_rejects": rejects > config.max_reject_fraction * (counts["clips"] + rejects),
             "bucket_histogram": made["bucket_histogram"],
@@ -126,12 +117,11 @@ def run(config: PrepareConfig) -> dict[str, Any]:
         log.metrics({"clips": counts["clips"], "videos": counts["videos"], "seconds": took})
         log.metrics({f"rejects_{reason}": count for reason, count in counts["rejects"].items()})
         log.metrics({f"clips_per_second_{stage}": speed for stage, speed in speeds.items()})
-        if seconds or not storage.exists(place("summary.json")):  # a job that had nothing to do changes no file
+        if seconds or not storage.exists(out.place("summary.json")):  # a job that had nothing to do changes no file
             run = clips.in_sandbox(config.clip_timeout)
             for name, picture in report.pictures(written, config.num_frames, flow.frame_size(config), run).items():
-                storage.put_changed(place(name), picture)
-                log.picture(name, picture)
-            storage.put_json(place("summary.json"), summary)
+                out.show(name, picture, log)
+            out.finish(summary)
     for line in report.table(counts):
         to_stderr(line)
     if config.balance and (warning := report.thin_buckets(made["bucket_histogram"])):

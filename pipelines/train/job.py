@@ -13,6 +13,7 @@ from typing import Any
 from cinemo import checkpoint
 from cinemo.motion import SCORE_DEFINITION
 from pipelines.core import models, plots, storage, tracking
+from pipelines.core.output import Output
 from pipelines.core.progress import to_stderr
 from pipelines.dataset import reader
 from pipelines.prepare.config import ExtractConfig
@@ -79,13 +80,7 @@ def check(config: TrainConfig) -> None:
     data.check(config)
     found = data.describe(config)
     check_dataset(config, found)
-    before = storage.read_json(storage.join(config.output, "settings.json"))
-    for name, value in identity(config).items():
-        if before is not None and before.get(name) != value:
-            raise ValueError(
-                f"--{name.replace('_', '-')}: the run in {config.output} has {before.get(name)!r}, this command "
-                f"{value!r}; give the old value, or another --output"
-            )
+    Output(config.output).check(identity(config))
     if config.init.startswith("lavie:") and not Path(config.init.removeprefix("lavie:")).is_file():
         raise ValueError(f"--init {config.init} names no file; give lavie:PATH with the path of lavie_base.pt")
 

@@ -223,9 +223,9 @@ def check_samples(run: Path, steps: list[int]) -> None:
 
 def check_refusals(config: TrainConfig) -> None:
     """A run that is there goes on with the settings that it began with, and no others."""
-    with pytest.raises(ValueError, match=r"--seed: the run in .* has 0, this command 1"):
+    with pytest.raises(ValueError, match=r"--seed: .* was made with seed 0, this job has 1"):
         train.check(config.model_copy(update={"seed": 1}))
-    with pytest.raises(ValueError, match=r"--validation-share: the run in .* has 0\.\d+, this command 0\.0"):
+    with pytest.raises(ValueError, match=r"--validation-share: .* with validation_share 0\.\d+, this job has 0\.0"):
         train.check(config.model_copy(update={"validation_share": 0.0}))
 
 

@@ -79,7 +79,7 @@ def test_a_run_that_is_resumed_goes_on_with_the_clips_that_come_next(
     np.testing.assert_allclose(read_losses(config.output), run_plain(config, 6, stream_reader).losses, rtol=1e-4)
     card = json.loads((tmp_path / "run" / "model" / "cinemo.json").read_text())
     assert card["lineage"]["dataset_fingerprint"] == said["dataset_fingerprint"]
-    with pytest.raises(ValueError, match=r"--stream.min-interval: the run in .* has 3, this command 2"):
+    with pytest.raises(ValueError, match=r"--stream.min-interval: .* with stream.min_interval 3, this job has 2"):
         train.check(config.model_copy(update={"stream": config.stream.model_copy(update={"min_interval": 2})}))
 
 
