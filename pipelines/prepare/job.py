@@ -11,6 +11,7 @@ import hashlib
 import json
 import time
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,9 +31,41 @@ if TYPE_CHECKING:  # seconds to import, and `--help` does not need it
 STAGES = ("decode_s", "score_s", "encode_s")
 
 
-def build(config: PrepareConfig, slices: pa.Table, written: parts.Survey) -> "ray.data.Dataset":
+@dataclass(frozen=True)
+class Job:
+    """A configuration that can work, by names that mean the same to every process, and what was read to know it."""
+
+    config: PrepareConfig
+    size: tuple[int, int]  # (H, W) in pixels
+    identity: dict[str, Any]  # everything that changes a row, by the name of its flag
+
+
+def resolve(config: PrepareConfig) -> Job:
+    """Refuse what cannot work, before a cluster is touched: raises ValueError for the source, the model, the output."""
+    config = placed(config)
+    sources.check(config.input, config.uri_column, config.caption_column)
+    job = Job(config, flow.frame_size(config), identity(config))
+    Output(config.output).check(job.identity, {"vae_fingerprint": "--model", "text_fingerprint": "--model"})
+    return job
+
+
+def placed(config: PrepareConfig) -> PrepareConfig:
+    """The same job, by names that mean the same to workers, who have other working directories. Raises ValueError."""
+    output = storage.absolute(config.output)
+    model = models.absolute(config.model, config.tracking_uri, output)
+    return config.model_copy(update={"output": output, "model": model})
+
+
+def identity(config: PrepareConfig) -> dict[str, Any]:
+    """Everything that changes a row, by the name of its flag. Two jobs may share an output when these are equal."""
+    return {"input": storage.absolute(config.input), **flow.identity(config)}
+
+
+def build(job: Job, slices: pa.Table, written: parts.Survey) -> "ray.data.Dataset":
     """The dataflow, lazily. Its rows are the parts as they are written: (clips, rejects) and seconds by stage."""
     import ray.data
+
+    config = job.config
 
     # 1. to 3. Spans, clips, latents; what is written already is not even opened.
     rows = flow.extract(config, slices, written.keys, written.finished(config.clips_per_video))
@@ -42,7 +75,7 @@ def build(config: PrepareConfig, slices: pa.Table, written: parts.Survey) -> "ra
     writers = max(1, int(ray.cluster_resources().get("CPU", 1)) // 2)
     return rows.map_batches(
         write_block,
-        fn_args=(config.output, config.num_frames, flow.frame_size(config)),
+        fn_args=(config.output, config.num_frames, job.size),
         batch_size=config.clips_per_file,
         batch_format="pyarrow",
         compute=ray.data.TaskPoolStrategy(size=writers),
@@ -58,29 +91,9 @@ def write_block(rows: pa.Table, output: str, num_frames: int, size: tuple[int, i
     return pa.table({"clips": [good], "rejects": [bad], **seconds, "write_s": [time.perf_counter() - began]})
 
 
-def placed(config: PrepareConfig) -> PrepareConfig:
-    """The same job, by names that mean the same to workers, who have other working directories. Raises ValueError."""
-    output = storage.absolute(config.output)
-    model = models.absolute(config.model, config.tracking_uri, output)
-    return config.model_copy(update={"output": output, "model": model})
-
-
-def identity(config: PrepareConfig) -> dict[str, Any]:
-    """Everything that changes a row, by the name of its flag. Two jobs may share an output when these are equal."""
-    return {"input": storage.absolute(config.input), **flow.identity(config)}
-
-
-def check(config: PrepareConfig) -> None:
-    """Refuse what cannot work, before a cluster is touched: raises ValueError for the source, the model, the output."""
-    config = placed(config)
-    sources.check(config.input, config.uri_column, config.caption_column)
-    Output(config.output).check(identity(config), {"vae_fingerprint": "--model", "text_fingerprint": "--model"})
-
-
-def run(config: PrepareConfig) -> dict[str, Any]:
-    """Do the job, or what is left of it; returns the summary. Needs a running Ray; raises ValueError as check does."""
-    config = placed(config)
-    check(config)
+def run(job: Job) -> dict[str, Any]:
+    """Do the job, or what is left of it; returns the summary. Needs a running Ray."""
+    config = job.config
     out, began = Output(config.output, "dataset.json"), time.monotonic()
     with tracking.start("prepare", out.uri, config.tracking_uri, config.model_dump()) as log:
         videos = sources.iter_videos(config.input, config.uri_column, config.caption_column)
@@ -88,15 +101,15 @@ def run(config: PrepareConfig) -> dict[str, Any]:
         written = parts.survey(out.uri)
         seconds: Counter[str] = Counter()
         if not out.is_finished or not hashing.is_among(wanted, written.videos).all():
-            out.claim(identity(config))
-            seconds = work(config, manifest.slices(files), written, len(wanted))
+            out.claim(job.identity)
+            seconds = work(job, manifest.slices(files), written, len(wanted))
             written = parts.survey(out.uri)
             if len(np.unique(written.keys)) < len(written.keys):
                 parts.drop_duplicates(out.uri)
                 written = parts.survey(out.uri)
             if lost := len(wanted) - int(hashing.is_among(wanted, written.videos).sum()):
                 raise RuntimeError(f"{lost} videos left no row in {out.uri}; is it the same place on every node?")
-        made = describe(config, written)
+        made = describe(job, written)
         storage.put_json(out.place(out.last), made)
         took, counts = time.monotonic() - began, made["counts"]
         rejects = sum(counts["rejects"].values())
@@ -119,7 +132,7 @@ def run(config: PrepareConfig) -> dict[str, Any]:
         log.metrics({f"clips_per_second_{stage}": speed for stage, speed in speeds.items()})
         if seconds or not storage.exists(out.place("summary.json")):  # a job that had nothing to do changes no file
             run = clips.in_sandbox(config.clip_timeout)
-            for name, picture in report.pictures(written, config.num_frames, flow.frame_size(config), run).items():
+            for name, picture in report.pictures(written, config.num_frames, job.size, run).items():
                 out.show(name, picture, log)
             out.finish(summary)
     for line in report.table(counts):
@@ -129,26 +142,26 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     return summary
 
 
-def work(config: PrepareConfig, slices: pa.Table, written: parts.Survey, videos: int) -> Counter[str]:
+def work(job: Job, slices: pa.Table, written: parts.Survey, videos: int) -> Counter[str]:
     """Run the dataflow to its end; returns what was written (clips, rejects) and the seconds of every stage."""
     done = len(written.keys)
     # At most this many: a reject of a whole video stands for all of its clips.
-    progress = Progress("prepare", "clips", max(done, videos * config.clips_per_video), began=done)
+    progress = Progress("prepare", "clips", max(done, videos * job.config.clips_per_video), began=done)
     sums: Counter[str] = Counter()
-    for part in build(config, slices, written).iter_rows():
+    for part in build(job, slices, written).iter_rows():
         sums.update(part)
         progress.add(part["clips"] + part["rejects"])
     return sums
 
 
-def describe(config: PrepareConfig, written: parts.Survey) -> dict[str, Any]:
+def describe(job: Job, written: parts.Survey) -> dict[str, Any]:
     """dataset.json: the settings, and counts that are read back from the files. No clock in it: a rerun says the same.
 
     videos = those with a clip + those with none but a reject; rejected_videos + rejected_clips = the sum of rejects.
     bucket_weights: how often to draw a clip of each bucket, for every bucket to count the same; their mean over the
     clips is 1.
     """
-    made_with = identity(config)
+    made_with = job.identity
     rejects = dict(sorted(written.reasons.items()))
     filled = sum(1 for count in written.buckets if count)
     weights = [written.clips / (filled * count) if count else 0.0 for count in written.buckets]
@@ -162,6 +175,6 @@ def describe(config: PrepareConfig, written: parts.Survey) -> dict[str, Any]:
             "rejects": rejects,
         },
         "bucket_histogram": written.buckets,
-        "bucket_weights": weights if config.balance else None,
+        "bucket_weights": weights if job.config.balance else None,
         "fingerprint": hashlib.sha256(json.dumps([made_with, written.identity]).encode()).hexdigest(),
     }

@@ -7,6 +7,7 @@ checkpoint and another one is refused.
 
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,29 +61,42 @@ def placed(config: TrainConfig) -> TrainConfig:
     return config.model_copy(update=paths)
 
 
-def identity(config: TrainConfig) -> dict[str, Any]:
-    """Everything that a resumed run must share with its beginning, by the name of its flag. config: placed."""
-    found = data.describe(config)
+def identity(config: TrainConfig, found: dict[str, Any]) -> dict[str, Any]:
+    """Everything that a resumed run must share with its beginning, by the name of its flag.
+
+    config: placed. found: dataset.json.
+    """
     chosen = config.model_dump(exclude={*FREE, "stream", "dataset"})
     if data.is_stream(config.dataset):
         fields = ExtractConfig.model_fields
         chosen |= {f"stream.{name}": value for name, value in found.items() if name in fields}
     chosen["init"] = models.plain(config.init)
     chosen["dataset"] = found["fingerprint"]
-    chosen["components"] = checkpoint.fingerprint(weights.directory(config))
+    chosen["components"] = models.fingerprint(weights.directory(config))
     return chosen
 
 
-def check(config: TrainConfig) -> None:
+@dataclass(frozen=True)
+class Job:
+    """A configuration that can work, by names that mean the same to every process, and what was read to know it."""
+
+    config: TrainConfig
+    dataset: dict[str, Any]  # dataset.json, or of videos what it would say
+    identity: dict[str, Any]  # everything that a resumed run must share with its beginning, by the name of its flag
+
+
+def resolve(config: TrainConfig) -> Job:
     """Refuse what cannot work, before a cluster is touched: raises ValueError naming the flag and what it met."""
     check_deepspeed(config)
     config = placed(config)
     data.check(config)
     found = data.describe(config)
     check_dataset(config, found)
-    Output(config.output).check(identity(config))
+    job = Job(config, found, identity(config, found))
+    Output(config.output).check(job.identity)
     if config.init.startswith("lavie:") and not Path(config.init.removeprefix("lavie:")).is_file():
         raise ValueError(f"--init {config.init} names no file; give lavie:PATH with the path of lavie_base.pt")
+    return job
 
 
 def check_dataset(config: TrainConfig, found: dict[str, Any]) -> None:
@@ -92,9 +106,9 @@ def check_dataset(config: TrainConfig, found: dict[str, Any]) -> None:
     source = weights.directory(config)
     card = checkpoint.read_card(source)
     name = config.init if config.has_model else config.components
-    same = {"vae_fingerprint": checkpoint.fingerprint(source / checkpoint.vae_name(source))}
+    same = {"vae_fingerprint": models.fingerprint(source / checkpoint.vae_name(source))}
     if found["text_fingerprint"] is not None:
-        same["text_fingerprint"] = checkpoint.fingerprint(source / "text_encoder")
+        same["text_fingerprint"] = models.fingerprint(source / "text_encoder")
     # A model of the official layout does not say how its score was defined: there is nothing to compare.
     score = card.motion.get("score") if config.has_model else SCORE_DEFINITION
     if score is not None:
@@ -131,18 +145,16 @@ def check_dataset(config: TrainConfig, found: dict[str, Any]) -> None:
             )
 
 
-def run(config: TrainConfig) -> dict[str, Any]:
-    """Train, or go on training; returns the summary. Needs a running Ray; raises ValueError as check does."""
-    config = placed(config)
-    check(config)
+def run(job: Job) -> dict[str, Any]:
+    """Train, or go on training; returns the summary. Needs a running Ray."""
+    config, found = job.config, job.dataset
     output, began = config.output, time.monotonic()
-    found = data.describe(config)
     with tracking.start("train", output, config.tracking_uri, config.model_dump()) as log:
         log.tags({"dataset_fingerprint": found["fingerprint"], "init": config.init})
         log.came_from("prepare", "dataset_fingerprint", found["fingerprint"])
         if config.has_model:
-            log.came_from("train", tracking.FINGERPRINT, checkpoint.fingerprint(weights.directory(config)))
-        storage.put_json(storage.join(output, "settings.json"), identity(config))
+            log.came_from("train", tracking.FINGERPRINT, models.fingerprint(weights.directory(config)))
+        storage.put_json(storage.join(output, "settings.json"), job.identity)
         result = already_done(config) or fit(config, output, log)
         if "stopped" in result:
             raise RuntimeError(result["stopped"])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipelines.animate.config import AnimateConfig
-from pipelines.animate.job import check, examine, placed
+from pipelines.animate.job import resolve
 from pipelines.animate.request import shape_of
 from pipelines.core.output import Reason
 from tests.pipelines.animate.conftest import tasks_of, write_catalog, write_photo
@@ -145,7 +145,7 @@ def test_what_cannot_work_is_refused(config: AnimateConfig, change: dict[str, An
     if "output" in change:
         change = {"catalog": str(folder), "prompt": "x", "output": change["output"].format(folder=folder)}
     with pytest.raises(ValueError, match=sentence):
-        check(config.model_copy(update=change))
+        resolve(config.model_copy(update=change))
 
 
 @pytest.mark.parametrize(
@@ -162,8 +162,8 @@ def test_the_output_of_another_job_is_refused(config: AnimateConfig, other: str,
     Path(config.output).mkdir()
     Path(config.output, "settings.json").write_text(other)
     with pytest.raises(ValueError, match=sentence):
-        check(config)
+        resolve(config)
 
 
 def test_a_configuration_that_works_says_what_is_known_of_the_model(config: AnimateConfig) -> None:
-    assert examine(placed(config)).factor >= 1
+    assert resolve(config).model.factor >= 1
