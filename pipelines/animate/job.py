@@ -137,7 +137,7 @@ def one_pass(job: Job, wanted: plan.Plan, done: np.ndarray, animator: type | Non
     from pipelines.animate import flow  # torch, which `--help` does not need
 
     config = job.config
-    slices = manifest.slices(wanted.files, smallest=config.most)
+    slices = manifest.slices(wanted.files, smallest=config.batch_size)
     progress = Progress("animate", "rows", len(wanted.keys), began=len(done))
     sums: Counter[str] = Counter()
     writer = listing.Writer(config.output, config.ending)

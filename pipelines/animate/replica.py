@@ -48,7 +48,7 @@ class Animator:
             models.resolve(config.model), getattr(torch, config.precision), device
         )
         self.pipe.set_progress_bar_config(disable=True)
-        self.batch, self.output, self.facts = config.most, config.output, facts
+        self.batch, self.output, self.facts = config.batch_size, config.output, facts
         self.ledger = ledger
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:

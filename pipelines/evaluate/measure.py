@@ -98,9 +98,11 @@ def measure(
     asked = motion_bucket(motion_score(clip)) if config.motion_bucket is None else config.motion_bucket
     seed = draw(config.seed, "noise", case["uri"]) % 2**63
     if animate is not None:
-        wish = animators.Wish(case["name"], fitted(image, size), case["caption"], asked, seed, config.num_frames)
+        request = animators.AnimationRequest(
+            case["name"], fitted(image, size), case["caption"], asked, seed, config.num_frames
+        )
         try:
-            clip = animate(wish, variant.settings)
+            clip = animate(request, variant.settings)
         except Exception as error:
             return clips.fault(row, "animate", error)
     made = time.perf_counter() - began

@@ -31,18 +31,18 @@ FREE = {
 }  # fmt: skip
 
 
-class Mailbox:
+class Reporter:
     """Remarks and the newest line of progress, left by a worker and fetched by the driver, wherever each of them is."""
 
     def __init__(self) -> None:
         self.remarks: list[str] = []
         self.line: str | None = None
 
-    def put(self, line: str) -> None:
+    def report(self, line: str) -> None:
         """Leave a line of progress, in place of one that was not fetched."""
         self.line = line
 
-    def remark(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """Leave a line that is shown whatever comes after it."""
         self.remarks.append(line)
 
@@ -201,14 +201,14 @@ def fit(config: TrainConfig, output: str, log: tracking.Log) -> dict[str, Any]:
 
     from pipelines.train.trainer import loop
 
-    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+    reporter = ray.remote(num_cpus=0)(Reporter).remote()
     stream = data.start(config, output)
     trainer = TorchTrainer(
         loop,
         train_loop_config={
             "config": config.model_dump(),
             "output": output,
-            "mailbox": mailbox,
+            "reporter": reporter,
             "stream": stream,
             "tracking": (log.uri, log.run_id),
         },
@@ -232,7 +232,7 @@ def fit(config: TrainConfig, output: str, log: tracking.Log) -> dict[str, Any]:
         over = False
         while not over:
             over = finished.wait(1.0)
-            for line in ray.get(mailbox.take.remote()):
+            for line in ray.get(reporter.take.remote()):
                 to_stderr(line)
 
     watcher = threading.Thread(target=show, daemon=True)
