@@ -68,8 +68,8 @@ def plain_loop(catalog: Path, output: Path) -> float:
     from pipelines.animate.replica import Animator
     from pipelines.dataset import manifest
 
-    config = animate.placed(AnimateConfig(catalog=str(catalog), output=str(output)))
-    model = animate.examine(config)
+    job = animate.resolve(AnimateConfig(catalog=str(catalog), output=str(output)))
+    config, model = job.config, job.model
     ledger = flow.Ledger()
     facts = {"model": config.model, "model_fingerprint": model.fingerprint, "model_lineage": model.card.lineage}
     animator = Animator(config, facts, ledger)
@@ -177,7 +177,7 @@ def stubbed(catalog: Path, output: Path) -> dict[str, Any]:
     config = AnimateConfig(catalog=str(catalog), output=str(output), max_replicas=1, model=MODEL, size="64x64")
     common.connect(2, verbose=False)
     try:
-        return animate.run(config, Stub)
+        return animate.run(animate.resolve(config), Stub)
     finally:
         common.disconnect()
 

@@ -12,9 +12,9 @@ from pipelines.animate.config import AnimateConfig
 from ray_jobs import common
 
 
-def check(config: AnimateConfig) -> None:
+def resolve(config: AnimateConfig) -> job.Job:
     """As the pipeline does; and on this machine alone, a GPU that is not there would be waited for for ever."""
-    job.check(config)
+    resolved = job.resolve(config)
     if config.num_gpus and "RAY_ADDRESS" not in os.environ:
         import torch
 
@@ -22,6 +22,7 @@ def check(config: AnimateConfig) -> None:
             raise ValueError(
                 f"--num-gpus {config.num_gpus:g}: torch sees no GPU here; leave it out, or set RAY_ADDRESS to a cluster"
             )
+    return resolved
 
 
 def needs_cpus(config: AnimateConfig) -> int:
@@ -31,7 +32,7 @@ def needs_cpus(config: AnimateConfig) -> int:
 
 
 def main() -> int:
-    return common.main(AnimateConfig, check, job.run, needs_cpus)
+    return common.main(AnimateConfig, resolve, job.run, needs_cpus)
 
 
 if __name__ == "__main__":

@@ -21,15 +21,16 @@ DONE, FAILED, BAD_USAGE, TOO_MANY_REJECTS = 0, 1, 2, 3
 STOPPED = 130  # by a person or by `ray job stop`, as shells say it
 REPOSITORY = Path(__file__).resolve().parent.parent
 Config = TypeVar("Config", bound=BaseModel)
+Job = TypeVar("Job")
 
 
 def main(
     model: type[Config],
-    check: Callable[[Config], None],
-    run: Callable[[Config], dict[str, Any]],
+    resolve: Callable[[Config], Job],
+    run: Callable[[Job], dict[str, Any]],
     num_cpus: Callable[[Config], int],
 ) -> int:
-    """The exit code of a job. `check` refuses a configuration (ValueError) before Ray is started; `run` does the work.
+    """The exit code of a job. `resolve` refuses what cannot work (ValueError) before Ray is started; `run` does it.
 
     num_cpus: logical CPUs that the job needs at once. The last line of stdout is run's summary as one JSON object.
     """
@@ -41,13 +42,13 @@ def main(
                 f"--output {output} would be in the working directory of a submitted job, which goes with the job; "
                 "give an absolute path or a URI"
             )
-        check(config)
+        job = resolve(config)
     except ValueError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         return BAD_USAGE
     try:
         connect(num_cpus(config), verbose)
-        summary = run(config)
+        summary = run(job)
     except KeyboardInterrupt:
         print(f"{Path(sys.argv[0]).name}: stopped; the same command goes on from here", file=sys.stderr)
         return STOPPED

@@ -17,7 +17,7 @@ def needs_cpus(config: EvaluateConfig) -> int:
 
 
 def main() -> int:
-    return common.main(EvaluateConfig, job.check, job.run, needs_cpus)
+    return common.main(EvaluateConfig, job.resolve, job.run, needs_cpus)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ def needs_cpus(config: PrepareConfig) -> int:
 
 
 def main() -> int:
-    return common.main(PrepareConfig, job.check, job.run, needs_cpus)
+    return common.main(PrepareConfig, job.resolve, job.run, needs_cpus)
 
 
 if __name__ == "__main__":

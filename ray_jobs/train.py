@@ -16,7 +16,7 @@ def needs_cpus(config: TrainConfig) -> int:
 
 
 def main() -> int:
-    return common.main(TrainConfig, job.check, job.run, needs_cpus)
+    return common.main(TrainConfig, job.resolve, job.run, needs_cpus)
 
 
 if __name__ == "__main__":

@@ -47,10 +47,10 @@ class AnimateConfig(request.Settings, frozen=True):
 
     @property
     def ending(self) -> str:
-        """Of a video's file."""
+        """What names of video files end in, such as ".mp4"."""
         return f".{self.format}"
 
     @property
-    def most(self) -> int:
-        """Videos that a replica makes at once."""
+    def batch_size(self) -> int:
+        """Most videos that a replica makes at once."""
         return self.batch or (4 if self.num_gpus else 1)

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from pipelines.animate import videos
-from pipelines.animate.records import Reason, reject
+from pipelines.animate.records import reject
 from pipelines.core import storage
+from pipelines.core.output import Reason
 
 THUMBNAIL = ".thumb.webp"
 THUMBNAIL_WIDTH = 256  # pixels

@@ -177,8 +177,8 @@ def bound_memory(config: AnimateConfig, model: models.Facts, cpus: int, edited: 
     pixels = height * width * 3 * np.dtype(np.float32).itemsize
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = False  # a slow row holds up nobody
-    frames = (model.card.lengths or [16])[0] * height * width * 3 * config.most
-    context.target_max_block_size = max(_BLOCK, config.most * pixels + edited * frames)
+    frames = (model.card.lengths or [16])[0] * height * width * 3 * config.batch_size
+    context.target_max_block_size = max(_BLOCK, config.batch_size * pixels + edited * frames)
     room = max(256 << 20, 8 * cpus * max(frames, context.target_max_block_size))
     context.execution_options.resource_limits = context.execution_options.resource_limits.copy(object_store_memory=room)
 

@@ -9,9 +9,9 @@ A reject is a result: delete OUT/rejects to have them tried again. Videos of row
 stay, and are not listed.
 """
 
-import functools
 import time
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from cinemo.checkpoint import inversion_note
 from pipelines.animate import files, gallery, listing, plan, records, request
 from pipelines.animate.config import AnimateConfig
 from pipelines.core import models, storage, tracking
+from pipelines.core.output import Output
 from pipelines.core.progress import Progress, to_stderr
 from pipelines.dataset import manifest
 from pipelines.sources import catalogs
@@ -43,57 +44,52 @@ def identity(config: AnimateConfig) -> dict[str, Any]:
     }
 
 
-def check(config: AnimateConfig) -> None:
+@dataclass(frozen=True)
+class Job:
+    """A configuration that can work, by names that mean the same to every process, and what was read to know it."""
+
+    config: AnimateConfig
+    model: models.Facts
+
+
+def resolve(config: AnimateConfig) -> Job:
     """Refuse what cannot work, before a cluster is touched: raises ValueError for catalog, settings, model, output."""
-    examine(placed(config))
-
-
-def examine(config: AnimateConfig) -> models.Facts:
-    """What is known of the model of a configuration that was `placed`, and can work. Raises ValueError as `check`."""
+    config = placed(config)
     catalogs.check(config.catalog, config.image_column, config.prompt_column, config.prompt, config.video_column)
     if catalogs.is_below(config.output, config.catalog):
         raise ValueError(
             f"--output {config.output} lies in the folder that --catalog names, which would list its pictures; "
             "give a folder beside it"
         )
-    found = storage.read_json(storage.join(config.output, "settings.json"))
-    for name, value in identity(config).items():
-        if found is not None and found.get(name) != value:
-            raise ValueError(
-                f"--output {config.output} was made by another job, with {name} {found.get(name)!r} where this one has "
-                f"{value!r}; give another --output"
-            )
+    Output(config.output).check(identity(config), {"schema_version": "--output"})
     model = models.look_up(config.model)
     try:
         request.complete(config, config.prompt or "", model)
     except request.SettingError as error:
         raise ValueError(f"--{error.field.replace('_', '-')}: {error}") from None
-    return model
+    return Job(config, model)
 
 
-def run(config: AnimateConfig, animator: type | None = None) -> dict[str, Any]:
-    """Do the job, or what is left of it; returns the summary. Needs a running Ray; raises ValueError as check does.
+def run(job: Job, animator: type | None = None) -> dict[str, Any]:
+    """Do the job, or what is left of it; returns the summary. Needs a running Ray.
 
     animator: as in flow.build.
     """
-    config = placed(config)
-    model = examine(config)
-    output, began = config.output, time.monotonic()
-    place = functools.partial(storage.join, output)
-    with tracking.start("animate", output, config.tracking_uri, config.model_dump()) as log:
+    config, model = job.config, job.model
+    out, began = Output(config.output), time.monotonic()
+    with tracking.start("animate", out.uri, config.tracking_uri, config.model_dump()) as log:
         log.tags({tracking.FINGERPRINT: model.fingerprint, "model": models.plain(config.model)})
         log.came_from("train", tracking.FINGERPRINT, model.fingerprint)
-        wanted = plan.write(config, model, place("catalog"))
+        wanted = plan.write(config, model, out.place("catalog"))
         if wanted.edited and (note := inversion_note(models.plain(config.model), model.scheduler)):
             to_stderr(f"note: {note}")
-        found = listing.survey(output)
+        found = listing.survey(out.uri)
         sums: Counter[str] = Counter()
-        finished = storage.exists(place("summary.json")) and found.lists(wanted)
+        finished = out.is_finished and found.lists(wanted)
         if not finished:
-            storage.put_json(place("settings.json"), identity(config))
-            storage.remove(place("summary.json"))  # not finished any more
-            found, sums = work(config, model, wanted, found, animator)
-        summary = describe(config, model, wanted, found)
+            out.claim(identity(config))
+            found, sums = work(job, wanted, found, animator)
+        summary = describe(job, wanted, found)
         took = time.monotonic() - began
         now = {
             "new_videos": sums["made"],
@@ -106,28 +102,27 @@ def run(config: AnimateConfig, animator: type | None = None) -> dict[str, Any]:
         if found.psnr is not None:
             log.metrics({"psnr_first_frame": found.psnr})
         if not finished:
-            storage.put_changed(place("index.html"), gallery.page(output, summary["counts"], config.ending))
-            if (sheet := gallery.sheet(output, config.ending)) is not None:
-                storage.put_changed(place("sheet.png"), sheet)
-                log.picture("sheet.png", sheet)
-            storage.put_json(place("summary.json"), summary | now)
+            storage.put_changed(out.place("index.html"), gallery.page(out.uri, summary["counts"], config.ending))
+            if (sheet := gallery.sheet(out.uri, config.ending)) is not None:
+                out.show("sheet.png", sheet, log)
+            out.finish(summary | now)
     for line in lines(found):
         to_stderr(line)
     return summary | now
 
 
 def work(
-    config: AnimateConfig, model: models.Facts, wanted: plan.Plan, found: listing.Survey, animator: type | None
+    job: Job, wanted: plan.Plan, found: listing.Survey, animator: type | None
 ) -> tuple[listing.Survey, Counter[str]]:
     """Make and list what is left; returns what is listed then, and sums over the rows that came out of the dataflow.
 
     Raises RuntimeError when rows are lost again and again.
     """
-    output, sums = config.output, Counter[str]()
+    output, sums = job.config.output, Counter[str]()
     for _ in range(PASSES):
         done = np.intersect1d(found.keys, wanted.keys)
         if len(done) < len(wanted.keys):
-            sums += one_pass(config, model, wanted, done, animator)
+            sums += one_pass(job, wanted, done, animator)
         listing.settle(output, wanted)
         found = listing.survey(output)
         if found.lists(wanted):
@@ -137,18 +132,17 @@ def work(
     raise RuntimeError(f"{lost} rows left no trace in {output}; is it the same place on every node?")
 
 
-def one_pass(
-    config: AnimateConfig, model: models.Facts, wanted: plan.Plan, done: np.ndarray, animator: type | None
-) -> Counter[str]:
+def one_pass(job: Job, wanted: plan.Plan, done: np.ndarray, animator: type | None) -> Counter[str]:
     """Run the dataflow to its end, and list what comes out of it."""
     from pipelines.animate import flow  # torch, which `--help` does not need
 
-    slices = manifest.slices(wanted.files, smallest=config.most)
+    config = job.config
+    slices = manifest.slices(wanted.files, smallest=config.batch_size)
     progress = Progress("animate", "rows", len(wanted.keys), began=len(done))
     sums: Counter[str] = Counter()
     writer = listing.Writer(config.output, config.ending)
     try:
-        dataset = flow.build(config, model, slices, done, animator, wanted.edited)
+        dataset = flow.build(config, job.model, slices, done, animator, wanted.edited)
         for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             for row in block.to_pylist():
                 writer.add(row)
@@ -159,17 +153,17 @@ def one_pass(
     return sums
 
 
-def describe(config: AnimateConfig, model: models.Facts, wanted: plan.Plan, found: listing.Survey) -> dict[str, Any]:
+def describe(job: Job, wanted: plan.Plan, found: listing.Survey) -> dict[str, Any]:
     """What the files say; no clock in it: a rerun says the same.
 
     rows = listed + rejected; listed = videos + those that share one.
     """
-    rejects = dict(sorted(found.reasons.items()))
+    config, rejects = job.config, dict(sorted(found.reasons.items()))
     return {
         "job": "animate",
         "output": config.output,
         "model": models.plain(config.model),
-        "model_fingerprint": model.fingerprint,
+        "model_fingerprint": job.model.fingerprint,
         "counts": {
             "rows": len(wanted.keys),
             "listed": found.listed,

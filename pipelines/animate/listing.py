@@ -4,8 +4,6 @@ One row for each row of the catalog, in one of the two. The driver alone writes 
 a time. Knows Parquet files and keys of rows. Knows nothing of images, models or Ray.
 """
 
-import hashlib
-import io
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +18,7 @@ from cinemo.motion import NUM_BUCKETS
 from pipelines.animate.plan import Plan
 from pipelines.animate.records import REJECT, RESULT, result, table
 from pipelines.core import hashing, storage
+from pipelines.core.output import write_part
 
 FOLDERS = {"results": RESULT, "rejects": REJECT}  # in this order: a video outdoes a reject of the same row
 ROWS_PER_FILE = 512  # what a kill lists anew, from sidecars
@@ -86,7 +85,7 @@ def settle(output: str, plan: Plan) -> None:
             if wanted.all() and part["row"].combine_chunks().equals(numbers):
                 continue
             if wanted.any():
-                write_part(part.filter(pa.array(wanted)).set_column(0, schema.field("row"), numbers), output, folder)
+                _write(part.filter(pa.array(wanted)).set_column(0, schema.field("row"), numbers), output, folder)
             storage.remove(uri)
 
 
@@ -131,17 +130,8 @@ class Writer:
 
     def _flush(self, folder: str) -> None:
         if self.waiting[folder]:
-            write_part(table(self.waiting[folder], FOLDERS[folder]), self.output, folder)
+            _write(table(self.waiting[folder], FOLDERS[folder]), self.output, folder)
             self.waiting[folder] = []
-
-
-def write_part(part: pa.Table, output: str, folder: str) -> None:
-    """One file, named by what is in it: the same rows again are the same file."""
-    part = part.sort_by("row")
-    buffer = io.BytesIO()
-    pq.write_table(part, buffer, compression="zstd")
-    name = hashlib.sha256(buffer.getvalue()).hexdigest()[:32]
-    storage.put(storage.join(output, folder, f"part-{name}.parquet"), buffer.getvalue())
 
 
 def results(output: str, columns: Sequence[str], below: int) -> Iterator[dict[str, Any]]:
@@ -154,3 +144,8 @@ def results(output: str, columns: Sequence[str], below: int) -> Iterator[dict[st
 def _read(uri: str, schema: pa.Schema) -> pa.Table:
     files, path = storage.filesystem(uri)
     return pq.read_table(path, filesystem=files, schema=schema)  # a column that earlier versions lacked is null
+
+
+def _write(part: pa.Table, output: str, folder: str) -> None:
+    """One file, named by what is in it: the same rows again are the same file."""
+    write_part(part.sort_by("row"), storage.join(output, folder))

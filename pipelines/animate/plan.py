@@ -16,8 +16,9 @@ from pydantic import BaseModel, ValidationError
 
 from pipelines.animate import request
 from pipelines.animate.config import AnimateConfig
-from pipelines.animate.records import TASK, Reason, digest, table
+from pipelines.animate.records import TASK, digest, table
 from pipelines.core import hashing, models
+from pipelines.core.output import Reason
 from pipelines.dataset import manifest
 from pipelines.sources import catalogs, images
 from pipelines.sources.seen import Seen

@@ -1,9 +1,8 @@
-"""The rows of the catalog job: Arrow schemas, their version, the reasons for a reject, ids and keys.
+"""The rows of the catalog job: Arrow schemas, their version, ids and keys.
 
 Knows Arrow and names. Knows nothing of files, of Ray, or of how a row comes about.
 """
 
-import enum
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -11,31 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipelines.core import output
+from pipelines.core.output import FAULT, Reason
+
 SCHEMA_VERSION = 1
 METHOD_VERSION = "1"  # change it when the same model and settings would give another video
-
-
-class Reason(enum.StrEnum):
-    """Why a row of a catalog has no video. Closed: readers may list all of them."""
-
-    BAD_ROW = "bad_row"  # the table is broken there, or names no image
-    BAD_PROMPT = "bad_prompt"
-    BAD_SETTING = "bad_setting"
-    MISSING = "missing"
-    UNREADABLE = "unreadable"
-    NO_IMAGE = "no_image"
-    NO_VIDEO = "no_video"
-    UNSUPPORTED = "unsupported"  # the video's codec
-    TOO_SHORT = "too_short"  # the video
-    WRONG_ASPECT = "wrong_aspect"  # the image is no edited frame of the video
-    TOO_LARGE = "too_large"
-    TOO_SMALL = "too_small"
-    CORRUPT = "corrupt"
-    TIMEOUT = "timeout"
-    CRASHED = "crashed"  # each process that worked on it died
-    FAILED = "failed"  # the model or the encoder raised
-    INTERNAL = "internal"  # a fault of ours, kept as a row so that one image cannot stop a job of millions
-
 
 _VERSION = {"cinemo.schema_version": str(SCHEMA_VERSION)}
 
@@ -107,9 +86,7 @@ REJECT = pa.schema(
         ("key", pa.string()),
         ("id", pa.string()),  # null: it was not known yet
         ("image", pa.string()),
-        ("stage", pa.string()),
-        ("reason", pa.string()),
-        ("message", pa.string()),
+        *FAULT,
     ],
     metadata=_VERSION,
 )
@@ -140,7 +117,7 @@ def table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema = STATE) -> pa.Ta
 
 def reject(row: Mapping[str, Any], stage: str, reason: Reason, message: str) -> dict[str, Any]:
     """The row as a reject: where it failed, why, and the sentence that says so; nothing heavy travels on with it."""
-    return {**light(row), "stage": stage, "reason": reason.value, "message": message}
+    return output.reject(light(row), stage, reason, message)
 
 
 def light(row: Mapping[str, Any]) -> dict[str, Any]:

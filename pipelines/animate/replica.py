@@ -23,8 +23,9 @@ from cinemo.latents import decode_latents, encode_pixels
 from cinemo.memory import keep_freed_memory
 from pipelines.animate import files, request, videos
 from pipelines.animate.config import AnimateConfig
-from pipelines.animate.records import Reason, light, reject, table
+from pipelines.animate.records import light, reject, table
 from pipelines.core import models
+from pipelines.core.output import Reason
 
 Row = dict[str, Any]
 DEATHS = 5  # of processes that worked on a row by itself, of it or of something else, before it is given up
@@ -47,7 +48,7 @@ class Animator:
             models.resolve(config.model), getattr(torch, config.precision), device
         )
         self.pipe.set_progress_bar_config(disable=True)
-        self.batch, self.output, self.facts = config.most, config.output, facts
+        self.batch, self.output, self.facts = config.batch_size, config.output, facts
         self.ledger = ledger
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:

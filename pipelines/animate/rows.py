@@ -19,9 +19,10 @@ from cinemo.image import ImageError, check_aspect, fit_pixels, read_image
 from cinemo.memory import keep_freed_memory
 from cinemo.motion import motion_bucket, motion_score
 from cinemo.video import VideoError, read_clip
-from pipelines.animate.records import Reason, animation_id, reject
+from pipelines.animate.records import animation_id, reject
 from pipelines.core import isolation
 from pipelines.core.isolation import Run
+from pipelines.core.output import Reason
 from pipelines.sources import images, media
 
 Row = dict[str, Any]

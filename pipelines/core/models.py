@@ -52,6 +52,17 @@ def resolve(model: str) -> Path:
     return checkpoint.resolve(fetch(model) if model.startswith("models:") else model)
 
 
+def fingerprint(directory: Path) -> str:
+    """checkpoint.fingerprint, computed once a process: again only when a file's name, size or time has changed."""
+    stats = {path: path.stat() for path in directory.rglob("*") if path.is_file()}
+    return _fingerprint(directory, frozenset((path, found.st_size, found.st_mtime_ns) for path, found in stats.items()))
+
+
+@functools.lru_cache(maxsize=64)
+def _fingerprint(directory: Path, files: frozenset[tuple[Path, int, int]]) -> str:
+    return checkpoint.fingerprint(directory)
+
+
 @dataclass(frozen=True)
 class Facts:
     """What is known of a model without loading it."""
@@ -70,7 +81,7 @@ def look_up(model: str) -> Facts:
         card=checkpoint.read_card(directory),
         scheduler=checkpoint.load_scheduler(directory),
         factor=checkpoint.vae_factor(vae),
-        fingerprint=checkpoint.fingerprint(directory),
+        fingerprint=fingerprint(directory),
     )
 
 

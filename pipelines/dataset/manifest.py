@@ -3,8 +3,6 @@
 Knows Parquet files and slices of rows. Knows nothing of what the source was, or of what is done with a row.
 """
 
-import hashlib
-import io
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -13,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.core import hashing, storage
+from pipelines.core.output import write_part
 
 _GROUP = 1024  # rows that a reader loads for a slice, at least
 _LARGEST = 1024  # rows in a slice: what a lost worker makes do again
@@ -28,14 +27,7 @@ def write(tables: Iterable[pa.Table], folder: str, name: str = "uri") -> tuple[d
     """
     kept, hashes = {}, [np.empty(0, np.uint64)]
     for table in tables:
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, row_group_size=_GROUP, compression="zstd")
-        uri = storage.join(
-            storage.absolute(folder), f"part-{hashlib.sha256(buffer.getvalue()).hexdigest()[:32]}.parquet"
-        )
-        if not storage.exists(uri):
-            storage.put(uri, buffer.getvalue())
-        kept[uri] = table.num_rows
+        kept[write_part(table, storage.absolute(folder), group=_GROUP)] = table.num_rows
         hashes.append(hashing.hash64(table[name].to_pylist()))
     for stale in set(storage.list_files(folder, (".parquet",))) - set(kept):
         storage.remove(stale)

@@ -4,8 +4,6 @@ Knows Parquet files and keys of rows. Knows nothing of decoding, models or Ray. 
 so that a survey of millions of rows fits the driver's memory.
 """
 
-import hashlib
-import io
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +16,7 @@ import pyarrow.parquet as pq
 
 from cinemo.motion import NUM_BUCKETS
 from pipelines.core import hashing, storage
+from pipelines.core.output import write_part
 from pipelines.dataset import records
 
 _FOLDERS = ("data", "rejects")
@@ -101,9 +100,9 @@ def write(rows: Sequence[Mapping[str, Any]], output: str, num_frames: int, size:
     good = [row for row in rows if not row["reason"]]
     bad = [row for row in rows if row["reason"]]
     if good:
-        _write_part(records.clip_table(good, num_frames, size), storage.join(output, "data"))
+        _write(records.clip_table(good, num_frames, size), storage.join(output, "data"))
     if bad:
-        _write_part(records.reject_table(bad), storage.join(output, "rejects"))
+        _write(records.reject_table(bad), storage.join(output, "rejects"))
     return len(good), len(bad)
 
 
@@ -120,14 +119,11 @@ def drop_duplicates(output: str) -> None:
                 continue
             if fresh.any():
                 kept = pq.read_table(path, filesystem=files).take(np.flatnonzero(fresh))
-                _write_part(kept, storage.join(output, folder))
+                _write(kept, storage.join(output, folder))
             storage.remove(uri)
 
 
-def _write_part(table: pa.Table, folder: str) -> None:
+def _write(table: pa.Table, folder: str) -> None:
     named = np.sort(keys(table.select(["uri", "start_frame"]).to_pylist()))
-    digest = hashlib.sha256(named.tobytes()).hexdigest()
     rows_per_group = max(1, _ROW_GROUP_BYTES * table.num_rows // max(1, table.nbytes))
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, row_group_size=rows_per_group, compression="zstd")
-    storage.put(storage.join(folder, f"part-{digest[:32]}.parquet"), buffer.getvalue())
+    write_part(table, folder, named.tobytes(), rows_per_group)

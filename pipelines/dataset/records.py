@@ -1,10 +1,9 @@
-"""The rows of a dataset: Arrow schemas, their version, the reasons for a reject, and content ids.
+"""The rows of a dataset: Arrow schemas, their version, and content ids.
 
 Knows Arrow and names. Knows nothing of files, of Ray, or of how a row comes about. Tensor columns are Arrow's native
 fixed-shape tensors, so that plain pyarrow reads them without Ray.
 """
 
-import enum
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,36 +11,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipelines.core.output import FAULT
+
 SCHEMA_VERSION = 1
 
 # A fixed namespace of this project: the same clip has the same id on every machine, forever.
 _NAMESPACE = uuid.UUID("5f3c1d52-58a7-5b0e-9c55-3f7f0d6c1a10")
 
 
-class Reason(enum.StrEnum):
-    """Why a video or a clip is not in the dataset. Closed: readers may list all of them."""
-
-    MISSING = "missing"
-    UNREADABLE = "unreadable"
-    NO_VIDEO = "no_video"
-    UNSUPPORTED = "unsupported"  # a codec that this build of FFmpeg cannot decode
-    TOO_SHORT = "too_short"
-    TOO_LARGE = "too_large"
-    CORRUPT = "corrupt"
-    TIMEOUT = "timeout"
-    CRASHED = "crashed"  # the decoder's process died of it, each time it was tried
-    SCENE_CUT = "scene_cut"
-    BAD_CAPTION = "bad_caption"
-    INTERNAL = "internal"  # a fault of ours, kept as a row so that one clip cannot stop a job of millions
-
-
 REJECT = pa.schema(
     [
         ("uri", pa.string()),
         ("start_frame", pa.int64()),  # null: the whole video
-        ("stage", pa.string()),
-        ("reason", pa.string()),
-        ("message", pa.string()),
+        *FAULT,
     ],
     metadata={"cinemo.schema_version": str(SCHEMA_VERSION)},
 )

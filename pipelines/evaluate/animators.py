@@ -17,7 +17,7 @@ from pipelines.core import models
 from pipelines.evaluate.config import EvaluateConfig, scheme
 
 
-class Wish(NamedTuple):
+class AnimationRequest(NamedTuple):
     """One animation that is wanted. image: uint8 (H, W, 3), already at the size of the frames."""
 
     name: str  # of the case
@@ -28,7 +28,7 @@ class Wish(NamedTuple):
     num_frames: int
 
 
-Animator = Callable[[Wish, Mapping[str, Any]], np.ndarray]  # -> uint8 (N, H, W, 3)
+Animator = Callable[[AnimationRequest, Mapping[str, Any]], np.ndarray]  # -> uint8 (N, H, W, 3)
 
 
 def load(model: str, config: EvaluateConfig, device: str) -> Animator:
@@ -55,17 +55,17 @@ def cinemo(model: str, config: EvaluateConfig, device: str) -> Animator:
     steps = config.num_inference_steps or pipe.card.steps
     guidance = pipe.card.guidance if config.guidance_scale is None else config.guidance_scale
 
-    def animate(wish: Wish, varied: Mapping[str, Any]) -> np.ndarray:
+    def animate(request: AnimationRequest, varied: Mapping[str, Any]) -> np.ndarray:
         settings = {"num_inference_steps": steps, "guidance_scale": guidance, "scheduler": config.scheduler, **varied}
         init = settings.pop("init", "dct")
         if init == "none":
             settings["dct_init"] = False
         else:
             settings["dct_transform"] = init
-        height, width = wish.image.shape[:2]
+        height, width = request.image.shape[:2]
         return pipe(
-            wish.image, wish.prompt, motion_bucket=wish.motion_bucket, num_frames=wish.num_frames, height=height,
-            width=width, seed=wish.seed, **settings,
+            request.image, request.prompt, motion_bucket=request.motion_bucket, num_frames=request.num_frames,
+            height=height, width=width, seed=request.seed, **settings,
         ).frames[0]  # fmt: skip
 
     return animate
@@ -88,21 +88,21 @@ def baseline(kind: str, place: str, config: EvaluateConfig, device: str) -> Anim
         asked["max_guidance_scale"] = config.guidance_scale
     asked = {name: value for name, value in asked.items() if value is not None}
 
-    def animate(wish: Wish, varied: Mapping[str, Any]) -> np.ndarray:
-        height, width = wish.image.shape[:2]
+    def animate(request: AnimationRequest, varied: Mapping[str, Any]) -> np.ndarray:
+        height, width = request.image.shape[:2]
         with torch.random.fork_rng():
-            torch.manual_seed(wish.seed)  # some draw from the global state, whatever generator they get
+            torch.manual_seed(request.seed)  # some draw from the global state, whatever generator they get
             out = pipe(
-                image=Image.fromarray(wish.image),
+                image=Image.fromarray(request.image),
                 height=height,
                 width=width,
-                generator=torch.Generator().manual_seed(wish.seed),
+                generator=torch.Generator().manual_seed(request.seed),
                 output_type="np",
-                **ARGUMENTS[kind](wish),
+                **ARGUMENTS[kind](request),
                 **asked,
             ).frames[0]
-        frames = (np.asarray(out)[: wish.num_frames].clip(0, 1) * 255).round().astype(np.uint8)
-        return fitted(frames, wish)
+        frames = (np.asarray(out)[: request.num_frames].clip(0, 1) * 255).round().astype(np.uint8)
+        return fitted(frames, request)
 
     return animate
 
@@ -142,11 +142,14 @@ LOADERS: dict[str, Callable[[str, Any], Any]] = {
 }  # fmt: skip
 # What each is told beside image, size, seed and what was asked for. SVD knows no prompts, and its own motion bucket, of
 # another scale, stays at its default. CogVideoX makes 4 k + 1 frames: the first ones are taken.
-ARGUMENTS: dict[str, Callable[[Wish], dict[str, Any]]] = {
-    "svd": lambda wish: {"num_frames": wish.num_frames, "decode_chunk_size": 8},
-    "i2vgen-xl": lambda wish: {"prompt": wish.prompt, "num_frames": wish.num_frames},
-    "pia": lambda wish: {"prompt": wish.prompt, "num_frames": wish.num_frames},
-    "cogvideox-i2v": lambda wish: {"prompt": wish.prompt, "num_frames": -(-(wish.num_frames - 1) // 4) * 4 + 1},
+ARGUMENTS: dict[str, Callable[[AnimationRequest], dict[str, Any]]] = {
+    "svd": lambda request: {"num_frames": request.num_frames, "decode_chunk_size": 8},
+    "i2vgen-xl": lambda request: {"prompt": request.prompt, "num_frames": request.num_frames},
+    "pia": lambda request: {"prompt": request.prompt, "num_frames": request.num_frames},
+    "cogvideox-i2v": lambda request: {
+        "prompt": request.prompt,
+        "num_frames": -(-(request.num_frames - 1) // 4) * 4 + 1,
+    },
 }
 
 
@@ -157,21 +160,21 @@ def finished(place: str) -> Animator:
     def files() -> dict[str, Path]:
         return {path.stem: path for path in sorted(Path(place).rglob("*")) if path.suffix.lower() in VIDEO_SUFFIXES}
 
-    def animate(wish: Wish, varied: Mapping[str, Any]) -> np.ndarray:
-        path = files().get(wish.name)
+    def animate(request: AnimationRequest, varied: Mapping[str, Any]) -> np.ndarray:
+        path = files().get(request.name)
         if path is None:
-            raise VideoError("missing", f"there is no video {wish.name} in {place}")
-        interval = max(1, (probe(path).num_frames - 1) // (wish.num_frames - 1))
-        return fitted(sample_clip(path, 0, interval, wish.num_frames, wish.image.shape[:2]), wish)
+            raise VideoError("missing", f"there is no video {request.name} in {place}")
+        interval = max(1, (probe(path).num_frames - 1) // (request.num_frames - 1))
+        return fitted(sample_clip(path, 0, interval, request.num_frames, request.image.shape[:2]), request)
 
     return animate
 
 
-def fitted(frames: np.ndarray, wish: Wish) -> np.ndarray:
+def fitted(frames: np.ndarray, request: AnimationRequest) -> np.ndarray:
     """Frames at the size of the image. Raises ValueError for fewer than were wanted: metrics compare equal lengths."""
-    if len(frames) < wish.num_frames:
-        raise ValueError(f"{len(frames)} frames were made, {wish.num_frames} are compared; lower --num-frames")
-    size = wish.image.shape[1], wish.image.shape[0]
-    if frames.shape[1:3] == wish.image.shape[:2]:
+    if len(frames) < request.num_frames:
+        raise ValueError(f"{len(frames)} frames were made, {request.num_frames} are compared; lower --num-frames")
+    size = request.image.shape[1], request.image.shape[0]
+    if frames.shape[1:3] == request.image.shape[:2]:
         return frames
     return np.stack([np.asarray(Image.fromarray(f).resize(size, Image.Resampling.LANCZOS)) for f in frames])

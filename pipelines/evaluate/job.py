@@ -6,17 +6,19 @@ further model adds its own rows alone, and a finished job changes no file. A rej
 have them tried again.
 """
 
-import functools
 import json
 import os
 import sys
 import time
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from cinemo import checkpoint
 from cinemo.motion import SCORE_DEFINITION
 from cinemo.video import SAMPLING_VERSION
 from pipelines.core import models, storage, tracking
+from pipelines.core.output import Output
 from pipelines.core.progress import Progress, to_stderr
 from pipelines.evaluate import datasets, flow, rows
 from pipelines.evaluate.config import REAL, EvaluateConfig, scheme, variants
@@ -55,7 +57,7 @@ def frame_size(config: EvaluateConfig) -> tuple[int, int]:
     if (config.height is None) != (config.width is None):
         raise ValueError(f"--height {config.height} and --width {config.width} go together; give both or neither")
     for model in config.model:
-        if scheme(model) == "cinemo" and (sizes := models.look_up(model).card.sizes):
+        if scheme(model) == "cinemo" and (sizes := checkpoint.read_card(models.resolve(model)).sizes):
             return sizes[0]
     return DEFAULT_SIZE
 
@@ -76,46 +78,47 @@ def identity(config: EvaluateConfig) -> dict[str, Any]:
     }
 
 
-def check_output(config: EvaluateConfig) -> None:
-    """Raises ValueError when the output holds rows that were made with other settings."""
-    found = storage.read_json(storage.join(config.output, "settings.json"))
-    for name, value in identity(config).items():
-        if found is not None and found.get(name) != value:
-            raise ValueError(
-                f"--{name.replace('_', '-')}: {config.output} was made with {name} {found.get(name)!r}, this job has "
-                f"{value!r}; give the old value, or another --output"
-            )
+@dataclass(frozen=True)
+class Job:
+    """A configuration that can work, by names that mean the same to every process, and what was read to know it."""
+
+    config: EvaluateConfig
+    size: tuple[int, int]  # (H, W) in pixels that everything is compared at
+    identity: dict[str, Any]  # everything that changes a row and is the same for all
+    cases: list[datasets.Case]
+    facts: dict[str, models.Facts]  # Cinemo models by name
 
 
-def check(config: EvaluateConfig) -> None:
+def resolve(config: EvaluateConfig) -> Job:
     """Refuse what cannot work, before a cluster is touched: raises ValueError for dataset, models, weights, output."""
     from cinemo.video import VIDEO_SUFFIXES
     from pipelines.evaluate.measure import Networks
 
     config = placed(config)
-    if not datasets.read(config.dataset, config.limit, config.seed):
+    cases = datasets.read(config.dataset, config.limit, config.seed)
+    if not cases:
         raise ValueError(f"--dataset {config.dataset}: it lists no video")
     if len(set(config.model)) < len(config.model):
         raise ValueError(f"--model {' '.join(config.model)}: one model is named twice")
-    check_output(config)
-    size = frame_size(config)
+    facts = {model: models.look_up(model) for model in config.model if scheme(model) == "cinemo"}
+    job = Job(config, frame_size(config), identity(config), cases, facts)
+    Output(config.output).check(job.identity)
     for model in config.model:
-        kind = scheme(model)
-        if kind == "cinemo":
-            fits(model, config, size)
-        elif kind == REAL:
+        if model in facts:
+            fits(facts[model], config, job.size)
+        elif scheme(model) == REAL:
             raise ValueError(f"--model {model}: the dataset's own clips are measured anyway")
-        elif kind == "videos" and not storage.list_files(model.partition(":")[2], VIDEO_SUFFIXES):
+        elif scheme(model) == "videos" and not storage.list_files(model.partition(":")[2], VIDEO_SUFFIXES):
             raise ValueError(f"--model {model}: there is no video in it")
     Networks(config, "cpu")
+    return job
 
 
-def fits(model: str, config: EvaluateConfig, size: tuple[int, int]) -> None:
+def fits(facts: models.Facts, config: EvaluateConfig, size: tuple[int, int]) -> None:
     """Raise ValueError when a Cinemo model does not take what is compared."""
     from cinemo.arguments import check_length, check_size
     from cinemo.sampling import SCHEDULERS
 
-    facts = models.look_up(model)
     check_size(*size, facts.factor, facts.card.sizes)
     check_length(config.num_frames, facts.card.lengths)
     named = [config.scheduler, *(v.settings.get("scheduler") for v in variants(config))]
@@ -124,56 +127,47 @@ def fits(model: str, config: EvaluateConfig, size: tuple[int, int]) -> None:
             raise ValueError(f"--scheduler {name} is unknown; use {', '.join(SCHEDULERS)}")
 
 
-def plan(config: EvaluateConfig) -> dict[str, list[dict[str, Any]]]:
+def plan(job: Job) -> dict[str, list[dict[str, Any]]]:
     """Model -> its cases under each of its variants, with ids; the real clips are a model too."""
-    cases = datasets.read(config.dataset, config.limit, config.seed)
-    shared = json.dumps(identity(config), sort_keys=True)
+    shared = json.dumps(job.identity, sort_keys=True)
     wanted: dict[str, list[dict[str, Any]]] = {}
-    for variant in variants(config):
-        is_cinemo = scheme(variant.model) == "cinemo"
-        mark = models.look_up(variant.model).fingerprint if is_cinemo else variant.model
+    for variant in variants(job.config):
+        mark = job.facts[variant.model].fingerprint if variant.model in job.facts else variant.model
         wanted.setdefault(variant.model, []).extend(
-            {**case, "id": rows.row_id(case, variant.name, mark, shared), "variant": variant} for case in cases
+            {**case, "id": rows.row_id(case, variant.name, mark, shared), "variant": variant} for case in job.cases
         )
     return wanted
 
 
-def run(config: EvaluateConfig) -> dict[str, Any]:
-    """Do the job, or what is left of it; returns the summary. Needs a running Ray; raises ValueError as check does."""
+def run(job: Job) -> dict[str, Any]:
+    """Do the job, or what is left of it; returns the summary. Needs a running Ray."""
     from pipelines.evaluate import figures, report
 
-    config = placed(config)
-    check(config)
-    output, began = config.output, time.monotonic()
-    place = functools.partial(storage.join, output)
-    size, wanted = frame_size(config), plan(config)
-    with tracking.start("evaluate", output, config.tracking_uri, config.model_dump()) as log:
-        storage.put_json(place("settings.json"), identity(config))
-        new = work(config, wanted, size)
+    config, wanted = job.config, plan(job)
+    out, began = Output(config.output), time.monotonic()
+    with tracking.start("evaluate", out.uri, config.tracking_uri, config.model_dump()) as log:
+        new = work(job, wanted)
         ids = [case["id"] for cases in wanted.values() for case in cases]
-        measured, rejects = rows.read(output, ids)
+        measured, rejects = rows.read(out.uri, ids)
         if len(measured) + len(rejects) < len(set(ids)):
-            raise RuntimeError(f"{len(set(ids)) - len(measured) - len(rejects)} rows left no trace in {output}")
+            raise RuntimeError(f"{len(set(ids)) - len(measured) - len(rejects)} rows left no trace in {out.uri}")
         reasons = Counter(row["reason"] for row in rejects)
         counts = {"cases": len(wanted[REAL]), "rows": len(measured), "rejects": dict(sorted(reasons.items()))}
         compared = variants(config)
         cells = report.values(config, compared, measured)
-        marks = fingerprints(config)
-        text = report.markdown(config, compared, cells, counts, size, marks)
-        storage.put_changed(place("report.md"), text.encode())
-        storage.put_changed(place("report.parquet"), report.parquet(cells, config))
+        marks = {models.plain(model): facts.fingerprint for model, facts in job.facts.items()}
+        text = report.markdown(config, compared, cells, counts, job.size, marks)
+        storage.put_changed(out.place("report.parquet"), report.parquet(cells, config))
         pictures = figures.pictures(config, compared, measured)
-        for name, picture in pictures.items():
-            storage.put_changed(place(name), picture)
         for name, data in {"report.md": text.encode(), **pictures}.items():
-            log.picture(name, data)
+            out.show(name, data, log)
         log.metrics({f"{cell.metric}/{tag(cell.variant)}": cell.value for cell in cells if cell.value == cell.value})
         for mark in marks.values():
             log.came_from("train", tracking.FINGERPRINT, mark)
         summary = {
             "job": "evaluate",
-            "output": output,
-            "report": place("report.md"),
+            "output": out.uri,
+            "report": out.place("report.md"),
             "counts": counts,
             "model_fingerprints": marks,
             "left_out": config.left_out,
@@ -181,30 +175,27 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
             "too_many_rejects": len(rejects) > config.max_reject_fraction * len(ids),
         }
         now = {"new_rows": new, "run_id": log.run_id, "seconds": round(time.monotonic() - began, 2)}
-        if new or not storage.exists(place("summary.json")):  # a job that had nothing to do changes no file
-            storage.put_json(place("summary.json"), summary | now)
+        if new or not out.is_finished:  # a job that had nothing to do changes no file
+            out.finish(summary | now)
     print(text, file=sys.stderr)
     return summary | now
 
 
-def fingerprints(config: EvaluateConfig) -> dict[str, str]:
-    """Cinemo models as users wrote them -> their fingerprints."""
-    own = [model for model in config.model if scheme(model) == "cinemo"]
-    return {models.plain(model): models.look_up(model).fingerprint for model in own}
-
-
-def work(config: EvaluateConfig, wanted: dict[str, list[dict[str, Any]]], size: tuple[int, int]) -> int:
+def work(job: Job, wanted: dict[str, list[dict[str, Any]]]) -> int:
     """Measure what is not done yet, model by model; returns how many rows are new."""
-    done = rows.done(config.output)
+    out = Output(job.config.output)
+    done = rows.done(out.uri)
     total = sum(len(cases) for cases in wanted.values())
     left = {model: [case for case in cases if case["id"] not in done] for model, cases in wanted.items()}
     fresh = sum(len(cases) for cases in left.values())
+    if fresh or not out.is_finished:
+        out.claim(job.identity)
     progress = Progress("evaluate", "clips", total, began=total - fresh)
     for model, cases in left.items():
         if not cases:
             continue
         to_stderr(f"evaluate  {models.plain(model)}: {len(cases)} clips")
-        for part in flow.build(config, model, cases, size).iter_rows():
+        for part in flow.build(job.config, model, cases, job.size).iter_rows():
             progress.add(part["rows"])
     return fresh
 

@@ -17,7 +17,6 @@ from cinemo.synthetic import make_clip
 from cinemo.video import VideoError
 from pipelines.animate import videos
 from pipelines.core import storage
-from pipelines.dataset.records import Reason
 from pipelines.evaluate import animators
 from pipelines.evaluate.config import REAL, EvaluateConfig, Variant
 from pipelines.evaluate.datasets import draw
@@ -95,17 +94,17 @@ def measure(
     try:
         clip, image = real_clip(case, config, size, run)
     except VideoError as error:
-        return clips.reject(row, "read", Reason(error.reason), str(error))
+        return clips.fault(row, "read", error)
     asked = motion_bucket(motion_score(clip)) if config.motion_bucket is None else config.motion_bucket
     seed = draw(config.seed, "noise", case["uri"]) % 2**63
     if animate is not None:
-        wish = animators.Wish(case["name"], fitted(image, size), case["caption"], asked, seed, config.num_frames)
+        request = animators.AnimationRequest(
+            case["name"], fitted(image, size), case["caption"], asked, seed, config.num_frames
+        )
         try:
-            clip = animate(wish, variant.settings)
-        except VideoError as error:
-            return clips.reject(row, "animate", Reason(error.reason), str(error))
+            clip = animate(request, variant.settings)
         except Exception as error:
-            return clips.reject(row, "animate", Reason.INTERNAL, f"{type(error).__name__}: {error}")
+            return clips.fault(row, "animate", error)
     made = time.perf_counter() - began
     row |= {
         "prompt": case["caption"],

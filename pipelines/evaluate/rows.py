@@ -4,16 +4,14 @@ One row for each case under each variant, in one of the two, known by an id that
 Knows Parquet files. Knows nothing of how a row is measured.
 """
 
-import hashlib
-import io
 import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.core import storage
+from pipelines.core.output import FAULT, write_part
 
 _NAMESPACE = uuid.UUID("1f6f1a6e-0e0c-5c0e-8f5f-6b7a2f1d3c55")
 FEATURES = ("i3d", "c3d", "inception")  # of networks; float32, in rows because a metric of sets needs them all
@@ -48,9 +46,7 @@ ROW = pa.schema(
         ("clip_consistency", pa.float64()),
         *((name, pa.list_(pa.float32())) for name in FEATURES),  # inception: every frame's, one after the other
         ("seconds", pa.float64()),
-        ("stage", pa.string()),
-        ("reason", pa.string()),  # null: measured
-        ("message", pa.string()),
+        *FAULT,  # null: measured
     ]
 )
 REJECT = pa.schema([ROW.field(name) for name in ("id", "name", "variant", "stage", "reason", "message")])
@@ -71,11 +67,9 @@ def write(rows: list[dict[str, Any]], output: str) -> None:
         if not part:
             continue
         part.sort(key=lambda row: row["id"])
-        named = hashlib.sha256("\n".join(row["id"] for row in part).encode()).hexdigest()
-        buffer = io.BytesIO()
+        named = "\n".join(row["id"] for row in part).encode()
         kept = [{name: row.get(name) for name in schema.names} for row in part]
-        pq.write_table(pa.Table.from_pylist(kept, schema=schema), buffer, compression="zstd")
-        storage.put(storage.join(output, folder, f"part-{named[:32]}.parquet"), buffer.getvalue())
+        write_part(pa.Table.from_pylist(kept, schema=schema), storage.join(output, folder), named)
 
 
 def done(output: str) -> set[str]:

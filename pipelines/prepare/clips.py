@@ -22,8 +22,8 @@ from cinemo.video import SAMPLING_VERSION, VideoError, VideoInfo, probe, sample_
 from pipelines import sources
 from pipelines.core import isolation
 from pipelines.core.isolation import Run
+from pipelines.core.output import Reason, reject
 from pipelines.dataset import records
-from pipelines.dataset.records import Reason
 from pipelines.prepare.config import SamplingConfig
 
 Row = dict[str, Any]
@@ -143,11 +143,6 @@ def fault(row: Mapping[str, Any], stage: str, error: Exception) -> Row:
     if isinstance(error, VideoError):
         return reject(row, stage, Reason(error.reason), str(error))
     return reject(row, stage, Reason.INTERNAL, f"{type(error).__name__}: {error}")
-
-
-def reject(row: Mapping[str, Any], stage: str, reason: Reason, message: str) -> Row:
-    """The reject row of a video or of a span: where it failed, why, and the sentence that says so."""
-    return {**row, "stage": stage, "reason": reason.value, "message": message}
 
 
 class Encoder:

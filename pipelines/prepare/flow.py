@@ -117,7 +117,7 @@ def identity(config: ExtractConfig) -> dict[str, Any]:
     directory = models.resolve(config.model)
     height, width = frame_size(config)
     kinds = {"score_only", "store_posterior", "embed_text"}
-    vae = None if config.score_only else checkpoint.fingerprint(directory / checkpoint.vae_name(directory))
+    vae = None if config.score_only else models.fingerprint(directory / checkpoint.vae_name(directory))
     return {
         "schema_version": records.SCHEMA_VERSION,
         "score_definition": SCORE_DEFINITION,
@@ -126,5 +126,5 @@ def identity(config: ExtractConfig) -> dict[str, Any]:
         "height": height,
         "width": width,
         "vae_fingerprint": vae,
-        "text_fingerprint": checkpoint.fingerprint(directory / "text_encoder") if config.embed_text else None,
+        "text_fingerprint": models.fingerprint(directory / "text_encoder") if config.embed_text else None,
     }

@@ -7,11 +7,11 @@ is decoded. So the same command finishes a job that was killed at any moment, an
 reject is a result: delete OUT/rejects to have them tried again.
 """
 
-import functools
 import hashlib
 import json
 import time
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from pipelines import sources
 from pipelines.core import hashing, models, storage, tracking
+from pipelines.core.output import Output
 from pipelines.core.progress import Progress, to_stderr
 from pipelines.dataset import manifest, parts
 from pipelines.prepare import clips, flow, report
@@ -30,9 +31,41 @@ if TYPE_CHECKING:  # seconds to import, and `--help` does not need it
 STAGES = ("decode_s", "score_s", "encode_s")
 
 
-def build(config: PrepareConfig, slices: pa.Table, written: parts.Survey) -> "ray.data.Dataset":
+@dataclass(frozen=True)
+class Job:
+    """A configuration that can work, by names that mean the same to every process, and what was read to know it."""
+
+    config: PrepareConfig
+    size: tuple[int, int]  # (H, W) in pixels
+    identity: dict[str, Any]  # everything that changes a row, by the name of its flag
+
+
+def resolve(config: PrepareConfig) -> Job:
+    """Refuse what cannot work, before a cluster is touched: raises ValueError for the source, the model, the output."""
+    config = placed(config)
+    sources.check(config.input, config.uri_column, config.caption_column)
+    job = Job(config, flow.frame_size(config), identity(config))
+    Output(config.output).check(job.identity, {"vae_fingerprint": "--model", "text_fingerprint": "--model"})
+    return job
+
+
+def placed(config: PrepareConfig) -> PrepareConfig:
+    """The same job, by names that mean the same to workers, who have other working directories. Raises ValueError."""
+    output = storage.absolute(config.output)
+    model = models.absolute(config.model, config.tracking_uri, output)
+    return config.model_copy(update={"output": output, "model": model})
+
+
+def identity(config: PrepareConfig) -> dict[str, Any]:
+    """Everything that changes a row, by the name of its flag. Two jobs may share an output when these are equal."""
+    return {"input": storage.absolute(config.input), **flow.identity(config)}
+
+
+def build(job: Job, slices: pa.Table, written: parts.Survey) -> "ray.data.Dataset":
     """The dataflow, lazily. Its rows are the parts as they are written: (clips, rejects) and seconds by stage."""
     import ray.data
+
+    config = job.config
 
     # 1. to 3. Spans, clips, latents; what is written already is not even opened.
     rows = flow.extract(config, slices, written.keys, written.finished(config.clips_per_video))
@@ -42,7 +75,7 @@ def build(config: PrepareConfig, slices: pa.Table, written: parts.Survey) -> "ra
     writers = max(1, int(ray.cluster_resources().get("CPU", 1)) // 2)
     return rows.map_batches(
         write_block,
-        fn_args=(config.output, config.num_frames, flow.frame_size(config)),
+        fn_args=(config.output, config.num_frames, job.size),
         batch_size=config.clips_per_file,
         batch_format="pyarrow",
         compute=ray.data.TaskPoolStrategy(size=writers),
@@ -58,61 +91,32 @@ def write_block(rows: pa.Table, output: str, num_frames: int, size: tuple[int, i
     return pa.table({"clips": [good], "rejects": [bad], **seconds, "write_s": [time.perf_counter() - began]})
 
 
-def placed(config: PrepareConfig) -> PrepareConfig:
-    """The same job, by names that mean the same to workers, who have other working directories. Raises ValueError."""
-    output = storage.absolute(config.output)
-    model = models.absolute(config.model, config.tracking_uri, output)
-    return config.model_copy(update={"output": output, "model": model})
-
-
-def identity(config: PrepareConfig) -> dict[str, Any]:
-    """Everything that changes a row, by the name of its flag. Two jobs may share an output when these are equal."""
-    return {"input": storage.absolute(config.input), **flow.identity(config)}
-
-
-def check(config: PrepareConfig) -> None:
-    """Refuse what cannot work, before a cluster is touched: raises ValueError for the source, the model, the output."""
-    config = placed(config)
-    sources.check(config.input, config.uri_column, config.caption_column)
-    wanted, found = identity(config), storage.read_json(storage.join(config.output, "settings.json"))
-    for name, value in wanted.items():
-        if found is not None and found.get(name) != value:
-            flag = "--model" if name.endswith("_fingerprint") else f"--{name.replace('_', '-')}"
-            raise ValueError(
-                f"{flag}: {config.output} was made with {name} {found.get(name)!r}, this job has {value!r}; "
-                "give the old value, or another --output"
-            )
-
-
-def run(config: PrepareConfig) -> dict[str, Any]:
-    """Do the job, or what is left of it; returns the summary. Needs a running Ray; raises ValueError as check does."""
-    config = placed(config)
-    check(config)
-    output, began = config.output, time.monotonic()
-    place = functools.partial(storage.join, output)
-    with tracking.start("prepare", output, config.tracking_uri, config.model_dump()) as log:
+def run(job: Job) -> dict[str, Any]:
+    """Do the job, or what is left of it; returns the summary. Needs a running Ray."""
+    config = job.config
+    out, began = Output(config.output, "dataset.json"), time.monotonic()
+    with tracking.start("prepare", out.uri, config.tracking_uri, config.model_dump()) as log:
         videos = sources.iter_videos(config.input, config.uri_column, config.caption_column)
-        files, wanted = manifest.write(videos, place("videos"))
-        written = parts.survey(output)
+        files, wanted = manifest.write(videos, out.place("videos"))
+        written = parts.survey(out.uri)
         seconds: Counter[str] = Counter()
-        if not storage.exists(place("dataset.json")) or not hashing.is_among(wanted, written.videos).all():
-            storage.put_json(place("settings.json"), identity(config))
-            storage.remove(place("dataset.json"))  # not finished any more
-            seconds = work(config, manifest.slices(files), written, len(wanted))
-            written = parts.survey(output)
+        if not out.is_finished or not hashing.is_among(wanted, written.videos).all():
+            out.claim(job.identity)
+            seconds = work(job, manifest.slices(files), written, len(wanted))
+            written = parts.survey(out.uri)
             if len(np.unique(written.keys)) < len(written.keys):
-                parts.drop_duplicates(output)
-                written = parts.survey(output)
+                parts.drop_duplicates(out.uri)
+                written = parts.survey(out.uri)
             if lost := len(wanted) - int(hashing.is_among(wanted, written.videos).sum()):
-                raise RuntimeError(f"{lost} videos left no row in {output}; is it the same place on every node?")
-        made = describe(config, written)
-        storage.put_json(place("dataset.json"), made)
+                raise RuntimeError(f"{lost} videos left no row in {out.uri}; is it the same place on every node?")
+        made = describe(job, written)
+        storage.put_json(out.place(out.last), made)
         took, counts = time.monotonic() - began, made["counts"]
         rejects = sum(counts["rejects"].values())
         speeds = report.speeds(seconds, took)
         summary = {
             "job": "prepare",
-            "output": output,
+            "output": out.uri,
             "counts": counts,
             "too_many_rejects": rejects > config.max_reject_fraction * (counts["clips"] + rejects),
             "bucket_histogram": made["bucket_histogram"],
@@ -126,12 +130,11 @@ def run(config: PrepareConfig) -> dict[str, Any]:
         log.metrics({"clips": counts["clips"], "videos": counts["videos"], "seconds": took})
         log.metrics({f"rejects_{reason}": count for reason, count in counts["rejects"].items()})
         log.metrics({f"clips_per_second_{stage}": speed for stage, speed in speeds.items()})
-        if seconds or not storage.exists(place("summary.json")):  # a job that had nothing to do changes no file
+        if seconds or not storage.exists(out.place("summary.json")):  # a job that had nothing to do changes no file
             run = clips.in_sandbox(config.clip_timeout)
-            for name, picture in report.pictures(written, config.num_frames, flow.frame_size(config), run).items():
-                storage.put_changed(place(name), picture)
-                log.picture(name, picture)
-            storage.put_json(place("summary.json"), summary)
+            for name, picture in report.pictures(written, config.num_frames, job.size, run).items():
+                out.show(name, picture, log)
+            out.finish(summary)
     for line in report.table(counts):
         to_stderr(line)
     if config.balance and (warning := report.thin_buckets(made["bucket_histogram"])):
@@ -139,26 +142,26 @@ def run(config: PrepareConfig) -> dict[str, Any]:
     return summary
 
 
-def work(config: PrepareConfig, slices: pa.Table, written: parts.Survey, videos: int) -> Counter[str]:
+def work(job: Job, slices: pa.Table, written: parts.Survey, videos: int) -> Counter[str]:
     """Run the dataflow to its end; returns what was written (clips, rejects) and the seconds of every stage."""
     done = len(written.keys)
     # At most this many: a reject of a whole video stands for all of its clips.
-    progress = Progress("prepare", "clips", max(done, videos * config.clips_per_video), began=done)
+    progress = Progress("prepare", "clips", max(done, videos * job.config.clips_per_video), began=done)
     sums: Counter[str] = Counter()
-    for part in build(config, slices, written).iter_rows():
+    for part in build(job, slices, written).iter_rows():
         sums.update(part)
         progress.add(part["clips"] + part["rejects"])
     return sums
 
 
-def describe(config: PrepareConfig, written: parts.Survey) -> dict[str, Any]:
+def describe(job: Job, written: parts.Survey) -> dict[str, Any]:
     """dataset.json: the settings, and counts that are read back from the files. No clock in it: a rerun says the same.
 
     videos = those with a clip + those with none but a reject; rejected_videos + rejected_clips = the sum of rejects.
     bucket_weights: how often to draw a clip of each bucket, for every bucket to count the same; their mean over the
     clips is 1.
     """
-    made_with = identity(config)
+    made_with = job.identity
     rejects = dict(sorted(written.reasons.items()))
     filled = sum(1 for count in written.buckets if count)
     weights = [written.clips / (filled * count) if count else 0.0 for count in written.buckets]
@@ -172,6 +175,6 @@ def describe(config: PrepareConfig, written: parts.Survey) -> dict[str, Any]:
             "rejects": rejects,
         },
         "bucket_histogram": written.buckets,
-        "bucket_weights": weights if config.balance else None,
+        "bucket_weights": weights if job.config.balance else None,
         "fingerprint": hashlib.sha256(json.dumps([made_with, written.identity]).encode()).hexdigest(),
     }

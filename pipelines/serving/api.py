@@ -24,10 +24,10 @@ import cinemo
 from cinemo.image import read_image
 from pipelines.core import storage
 from pipelines.serving import body, errors, results, schema
-from pipelines.serving.catalog import Served, complete
 from pipelines.serving.dispatch import Dispatcher
 from pipelines.serving.errors import ApiError
 from pipelines.serving.metrics import Metrics
+from pipelines.serving.served_models import Served, complete
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Job, OtherRequestError, QueueFullError, Store
 
@@ -75,7 +75,7 @@ class Service:
         now = time.time()
         digest = hashlib.sha256(json.dumps(asked.model_dump(), sort_keys=True).encode() + image).hexdigest()
         job = Job(
-            id=f"video_{uuid.uuid4().hex}", owner=owner, model=name, request=request, keeper=self.dispatcher.name,
+            id=f"video_{uuid.uuid4().hex}", owner=owner, model=name, request=request, lease_owner=self.dispatcher.name,
             lease_until=now + self.settings.lease_s, created_at=now, idempotency_key=idempotency_key,
             request_digest=digest,
         )  # fmt: skip

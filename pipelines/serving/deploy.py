@@ -13,7 +13,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from pipelines.core import models
-from pipelines.serving import catalog
+from pipelines.serving import served_models
 from pipelines.serving.api import Service, create_app
 from pipelines.serving.dispatch import Dispatcher
 from pipelines.serving.metrics import Metrics
@@ -35,7 +35,7 @@ class Ingress:
     ) -> None:
         """served: name -> MODEL. animators: name -> its deployment."""
         self.settings, self.animators = ServeSettings(**settings), animators
-        self.models = {name: catalog.look_up(name, model) for name, model in served.items()}
+        self.models = {name: served_models.look_up(name, model) for name, model in served.items()}
         self.store = Store(self.settings.store_url)
         self.metrics = Metrics()
         self.tracker = Tracker(self.settings) if self.settings.track else None

@@ -37,25 +37,25 @@ class Dispatcher:
     ) -> None:
         """animate: by the name of the model. finished: is told of every job that ended here, and its facts."""
         self.settings, self.store, self.animate, self.finished = settings, store, animate, finished
-        self.name = uuid.uuid4().hex  # as the keeper of jobs
+        self.name = uuid.uuid4().hex  # as the owner of leases
         self.videos = storage.join(settings.place, "videos")
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self.ends: deque[float] = deque(maxlen=1000)
-        self.tender: asyncio.Task[None] | None = None
+        self.maintenance: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begin to look after what is there."""
-        self.tender = asyncio.create_task(self._tend())
+        self.maintenance = asyncio.create_task(self._maintain())
 
     def stop(self) -> None:
         """Leave everything to others: leases run out."""
-        for task in [*self.tasks.values(), *filter(None, [self.tender])]:
+        for task in [*self.tasks.values(), *filter(None, [self.maintenance])]:
             task.cancel()
 
     def submit(self, job: Job) -> None:
         """See to it that a job, which is in the store, is made."""
         if job.id not in self.tasks:
-            task = asyncio.create_task(self._see_through(job))
+            task = asyncio.create_task(self._watch_job(job))
             self.tasks[job.id] = task
             task.add_done_callback(lambda _: self.tasks.pop(job.id, None))
 
@@ -76,7 +76,7 @@ class Dispatcher:
         over = max(1, waiting - self.settings.limits.max_queue + 1)
         return max(1, min(600, round(over / rate + 0.5)))
 
-    async def _see_through(self, job: Job) -> None:
+    async def _watch_job(self, job: Job) -> None:
         pause = 0.2
         while True:
             facts: dict[str, Any] = {}
@@ -89,7 +89,7 @@ class Dispatcher:
             except Exception as error:  # the replica died, or there is none: Ray has many ways to say so
                 logger.warning("to be begun again: %s", type(error).__name__, extra={"job": job.id})
             now = await asyncio.to_thread(self.store.get, job.id)
-            if now is None or now.keeper != self.name:
+            if now is None or now.lease_owner != self.name:
                 return  # deleted, or another process took it while the store was away
             if not now.is_open:
                 self.ends.append(time.monotonic())
@@ -98,7 +98,7 @@ class Dispatcher:
             await asyncio.sleep(pause)
             pause = min(5.0, 2 * pause)
 
-    async def _tend(self) -> None:
+    async def _maintain(self) -> None:
         swept = float("-inf")
         while True:
             try:

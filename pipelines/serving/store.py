@@ -1,9 +1,9 @@
 """Jobs in a SQL database: kept before they are begun, finished exactly once, whoever dies in between.
 
-A job is queued, then in progress, then completed or failed, and from there it never changes. One process sees to it:
-its keeper. Whoever works on it claims an attempt; what an older attempt says is not heard. A lease that ran out means
-that nobody works on it, and another keeper takes it. Knows SQLAlchemy, SQLite and PostgreSQL. Knows nothing of HTTP,
-Ray or videos.
+A job is queued, then in progress, then completed or failed, and from there it never changes. One process sees to it,
+the owner of its lease. Whoever works on it claims an attempt; what an older attempt says is not heard. A lease that ran
+out means that nobody works on it, and another process takes it. Knows SQLAlchemy, SQLite and PostgreSQL. Knows
+nothing of HTTP, Ray or videos.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ jobs = sa.Table(
     sa.Column("request", sa.Text, nullable=False),  # JSON
     sa.Column("image", sa.LargeBinary),  # as it was sent; gone when the job ends
     sa.Column("attempt", sa.Integer, nullable=False, default=0),
-    sa.Column("keeper", sa.String(64), nullable=False),
+    sa.Column("keeper", sa.String(64), key="lease_owner", nullable=False),
     sa.Column("lease_until", sa.Float, nullable=False),
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("started_at", sa.Float),
@@ -58,7 +58,8 @@ gone = sa.Table(
     sa.Column("owner", sa.String(64), nullable=False),
     sa.Column("at", sa.Float, nullable=False),
 )
-COLUMNS = [column for column in jobs.c if column.name != "image"]  # an image is read by who animates it
+# Only the replica that animates a job reads its image.
+COLUMNS = [column for column in jobs.c if column.name != "image"]
 
 
 class QueueFullError(Exception):
@@ -80,7 +81,7 @@ class Job:
     progress: int = 0
     request: dict[str, Any]
     attempt: int = 0
-    keeper: str
+    lease_owner: str
     lease_until: float
     created_at: float
     started_at: float | None = None
@@ -220,37 +221,37 @@ class Store:
         error = json.dumps({"code": code, "message": message})
         return self._end(job_id, attempt, ttl_s, status="failed", error=error)
 
-    def extend(self, job_ids: Sequence[str], lease_s: float, keeper: str | None = None) -> None:
-        """Somebody still works on these jobs; with a keeper, those of them that are still its own."""
+    def extend(self, job_ids: Sequence[str], lease_s: float, lease_owner: str | None = None) -> None:
+        """Somebody still works on these jobs; with lease_owner, those of them that are still its own."""
         if not job_ids:
             return
-        mine = sa.true() if keeper is None else jobs.c.keeper == keeper
+        mine = sa.true() if lease_owner is None else jobs.c.lease_owner == lease_owner
         change = jobs.update().where(jobs.c.id.in_(job_ids), jobs.c.status.in_(OPEN), mine)
         self._patiently(lambda: self._change(change.values(lease_until=time.time() + lease_s)))
 
-    def take_abandoned(self, keeper: str, lease_s: float) -> list[Job]:
-        """Jobs that nobody works on, with a new lease and a new keeper; of several callers one gets each."""
+    def take_abandoned(self, lease_owner: str, lease_s: float) -> list[Job]:
+        """Jobs that nobody works on, with a new lease and a new owner; of several callers one gets each."""
         now = time.time()
         left = sa.select(*COLUMNS).where(jobs.c.status.in_(OPEN), jobs.c.lease_until < now).order_by(jobs.c.created_at)
         taken = []
         for row in self._patiently(lambda: self._all(left)):
             change = jobs.update().where(jobs.c.id == row.id, jobs.c.lease_until == row.lease_until)
-            change = change.where(jobs.c.status.in_(OPEN)).values(keeper=keeper, lease_until=now + lease_s)
+            change = change.where(jobs.c.status.in_(OPEN)).values(lease_owner=lease_owner, lease_until=now + lease_s)
             if self._patiently(functools.partial(self._change, change)):
-                taken.append(dataclasses.replace(_job(row), keeper=keeper))
+                taken.append(dataclasses.replace(_job(row), lease_owner=lease_owner))
         return taken
 
     def delete(self, job_id: str, owner: str) -> Job | None:
         """Take a job out, running or not; returns what it was, None when there was none of this owner."""
-        return next(iter(self._bury(sa.and_(jobs.c.id == job_id, jobs.c.owner == owner))), None)
+        return next(iter(self._delete_with_tombstone(sa.and_(jobs.c.id == job_id, jobs.c.owner == owner))), None)
 
     def delete_expired(self) -> list[Job]:
         """Take out the jobs whose time is over; returns what they were. Ids deleted long ago are forgotten."""
         now = time.time()
         self._patiently(lambda: self._change(gone.delete().where(gone.c.at < now - KEPT_TOMBSTONES_S)))
-        return self._bury(sa.and_(jobs.c.expires_at < now, jobs.c.status.not_in(OPEN)))
+        return self._delete_with_tombstone(sa.and_(jobs.c.expires_at < now, jobs.c.status.not_in(OPEN)))
 
-    def _bury(self, which: Any) -> list[Job]:
+    def _delete_with_tombstone(self, which: Any) -> list[Job]:
         def move() -> list[Job]:
             with self._transaction() as connection:
                 rows = connection.execute(sa.select(*COLUMNS).where(which)).all()
@@ -314,11 +315,11 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 
 def _row(job: Job) -> dict[str, Any]:
     texts = {name: json.dumps(value) for name in ("request", "error", "result") if (value := getattr(job, name))}
-    return {column.name: getattr(job, column.name) for column in COLUMNS} | texts
+    return {column.key: getattr(job, column.key) for column in COLUMNS} | texts
 
 
 def _job(row: Any) -> Job:
-    values = {column.name: getattr(row, column.name) for column in COLUMNS}
+    values = {column.key: row._mapping[column] for column in COLUMNS}
     for name in ("request", "error", "result"):
         values[name] = json.loads(values[name]) if values[name] else None
     return Job(**values)

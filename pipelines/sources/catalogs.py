@@ -33,7 +33,7 @@ WISHES = {
     "video": ("video", "video_uri", "video_url"),
 }
 _HEAD = 100  # rows that `check` looks at for a prompt
-_KNOCKS = 4  # images whose storage `check` asks for them
+_TRIED = 4  # images whose storage `check` asks for them
 _PARQUET = (".parquet",)
 
 
@@ -90,7 +90,7 @@ def check(
     with _naming(catalog):
         try:
             head = list(itertools.islice(entries(catalog, image_column, prompt_column, video_column), _HEAD))
-            _knock([entry.image for entry in head if entry.fault is None][:_KNOCKS])
+            _check_reachable([entry.image for entry in head if entry.fault is None][:_TRIED])
         except ValueError as error:
             raise ValueError(str(error).removeprefix(_name(catalog))) from error
         # Drivers have exceptions of their own, such as botocore's NoCredentialsError, that share no class.
@@ -103,7 +103,7 @@ def check(
             raise ValueError("it has no prompts; give --prompt TEXT for all images, which may be empty")
 
 
-def _knock(uris: list[str]) -> None:
+def _check_reachable(uris: list[str]) -> None:
     """Ask for some images; raises what the last one's storage raised, where all of them raise."""
     for place, uri in enumerate(uris, 1):
         try:

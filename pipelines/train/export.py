@@ -11,7 +11,7 @@ import torch
 import cinemo
 from cinemo import checkpoint
 from cinemo.unet import CinemoUNet
-from pipelines.core import storage
+from pipelines.core import models, storage
 from pipelines.train import data, weights
 from pipelines.train.config import TrainConfig
 from pipelines.train.state import read_pieces
@@ -43,7 +43,7 @@ def export(config: TrainConfig, saved: str | Path, motion: dict[str, str], run_i
             "dataset_fingerprint": made_from["fingerprint"],
             "sources": made_from["input"],
             "init": config.init,
-            **({"init_fingerprint": checkpoint.fingerprint(source)} if config.has_model else {}),
+            **({"init_fingerprint": models.fingerprint(source)} if config.has_model else {}),
             "output": config.output,
             "steps": config.max_steps,
             "ema_decay": config.ema_decay,
@@ -53,8 +53,8 @@ def export(config: TrainConfig, saved: str | Path, motion: dict[str, str], run_i
     )
     if storage.is_local(output):
         model = checkpoint.export_model(source, unet, Path(output) / "model", card, weights.prediction_type(config))
-        return checkpoint.fingerprint(model)
+        return models.fingerprint(model)
     with tempfile.TemporaryDirectory() as folder:
         model = checkpoint.export_model(source, unet, Path(folder) / "model", card, weights.prediction_type(config))
         storage.upload(model, storage.join(output, "model"))
-        return checkpoint.fingerprint(model)
+        return models.fingerprint(model)

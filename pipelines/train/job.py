@@ -7,12 +7,14 @@ checkpoint and another one is refused.
 
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cinemo import checkpoint
 from cinemo.motion import SCORE_DEFINITION
 from pipelines.core import models, plots, storage, tracking
+from pipelines.core.output import Output
 from pipelines.core.progress import to_stderr
 from pipelines.dataset import reader
 from pipelines.prepare.config import ExtractConfig
@@ -29,18 +31,18 @@ FREE = {
 }  # fmt: skip
 
 
-class Mailbox:
+class Reporter:
     """Remarks and the newest line of progress, left by a worker and fetched by the driver, wherever each of them is."""
 
     def __init__(self) -> None:
         self.remarks: list[str] = []
         self.line: str | None = None
 
-    def put(self, line: str) -> None:
+    def report(self, line: str) -> None:
         """Leave a line of progress, in place of one that was not fetched."""
         self.line = line
 
-    def remark(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """Leave a line that is shown whatever comes after it."""
         self.remarks.append(line)
 
@@ -59,35 +61,42 @@ def placed(config: TrainConfig) -> TrainConfig:
     return config.model_copy(update=paths)
 
 
-def identity(config: TrainConfig) -> dict[str, Any]:
-    """Everything that a resumed run must share with its beginning, by the name of its flag. config: placed."""
-    found = data.describe(config)
+def identity(config: TrainConfig, found: dict[str, Any]) -> dict[str, Any]:
+    """Everything that a resumed run must share with its beginning, by the name of its flag.
+
+    config: placed. found: dataset.json.
+    """
     chosen = config.model_dump(exclude={*FREE, "stream", "dataset"})
     if data.is_stream(config.dataset):
         fields = ExtractConfig.model_fields
         chosen |= {f"stream.{name}": value for name, value in found.items() if name in fields}
     chosen["init"] = models.plain(config.init)
     chosen["dataset"] = found["fingerprint"]
-    chosen["components"] = checkpoint.fingerprint(weights.directory(config))
+    chosen["components"] = models.fingerprint(weights.directory(config))
     return chosen
 
 
-def check(config: TrainConfig) -> None:
+@dataclass(frozen=True)
+class Job:
+    """A configuration that can work, by names that mean the same to every process, and what was read to know it."""
+
+    config: TrainConfig
+    dataset: dict[str, Any]  # dataset.json, or of videos what it would say
+    identity: dict[str, Any]  # everything that a resumed run must share with its beginning, by the name of its flag
+
+
+def resolve(config: TrainConfig) -> Job:
     """Refuse what cannot work, before a cluster is touched: raises ValueError naming the flag and what it met."""
     check_deepspeed(config)
     config = placed(config)
     data.check(config)
     found = data.describe(config)
     check_dataset(config, found)
-    before = storage.read_json(storage.join(config.output, "settings.json"))
-    for name, value in identity(config).items():
-        if before is not None and before.get(name) != value:
-            raise ValueError(
-                f"--{name.replace('_', '-')}: the run in {config.output} has {before.get(name)!r}, this command "
-                f"{value!r}; give the old value, or another --output"
-            )
+    job = Job(config, found, identity(config, found))
+    Output(config.output).check(job.identity)
     if config.init.startswith("lavie:") and not Path(config.init.removeprefix("lavie:")).is_file():
         raise ValueError(f"--init {config.init} names no file; give lavie:PATH with the path of lavie_base.pt")
+    return job
 
 
 def check_dataset(config: TrainConfig, found: dict[str, Any]) -> None:
@@ -97,9 +106,9 @@ def check_dataset(config: TrainConfig, found: dict[str, Any]) -> None:
     source = weights.directory(config)
     card = checkpoint.read_card(source)
     name = config.init if config.has_model else config.components
-    same = {"vae_fingerprint": checkpoint.fingerprint(source / checkpoint.vae_name(source))}
+    same = {"vae_fingerprint": models.fingerprint(source / checkpoint.vae_name(source))}
     if found["text_fingerprint"] is not None:
-        same["text_fingerprint"] = checkpoint.fingerprint(source / "text_encoder")
+        same["text_fingerprint"] = models.fingerprint(source / "text_encoder")
     # A model of the official layout does not say how its score was defined: there is nothing to compare.
     score = card.motion.get("score") if config.has_model else SCORE_DEFINITION
     if score is not None:
@@ -136,18 +145,16 @@ def check_dataset(config: TrainConfig, found: dict[str, Any]) -> None:
             )
 
 
-def run(config: TrainConfig) -> dict[str, Any]:
-    """Train, or go on training; returns the summary. Needs a running Ray; raises ValueError as check does."""
-    config = placed(config)
-    check(config)
+def run(job: Job) -> dict[str, Any]:
+    """Train, or go on training; returns the summary. Needs a running Ray."""
+    config, found = job.config, job.dataset
     output, began = config.output, time.monotonic()
-    found = data.describe(config)
     with tracking.start("train", output, config.tracking_uri, config.model_dump()) as log:
         log.tags({"dataset_fingerprint": found["fingerprint"], "init": config.init})
         log.came_from("prepare", "dataset_fingerprint", found["fingerprint"])
         if config.has_model:
-            log.came_from("train", tracking.FINGERPRINT, checkpoint.fingerprint(weights.directory(config)))
-        storage.put_json(storage.join(output, "settings.json"), identity(config))
+            log.came_from("train", tracking.FINGERPRINT, models.fingerprint(weights.directory(config)))
+        storage.put_json(storage.join(output, "settings.json"), job.identity)
         result = already_done(config) or fit(config, output, log)
         if "stopped" in result:
             raise RuntimeError(result["stopped"])
@@ -194,14 +201,14 @@ def fit(config: TrainConfig, output: str, log: tracking.Log) -> dict[str, Any]:
 
     from pipelines.train.trainer import loop
 
-    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+    reporter = ray.remote(num_cpus=0)(Reporter).remote()
     stream = data.start(config, output)
     trainer = TorchTrainer(
         loop,
         train_loop_config={
             "config": config.model_dump(),
             "output": output,
-            "mailbox": mailbox,
+            "reporter": reporter,
             "stream": stream,
             "tracking": (log.uri, log.run_id),
         },
@@ -225,7 +232,7 @@ def fit(config: TrainConfig, output: str, log: tracking.Log) -> dict[str, Any]:
         over = False
         while not over:
             over = finished.wait(1.0)
-            for line in ray.get(mailbox.take.remote()):
+            for line in ray.get(reporter.take.remote()):
                 to_stderr(line)
 
     watcher = threading.Thread(target=show, daemon=True)

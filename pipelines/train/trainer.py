@@ -37,7 +37,7 @@ from pipelines.train.state import restore, save
 def loop(settings: dict[str, Any]) -> dict[str, Any]:
     """Train to the last step, then export. Runs on every worker; returns rank 0's summary.
 
-    settings: config (TrainConfig as a dict), output (absolute), mailbox (actor for progress), stream (actor that makes
+    settings: config (TrainConfig as a dict), output (absolute), reporter (actor for progress), stream (actor that makes
     clips, or None), tracking (uri, run id).
     A run that has to stop for its bad steps returns the sentence as "stopped": nothing would change if it were tried
     again, as a run is whose worker raised.
@@ -62,7 +62,7 @@ def loop(settings: dict[str, Any]) -> dict[str, Any]:
     losses = read_losses(output)[:start]
     judged = [row for row in validation.read_rows(output) if row["step"] <= start]
     held_out = clips.held_out(config.validation_clips)
-    say = settings["mailbox"].remark.remote if rank == 0 else lambda line: None
+    say = settings["reporter"].log.remote if rank == 0 else lambda line: None
     if config.validation_share and not held_out:
         say(f"no clip fell into --validation-share {config.validation_share}: there is no validation loss")
     timesteps = schedule.config.num_train_timesteps
@@ -70,7 +70,7 @@ def loop(settings: dict[str, Any]) -> dict[str, Any]:
     shown_at = (held_out or clips.positions(config.total_batch, config.seed, start))[:SHOWN] if rank == 0 else []
     shown = [clips[position] for position in shown_at]
     log = tracking.join(*settings["tracking"]) if rank == 0 else tracking.Log()
-    progress = Progress("train", "steps", config.max_steps, began=start, show=settings["mailbox"].put.remote)
+    progress = Progress("train", "steps", config.max_steps, began=start, show=settings["reporter"].report.remote)
     unsent: list[tuple[int, dict[str, float]]] = []
 
     def loss_of(inputs: Inputs) -> torch.Tensor:

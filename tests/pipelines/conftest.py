@@ -77,7 +77,7 @@ def prepare_config(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Pr
 @pytest.fixture(scope="session")
 def summary(prepare_config: PrepareConfig, ray_cluster: None) -> dict[str, Any]:
     """What the prepare job said about the dataset at prepare_config.output."""
-    return prepare.run(prepare_config)
+    return prepare.run(prepare.resolve(prepare_config))
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,7 @@ def test_bad_input_is_refused_with_one_sentence_and_writes_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train.py", *NOWHERE, *more])
-    assert common.main(TrainConfig, train.check, train.run, job.needs_cpus) == common.BAD_USAGE
+    assert common.main(TrainConfig, train.resolve, train.run, job.needs_cpus) == common.BAD_USAGE
     said = capsys.readouterr()
     assert said.out == ""
     assert sentence in said.err

@@ -46,7 +46,7 @@ def config(tmp_path: Path, checkpoint: Path) -> AnimateConfig:
 
 def tasks_of(config: AnimateConfig) -> list[dict[str, Any]]:
     """The rows of OUT/catalog, in the catalog's order."""
-    planned = plan.write(config, animate.examine(config), f"{config.output}/catalog")
+    planned = plan.write(config, animate.resolve(config).model, f"{config.output}/catalog")
     slices = manifest.slices(planned.files).to_pylist()
     return sorted((task for part in slices for task in manifest.read_slice(**part)), key=lambda task: task["row"])
 
@@ -57,7 +57,7 @@ def directly(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def ready(config: AnimateConfig) -> list[dict[str, Any]]:
     """The rows of a catalog with their pixels."""
-    made = plan.made_with(config, animate.examine(config))
+    made = plan.made_with(config, animate.resolve(config).model)
     return [rows.prepare(task, made, directly) for task in tasks_of(config)]
 
 
@@ -82,7 +82,8 @@ def animate_plain(config: AnimateConfig) -> dict[str, Any]:
         for row in part.to_pylist():
             writer.add(files.write(row, config.output, config.ending) if row["frames"] else row)
     writer.close()
-    return animate.run(config)  # finds every row listed, so it starts no dataflow and only writes gallery and summary
+    # Finds every row listed, so it starts no dataflow and only writes gallery and summary.
+    return animate.run(animate.resolve(config))
 
 
 def frames_of(row: dict[str, Any]) -> np.ndarray:

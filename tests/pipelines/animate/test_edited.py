@@ -21,7 +21,7 @@ from cinemo.motion import motion_bucket, motion_score
 from cinemo.video import read_clip, write_video
 from pipelines.animate import files, plan, request, rows
 from pipelines.animate.config import AnimateConfig
-from pipelines.animate.job import examine
+from pipelines.animate.job import resolve
 from pipelines.animate.records import table
 from tests.pipelines.animate.conftest import frames_of, make_animator, ready, tasks_of, write_catalog
 
@@ -168,11 +168,11 @@ def test_edited_rows_have_the_defaults_of_edit_video(config: AnimateConfig, fold
 def test_a_plan_keeps_edited_rows_together_and_knows_of_them(config: AnimateConfig, folder: Path) -> None:
     flags = unset(config, dct_init=False, dct_timestep=985)  # so that nothing else tells them apart
     catalog(flags, *({"seed": number, "video": "right.mp4" if number % 2 else ""} for number in range(6)))
-    (chunk,) = plan.tasks(flags, examine(flags))
+    (chunk,) = plan.tasks(flags, resolve(flags).model)
     assert chunk["source_video"].is_null().to_pylist() == [True] * 3 + [False] * 3
-    assert plan.write(flags, examine(flags), f"{flags.output}/catalog").edited
+    assert plan.write(flags, resolve(flags).model, f"{flags.output}/catalog").edited
     catalog(flags, {})
-    assert not plan.write(flags, examine(flags), f"{flags.output}/catalog").edited
+    assert not plan.write(flags, resolve(flags).model, f"{flags.output}/catalog").edited
 
 
 def test_every_fault_of_a_video_is_a_reject_that_names_it(

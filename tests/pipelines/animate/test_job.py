@@ -66,7 +66,7 @@ def config(catalog: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="module")
 def summary(config: AnimateConfig, ray_cluster: None) -> dict[str, Any]:
-    return animate.run(config)
+    return animate.run(animate.resolve(config))
 
 
 def test_each_row_has_a_video_or_a_reason(config: AnimateConfig, summary: dict[str, Any]) -> None:
@@ -125,7 +125,7 @@ def test_mlflow_has_the_run_with_its_parameters_and_numbers(config: AnimateConfi
 
 def test_rerun_of_a_finished_job_changes_no_file(config: AnimateConfig, summary: dict[str, Any]) -> None:
     before = every_file(config.output)
-    again = animate.run(config)
+    again = animate.run(animate.resolve(config))
     assert every_file(config.output) == before
     assert (again["counts"], again["new_videos"]) == (summary["counts"], 0)
 
@@ -149,7 +149,7 @@ def test_what_changed_in_the_catalog_is_made_and_nothing_else(copied: AnimateCon
     write_photo(catalog / "2.png", 7)
     write_photo(catalog / "broken.png", 8)
     write_catalog(Path(copied.catalog), [lines[6], *lines[:3], *lines[4:6]])
-    made = animate.run(copied)
+    made = animate.run(animate.resolve(copied))
     assert made["counts"] == {
         "rows": 6, "listed": 5, "videos": 4, "rejected": 1, "rejects": {"bad_prompt": 1}
     }  # fmt: skip
@@ -174,7 +174,7 @@ def test_finished_videos_are_listed_without_being_made_and_one_without_a_sidecar
         path.unlink()
     before = every_file(copied.output)
     files.keep(copied.output, row["id"], np.zeros((4, 3, 8, 8), np.float32))
-    made = animate.run(copied)
+    made = animate.run(animate.resolve(copied))
     assert (made["counts"]["listed"], made["counts"]["videos"], made["new_videos"]) == (5, 3, 1)
     after = every_file(copied.output)
     finished = {name: at for name, at in before.items() if name.startswith("videos/") and row["id"] not in name}
@@ -208,7 +208,7 @@ def test_rows_with_a_video_get_its_motion_beside_rows_without(
         catalog=catalog_file, output=str(tmp_path / "out"), model=str(of_residuals), max_replicas=1, batch=2,
         tracking_uri=tracking_uri, **QUICK,
     )  # fmt: skip
-    made = animate.run(config)
+    made = animate.run(animate.resolve(config))
     assert "note: " in capfd.readouterr().err  # that little of the motion comes back
     assert made["counts"] == {
         "rows": 6, "listed": 5, "videos": 4, "rejected": 1, "rejects": {"missing": 1}
@@ -220,7 +220,7 @@ def test_rows_with_a_video_get_its_motion_beside_rows_without(
     assert json.loads(sidecar.read_text())["request"]["video"] == source
     assert f"video {source}" in next(lines(trace(str(sidecar.with_suffix(".mp4")))))
     before = every_file(config.output)
-    assert animate.run(config)["new_videos"] == 0
+    assert animate.run(animate.resolve(config))["new_videos"] == 0
     assert every_file(config.output) == before
 
 
@@ -254,7 +254,7 @@ def test_what_ends_its_process_and_what_hangs_are_rejects_and_the_rest_is_made(
         catalog=catalog_file, output=str(tmp_path / "out"), model=str(checkpoint), max_replicas=1, batch=4,
         image_timeout=3, tracking_uri=tracking_uri, **QUICK,
     )  # fmt: skip
-    made = animate.run(config, Mortal)
+    made = animate.run(animate.resolve(config), Mortal)
     assert made["counts"]["rejects"] == {"crashed": 1, "timeout": 1}
     assert made["counts"]["videos"] == 6
     assert {number: row["reason"] for number, row in listed(config, "rejects").items()} == {1: "crashed", 3: "timeout"}

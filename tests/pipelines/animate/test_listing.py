@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.animate import listing
-from pipelines.animate.records import Reason, reject
+from pipelines.animate.records import reject
+from pipelines.core.output import Reason
 from tests.pipelines.animate.listing_rows import plan_of, state
 
 

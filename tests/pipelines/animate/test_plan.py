@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from pipelines.animate.config import AnimateConfig
-from pipelines.animate.job import check, examine, placed
-from pipelines.animate.records import Reason
+from pipelines.animate.job import resolve
 from pipelines.animate.request import shape_of
+from pipelines.core.output import Reason
 from tests.pipelines.animate.conftest import tasks_of, write_catalog, write_photo
 
 FAST: dict[str, Any] = {"speed": "fast", "num_inference_steps": None}
@@ -145,16 +145,25 @@ def test_what_cannot_work_is_refused(config: AnimateConfig, change: dict[str, An
     if "output" in change:
         change = {"catalog": str(folder), "prompt": "x", "output": change["output"].format(folder=folder)}
     with pytest.raises(ValueError, match=sentence):
-        check(config.model_copy(update=change))
+        resolve(config.model_copy(update=change))
 
 
-@pytest.mark.parametrize("other", ['{"sampling_version": 2}', '{"job": "animate", "catalog": "/elsewhere"}'])
-def test_the_output_of_another_job_is_refused(config: AnimateConfig, other: str) -> None:
+@pytest.mark.parametrize(
+    ("other", "sentence"),
+    [
+        ('{"sampling_version": 2}', r"--output .* was made by another job; give another --output"),
+        (
+            '{"job": "animate", "schema_version": 1, "catalog": "/elsewhere"}',
+            r"--catalog: .* was made with catalog '/elsewhere', this job has '.*'; give the old value, or another",
+        ),
+    ],
+)
+def test_the_output_of_another_job_is_refused(config: AnimateConfig, other: str, sentence: str) -> None:
     Path(config.output).mkdir()
     Path(config.output, "settings.json").write_text(other)
-    with pytest.raises(ValueError, match=r"was made by another job, with .*; give another --output"):
-        check(config)
+    with pytest.raises(ValueError, match=sentence):
+        resolve(config)
 
 
 def test_a_configuration_that_works_says_what_is_known_of_the_model(config: AnimateConfig) -> None:
-    assert examine(placed(config)).factor >= 1
+    assert resolve(config).model.factor >= 1

@@ -163,3 +163,16 @@ def test_a_registry_that_is_away_is_a_warning(model: Path, capsys: pytest.Captur
     said = capsys.readouterr().err.splitlines()
     assert f"{model} is complete, but not registered as late@candidate" in said[-1]
     assert "the same command registers it, and trains no more" in said[-1]
+
+
+def test_a_directory_is_hashed_once_until_one_of_its_files_changes(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[Path] = []
+    whole = checkpoint.fingerprint
+    monkeypatch.setattr(checkpoint, "fingerprint", lambda folder: hashed.append(folder) or whole(folder))
+    first = models.fingerprint(model)
+    assert models.fingerprint(model) == models.look_up(str(model)).fingerprint == first == whole(model)
+    assert hashed == [model]
+    (model / "note.json").write_text('"another"')
+    assert models.fingerprint(model) == whole(model) != first

@@ -12,11 +12,10 @@ from pipelines.evaluate.config import EvaluateConfig
 
 def evaluate_plain(config: EvaluateConfig) -> dict[str, Any]:
     """Write the rows and the report that `config` asks for; returns the job's summary."""
-    config = evaluate.placed(config)
-    evaluate.check(config)
-    size = evaluate.frame_size(config)
-    for model, cases in evaluate.plan(config).items():
-        measure = flow.Evaluator(config, model, size)
+    job = evaluate.resolve(config)
+    config = job.config
+    for model, cases in evaluate.plan(job).items():
+        measure = flow.Evaluator(config, model, job.size)
         for row in measure(pa.table({"case": [json.dumps(case) for case in cases]})):
             rows.write(row.to_pylist(), config.output)
-    return evaluate.run(config)  # finds every row done, so it starts no dataflow and only writes the report
+    return evaluate.run(job)  # finds every row done, so it starts no dataflow and only writes the report

@@ -13,8 +13,8 @@ from tests.pipelines.evaluate import small
 
 
 @pytest.fixture(scope="module")
-def wish() -> animators.Wish:
-    return animators.Wish("case", photo("coffee.png")[:64, :64].copy(), "a cup of coffee", 10, 3, 4)
+def wanted() -> animators.AnimationRequest:
+    return animators.AnimationRequest("case", photo("coffee.png")[:64, :64].copy(), "a cup of coffee", 10, 3, 4)
 
 
 def config(**changes: object) -> EvaluateConfig:
@@ -23,39 +23,39 @@ def config(**changes: object) -> EvaluateConfig:
 
 @pytest.mark.parametrize("kind", ["svd", "i2vgen-xl", "pia", "cogvideox-i2v"])
 def test_a_baseline_animates_the_image_at_the_size_and_length_of_the_others(
-    kind: str, wish: animators.Wish, checkpoint: Path, tmp_path: Path
+    kind: str, wanted: animators.AnimationRequest, checkpoint: Path, tmp_path: Path
 ) -> None:
     small.make(kind, tmp_path / kind, checkpoint / "tokenizer")
     animate = animators.load(f"{kind}:{tmp_path / kind}", config(), "cpu")
-    first, again = animate(wish, {}), animate(wish, {})
+    first, again = animate(wanted, {}), animate(wanted, {})
     assert first.shape == (4, 64, 64, 3)
     assert first.dtype == np.uint8
     assert np.array_equal(first, again)  # by its seed
-    assert not np.array_equal(first, animate(wish._replace(seed=4), {}))
-    assert not np.array_equal(first, animate(wish._replace(image=255 - wish.image), {}))
+    assert not np.array_equal(first, animate(wanted._replace(seed=4), {}))
+    assert not np.array_equal(first, animate(wanted._replace(image=255 - wanted.image), {}))
 
 
-def test_a_cinemo_model_starts_as_the_ablation_says(wish: animators.Wish, checkpoint: Path) -> None:
+def test_a_cinemo_model_starts_as_the_ablation_says(wanted: animators.AnimationRequest, checkpoint: Path) -> None:
     animate = animators.load(str(checkpoint), config(), "cpu")
-    wish = wish._replace(image=photo("coffee.png")[:96, :96].copy())  # of enough cells for a low corner of two
-    clips = [animate(wish, {"init": init}) for init in ("dct", "fft", "none")]
-    assert np.array_equal(clips[0], animate(wish, {}))
+    wanted = wanted._replace(image=photo("coffee.png")[:96, :96].copy())  # of enough cells for a low corner of two
+    clips = [animate(wanted, {"init": init}) for init in ("dct", "fft", "none")]
+    assert np.array_equal(clips[0], animate(wanted, {}))
     for a, b in ((0, 1), (0, 2), (1, 2)):
         assert not np.array_equal(clips[a], clips[b])
 
 
-def test_finished_videos_are_found_by_the_case_s_name(wish: animators.Wish, tmp_path: Path) -> None:
+def test_finished_videos_are_found_by_the_case_s_name(wanted: animators.AnimationRequest, tmp_path: Path) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (1, 80, 80, 3), np.uint8).repeat(13, axis=0)
     frames[6:] = 0
     write_video(tmp_path / "case.mp4", frames)
     animate = animators.load(f"videos:{tmp_path}", config(), "cpu")
-    found = animate(wish, {})
+    found = animate(wanted, {})
     assert found.shape == (4, 64, 64, 3)
     assert found[0].mean() > 50 > found[-1].mean()  # spread over the whole video
     with pytest.raises(VideoError, match="there is no video other in"):
-        animate(wish._replace(name="other"), {})
+        animate(wanted._replace(name="other"), {})
     with pytest.raises(VideoError, match="ends before frame"):
-        animate(wish._replace(num_frames=20), {})
+        animate(wanted._replace(num_frames=20), {})
 
 
 def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

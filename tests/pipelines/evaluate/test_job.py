@@ -41,7 +41,7 @@ def config(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Evalua
 
 @pytest.fixture(scope="module")
 def summary(config: EvaluateConfig, ray_cluster: None) -> dict[str, Any]:
-    return evaluate.run(config)
+    return evaluate.run(evaluate.resolve(config))
 
 
 def rows(output: str) -> list[dict[str, Any]]:
@@ -95,7 +95,7 @@ def test_mlflow_has_the_table_and_the_pictures(config: EvaluateConfig, summary: 
 
 def test_a_finished_job_changes_no_file(config: EvaluateConfig, summary: dict[str, Any]) -> None:
     before = every_file(config.output)
-    again = evaluate.run(config)
+    again = evaluate.run(evaluate.resolve(config))
     assert again["new_rows"] == 0
     assert again["metrics"] == summary["metrics"]
     assert every_file(config.output) == before
@@ -115,7 +115,8 @@ def test_lost_rows_are_measured_again_and_finished_videos_are_a_model(
     made = [row for row in expected if row["variant"].endswith("init=dct")]
     shutil.copytree(Path(config.output, made[0]["video"]).parent, tmp_path / "finished")
     (tmp_path / "finished" / Path(made[0]["video"]).name).write_bytes(b"no video")
-    again = evaluate.run(config.model_copy(update={"model": [*config.model, f"videos:{tmp_path}/finished"]}))
+    more = config.model_copy(update={"model": [*config.model, f"videos:{tmp_path}/finished"]})
+    again = evaluate.run(evaluate.resolve(more))
     assert again["new_rows"] == count + COUNT
     assert again["counts"] == {"cases": COUNT, "rows": 4 * COUNT - 1, "rejects": {"unreadable": 1}}
     found = rows(config.output)
@@ -129,7 +130,7 @@ def test_lost_rows_are_measured_again_and_finished_videos_are_a_model(
 
 def test_other_settings_do_not_mix_with_what_is_there(config: EvaluateConfig, summary: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"--seed: .* was made with seed 0, this job has 1"):
-        evaluate.check(config.model_copy(update={"seed": 1}))
+        evaluate.resolve(config.model_copy(update={"seed": 1}))
     assert json.loads((Path(config.output) / "settings.json").read_text())["seed"] == 0
 
 
@@ -157,5 +158,5 @@ def test_what_cannot_work_is_refused_before_the_cluster(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ValueError, match=words):
-        evaluate.check(config.model_copy(update={"output": "fresh", **changes}))
+        evaluate.resolve(config.model_copy(update={"output": "fresh", **changes}))
     assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ import pytest
 from cinemo.motion import motion_bucket, motion_score
 from cinemo.video import VideoError, sample_clip
 from pipelines.evaluate import datasets, measure
-from pipelines.evaluate.animators import Wish
+from pipelines.evaluate.animators import AnimationRequest
 from pipelines.evaluate.config import REAL, EvaluateConfig, Variant
 from tests.pipelines.evaluate.plain import evaluate_plain
 
@@ -35,11 +35,11 @@ def row_of(settings: EvaluateConfig, animate: Any, of: dict[str, Any] | None = N
 def test_a_model_is_asked_for_the_real_clip_s_motion_from_its_first_frame(tmp_path: Path) -> None:
     settings = config(tmp_path)
     clip, image = measure.real_clip(case(), settings, SIZE, lambda function, *rest: function(*rest))
-    asked: list[Wish] = []
+    asked: list[AnimationRequest] = []
 
-    def animate(wish: Wish, varied: Any) -> np.ndarray:
-        asked.append(wish)
-        return np.repeat(wish.image[None], wish.num_frames, axis=0)
+    def animate(request: AnimationRequest, varied: Any) -> np.ndarray:
+        asked.append(request)
+        return np.repeat(request.image[None], request.num_frames, axis=0)
 
     row = row_of(settings, animate)
     assert np.array_equal(asked[0].image, clip[0])
@@ -72,7 +72,7 @@ def test_the_image_of_a_real_video_is_one_of_its_clip_s_frames_and_always_the_sa
     ("error", "reason"), [(VideoError("missing", "no such video"), "missing"), (RuntimeError("out of it"), "internal")]
 )
 def test_a_fault_of_a_model_is_a_reject_of_the_case(tmp_path: Path, error: Exception, reason: str) -> None:
-    def animate(wish: Wish, varied: Any) -> np.ndarray:
+    def animate(request: AnimationRequest, varied: Any) -> np.ndarray:
         raise error
 
     row = row_of(config(tmp_path), animate)

@@ -8,16 +8,15 @@ from typing import Any
 from pipelines import sources
 from pipelines.core import storage
 from pipelines.dataset import manifest, parts, records
-from pipelines.prepare import clips, flow
+from pipelines.prepare import clips
 from pipelines.prepare import job as prepare
 from pipelines.prepare.config import PrepareConfig
 
 
 def prepare_plain(config: PrepareConfig) -> dict[str, Any]:
     """Write the dataset that `config` names; returns its description (dataset.json)."""
-    config = prepare.placed(config)
-    prepare.check(config)
-    size = flow.frame_size(config)
+    job = prepare.resolve(config)
+    config, size = job.config, job.size
     tensors = (config.embed_text, config.store_posterior)
     encoder = clips.Encoder(config.model, config.num_frames, size, *tensors, "cpu")
     tables = list(sources.iter_videos(config.input, config.uri_column, config.caption_column))
@@ -29,7 +28,7 @@ def prepare_plain(config: PrepareConfig) -> dict[str, Any]:
     rows = [row for one in encoded for row in records.iter_rows(records.row_table(one))]
     for first in range(0, len(rows), config.clips_per_file):
         parts.write(rows[first : first + config.clips_per_file], config.output, config.num_frames, size)
-    storage.put_json(storage.join(config.output, "settings.json"), prepare.identity(config))
-    described = prepare.describe(config, parts.survey(config.output))
+    storage.put_json(storage.join(config.output, "settings.json"), job.identity)
+    described = prepare.describe(job, parts.survey(config.output))
     storage.put_json(storage.join(config.output, "dataset.json"), described)
     return described

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from skimage.metrics import structural_similarity
 
 from cinemo.video import VideoError, sample_clip, write_video
-from pipelines.dataset import records
+from pipelines.core.output import Reason
 from pipelines.prepare import clips
 from pipelines.prepare.config import SamplingConfig
 
@@ -86,7 +86,7 @@ def test_a_file_that_is_no_video_becomes_one_reject(tmp_path: Path, content: byt
 def test_a_caption_fault_becomes_a_reject() -> None:
     video = {"uri": "/a.mp4", "caption": "", "fault": "a.json holds no caption"}
     (row,) = clips.make_spans(video, SamplingConfig(), SIZE)
-    assert (row["reason"], row["message"]) == (records.Reason.BAD_CAPTION, "a.json holds no caption")
+    assert (row["reason"], row["message"]) == (Reason.BAD_CAPTION, "a.json holds no caption")
 
 
 def test_a_scene_cut_is_a_reject_that_names_its_frames(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_every_fault_is_one_reject_row_and_the_rest_is_done(
 ) -> None:
     faulty: dict[str, Any] = {"clip_timeout": 3, "scene_cut": 0.02, "min_interval": 9, **SMALL}
     config = PrepareConfig(input=str(zoo), output=str(tmp_path / "ds"), tracking_uri=tracking_uri, **faulty)
-    summary = prepare.run(config)
+    summary = prepare.run(prepare.resolve(config))
     found = {Path(row["uri"]).stem: row for row in rows(config.output, "rejects")}
     assert {name: (row["stage"], row["reason"]) for name, row in found.items()} == EXPECTED
     assert len(rows(config.output, "rejects")) == len(EXPECTED)
@@ -146,7 +146,7 @@ def test_many_videos_go_through(ray_cluster: None, tracking_uri: str, tmp_path: 
     for number in range(MANY):
         shutil.copy(originals[number % len(originals)], folder / f"{number:03}.mp4")
     config: dict[str, Any] = {**SMALL, "num_frames": 2, "tracking_uri": tracking_uri}
-    made = prepare.run(PrepareConfig(input=str(folder), output=str(tmp_path / "ds"), **config))
+    made = prepare.run(prepare.resolve(PrepareConfig(input=str(folder), output=str(tmp_path / "ds"), **config)))
     assert made["counts"] == {
         **{"videos": MANY, "clips": MANY},
         **{"rejected_videos": 0, "rejected_clips": 0, "rejects": {}},

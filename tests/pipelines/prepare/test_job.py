@@ -58,7 +58,7 @@ def test_counts_add_up_and_faults_are_rows(prepare_config: PrepareConfig, summar
 
 def test_rerun_of_a_finished_job_changes_no_file(prepare_config: PrepareConfig, summary: dict[str, Any]) -> None:
     before = every_file(prepare_config.output)
-    again = prepare.run(prepare_config)
+    again = prepare.run(prepare.resolve(prepare_config))
     assert every_file(prepare_config.output) == before
     assert again["fingerprint"] == summary["fingerprint"]
 
@@ -71,7 +71,7 @@ def test_a_part_that_was_lost_is_made_again_and_nothing_else(
     expected = rows(prepare_config.output)
     lost.unlink()
     (Path(prepare_config.output) / "dataset.json").unlink()
-    again = prepare.run(prepare_config)
+    again = prepare.run(prepare.resolve(prepare_config))
     after = every_file(prepare_config.output)
     assert again["fingerprint"] == summary["fingerprint"]
     assert rows(prepare_config.output) == expected
@@ -101,7 +101,7 @@ def tensors(
     changes = {"output": str(tmp_path_factory.mktemp("tensors") / "ds"), "model": str(checkpoint), "clips_per_video": 1}
     changes |= {"embed_text": True, "store_posterior": True, "balance": True, "tracking_uri": tracking_uri}
     config = prepare_config.model_copy(update=changes)
-    prepare.run(config)
+    prepare.run(prepare.resolve(config))
     return config
 
 
@@ -136,7 +136,7 @@ def test_scores_alone_are_those_of_the_whole_job(
 ) -> None:
     changes = {"output": str(tmp_path / "ds"), "score_only": True, "tracking_uri": tracking_uri}
     config = prepare_config.model_copy(update=changes)
-    prepare.run(config)
+    prepare.run(prepare.resolve(config))
     whole = [{name: value for name, value in row.items() if name != "latents"} for row in rows(prepare_config.output)]
     assert rows(config.output) == whole
     assert rows(config.output, "rejects") == rows(prepare_config.output, "rejects")
@@ -151,5 +151,5 @@ def test_another_setting_does_not_mix_with_what_is_there(
 ) -> None:
     before = every_file(prepare_config.output)
     with pytest.raises(ValueError, match=f"--{name.replace('_', '-')}: .* was made with {name}"):
-        prepare.run(prepare_config.model_copy(update={name: value}))
+        prepare.run(prepare.resolve(prepare_config.model_copy(update={name: value})))
     assert every_file(prepare_config.output) == before

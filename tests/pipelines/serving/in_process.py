@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from pipelines.serving import catalog, page
+from pipelines.serving import page, served_models
 from pipelines.serving.api import Service, create_app
 from pipelines.serving.dispatch import Dispatcher
 from pipelines.serving.metrics import Metrics
@@ -91,7 +91,7 @@ def application(settings: ServeSettings, animator: Animator, with_page: bool = F
     metrics, store = Metrics(), Store(settings.store_url)
     ((name, model),) = settings.served.items()
     dispatcher = Dispatcher(settings, store, {name: animator.animate}, metrics.ended)
-    service = Service(settings, store, dispatcher, {name: catalog.look_up(name, model)})
+    service = Service(settings, store, dispatcher, {name: served_models.look_up(name, model)})
 
     async def ready() -> list[str]:
         return []

@@ -168,7 +168,7 @@ def test_a_job_whose_dispatcher_died_is_begun_again_and_finished_once(
     last = store.get(video["id"])
     assert first is not None
     assert last is not None
-    assert last.keeper != first.keeper
+    assert last.lease_owner != first.lease_owner
     assert len(list(Path(settings.output, "videos").glob(f"{video['id']}-*.mp4"))) == 1
 
 

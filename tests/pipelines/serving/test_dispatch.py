@@ -1,4 +1,4 @@
-"""The dispatcher over a real store: one keeper a job, however long the store was away; files that no job names go."""
+"""The dispatcher over a real store: one lease owner a job, however long the store was away; lost files go."""
 
 import asyncio
 import dataclasses
@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 
 from pipelines.serving import results
-from pipelines.serving.catalog import complete, look_up
 from pipelines.serving.dispatch import Dispatcher
 from pipelines.serving.schema import VideoRequest
+from pipelines.serving.served_models import complete, look_up
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Job, Store
 
 
-def job(name: str, keeper: str, lease_until: float) -> Job:
+def job(name: str, lease_owner: str, lease_until: float) -> Job:
     settings, now = ServeSettings(), time.time()
     request = complete(VideoRequest(prompt="it moves"), look_up("builtin:tiny", "builtin:tiny"), settings.limits)
     return Job(
-        id=f"video_{name}", owner="me", model="builtin:tiny", request=request, keeper=keeper, lease_until=lease_until,
-        created_at=now,
+        id=f"video_{name}", owner="me", model="builtin:tiny", request=request, lease_owner=lease_owner,
+        lease_until=lease_until, created_at=now,
     )  # fmt: skip
 
 

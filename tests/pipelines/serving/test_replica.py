@@ -14,7 +14,7 @@ from cinemo import CinemoPipeline
 from cinemo.video import probe, sample_clip, write_video
 from pipelines.animate.request import shape_of
 from pipelines.core import storage
-from pipelines.serving import catalog, results, schema
+from pipelines.serving import results, schema, served_models
 from pipelines.serving.replica import Animator
 from pipelines.serving.settings import Limits, Replicas, ServeSettings
 from pipelines.serving.store import Job
@@ -30,11 +30,11 @@ def animator(small: str, tmp_path_factory: pytest.TempPathFactory) -> Animator:
 
 def keep(animator: Animator, name: str, **asked: Any) -> Job:
     """A job in the animator's store."""
-    served = catalog.look_up("small", animator.settings.model)
-    request = catalog.complete(schema.VideoRequest(**{"prompt": "", **asked}), served, Limits(max_steps=900))
+    served = served_models.look_up("small", animator.settings.model)
+    request = served_models.complete(schema.VideoRequest(**{"prompt": "", **asked}), served, Limits(max_steps=900))
     now = time.time()
     job = Job(
-        id=f"video_{name}", owner="me", model="small", request=request, keeper="me", lease_until=now + 60,
+        id=f"video_{name}", owner="me", model="small", request=request, lease_owner="me", lease_until=now + 60,
         created_at=now, request_digest=name,
     )  # fmt: skip
     assert animator.store.create(job, png(), 100, 100)[1]

@@ -28,7 +28,7 @@ def store(url: str) -> Store:
 def job(number: int = 1, **changes: Any) -> Job:
     now = time.time()
     plain = Job(
-        id=f"video_{number:04d}", owner="me", model="tiny", request={"prompt": "a\0b 🐈"}, keeper="first",
+        id=f"video_{number:04d}", owner="me", model="tiny", request={"prompt": "a\0b 🐈"}, lease_owner="first",
         lease_until=now + 60, created_at=now, request_digest=f"digest {number}",
     )  # fmt: skip
     return dataclasses.replace(plain, **changes)
@@ -142,12 +142,12 @@ def test_what_nobody_works_on_is_taken_by_one_of_many(url: str) -> None:
     assert store.take_abandoned("third", 60) == []
     found = store.get("video_0000")
     assert found is not None
-    assert found.keeper == "second"
+    assert found.lease_owner == "second"
 
 
 def test_a_keeper_extends_only_the_leases_of_jobs_that_are_still_its_own(store: Store) -> None:
     past = time.time() - 1
-    keep(store, job(1, lease_until=past), job(2, lease_until=past, keeper="second"))
+    keep(store, job(1, lease_until=past), job(2, lease_until=past, lease_owner="second"))
     store.extend(["video_0001", "video_0002"], 60, "first")
     assert [one.id for one in store.take_abandoned("third", 60)] == ["video_0002"]
 

@@ -48,7 +48,7 @@ def test_a_dataset_that_does_not_fit_the_model_is_refused_before_anything_is_wri
 ) -> None:
     config = changed_dataset(train_config, tmp_path, **changes)
     with pytest.raises(ValueError, match=sentence):
-        train.check(config)
+        train.resolve(config)
     assert not (tmp_path / "run").exists()
 
 
@@ -58,8 +58,8 @@ def test_a_share_held_out_that_leaves_less_than_a_batch_is_refused(train_config:
     left = len(found) - len(held_out_rows(train_config.model_copy(update={"validation_share": share})))
     changes = {"validation_share": share, "total_batch": left + 1}
     with pytest.raises(ValueError, match=rf"--validation-share {share} leaves {left} to train on, fewer"):
-        train.check(train_config.model_copy(update=changes))
-    train.check(train_config.model_copy(update={**changes, "total_batch": left}))
+        train.resolve(train_config.model_copy(update=changes))
+    train.resolve(train_config.model_copy(update={**changes, "total_batch": left}))
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,8 @@ def test_a_run_is_exact_after_every_hop_to_another_layout_with_a_lost_worker_a_s
         else:
             faults.leave_stale_shards(run)
             faults.leave_a_stale_row(run)
-            said = train.run(config.model_copy(update=changes | {"sample_every": 2 * (number == SAMPLED)}))
+            changed = config.model_copy(update=changes | {"sample_every": 2 * (number == SAMPLED)})
+            said = train.run(train.resolve(changed))
         check_hop(hop, run, steps, said, reference)
         if number == SAMPLED:
             check_samples(run, [*(last for _, _, last in HOPS[:number]), steps - 2, steps])
@@ -139,7 +140,7 @@ def run_with_losses(config: TrainConfig, server: faults.Server) -> dict[str, Any
 
     state = Path(config.output) / "checkpoints" / f"step_{2 * EVERY:07d}" / "state.json"
     killer = faults.when(state.exists, lose)
-    said = train.run(config)
+    said = train.run(train.resolve(config))
     killer.join(timeout=10)
     assert len(killed) == 1
     return said
@@ -223,10 +224,10 @@ def check_samples(run: Path, steps: list[int]) -> None:
 
 def check_refusals(config: TrainConfig) -> None:
     """A run that is there goes on with the settings that it began with, and no others."""
-    with pytest.raises(ValueError, match=r"--seed: the run in .* has 0, this command 1"):
-        train.check(config.model_copy(update={"seed": 1}))
-    with pytest.raises(ValueError, match=r"--validation-share: the run in .* has 0\.\d+, this command 0\.0"):
-        train.check(config.model_copy(update={"validation_share": 0.0}))
+    with pytest.raises(ValueError, match=r"--seed: .* was made with seed 0, this job has 1"):
+        train.resolve(config.model_copy(update={"seed": 1}))
+    with pytest.raises(ValueError, match=r"--validation-share: .* with validation_share 0\.\d+, this job has 0\.0"):
+        train.resolve(config.model_copy(update={"validation_share": 0.0}))
 
 
 def check_stop(config: TrainConfig, reference: Reference) -> None:
@@ -237,7 +238,7 @@ def check_stop(config: TrainConfig, reference: Reference) -> None:
     changes = {"max_steps": 2 * LAST, "max_bad_steps": so_far, "zero_stage": 2, "checkpoint_every": 2 * LAST}
     sentence = rf"step {reference.bad[so_far]} has no finite loss .* look at the clips {reference.spoiled_clip}, or"
     with pytest.raises(RuntimeError, match=sentence):
-        train.run(config.model_copy(update=changes))
+        train.run(train.resolve(config.model_copy(update=changes)))
     assert before.items() <= faults.written(Path(config.output)).items()
 
 
@@ -254,7 +255,7 @@ def test_low_precision_checkpointing_offload_and_own_settings_train_alike(
         ("offload", 3, {"offload_optimizer": "cpu", "offload_params": "cpu", "deepspeed": str(own)}),
     ):
         changes = {**more, "zero_stage": stage, "output": str(tmp_path / name)}
-        said = train.run(config.model_copy(update=changes))
+        said = train.run(train.resolve(config.model_copy(update=changes)))
         losses = read_losses(changes["output"])
         np.testing.assert_allclose(losses, plain.losses, rtol=2e-2)  # bf16 has eight bits
         assert not np.allclose(losses, plain.losses, rtol=1e-5)  # and is what was computed in
@@ -275,7 +276,7 @@ def test_the_tiny_preset_halves_its_loss_in_a_hundred_steps_and_says_that_no_cli
     prepare_plain(prepare_config.model_copy(update={"output": prepared, "model": like}))
     changes = {"init": "none", "components": like, "total_batch": 4, "micro_batch": 2, "num_workers": 1}
     places = {"dataset": prepared, "output": str(tmp_path / "run"), "tracking_uri": tracking_uri}
-    said = train.run(TrainConfig(**places, **changes, validation_share=1e-6))
+    said = train.run(train.resolve(TrainConfig(**places, **changes, validation_share=1e-6)))
     assert said["steps"] == 100
     assert said["loss_last_20"] < 0.5 * said["loss_first_20"]
 

@@ -54,7 +54,8 @@ def test_a_model_that_overfits_four_clips_animates_their_images_with_25_db(tmp_p
             table.writerow([f"{number}.mp4", caption])
     sampling = {**SMALL, "min_interval": INTERVAL, "max_interval": INTERVAL}
     prepared = str(tmp_path / "dataset")
-    prepare.run(PrepareConfig(input=str(tmp_path / "captions.csv"), output=prepared, model=MODEL, **sampling))
+    config = PrepareConfig(input=str(tmp_path / "captions.csv"), output=prepared, model=MODEL, **sampling)
+    prepare.run(prepare.resolve(config))
     changes = {
         "output": str(tmp_path / "run"),
         "max_steps": STEPS,
@@ -69,7 +70,7 @@ def test_a_model_that_overfits_four_clips_animates_their_images_with_25_db(tmp_p
         "num_workers": 1,
         "micro_batch": 4,
     }
-    said = train.run(small_config(prepared, tmp_path, MODEL).model_copy(update=changes))
+    said = train.run(train.resolve(small_config(prepared, tmp_path, MODEL).model_copy(update=changes)))
 
     pipe = CinemoPipeline.from_pretrained(said["model"])
     clips = rows(prepared)

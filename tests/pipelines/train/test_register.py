@@ -35,13 +35,13 @@ def test_a_training_without_its_server_is_registered_by_the_same_command_later_a
 ) -> None:
     changes = {"output": str(tmp_path / "run"), "max_steps": 2, "num_workers": 1, "register_as": "trained"}
     config = small_config(prepared, tmp_path).model_copy(update={**changes, "tracking_uri": server.uri})
-    first = train.run(config)
+    first = train.run(train.resolve(config))
     assert first["registered"] is None
     assert "not registered as trained@candidate" in capsys.readouterr().err
     made = written(tmp_path / "run")
 
     server.start()
-    again, once_more = train.run(config), train.run(config)
+    again, once_more = train.run(train.resolve(config)), train.run(train.resolve(config))
     assert again["registered"] == once_more["registered"] == "models:/trained/1"
     assert again["model_fingerprint"] == once_more["model_fingerprint"] == first["model_fingerprint"]
     assert written(tmp_path / "run") == made
@@ -51,7 +51,7 @@ def test_a_training_without_its_server_is_registered_by_the_same_command_later_a
 
     # Its encoders ask the server, too: they may be on another node.
     changes = {"model": "models:/trained@candidate", "output": str(tmp_path / "ds"), "tracking_uri": server.uri}
-    said = prepare.run(prepare_config.model_copy(update={**changes, "clips_per_video": 1}))
+    said = prepare.run(prepare.resolve(prepare_config.model_copy(update={**changes, "clips_per_video": 1})))
     assert said["counts"]["clips"] > 0
     vaes = [
         storage.read_json(f"{output}/dataset.json")["vae_fingerprint"] for output in (tmp_path / "ds", config.dataset)
@@ -59,8 +59,7 @@ def test_a_training_without_its_server_is_registered_by_the_same_command_later_a
     assert vaes[0] == vaes[1]
 
     more = config.model_copy(update={"init": "models:/trained@candidate", "output": str(tmp_path / "more")})
-    train.check(more)
-    placed = train.placed(more)
-    assert train.identity(placed)["init"] == "models:/trained/1"
-    assert models.resolve(placed.init) == weights.directory(placed)
-    assert weights.directory(placed).name == first["model_fingerprint"]
+    job = train.resolve(more)
+    assert job.identity["init"] == "models:/trained/1"
+    assert models.resolve(job.config.init) == weights.directory(job.config)
+    assert weights.directory(job.config).name == first["model_fingerprint"]
