@@ -71,7 +71,7 @@ def clip_schema(tensors: Mapping[str, Sequence[int]]) -> pa.Schema:
 
     latents (N, C, h, w): posterior mean, scaled. latents_logvar (N, C, h, w): the log-variance around it, scaled too.
     text_embeds (T, D). A dataset of scores alone has none of them. first_frame: the clip's first frame, as WebP, for
-    people and for decoders that move it; null in parts written before there was one.
+    people and for decoders that move it; null without latents, and missing in parts written before there was one.
     """
     fields = [
         pa.field("clip_id", pa.string()),

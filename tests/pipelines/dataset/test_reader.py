@@ -1,14 +1,16 @@
 """Reading a dataset for training: any clip by position, and an order that depends on the seed alone."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.core import hashing
-from pipelines.dataset import reader
+from pipelines.dataset import parts, reader
 from tests.pipelines.conftest import rows
 
 
@@ -39,6 +41,28 @@ def test_reader_gives_each_row_of_the_files_in_the_order_of_ids(prepared: str) -
         assert (clip.latents.shape[0], *clip.latents.shape[2:]) == (4, 2, 2)
         assert clip.first_frame == row["first_frame"]
         np.testing.assert_array_equal(clip.latents.ravel(), np.array(row["latents"], np.float32))
+
+
+def test_a_part_written_before_there_were_first_frames_is_read_and_its_clips_are_done(
+    prepared: str, tmp_path: Path
+) -> None:
+    output = str(tmp_path / "dataset")
+    shutil.copytree(prepared, output)
+    old = min((tmp_path / "dataset" / "data").iterdir())
+    table = pq.read_table(old).drop_columns(["first_frame"])
+    for path in (old, old.with_name("part-twice.parquet")):  # as a worker leaves it that outlived its driver
+        pq.write_table(table, path)
+    parts.drop_duplicates(output)
+    whole, found = parts.survey(prepared), parts.survey(output)
+    assert (found.identity, found.keys.tolist()) == (whole.identity, whole.keys.tolist())
+    clips, expected = reader.ClipReader(output), reader.ClipReader(prepared)
+    without = set(table["clip_id"].to_pylist())
+    assert len(clips) == len(expected) > len(without) > 0
+    for position in range(len(clips)):
+        clip, same = clips[position], expected[position]
+        assert clip.clip_id == same.clip_id
+        assert clip.first_frame == (None if clip.clip_id in without else same.first_frame)
+        np.testing.assert_array_equal(clip.latents, same.latents)
 
 
 @given(st.integers(0, 2**64 - 1), st.floats(0, 0.999), st.floats(0, 0.999))

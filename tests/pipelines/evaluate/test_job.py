@@ -141,7 +141,7 @@ def test_other_settings_do_not_mix_with_what_is_there(config: EvaluateConfig, su
         ({"dataset": "nowhere"}, "nowhere does not exist"),
         ({"i3d": __file__}, "is no TorchScript file, which I3D needs"),
         ({"num_frames": 8}, "FVD needs clips of at least 10 frames, got 8"),
-        ({"model": ["builtin:tiny"]}, "64 x 64 was not trained by this model; it takes 128 x 192"),
+        ({"model": ["builtin:tiny"]}, "64 x 64 was not trained by this model; it takes 320 x 512, "),
         ({"model": ["videos:nowhere"]}, "there is no video in it"),
         ({"model": ["real"]}, "are measured anyway"),
         ({"scheduler": "magic"}, "--scheduler magic is unknown"),

@@ -39,6 +39,7 @@ class Judge:
         source = weights.directory(config)
         self.alphas = checkpoint.load_scheduler(source, weights.prediction_type(config)).alphas_cumprod
         self.embed = text_features(source, torch.device("cpu"))
+        self.cell = checkpoint.vae_factor(checkpoint.load_vae(source).config)
 
     @torch.no_grad()
     def losses(self, weights: dict[str, torch.Tensor]) -> dict[str, float]:
@@ -47,7 +48,8 @@ class Judge:
             weight.copy_(weights[name])
         losses: dict[str, list[float]] = {}
         for row in self.rows:
-            latents = torch.tensor(np.array(row["latents"], np.float32).reshape(1, 4, -1, 8, 8)).transpose(1, 2)
+            shape = (1, row["num_frames"], -1, row["height"] // self.cell, row["width"] // self.cell)
+            latents = torch.tensor(np.array(row["latents"], np.float32).reshape(shape)).transpose(1, 2)
             for fifth in range(5):
                 generator = named_generator(f"validation\n{fifth}\n{row['clip_id']}")
                 timestep = torch.randint(200 * fifth, 200 * fifth + 200, (), generator=generator)[None]

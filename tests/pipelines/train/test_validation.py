@@ -1,6 +1,6 @@
 """Validation: means by timestep and by motion, and the clips that a stream judges by.
 
-That a run's numbers are right at every ZeRO stage and change nothing is held by test_train.py.
+That a run's numbers are right at every ZeRO stage and change nothing is held by test_job.py.
 """
 
 import functools
