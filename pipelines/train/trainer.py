@@ -83,6 +83,17 @@ def loop(settings: dict[str, Any]) -> dict[str, Any]:
         if problem is not None:
             say(problem)
 
+    def judge(step: int) -> None:
+        engine.eval()
+        means = validation.validate(loss_of, draw, clips, held_out, config.micro_batch, device)
+        engine.train()
+        judged.append({"step": step, **means})
+        if rank == 0:
+            validation.write_rows(output, judged)
+            log.series([(step, means)])
+
+    if held_out and not judged:
+        judge(start)  # what the run began with, so that what it brings can be read
     for step in range(start, config.max_steps):
         began, waited = time.perf_counter(), 0.0
         rate = learning_rate(config, step)
@@ -134,13 +145,7 @@ def loop(settings: dict[str, Any]) -> dict[str, Any]:
         samples = config.sample_every > 0 and (step + 1) % config.sample_every == 0
         saves = last or samples or (step + 1) % config.checkpoint_every == 0
         if held_out and (last or (step + 1) % config.validate_every == 0 if config.validate_every else saves):
-            engine.eval()
-            means = validation.validate(loss_of, draw, clips, held_out, config.micro_batch, device)
-            engine.train()
-            judged.append({"step": step + 1, **means})
-            if rank == 0:
-                validation.write_rows(output, judged)
-                log.series([(step + 1, means)])
+            judge(step + 1)
         if saves:
             if rank == 0:
                 storage.put(storage.join(output, "losses.csv"), csv_lines(losses))
