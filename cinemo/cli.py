@@ -75,8 +75,10 @@ def demo(
     output: Annotated[Path, typer.Option(help="the sheet to write (.png); the videos go beside it")] = Path("demo.png"),
     model: ModelOption = "builtin:tiny",
     image: Annotated[Path | None, typer.Option(help="a photo of yours; default: one that comes along")] = None,
-    steps: Annotated[int, typer.Option(help="denoising steps (DDIM)")] = 10,
-    guidance_scale: Annotated[float, typer.Option(help="how strongly the prompt acts; 1 or less is off")] = 2.0,
+    steps: Annotated[int | None, typer.Option(help="denoising steps (DDIM); default: the model's, or 50")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="how strongly the prompt acts; 1 or less is off; default: the model's, or 7.5")
+    ] = None,
     seed: Annotated[int, typer.Option(help="the same seed gives the same videos")] = 0,
     device: DeviceOption = "auto",
 ) -> None:
@@ -91,12 +93,15 @@ def demo(
     photo = read_image(image) if image is not None else bundled_photo(EXAMPLE_PHOTO)
     pipe = load(model, device)
     prompts = ("the camera pans left", "the camera zooms in", "the camera pans up")
-    buckets = (2, 8, 14)
+    buckets = (2, 6, 10)
+    settings = {
+        "num_inference_steps": pipe.card.steps if steps is None else steps,
+        "guidance_scale": pipe.card.guidance if guidance_scale is None else guidance_scale,
+    }
     rows: list[tuple[str, np.ndarray]] = []
     for prompt in prompts:
         typer.echo(f"animating: {prompt}", err=True)
-        wishes = {"motion_bucket": list(buckets), "num_inference_steps": steps, "guidance_scale": guidance_scale}
-        clips = pipe([photo] * len(buckets), prompt, seed=seed, **wishes).frames
+        clips = pipe([photo] * len(buckets), prompt, motion_bucket=list(buckets), seed=seed, **settings).frames
         for bucket, clip in zip(buckets, clips, strict=True):
             write_video(output.parent / f"{output.stem}-{prompt.replace(' ', '-')}-{bucket}.mp4", clip)
             rows.append((f"{prompt}, motion bucket {bucket}", clip))

@@ -67,6 +67,14 @@ def test_animate_writes_a_video_and_says_what_it_measured(photo: Path, checkpoin
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["b.mp4"]
 
 
+def test_a_portrait_becomes_a_portrait(cinemo: Command, photo: Path, tmp_path: Path) -> None:
+    with Image.open(photo) as image:
+        image.rotate(90, expand=True).save(tmp_path / "tall.png")
+    result = cinemo("animate", tmp_path / "tall.png", "--prompt", "", "--steps", 1, "--output", tmp_path / "tall.mp4")
+    assert result.code == 0, result.err
+    assert probe(tmp_path / "tall.mp4")[2:] == (320, 512)
+
+
 def test_animate_refuses_bad_input_with_one_sentence(
     cinemo: Command, photo: Path, checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -94,6 +94,7 @@ def animate(
         )
     photo = read_image(image)
     pipe = common.load(model, device, dtype.value, vae.value)
+    height, width = common.fitting_size(pipe, photo, height, width)
     if reference_video is not None:
         clip, _ = read_clip(reference_video, 0, 3, num_frames, common.frame_size(pipe, height, width))
         motion_bucket = measure_bucket(motion_score(clip))

@@ -162,7 +162,8 @@ def reachable(photos: dict[str, np.ndarray]) -> Iterable[Number]:
 
     Buckets are of SSIM, and what that falls to is as much the photo's doing as the motion's: half of rocket is sky.
     """
-    asked, found = [], []
+    asked: list[int] = []
+    found: list[int] = []
     for image in photos.values():
         pixels = to_pixels(image[None])[0]
         for kind, way in (MOVES[0], MOVES[4], MOVES[6]):
