@@ -58,6 +58,11 @@ class ModelCard:
         return int(self.sampling.get("num_inference_steps", 50))
 
     @property
+    def inversion_steps(self) -> int:
+        """Steps that suit the inversion of a video: 25 at least, also where fewer suit the animation of a photo."""
+        return max(25, self.steps)
+
+    @property
     def guidance(self) -> float:
         """Guidance scale that suits the model; the official 7.5 where it does not say."""
         return float(self.sampling.get("guidance_scale", 7.5))

@@ -8,8 +8,6 @@ import typer
 
 from cinemo.commands import common
 
-INVERSION_STEPS = 25  # fewer than a model animates well with may be too few to invert a video
-
 
 def edit(
     video: Annotated[Path, typer.Argument(help="the video whose motion is taken")],
@@ -79,7 +77,7 @@ def edit(
         prompt,
         source_prompt,
         motion_bucket=bucket,
-        num_inference_steps=max(INVERSION_STEPS, pipe.card.steps) if steps is None else steps,
+        num_inference_steps=pipe.card.inversion_steps if steps is None else steps,
         guidance_scale=guidance_scale,
         negative_prompt=negative_prompt,
         dct_init=dct_init,

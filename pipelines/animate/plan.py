@@ -124,7 +124,8 @@ class Filler:
     def _complete(self, wishes: tuple[tuple[str, Any], ...], edited: bool) -> tuple[dict[str, Any], str]:
         usual: dict[str, Any] = {}
         if edited:
-            usual = {name: value for name, value in request.EDITED.items() if name not in self.asked}
+            edit = {**request.EDITED, "num_inference_steps": self.model.card.inversion_steps}
+            usual = {name: value for name, value in edit.items() if name not in self.asked}
         if "num_inference_steps" in dict(wishes):  # the row's own steps outdo the job's speed
             usual["speed"] = None
         asked = request.Settings.model_validate({**self.defaults, **usual, **dict(wishes)})
