@@ -1,0 +1,58 @@
+"""The card of a model directory, cinemo.json: what its numbers mean, and what suits it."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cinemo.motion import OFFICIAL_MOTION, UNIFORM_MOTION
+
+CARD_NAME = "cinemo.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What cinemo.json says. Without the file: the official motion mapping, and any size or length is taken."""
+
+    motion: dict[str, Any] = field(default_factory=lambda: dict(UNIFORM_MOTION))
+    sizes: list[tuple[int, int]] | None = None  # trained (height, width), pixels; the first is the default
+    lengths: list[int] | None = None  # trained numbers of frames; the first is the default
+    sampling: dict[str, float] = field(default_factory=dict)  # num_inference_steps, guidance_scale that suit it best
+    lineage: dict[str, Any] = field(default_factory=dict)  # dataset fingerprint, run id, code version, ...
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps that suit the model; the paper's 50 where it does not say."""
+        return int(self.sampling.get("num_inference_steps", 50))
+
+    @property
+    def inversion_steps(self) -> int:
+        """Steps that suit the inversion of a video: 25 at least, also where fewer suit the animation of a photo."""
+        return max(25, self.steps)
+
+    @property
+    def guidance(self) -> float:
+        """Guidance scale that suits the model; the official 7.5 where it does not say."""
+        return float(self.sampling.get("guidance_scale", 7.5))
+
+
+def read_card(directory: str | os.PathLike[str]) -> ModelCard:
+    """cinemo.json of a model directory, or what its absence means. Raises ValueError for one that cannot be read."""
+    path = Path(directory) / CARD_NAME
+    if not path.exists():
+        return ModelCard(motion=dict(OFFICIAL_MOTION))
+    try:
+        raw = json.loads(path.read_text())
+        if raw.get("format_version") != FORMAT_VERSION:
+            raise ValueError(f"format_version {raw.get('format_version')} is not {FORMAT_VERSION}; upgrade cinemo")
+        raw["sizes"] = [(int(height), int(width)) for height, width in raw["sizes"]] if raw.get("sizes") else None
+        return ModelCard(**raw)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be used: {error}") from error
+
+
+def write_card(directory: str | os.PathLike[str], card: ModelCard) -> None:
+    (Path(directory) / CARD_NAME).write_text(json.dumps(asdict(card), indent=2, sort_keys=True) + "\n")
