@@ -87,16 +87,16 @@ def exported(model: str | Path) -> dict[str, torch.Tensor]:
     return {name: weight.detach() for name, weight in checkpoint.load_unet(model).named_parameters()}
 
 
-def small_config(prepared: str, folder: Path, like: str = "builtin:tiny") -> TrainConfig:
+def small_config(prepared: str, folder: Path) -> TrainConfig:
     """A run from nothing with the smallest U-Net, gentle enough for 30 steps to agree to rounding.
 
     Adam's first steps are the gradient's signs: at a higher rate, a difference in the last bit grows tenfold in two
-    steps. folder: gets the model directory; `output` is for each test to set. like: the model whose VAE, text encoder
-    and scheduler it has.
+    steps. folder: gets the model directory, with all but the U-Net of the built-in one; `output` is for each test to
+    set.
     """
     components = folder / "components"
     if not components.exists():
-        builtin = checkpoint.resolve(like)
+        builtin = checkpoint.resolve("builtin:tiny")
         shutil.copytree(builtin, components, ignore=shutil.ignore_patterns("unet"))
         widths = CinemoUNet.load_config(builtin / "unet")
         same = {name: widths[name] for name in ("in_channels", "out_channels", "cross_attention_dim")}
