@@ -20,12 +20,19 @@ WAYS = {
     "rotate": ("clockwise", "counterclockwise"),
     "clouds": ("left", "right"),
 }
-MIRRORED = {"left": "right", "right": "left", "clockwise": "counterclockwise", "counterclockwise": "clockwise"}
-TURNED = {"up": "down", "down": "up", "clockwise": "counterclockwise", "counterclockwise": "clockwise"}
+# What swings begins at rest and has one phase, so that words and picture say all of it; a phase that no word says would
+# have to be drawn by the sampler, and few steps draw badly. Form, waves a height, radians a frame, largest amplitude.
+WAVES = {
+    "sway": ("rows", 1.0, 0.5, 0.12),
+    "ripple": ("rings", 1.5, 0.5, 0.05),
+    "breathe": ("breath", 1.0, 0.45, 0.10),
+    "water": ("rows", 3.0, 0.5, 0.06),
+}
+SHAKE = (0.7, 1.3, 0.9, 1.5, 0.0, 1.0, 2.0, 3.0)  # of either axis: radians a frame of two waves, and their phases
 # How often each is drawn: of pictures without masks, and of those with.
 WHOLE = {
-    "pan": 0.30, "zoom": 0.14, "rotate": 0.11, "both": 0.12, "shake": 0.07, "still": 0.06, "sway": 0.06, "ripple": 0.05,
-    "breathe": 0.05, "flicker": 0.04,
+    "pan": 0.34, "zoom": 0.14, "rotate": 0.11, "both": 0.12, "shake": 0.07, "still": 0.06, "sway": 0.06, "ripple": 0.05,
+    "breathe": 0.05,
 }  # fmt: skip
 MASKED = {"region": 0.70, "camera and region": 0.12, "pan": 0.08, "zoom": 0.05, "still": 0.05}
 REFERENCE = 320.0  # pixels: the height at which speeds are counted
@@ -44,17 +51,16 @@ class Motion:
     velocity: tuple[float, float] = (0.0, 0.0)
     zoom: float = 0.0  # growth of the log magnification a frame
     turn: float = 0.0  # radians a frame, clockwise
-    shake: tuple[float, ...] = ()  # amplitude; two frequencies and two phases of either axis
+    shake: float = 0.0  # amplitude of a hand-held camera
     drift: tuple[float, float] = (0.0, 0.0)  # of the region's content
-    wave: tuple[float, float, float, float] = (0.0, 1.0, 0.0, 0.0)  # amplitude, waves a height, radians a frame, phase
-    shape: str = ""  # of the wave: "rows", "rings", "breath"
-    flicker: tuple[float, float, float] = (0.0, 0.0, 0.0)  # amplitude, radians a frame, phase
+    wave: float = 0.0  # amplitude
+    shape: str = ""  # of the wave, a name of WAVES
     region: str = ""  # "sky" or "water", where what moves by itself is; "" is everywhere
 
     @property
     def oscillates(self) -> bool:
         """Whether neighbouring frames differ more at some times than at others."""
-        return bool(self.shake or self.wave[0] or self.flicker[0])
+        return bool(self.shake or self.wave)
 
 
 def draw_motion(rng: np.random.Generator, regions: tuple[str, ...] = ()) -> Motion:
@@ -77,12 +83,7 @@ def draw_motion(rng: np.random.Generator, regions: tuple[str, ...] = ()) -> Moti
         moved = camera(rng, str(rng.choice(["pan", "zoom"])), min(speed, 6.0))
         return replace(own, parts=moved.parts + own.parts, velocity=moved.velocity, zoom=moved.zoom)
     if kind in ("sway", "ripple", "breathe"):
-        return waving(rng, kind, min(speed, 10.0))
-    if kind == "flicker":
-        amplitude = 0.5 * min(1.0, speed / 10)
-        return Motion(
-            ((kind, ""),), 0.0, flicker=(amplitude, float(rng.uniform(0.5, 1.5)), float(rng.uniform(0, 2 * np.pi)))
-        )
+        return waving(kind, min(speed, 10.0))
     return camera(rng, kind, speed)
 
 
@@ -98,8 +99,7 @@ def camera(rng: np.random.Generator, kind: str, speed: float, way: str = "") -> 
     if kind == "rotate":
         return replace(made, turn=min(speed / ARM, MOST_TURN) * (1 if way == "clockwise" else -1))
     if kind == "shake":
-        turns = (*rng.uniform(0.6, 1.5, 4), *rng.uniform(0, 2 * np.pi, 4))
-        return replace(made, shake=(min(1.6 * speed / REFERENCE, 0.08), *map(float, turns)))
+        return replace(made, shake=min(1.6 * speed / REFERENCE, 0.08))
     return replace(made, speed=0.0)
 
 
@@ -108,34 +108,21 @@ def regional(rng: np.random.Generator, region: str, speed: float) -> Motion:
     if region == "sky":
         way = str(rng.choice(WAYS["clouds"]))
         return Motion((("clouds", way),), speed, drift=(VECTORS[way][0] * speed / REFERENCE, 0.0), region=region)
-    return replace(waving(rng, "water", speed), region=region)
+    return replace(waving("water", speed), region=region)
 
 
-def waving(rng: np.random.Generator, kind: str, speed: float) -> Motion:
+def waving(kind: str, speed: float) -> Motion:
     """What swings: rows of the picture, rings around its middle, a breath, or water."""
-    turns, number, shape, most = {
-        "sway": ((0.35, 0.7), (0.5, 1.8), "rows", 0.12),
-        "ripple": ((0.35, 0.7), (1.0, 2.5), "rings", 0.05),
-        "breathe": ((0.3, 0.6), (1.0, 1.0), "breath", 0.10),
-        "water": ((0.35, 0.7), (2.0, 4.0), "rows", 0.06),
-    }[kind]
-    pace = float(rng.uniform(*turns))
-    wave = (
-        min(1.6 * speed / pace / REFERENCE, most),
-        float(rng.uniform(*number)),
-        pace,
-        float(rng.uniform(0, 2 * np.pi)),
-    )
-    return Motion(((kind, ""),), speed, wave=wave, shape=shape)
+    _, _, pace, most = WAVES[kind]
+    return Motion(((kind, ""),), speed, wave=min(1.6 * speed / pace / REFERENCE, most), shape=kind)
 
 
 def camera_displacement(motion: Motion, times: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Of the camera: times (T,), places x, y (h, w) in heights from the middle -> (T, 2, h, w) in heights."""
     t = times.float()[:, None, None]
     if motion.shake:
-        amplitude, *turns = motion.shake
-        speeds, phases = torch.tensor(turns, device=x.device).view(2, 2, 2, 1, 1, 1)  # axis, wave
-        swing = amplitude * (torch.sin(speeds * t + phases) - torch.sin(phases)).sum(dim=1) / 2
+        speeds, phases = torch.tensor(SHAKE, device=x.device).view(2, 2, 2, 1, 1, 1)  # axis, wave
+        swing = motion.shake * (torch.sin(speeds * t + phases) - torch.sin(phases)).sum(dim=1) / 2
         return swing.transpose(0, 1).expand(-1, -1, *x.shape)
     scale = torch.exp(-motion.zoom * t)
     # The content turns by +angle, so the place that a pixel shows is found by turning back.
@@ -147,19 +134,17 @@ def camera_displacement(motion: Motion, times: Tensor, x: Tensor, y: Tensor) -> 
 def local_displacement(motion: Motion, times: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Of what moves by itself, were it everywhere: shapes as in camera_displacement."""
     t = times.float()[:, None, None]
-    amplitude, number, speed, phase = motion.wave
-    if not amplitude:
+    if not motion.wave:
         drift = torch.tensor(motion.drift, device=x.device).view(1, 2, 1, 1)
         return -drift * t[:, None].expand(-1, 2, *x.shape)
+    form, number, pace, _ = WAVES[motion.shape]
     radius = torch.hypot(x, y)
-    if motion.shape == "breath":  # grows and shrinks around the middle, and stands still at the borders
-        swing = np.sin(phase) - torch.sin(speed * t + phase)
-        weight = amplitude * torch.exp(-4 * radius**2) * swing
+    if form == "breath":  # grows and shrinks around the middle, and stands still at the borders
+        weight = -motion.wave * torch.exp(-4 * radius**2) * torch.sin(pace * t)
         return torch.stack([weight * x, weight * y], 1)
-    along = radius if motion.shape == "rings" else y
-    swing = torch.sin(2 * np.pi * number * along - speed * t - phase) - torch.sin(2 * np.pi * number * along - phase)
-    swing = amplitude * swing
-    if motion.shape == "rings":
+    along = 2 * np.pi * number * (radius if form == "rings" else y)
+    swing = motion.wave * (torch.sin(along - pace * t) - torch.sin(along))
+    if form == "rings":
         near = radius.clamp(min=0.05)
         return torch.stack([swing * x / near, swing * y / near], 1)
     return torch.stack([swing.expand(-1, *x.shape), 0.25 * swing.expand(-1, *x.shape)], 1)
@@ -173,12 +158,6 @@ def grid(rows: int, columns: int, step: float) -> tuple[Tensor, Tensor]:
         indexing="ij",
     )
     return x, y
-
-
-def gain(motion: Motion, times: Tensor) -> Tensor:
-    """Brightness of each frame beside the first's: (T,)."""
-    amplitude, speed, phase = motion.flicker
-    return 1 + amplitude * (torch.sin(times * speed + phase) - np.sin(phase))
 
 
 PHRASES: dict[tuple[str, str], tuple[str, ...]] = {
@@ -206,7 +185,6 @@ PHRASES: dict[tuple[str, str], tuple[str, ...]] = {
     ),
     ("ripple", ""): ("ripples spread from the middle", "circular waves run through the picture", "ripples spread out"),
     ("breathe", ""): ("it breathes", "breathing", "the subject breathes", "the cat breathes", "a breathing chest"),
-    ("flicker", ""): ("the light flickers", "flickering light", "the brightness pulses", "the light pulses"),
     ("clouds", "left"): (
         "clouds drift to the left", "the clouds move left", "the wind blows clouds left", "clouds drift left",
         "the sky moves to the left", "mist drifts to the left",
@@ -229,6 +207,12 @@ PACES = {
     "slow": ("slowly", "gently", "slightly", "slow", "gentle"),
     "fast": ("quickly", "fast", "rapidly", "quick"),
 }
+UNUSED = (
+    "the light flickers",
+    "flickering light",
+    "the brightness pulses",
+    "the light pulses",
+)  # known, not yet learned
 JOINTS = (" and ", ", ", " while ", " and then ")
 
 
@@ -239,11 +223,11 @@ def phrases(kind: str, way: str) -> tuple[str, ...]:
     return tuple(text.format(way=way) for text in (PANS + TILTS if way in ("up", "down") else PANS))
 
 
-def describe(motion: Motion, rng: np.random.Generator, flip: dict[str, str] | None = None) -> str:
-    """A caption. flip: ways that are other ways in a mirrored picture. A pace is named where the motion has it."""
+def describe(motion: Motion, rng: np.random.Generator) -> str:
+    """A caption. A pace is named where the motion has it."""
     said = []
     for kind, way in motion.parts:
-        choices = phrases(kind, (flip or {}).get(way, way))
+        choices = phrases(kind, way)
         said.append(choices[0] if rng.random() < 0.35 else choices[rng.integers(len(choices))])
     text = JOINTS[rng.integers(len(JOINTS))].join(said)
     if rng.random() < PACE_SHARE and motion.speed:
@@ -259,4 +243,10 @@ def all_words() -> list[str]:
     """Every text that captions are made of: what the tokenizer should know as whole words."""
     texts = [text for (kind, way) in PHRASES for text in phrases(kind, way)]
     texts += [text for way in VECTORS for text in phrases("pan", way)]
-    return [*texts, *SCENES, *(word for words in PACES.values() for word in words), *(j.strip(" ,") for j in JOINTS)]
+    return [
+        *texts,
+        *UNUSED,
+        *SCENES,
+        *(word for words in PACES.values() for word in words),
+        *(j.strip(" ,") for j in JOINTS),
+    ]

@@ -27,13 +27,10 @@ from cinemo.autoencoder.warp import continued, upsample, warp
 from cinemo.latents import to_frames, to_pixels
 from cinemo.motion import NUM_BUCKETS, neighbour_ssim
 from recipes.builtin_tiny.motions import (
-    MIRRORED,
-    TURNED,
     Motion,
     camera_displacement,
     describe,
     draw_motion,
-    gain,
     grid,
     local_displacement,
 )
@@ -62,14 +59,11 @@ def frames_at(image: Tensor, motion: Motion, times: Tensor, masks: dict[str, Ten
     height, width = image.shape[-2:]
     camera = camera_displacement(motion, times, *grid(height, width, 1)) * REFERENCE
     total = camera
-    if motion.wave[0] or any(motion.drift):
+    if motion.wave or any(motion.drift):
         _, local = fields(motion, times, height // ch.CELL, width // ch.CELL, masks)
         total = camera + upsample(local, height, width)
     canvas, top, left = continued(image)
-    frames = warp(canvas[None], total, "bilinear", top, left)
-    if motion.flicker[0]:
-        frames = (frames + 1) * gain(motion, times).view(-1, 1, 1, 1) - 1
-    return frames
+    return warp(canvas[None], total, "bilinear", top, left)
 
 
 def score_of(image: Tensor, motion: Motion, masks: dict[str, Tensor]) -> float:
@@ -153,7 +147,6 @@ class Pool:
         for shape, clips in self.by_size.items():
             buckets = np.array([bucket for _, _, bucket in clips]).round().astype(int).clip(0, NUM_BUCKETS - 1)
             weight = 1 / np.maximum(np.bincount(buckets, minlength=NUM_BUCKETS)[buckets], 3) ** 0.5
-            weight *= [motion.flicker[0] == 0 for _, motion, _ in clips]
             if emphasis:
                 weight *= [emphasis(motion) for _, motion, _ in clips]
             self.weights[shape] = weight / weight.sum()
@@ -182,44 +175,30 @@ def residuals_of(motion: Motion, latents: Tensor, masks: dict[str, Tensor], time
     speed = ch.speed_of(camera, local)
     made = torch.zeros(len(times), ch.CHANNELS, rows, columns)
     made[:, ch.PACE.start :] = ch.motion_channels(camera[times - 1], local[times - 1], speed)
-    if motion.flicker[0]:
-        look = latents[ch.CODE] / ch.LOOK
-        look[: ch.LUMA**2] += 1  # black is -1
-        change = look * (gain(motion, times).view(-1, 1, 1, 1) - 1) * ch.CHANGE
-        made[:, ch.CODE] = ch.away_from_zero(change, ch.CODE_ZONE)
     return made
 
 
 def augmented(item: dict, motion: Motion, times: Tensor, rng: np.random.Generator) -> tuple[Tensor, str]:
-    """Latents (C, N, h, w) of frame 0 and the frames in `times`, and a caption: mirrored, and in other colours."""
-    first = item["latents"].float()
+    """Latents (C, N, h, w) of frame 0 and the frames in `times`, and a caption: of a mirrored picture in other colours.
+
+    The motion stays what it is.
+    """
+    first, masks = item["latents"].float(), item["masks"]
     first[ch.CODE] = recoloured(first[ch.CODE], rng)
-    residuals = residuals_of(motion, first, item["masks"], times)
-    clip = torch.cat([first[None], first[None] + residuals])
-    words: dict[str, str] = {}
-    for axis, ways in ((-1, MIRRORED), (-2, TURNED)):
-        if rng.random() < 0.5 and (axis == -1 or not item["masks"]):
-            clip = mirrored(clip, axis)
-            words = {way: ways.get(words.get(way, way), words.get(way, way)) for way in {*MIRRORED, *TURNED}}
-    return clip.transpose(0, 1), describe(motion, rng, words)
+    for axis in (-1, -2):
+        if rng.random() < 0.5 and (axis == -1 or not masks):
+            first = mirrored(first, axis)
+            masks = {name: mask.flip(axis) for name, mask in masks.items()}
+    clip = torch.cat([first[None], first[None] + residuals_of(motion, first, masks, times)])
+    return clip.transpose(0, 1), describe(motion, rng)
 
 
-def mirrored(clip: Tensor, axis: int) -> Tensor:
-    """Latents (N, C, h, w) of the mirrored clip; axis: -1 exchanges left and right, -2 up and down."""
-    parts = [
-        *((span, factor) for span, factor in ((slice(0, 16), 4), (slice(16, 24), 2), (ch.MOVES, 2))),
-        (ch.LIKENESS, 1),
-        (ch.PACE, 1),
-        (ch.CAMERA, 1),
-    ]
-    made = torch.empty_like(clip)
-    for span, factor in parts:
-        made[:, span] = F.pixel_unshuffle(F.pixel_shuffle(clip[:, span], factor).flip(axis), factor)
-    turned = 0 if axis == -1 else 1  # the component that changes its sign
-    moves = made[:, ch.MOVES].unflatten(1, (2, -1))
-    moves[:, turned] *= -1
-    made[:, ch.MOVES] = moves.flatten(1, 2)
-    made[:, ch.CAMERA.start + turned] *= -1
+def mirrored(first: Tensor, axis: int) -> Tensor:
+    """Latents (C, h, w) of the mirrored picture; axis: -1 exchanges left and right, -2 up and down."""
+    made = first.clone()
+    luma, chroma = slice(0, ch.LUMA**2), slice(ch.LUMA**2, ch.CODE.stop)
+    for span, factor in ((luma, ch.LUMA), (chroma, ch.CHROMA), (ch.LIKENESS, 1)):
+        made[span] = F.pixel_unshuffle(F.pixel_shuffle(first[span], factor).flip(axis), factor)
     return made
 
 

@@ -30,7 +30,7 @@ from recipes.builtin_tiny.pool import NUM_FRAMES, Pool
 from recipes.builtin_tiny.text import WIDTH, make_text_encoder, write_tokenizer
 
 WIDTHS = (64, 96, 128)
-TOTAL = 52_000  # clips
+TOTAL = 56_000  # clips
 LEARNING_RATE, WARMUP = 1e-3, 400  # the latter in clips
 TEXT_FROM = 0.3  # of the clips: until then the text encoder stands still
 TEXT_RATE = 0.1  # of the U-Net's learning rate
@@ -55,7 +55,7 @@ CAMERA_FIRST = 0.3  # of the clips: until then, what moves by itself is rare. It
 RARE, OFTEN = 0.1, 5.0  # whoever still looks for zooms and turns, which are seen more often
 CLOUDS = 2.5
 # Share of the clips that are nothing but noise: what moves where is then in picture, words and bucket alone.
-ONLY_NOISE = 0.5
+ONLY_NOISE = 0.65
 
 
 def channel_weights() -> Tensor:

@@ -98,14 +98,15 @@ def test_the_latents_of_a_motion_decode_to_its_frames(photos, seed):
     assert wrong <= 0.35 * change + 0.01, motion.parts
 
 
-def test_a_mirrored_clip_is_the_clip_of_the_mirrored_motion(trained):
-    item = torch.load(trained / "pool" / "00004.pt", weights_only=False)
-    first, times, rng = item["latents"].float(), torch.tensor([1, 7, 15]), np.random.default_rng(0)
-    for kind, way, other in (("pan", "left", "right"), ("rotate", "clockwise", "counterclockwise")):
-        clip = torch.cat([first[None], first + pool.residuals_of(camera(rng, kind, 5.0, way), first, {}, times)])
-        mirrored = pool.mirrored(clip, -1)
-        expected = pool.residuals_of(camera(rng, kind, 5.0, other), first, {}, times)
-        assert torch.allclose((mirrored[1:] - mirrored[:1])[:, ch.CAMERA], expected[:, ch.CAMERA], atol=1e-4)
+def test_a_mirrored_picture_has_the_latents_of_the_mirrored_picture(photos):
+    image = to_pixels(np.asarray(Image.fromarray(photo("coffee.png")).resize((256, 160)))[None])
+    vae = AutoencoderMotion()
+    for axis in (-1, -2):
+        expected = vae.encode_image(image.flip(axis))[0]
+        found = pool.mirrored(vae.encode_image(image)[0], axis)
+        assert torch.allclose(found[ch.CODE], expected[ch.CODE], atol=1e-4)
+        assert torch.equal(found[ch.CAMERA], expected[ch.CAMERA])  # places stay where they are
+        assert (found[ch.LIKENESS] - expected[ch.LIKENESS]).abs().mean() < 0.3  # it looks to the right and down
 
 
 def test_captions_name_the_motion_and_its_pace():
@@ -116,8 +117,6 @@ def test_captions_name_the_motion_and_its_pace():
     assert not any("quickly" in text for text in said)
     both = Motion((("pan", "up"), ("zoom", "in")), 3.0)
     assert all("up" in text for text in (describe(both, rng) for _ in range(20)))
-    flipped = describe(camera(rng, "pan", 0.3, "left"), rng, {"left": "right"})
-    assert "right" in flipped
 
 
 def test_regions_are_judged_by_the_share_of_motion_inside():
@@ -139,7 +138,7 @@ def test_regions_are_judged_by_the_share_of_motion_inside():
 def test_waves_begin_at_rest():
     x, y = pool.grid(5, 8, 32)
     for kind in ("sway", "ripple", "breathe", "water"):
-        motion = waving(np.random.default_rng(1), kind, 4.0)
+        motion = waving(kind, 4.0)
         assert not pool.local_displacement(motion, torch.zeros(1), x, y).any()
 
 
