@@ -37,8 +37,8 @@ LEAST_SPEED, TOP_SPEED = 0.05, 40.0  # pixels a frame
 FRAMES = 8.0  # a local displacement is measured against the way that the clip's speed goes in so many frames
 PLACE = 80.0  # pixels: a cell's place in these
 # Dead zones: what a network says below these is noise. A small one passes little of what it is given to denoise.
-CODE_ZONE, MOVE_ZONE = 1.6, 0.5
-LEAST = 0.1  # of a dead zone: what is smaller in a real clip is left out
+CODE_ZONE, MOVE_ZONE = 0.8, 0.5
+LEAST = 0.2  # of a dead zone: what is smaller in a real clip is left out
 
 YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
 

@@ -22,7 +22,7 @@ from recipes.builtin_tiny.pool import NUM_FRAMES, SIZES
 from recipes.builtin_tiny.text import write_tokenizer
 from recipes.builtin_tiny.train import SCHEDULER, load_trained
 
-SAMPLING = {"num_inference_steps": 4, "guidance_scale": 1.0}
+SAMPLING = {"num_inference_steps": 2, "guidance_scale": 1.0}
 
 
 def make_card(samples: int) -> ModelCard:
