@@ -20,7 +20,8 @@ from tests.pipelines.train.plain import small_config
 
 INTERVAL = 3
 STEPS = 1000
-# Two colours, how many waves fit across and down, and where they go: the built-in autoencoder keeps 35 dB of them.
+SIDE = 128  # pixels of a picture: four cells of the built-in autoencoder
+# Two colours, how many waves fit across and down, and where they go: the autoencoder keeps 43 dB of them.
 WAVES = {
     "a wave moves right": ((209, 139, 94), (81, 91, 116), (1.0, 0.4), (1, 0)),
     "a wave moves left": ((88, 138, 198), (72, 62, 62), (1.0, -0.6), (-1, 0)),
@@ -30,8 +31,8 @@ WAVES = {
 
 
 def wave(light: tuple[int, ...], dark: tuple[int, ...], waves: tuple[float, float], way: tuple[int, int]) -> np.ndarray:
-    """uint8 (10, 64, 64, 3): colours that change smoothly, and move by a 25th of the picture a frame."""
-    time, y, x = np.mgrid[0:10, 0:64, 0:64] / np.array([25, 64, 64]).reshape(3, 1, 1, 1)
+    """uint8 (10, SIDE, SIDE, 3): colours that change smoothly, and move by a 25th of the picture a frame."""
+    time, y, x = np.mgrid[0:10, 0:SIDE, 0:SIDE] / np.array([25, SIDE, SIDE]).reshape(3, 1, 1, 1)
     phase = waves[0] * (x - way[0] * time) + waves[1] * (y - way[1] * time)
     weight = (0.5 + 0.5 * np.sin(2 * np.pi * phase))[..., None]
     return (weight * light + (1 - weight) * dark).round().astype(np.uint8)
@@ -51,7 +52,7 @@ def test_a_model_that_overfits_four_clips_animates_their_images_with_25_db(tmp_p
         for number, (caption, look) in enumerate(WAVES.items()):
             write_video(tmp_path / f"{number}.mp4", wave(*look), fps=24)
             table.writerow([f"{number}.mp4", caption])
-    sampling = {**SMALL, "min_interval": INTERVAL, "max_interval": INTERVAL}
+    sampling = {**SMALL, "height": SIDE, "width": SIDE, "min_interval": INTERVAL, "max_interval": INTERVAL}
     prepared = str(tmp_path / "dataset")
     config = PrepareConfig(input=str(tmp_path / "captions.csv"), output=prepared, **sampling)
     prepare.run(prepare.resolve(config))
@@ -74,7 +75,7 @@ def test_a_model_that_overfits_four_clips_animates_their_images_with_25_db(tmp_p
     pipe = CinemoPipeline.from_pretrained(said["model"])
     clips = rows(prepared)
     assert sorted(clip["caption"] for clip in clips) == sorted(WAVES)
-    true = [sample_clip(clip["uri"], clip["start_frame"], INTERVAL, 4, (64, 64)) for clip in clips]
+    true = [sample_clip(clip["uri"], clip["start_frame"], INTERVAL, 4, (SIDE, SIDE)) for clip in clips]
     animations = pipe(
         [frames[0] for frames in true],
         [clip["caption"] for clip in clips],
