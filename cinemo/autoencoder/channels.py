@@ -33,7 +33,8 @@ LOOK, CHANGE = 2.0, 16.0
 ALIKE = 4.0  # a unit of likeness
 SHAPE = 3.0  # of a displacement that is the clip's speed
 LOG_SPEED = 1.5  # a unit of the pace
-LEAST_SPEED, TOP_SPEED = 0.05, 40.0  # pixels a frame
+# Pixels a frame. A clip that is faster has a larger shape; what a network says beyond it would leave nothing to see.
+LEAST_SPEED, TOP_SPEED = 0.05, 12.0
 FRAMES = 8.0  # a local displacement is measured against the way that the clip's speed goes in so many frames
 PLACE = 80.0  # pixels: a cell's place in these
 # Dead zones: what a network says below these is noise. A small one passes little of what it is given to denoise.
@@ -114,9 +115,14 @@ def motion_channels(camera: Tensor, local: Tensor, speed: Tensor | None = None) 
     return torch.cat([pace, camera / speed * SHAPE, moves], 1)
 
 
+def speed_said(residuals: Tensor) -> Tensor:
+    """The clip's speed, pixels a frame, that residuals (F, C, h, w) say."""
+    return (residuals[:, PACE].mean() / LOG_SPEED + 1).exp().clamp(LEAST_SPEED, TOP_SPEED)
+
+
 def motion_fields(residuals: Tensor) -> tuple[Tensor, Tensor]:
     """The way back from residuals (F, C, h, w): camera displacement / frame number, and local displacement; pixels."""
-    speed = (residuals[:, PACE].mean() / LOG_SPEED + 1).clamp(-4, 3.7).exp()
+    speed = speed_said(residuals)
     local = towards_zero(soften(F.pixel_shuffle(residuals[:, MOVES], LOCAL)), MOVE_ZONE, dim=1)
     return residuals[:, CAMERA] / SHAPE * speed, local * (speed * FRAMES / SHAPE)
 

@@ -17,6 +17,7 @@ from cinemo.autoencoder.warp import continued, upsample, warp
 
 DEGREE = 3  # of the polynomial in time that a camera follows
 TREMOR = 0.15  # of the camera's motion: what departs from the polynomial by less is noise
+SMALL = 0.12  # of the clip's speed: a part of the camera's motion below that is noise
 ARM = 160.0  # pixels from the middle: where a slope's displacement is compared with an offset
 FRAMES_AT_ONCE = 4  # decoded together; a picture of 320 x 512 takes 10 MB
 
@@ -95,7 +96,8 @@ def split_fields(residuals: Tensor) -> tuple[Tensor, Tensor]:
     """Residuals (F, C, h, w) -> the camera's affine fields (F, 3, 2) and the local displacement (F, 2, 2h, 2w)."""
     camera, local = ch.motion_fields(residuals)
     numbers = torch.arange(1, len(camera) + 1, device=camera.device).view(-1, 1, 1)
-    return steady(fit_cells(camera)) * numbers, local
+    speed = ch.speed_said(residuals)
+    return settled(steady(fit_cells(camera)), speed) * numbers, local
 
 
 def total_displacement(fit: Tensor, local: Tensor, height: int, width: int) -> Tensor:
@@ -124,6 +126,23 @@ def steady(fit: Tensor) -> Tensor:
     size = torch.tensor([1.0, ARM, ARM], device=fit.device).view(1, 3, 1)
     share = (rest * size).square().sum() / (fit * size).square().sum().clamp(min=1e-9)
     return smooth + rest * (share / (share + TREMOR**2))
+
+
+def settled(fit: Tensor, speed: Tensor) -> Tensor:
+    """Affine fields (F, 3, 2) without what is a small part of the clip's speed: of a pan, the slight turn and zoom that
+    a network says with it; of drifting clouds, the camera."""
+    offset, along_x, along_y = fit.unbind(1)
+    parts = torch.stack(
+        [
+            *offset.T,
+            *((along_x[:, 0] + sign * along_y[:, 1]) / 2 * ARM for sign in (1, -1)),  # zoom, stretch
+            *((along_x[:, 1] + sign * along_y[:, 0]) / 2 * ARM for sign in (1, -1)),  # shear, turn
+        ]
+    )  # (6, F), pixels a frame
+    share = parts.square().mean(dim=1, keepdim=True).sqrt() / speed
+    right, down, zoom, stretch, shear, turn = parts * (share**4 / (share**4 + SMALL**4))
+    slopes = [zoom + stretch, shear + turn, shear - turn, zoom - stretch]
+    return torch.stack([right, down, *(slope / ARM for slope in slopes)], 1).view_as(fit)
 
 
 def split_motion(pixels: Tensor) -> tuple[Tensor, Tensor]:

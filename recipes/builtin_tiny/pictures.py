@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a file, P
 from cinemo.longer import loop
 from cinemo.motion import motion_bucket, motion_score
 from cinemo.pipeline import CinemoPipeline
-from cinemo.sheet import contact_sheet, write_sheet
+from cinemo.sheet import contact_sheet
 from cinemo.synthetic import plain_caption
 from cinemo.synthetic.images import photo
 from recipes.builtin_tiny.evaluate import MOVES, animate, load_photos
@@ -58,7 +58,7 @@ def main() -> None:
         (f"{job['prompt']}: bucket 8 asked, {motion_bucket(motion_score(clip))} measured", clip)
         for job, clip in zip(jobs, animate(pipe, jobs), strict=True)
     ]
-    write_sheet(arguments.docs / "builtin.png", contact_sheet(rows))
+    contact_sheet(rows).save(arguments.docs / "builtin.webp", quality=80)
 
 
 if __name__ == "__main__":
