@@ -115,7 +115,7 @@ def edit_video(
     check_aspect(edited, height, width)
     check_settings(num_inference_steps, dct_timestep, "np", 1, pipe.scheduler)
     source = prompt if source_prompt is None else source_prompt
-    image_latents = encode_pixels(pipe.vae, fit_pixels(edited, height, width))[:, :, None]
+    image_latents = encode_pixels(pipe.vae, fit_pixels(edited, height, width, exact=True))[:, :, None]
     dct = (dct_init, dct_cutoff, dct_timestep)
     noise = inverted_noise(pipe, frames[None], image_latents, source, motion_bucket, num_inference_steps, *dct)
     made = pipe(

@@ -118,13 +118,16 @@ def check_aspect(image: np.ndarray, height: int, width: int) -> None:
         )
 
 
-def fit_pixels(image: np.ndarray, height: int, width: int) -> Tensor:
+def fit_pixels(image: np.ndarray, height: int, width: int, exact: bool = False) -> Tensor:
     """Scale a photo to cover height x width, cut the centre, and normalise: the official preparation, for any size.
 
     image: uint8 (H, W, 3). Returns float32 (1, 3, height, width) in [-1, 1]. Bilinear without antialiasing, and scaled
-    to one pixel more than needed, because the official weights were trained and measured so.
+    to one pixel more than needed, because the official weights were trained and measured so. exact: an image of this
+    size is taken as it is, as the frame of a video has to be.
     """
     source = torch.tensor(image).permute(2, 0, 1)[None].float() / 255.0
+    if exact and source.shape[-2:] == (height, width):
+        return source * 2.0 - 1.0
     scale = max((height + 1) / source.shape[-2], (width + 1) / source.shape[-1])
     scaled = F.interpolate(
         source, scale_factor=scale, mode="bilinear", align_corners=False, recompute_scale_factor=False

@@ -143,8 +143,8 @@ class CinemoPipeline(DiffusionPipeline):
         device, dtype = self._execution_device, self.unet.dtype
         pixels = None
         if image is not None or image_latents is None:
-            photos = spread("image", image, batch)
-            pixels = torch.cat([fit_pixels(read_image(photo), height, width) for photo in photos])
+            photos, exact = spread("image", image, batch), image_latents is not None
+            pixels = torch.cat([fit_pixels(read_image(photo), height, width, exact) for photo in photos])
         if image_latents is None:
             image_latents = encode_pixels(self.vae, pixels)[:, :, None]
         image_latents = image_latents.to(device, dtype)

@@ -157,7 +157,10 @@ def split_motion(pixels: Tensor) -> tuple[Tensor, Tensor]:
     fit = fit_affine(small, inside)
     fit = fit / torch.tensor([1.0, 8.0, 8.0], device=fit.device).view(1, 3, 1)  # slopes are by parts of 8 pixels
     fit = steady(fit / numbers)
-    camera = affine_field(fit, height, width)
-    part = ch.CELL // ch.LOCAL
-    rest = (field - camera * numbers[..., None]) * is_inside(field)[:, None]
-    return F.avg_pool2d(camera, ch.CELL), F.avg_pool2d(rest, part)
+
+    def beside(fit: Tensor) -> tuple[Tensor, Tensor]:
+        camera = affine_field(fit, height, width)
+        rest = (field - camera * numbers[..., None]) * is_inside(field)[:, None]
+        return F.avg_pool2d(camera, ch.CELL), F.avg_pool2d(rest, ch.CELL // ch.LOCAL)
+
+    return beside(settled(fit, ch.speed_of(*beside(fit))))

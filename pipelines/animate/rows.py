@@ -57,7 +57,7 @@ def load(uri: str, height: int, width: int, edited: bool = False) -> tuple[str, 
             check_aspect(image, height, width)
     except ImageError as error:
         raise ImageError(error.reason, str(error).replace("image", f"image {uri}", 1)) from None
-    pixels = fit_pixels(image, height, width)[0].contiguous().numpy()
+    pixels = fit_pixels(image, height, width, exact=edited)[0].contiguous().numpy()
     return hashlib.sha256(data).hexdigest(), pixels, time.perf_counter() - began
 
 
