@@ -21,7 +21,7 @@ SYNTHETIC_CLIPS = 32
 KINDS = ("stretch",)
 SIZE = (192, 320)  # the smallest of the built-in model's sizes: minutes are few
 NEW_MOTION, KNOWN_MOTION = "the picture stretches sideways", "the camera pans left"
-BUCKETS = (4, 8, 12)
+BUCKETS = (2, 5, 8)
 # For a model without settings of its own. So small a one has learned words weakly: the paper's guidance of 7.5 would
 # blow up its mistakes.
 SAMPLING = {"num_inference_steps": 10, "guidance_scale": 2.0}
