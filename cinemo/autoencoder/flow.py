@@ -106,7 +106,7 @@ def is_inside(field: Tensor) -> Tensor:
 
 
 def displacements(grey: Tensor) -> Tensor:
-    """Of each later frame from the first: (N, 1, H, W) in [0, 1] -> (N - 1, 2, H, W), pixels.
+    """Displacements of each later frame from the first: (N, 1, H, W) in [0, 1] -> (N - 1, 2, H, W), pixels.
 
     From frame to frame first, because neighbours are near to each other; these are chained, and aligned once more with
     the first frame. What the first frame does not show moves as the camera does.
