@@ -68,8 +68,8 @@ def main(
     rate = "1e-3" if init == "none" else "3e-4"
     job("train.py", "--dataset", str(dataset), "--output", str(run), "--preset", "tiny", "--init", init,
         "--max-steps", str(steps), "--num-workers", "2", "--total-batch", "4", "--micro-batch", "2",
-        "--learning-rate", rate, "--prompt-drop", "0.1", "--validation-share", "0.15",
-        "--validate-every", str(max(1, steps // 4)))  # fmt: skip
+        "--learning-rate", rate, "--prompt-drop", "0.1", "--validate-every", str(max(1, steps // 4)),
+        *([] if clips else ["--validation-share", "0.15"]))  # of few videos none may be left to train on  # fmt: skip
     show_losses(run / "validation.csv")
 
     step(4, f"animating {photo} with the trained model")
