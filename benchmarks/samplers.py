@@ -1,4 +1,4 @@
-"""What fewer steps cost: each sampler against DDIM with many steps from the same noise, with builtin:tiny.
+"""PSNR lost by fewer steps: each sampler against DDIM with many steps from the same noise, with builtin:tiny.
 
     python benchmarks/samplers.py
 

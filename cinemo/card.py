@@ -14,7 +14,7 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What cinemo.json says. Without the file: the official motion mapping, and any size or length is taken."""
+    """Contents of cinemo.json. Without the file: the official motion mapping, and any size or length is accepted."""
 
     motion: dict[str, Any] = field(default_factory=lambda: dict(UNIFORM_MOTION))
     sizes: list[tuple[int, int]] | None = None  # trained (height, width), pixels; the first is the default

@@ -60,7 +60,7 @@ def invert_velocity(
     motion_ids: Sequence[float],
     steps: int,
 ) -> Tensor:
-    """The same for a network that predicts the velocity v: each DDIM step is solved for its input.
+    """invert_residuals for a network that predicts the velocity v: each DDIM step is solved for its input.
 
     The step from level t to s is x_s = cos x_t - sin v, with the angle between the levels; v depends on x_t, so the
     equation is solved by fixed-point iteration, beginning with x_s.

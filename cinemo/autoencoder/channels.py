@@ -1,4 +1,4 @@
-"""What the channels of motion-compensated latents hold, and the numbers that scale them.
+"""The channels of motion-compensated latents: what each holds, and how it is scaled.
 
 A cell of a later frame says how the first frame must be moved there, and what else has changed. In the first frame the
 same channels say what the picture looks like, where the cell is, and how its SSIM falls as it moves. So a motion
@@ -69,9 +69,9 @@ def places(rows: int, columns: int, device: torch.device | None = None) -> Tenso
 
 
 def likeness(pixels: Tensor) -> Tensor:
-    """How alike each cell is to itself a few pixels on: (N, 3, H, W) in [-1, 1] -> (N, 4, h, w).
+    """SSIM of each cell with the picture shifted by SHIFTS pixels: (N, 3, H, W) in [-1, 1] -> (N, 4, h, w).
 
-    SSIM of luma (7 x 7 windows), the mean of both axes. It tells a network which speed gives which motion bucket.
+    Of luma, in 7 x 7 windows; the mean of shifts to the right and down. It tells a network which speed gives which motion bucket.
     """
     luma = torch.einsum("c,nchw->nhw", YCC[0].to(pixels), pixels)[:, None]
     size = luma.shape[-2:]

@@ -13,7 +13,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +21,6 @@ from PIL import Image
 from scipy.ndimage import laplace, shift
 from scipy.stats import spearmanr
 from skimage.color import rgb2gray
-from skimage.metrics import structural_similarity
 from skimage.registration import phase_cross_correlation
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a file, Python sees only its own folder
@@ -275,11 +273,6 @@ def costs(pipe: Any, model: str) -> Iterable[Number]:
         cold, size = time.perf_counter() - began, int(done.stdout.split()[-1]) / 1e9
     yield Number("16 frames, from a cold process", f"{cold:.1f} s", "8 s", cold <= 8)
     yield Number("its memory", f"{size:.2f} GB", "1 GB", size <= 1.0)
-
-
-def neighbour_ssim(frames: np.ndarray) -> float:
-    """Mean SSIM of each frame with the next (scikit-image's, over RGB)."""
-    return float(np.mean([structural_similarity(a, b, channel_axis=2) for a, b in pairwise(frames)]))
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
