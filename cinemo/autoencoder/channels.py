@@ -71,7 +71,8 @@ def places(rows: int, columns: int, device: torch.device | None = None) -> Tenso
 def likeness(pixels: Tensor) -> Tensor:
     """SSIM of each cell with the picture shifted by SHIFTS pixels: (N, 3, H, W) in [-1, 1] -> (N, 4, h, w).
 
-    Of luma, in 7 x 7 windows; the mean of shifts to the right and down. It tells a network which speed gives which motion bucket.
+    Of luma, in 7 x 7 windows; the mean of shifts to the right and down. It tells a network which speed gives which
+    motion bucket.
     """
     luma = torch.einsum("c,nchw->nhw", YCC[0].to(pixels), pixels)[:, None]
     size = luma.shape[-2:]

@@ -70,7 +70,7 @@ class AutoencoderMotion(ModelMixin, ConfigMixin):
         return torch.cat([image[None], moved])
 
     def displacement(self, residuals: Tensor, height: int, width: int) -> Tensor:
-        """Displacement (dx, dy) of each pixel, as warp.py defines it: residuals (F, C, h, w) -> (F, 2, H, W), pixels."""
+        """Displacement of each pixel (dx, dy; see warp.py): residuals (F, C, h, w) -> (F, 2, H, W), pixels."""
         camera, local = split_fields(residuals)
         return total_displacement(camera, local, height, width)
 
