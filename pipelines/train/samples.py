@@ -86,7 +86,7 @@ def draw_sheet(
         image, pixels = None, None
         if clip.first_frame is not None:
             image = read_image(clip.first_frame)
-            pixels = fit_pixels(image, *size, exact=True)
+            pixels = fit_pixels(image, size[0], size[1], exact=True)
         sampled = pipe(
             image,
             clip.caption,
