@@ -19,7 +19,7 @@ import numpy as np
 from cinemo.checkpoint import inversion_note
 from pipelines.animate import files, gallery, listing, plan, records, request
 from pipelines.animate.config import AnimateConfig
-from pipelines.core import models, storage, tracking
+from pipelines.core import lease, models, storage, tracking
 from pipelines.core.output import Output
 from pipelines.core.progress import Progress, to_stderr
 from pipelines.dataset import manifest
@@ -77,7 +77,10 @@ def run(job: Job, animator: type | None = None) -> dict[str, Any]:
     """
     config, model = job.config, job.model
     out, began = Output(config.output), time.monotonic()
-    with tracking.start("animate", out.uri, config.tracking_uri, config.model_dump()) as log:
+    with (
+        lease.hold(out.uri) as held,
+        tracking.start("animate", out.uri, config.tracking_uri, config.model_dump()) as log,
+    ):
         log.tags({tracking.FINGERPRINT: model.fingerprint, "model": models.plain(config.model)})
         log.came_from("train", tracking.FINGERPRINT, model.fingerprint)
         wanted = plan.write(config, model, out.place("catalog"))
@@ -88,7 +91,7 @@ def run(job: Job, animator: type | None = None) -> dict[str, Any]:
         finished = out.is_finished and found.lists(wanted)
         if not finished:
             out.claim(identity(config))
-            found, sums = work(job, wanted, found, animator)
+            found, sums = work(job, wanted, found, animator, held)
         summary = describe(job, wanted, found)
         took = time.monotonic() - began
         now = {
@@ -102,6 +105,7 @@ def run(job: Job, animator: type | None = None) -> dict[str, Any]:
         if found.psnr is not None:
             log.metrics({"psnr_first_frame": found.psnr})
         if not finished:
+            held.confirm()
             storage.put_changed(out.place("index.html"), gallery.page(out.uri, summary["counts"], config.ending))
             if (sheet := gallery.sheet(out.uri, config.ending)) is not None:
                 out.show("sheet.png", sheet, log)
@@ -112,7 +116,7 @@ def run(job: Job, animator: type | None = None) -> dict[str, Any]:
 
 
 def work(
-    job: Job, wanted: plan.Plan, found: listing.Survey, animator: type | None
+    job: Job, wanted: plan.Plan, found: listing.Survey, animator: type | None, held: lease.Lease
 ) -> tuple[listing.Survey, Counter[str]]:
     """Make and list what is left; returns what is listed then, and sums over the rows that came out of the dataflow.
 
@@ -123,6 +127,7 @@ def work(
         done = np.intersect1d(found.keys, wanted.keys)
         if len(done) < len(wanted.keys):
             sums += one_pass(job, wanted, done, animator)
+        held.confirm()
         listing.settle(output, wanted)
         found = listing.survey(output)
         if found.lists(wanted):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from cinemo import checkpoint
 from cinemo.motion import SCORE_DEFINITION
 from cinemo.video import SAMPLING_VERSION
-from pipelines.core import models, storage, tracking
+from pipelines.core import lease, models, storage, tracking
 from pipelines.core.output import Output
 from pipelines.core.progress import Progress, to_stderr
 from pipelines.evaluate import datasets, flow, rows
@@ -145,7 +145,10 @@ def run(job: Job) -> dict[str, Any]:
 
     config, wanted = job.config, plan(job)
     out, began = Output(config.output), time.monotonic()
-    with tracking.start("evaluate", out.uri, config.tracking_uri, config.model_dump()) as log:
+    with (
+        lease.hold(out.uri) as held,
+        tracking.start("evaluate", out.uri, config.tracking_uri, config.model_dump()) as log,
+    ):
         new = work(job, wanted)
         ids = [case["id"] for cases in wanted.values() for case in cases]
         measured, rejects = rows.read(out.uri, ids)
@@ -156,6 +159,7 @@ def run(job: Job) -> dict[str, Any]:
         compared = variants(config)
         cells = report.values(config, compared, measured)
         marks = {models.plain(model): facts.fingerprint for model, facts in job.facts.items()}
+        held.confirm()
         text = report.markdown(config, compared, cells, counts, job.size, marks)
         storage.put_changed(out.place("report.parquet"), report.parquet(cells, config))
         pictures = figures.pictures(config, compared, measured)

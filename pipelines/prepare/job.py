@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines import sources
-from pipelines.core import hashing, models, storage, tracking
+from pipelines.core import hashing, lease, models, storage, tracking
 from pipelines.core.output import Output
 from pipelines.core.progress import Progress, to_stderr
 from pipelines.dataset import manifest, parts
@@ -95,7 +95,10 @@ def run(job: Job) -> dict[str, Any]:
     """Do the job, or what is left of it; returns the summary. Needs a running Ray."""
     config = job.config
     out, began = Output(config.output, "dataset.json"), time.monotonic()
-    with tracking.start("prepare", out.uri, config.tracking_uri, config.model_dump()) as log:
+    with (
+        lease.hold(out.uri) as held,
+        tracking.start("prepare", out.uri, config.tracking_uri, config.model_dump()) as log,
+    ):
         videos = sources.iter_videos(config.input, config.uri_column, config.caption_column)
         files, wanted = manifest.write(videos, out.place("videos"))
         written = parts.survey(out.uri)
@@ -104,12 +107,14 @@ def run(job: Job) -> dict[str, Any]:
             out.claim(job.identity)
             seconds = work(job, manifest.slices(files), written, len(wanted))
             written = parts.survey(out.uri)
+            held.confirm()
             if len(np.unique(written.keys)) < len(written.keys):
                 parts.drop_duplicates(out.uri)
                 written = parts.survey(out.uri)
             if lost := len(wanted) - int(hashing.is_among(wanted, written.videos).sum()):
                 raise RuntimeError(f"{lost} videos left no row in {out.uri}; is it the same place on every node?")
         made = describe(job, written)
+        held.confirm()
         storage.put_json(out.place(out.last), made)
         took, counts = time.monotonic() - began, made["counts"]
         rejects = sum(counts["rejects"].values())

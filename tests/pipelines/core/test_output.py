@@ -1,11 +1,17 @@
-"""An output: settings that do not mix, parts named by their rows, a last file that goes while work is left."""
+"""An output: one writer, settings that do not mix, parts named by their rows, a last file while nothing is left."""
 
+import os
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.core import lease, storage
 from pipelines.core.output import Output, Reason, reject, write_part
 
 MADE_WITH = {"job": "animate", "seed": 0, "vae_fingerprint": "aa"}
@@ -54,3 +60,65 @@ def test_the_same_rows_are_the_same_file_whoever_writes_them(tmp_path: Path) -> 
 def test_a_reject_keeps_its_row_and_says_why() -> None:
     rejected = reject({"uri": "/a"}, "probe", Reason.TOO_SHORT, "3 frames")
     assert rejected == {"uri": "/a", "stage": "probe", "reason": "too_short", "message": "3 frames"}
+
+
+HOLDER = """
+import sys, time
+from pipelines.core import lease
+with lease.hold(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_one_job_at_a_time_writes_an_output(tmp_path: Path) -> None:
+    output = str(tmp_path)
+    with lease.hold(output) as held:
+        held.confirm()
+        with pytest.raises(RuntimeError, match=f"is being written by another job, process {os.getpid()} on"):
+            lease.Lease(output).take()
+    assert list(tmp_path.iterdir()) == []
+    other = subprocess.Popen([sys.executable, "-c", HOLDER, output], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(RuntimeError, match=f"process {other.pid} on"):
+            lease.Lease(output).take()
+    finally:
+        other.kill()
+        other.wait()
+    with lease.hold(output):  # at once: the process is gone
+        pass
+
+
+def test_a_job_on_another_machine_holds_an_output_while_it_renews(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "PATIENCE_S", 2.5)
+    output = str(tmp_path)
+    there = {**lease.Lease(output).record, "machine": "elsewhere", "token": "theirs"}
+    place = storage.join(output, lease.NAME)
+    storage.put_json(place, there)
+    renewal = threading.Timer(1.2, storage.put_json, (place, {**there, "renewals": 1}))
+    renewal.start()
+    with pytest.raises(RuntimeError, match="is being written by another job"):
+        lease.Lease(output).take()
+    with lease.hold(output) as held:  # no more renewals: it is dead
+        storage.put_json(place, there)  # or was only slow, and takes it back
+        with pytest.raises(RuntimeError, match="is being written by another job"):
+            held.confirm()
+    assert storage.read_json(place) == there  # a lease that is lost is not removed
+    storage.remove(place)
+    with pytest.raises(RuntimeError, match="was deleted or emptied"):
+        held.confirm()
+
+
+def test_a_lease_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "RENEW_S", 0.05)
+    place = storage.join(str(tmp_path), lease.NAME)
+    with lease.hold(str(tmp_path)):
+        first = storage.read_json(place)["renewals"]
+        deadline = time.monotonic() + 20
+        while storage.read_json(place)["renewals"] < first + 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
