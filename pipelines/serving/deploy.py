@@ -14,10 +14,11 @@ from ray.serve.handle import DeploymentHandle
 
 from pipelines.core import models
 from pipelines.serving import served_models
-from pipelines.serving.api import Service, create_app
+from pipelines.serving.api import create_app
 from pipelines.serving.dispatch import Dispatcher
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.replica import Animator
+from pipelines.serving.service import Service
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Job, Store
 from pipelines.serving.tracker import Tracker

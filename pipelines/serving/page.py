@@ -13,8 +13,8 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 
 from pipelines.serving import body, errors, schema
-from pipelines.serving.api import Service
 from pipelines.serving.errors import ApiError
+from pipelines.serving.service import Service
 from pipelines.serving.store import Job
 
 PATH = "/ui"

@@ -16,10 +16,11 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from pipelines.serving import page, served_models
-from pipelines.serving.api import Service, create_app
+from pipelines.serving.api import create_app
 from pipelines.serving.dispatch import Dispatcher
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.replica import Animator
+from pipelines.serving.service import Service
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Store
 

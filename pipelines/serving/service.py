@@ -1,0 +1,127 @@
+"""The service behind the routes: takes requests as jobs, finds and deletes them, hands out their files.
+
+Every route and the page share it. It knows the store, the dispatcher and the files, and neither HTTP nor replicas; its
+errors carry the status code that a route answers with.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import json
+import os
+import tempfile
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cinemo.image import read_image
+from pipelines.core import storage
+from pipelines.serving import body, results, schema
+from pipelines.serving.dispatch import Dispatcher
+from pipelines.serving.errors import ApiError
+from pipelines.serving.served_models import Served, complete
+from pipelines.serving.settings import ServeSettings
+from pipelines.serving.store import Job, OtherRequestError, QueueFullError, Store
+
+EVERYONE = "everyone"  # owner of all jobs where no keys are set
+
+
+class Service:
+    """What the routes and the page share."""
+
+    def __init__(
+        self, settings: ServeSettings, store: Store, dispatcher: Dispatcher, models: Mapping[str, Served]
+    ) -> None:
+        self.settings, self.store, self.dispatcher, self.models = settings, store, dispatcher, models
+        self.videos = storage.join(settings.place, "videos")
+        self.keys = [key.strip() for key in os.environ.get("CINEMO_API_KEYS", "").split(",") if key.strip()]
+        self.began = schema.now()
+        self.copies = Path(tempfile.mkdtemp(prefix="cinemo-"))  # of files in object storage
+
+    def owner(self, key: str | None) -> str:
+        """The owner whose jobs an API key sees. Raises ApiError (401) for an unknown key."""
+        if not self.keys:
+            return EVERYONE
+        given = (key or "").encode()
+        known = [
+            hmac.compare_digest(given, own.encode()) for own in self.keys
+        ]  # all of them, in the same time
+        if not any(known):
+            raise ApiError(401, "send Authorization: Bearer KEY with a key of this service", code="invalid_api_key")
+        return hashlib.sha256(given).hexdigest()[:32]
+
+    async def submit(
+        self, fields: Mapping[str, Any], image: bytes, owner: str, idempotency_key: str | None = None
+    ) -> Job:
+        """Check a request, store it as a job, and queue it. Raises ApiError and pydantic's ValidationError."""
+        asked = schema.VideoRequest.model_validate(fields)
+        name = asked.model or next(iter(self.models))
+        if name not in self.models:
+            known = ", ".join(self.models)
+            raise ApiError(404, f"model {name[:100]} is not served; there is {known}", "model", "model_not_found")
+        request = complete(asked, self.models[name], self.settings.limits)
+        await asyncio.to_thread(check_image, image, self.settings.limits.max_pixels)
+        now = time.time()
+        digest = hashlib.sha256(json.dumps(asked.model_dump(), sort_keys=True).encode() + image).hexdigest()
+        job = Job(
+            id=f"video_{uuid.uuid4().hex}", owner=owner, model=name, request=request, lease_owner=self.dispatcher.name,
+            lease_until=now + self.settings.lease_s, created_at=now, idempotency_key=idempotency_key,
+            request_digest=digest,
+        )  # fmt: skip
+        limits = self.settings.limits
+        most = limits.max_queue_per_key or limits.max_queue
+        try:
+            job, is_new = await asyncio.to_thread(self.store.create, job, image, limits.max_queue, most)
+        except OtherRequestError:
+            raise ApiError(409, "this Idempotency-Key came with another request before", "Idempotency-Key") from None
+        except QueueFullError as full:
+            seconds = str(self.dispatcher.retry_after(full.args[0]))
+            sentence = f"{full.args[0]} videos wait or run already; send it again in {seconds} s"
+            raise ApiError(429, sentence, code="queue_full", headers={"Retry-After": seconds}) from None
+        if is_new:
+            self.dispatcher.submit(job)
+        return job
+
+    async def find(self, job_id: str, owner: str) -> Job:
+        """A job of this owner. Raises ApiError: 410 for one that was deleted, 404 for one that never was."""
+        if (job := await asyncio.to_thread(self.store.get, job_id, owner)) is not None:
+            return job
+        if await asyncio.to_thread(self.store.is_gone, job_id, owner):
+            raise ApiError(410, f"video {job_id} was deleted, or its time was over", "video_id", "video_gone")
+        raise ApiError(404, f"there is no video {job_id[:80]}", "video_id", "video_not_found")
+
+    async def delete(self, job_id: str, owner: str) -> None:
+        """Delete a job and its files; a replica that works on it stops at the next step. Raises ApiError as find."""
+        await self.find(job_id, owner)
+        if (job := await asyncio.to_thread(self.store.delete, job_id, owner)) is not None:
+            await asyncio.to_thread(results.remove, self.videos, job.id, job.attempt)
+
+    async def cancel(self, job_id: str, message: str) -> None:
+        """Fail a job as cancelled; a replica that works on it stops at the next step."""
+        await asyncio.to_thread(self.store.fail, job_id, None, "cancelled", message, self.settings.ttl_s)
+
+    async def file(self, job: Job, variant: str) -> Path:
+        """A file of a finished job, on this machine. Raises ApiError: 409 before that, 410 when it is gone."""
+        if job.status != "completed":
+            why = f"failed: {job.error['message']}" if job.error else f"is {job.status}, {job.progress} % done"
+            raise ApiError(409, f"video {job.id} {why}", "video_id", "video_not_ready")
+        name = results.name(job.id, job.attempt, variant)
+        if storage.is_local(self.videos):
+            path = Path(storage.join(self.videos, name))
+        else:
+            path = self.copies / name
+            if not path.exists() and (data := await asyncio.to_thread(storage.read, storage.join(self.videos, name))):
+                storage.put(str(path), data)
+        if not path.exists():
+            raise ApiError(410, f"the {variant} of {job.id} is gone", "video_id", "video_gone")
+        return path
+
+
+def check_image(image: bytes, most_pixels: int) -> None:
+    """Raise ApiError (422) for bytes that are not an image, or one of too many pixels."""
+    try:
+        read_image(image, most_pixels)
+    except ValueError as error:
+        raise ApiError(422, f"{body.IMAGE}: {error}", body.IMAGE, "invalid_image") from None
