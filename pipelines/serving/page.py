@@ -1,6 +1,7 @@
-"""The page at /ui: a photo, a prompt and a slider become a video, with Gradio, in the ingress's own process.
+"""The page at /ui, made with Gradio: a photo, a prompt and a slider become a video.
 
-Knows widgets, and the same service that the routes call. No request of it leaves the machine: no fonts, no analytics.
+It runs in the ingress's process and calls the same service as the routes. It loads nothing from elsewhere: no fonts, no
+analytics.
 """
 
 import asyncio
@@ -25,7 +26,11 @@ EXAMPLES = (  # scikit-image's own photos, which travel with it
     ("rocket.jpg", "the camera pans up"),
     ("astronaut.png", "the camera zooms out"),
 )
-SHOWN = 12  # videos of the history
+ADVANCED = (  # fields of a request, in the order of their widgets
+    "model", "negative_prompt", "num_inference_steps", "guidance_scale", "fps", "dct_init", "dct_cutoff",
+    "dct_timestep",
+)  # fmt: skip
+SHOWN = 12  # videos in the history
 HEAD = """# Cinemo
 A photo and a sentence become a short animation. Motion goes from 0 (still) to 19."""
 
@@ -40,7 +45,7 @@ def mount(app: FastAPI, service: Service) -> None:
     theme = gr.themes.Base(primary_hue="teal", font=fonts, font_mono=("ui-monospace", "monospace"))
     gr.mount_gradio_app(
         app,
-        build(service),
+        Page(service).blocks,
         PATH,
         theme=theme,
         footer_links=[],
@@ -52,129 +57,153 @@ def mount(app: FastAPI, service: Service) -> None:
     )
 
 
-def build(service: Service) -> Any:
-    """The widgets, and what they do."""
-    import gradio as gr
+class Page:
+    """The widgets and their handlers. Handlers return the widgets that change, with their new values."""
 
-    default = next(iter(service.models.values()))
-    with gr.Blocks(title="Cinemo", analytics_enabled=False, fill_width=True) as page:
-        gr.Markdown(HEAD)
-        job_id = gr.State("")
+    def __init__(self, service: Service) -> None:
+        import gradio as gr
+
+        self.service = service
+        with gr.Blocks(title="Cinemo", analytics_enabled=False, fill_width=True) as self.blocks:
+            gr.Markdown(HEAD)
+            self.job_id, self.shown_ids = gr.State(""), gr.State([])
+            with gr.Row():
+                with gr.Column():
+                    self.add_inputs()
+                with gr.Column():
+                    self.add_outputs()
+            files = [(str(path), text) for name, text in EXAMPLES if (path := example(name)) is not None]
+            if files:
+                pairs = [list(pair) for pair in files]
+                gr.Examples(pairs, [self.image, self.prompt], label="Examples", cache_examples=False)
+            self.history = gr.Gallery(
+                label="Your videos, the newest first", columns=6, height="auto", allow_preview=False, elem_id="history"
+            )
+            self.connect()
+        self.blocks.queue(default_concurrency_limit=20)
+
+    def add_inputs(self) -> None:
+        """Photo, prompt, motion, the advanced settings in the order of ADVANCED, and the two buttons."""
+        import gradio as gr
+
+        default, limits = next(iter(self.service.models.values())), self.service.settings.limits
+        self.image = gr.Image(type="filepath", image_mode=None, label="Photo", elem_id="photo", sources=["upload"])
+        self.prompt = gr.Textbox(label="What should happen", value=EXAMPLES[0][1], elem_id="prompt")
+        self.motion = gr.Slider(0, 19, value=10, step=1, label="Motion (0 still, 19 the most)", elem_id="motion")
+        self.seed = gr.Number(label="Seed (-1: random)", value=-1, precision=0, minimum=-1, elem_id="seed")
+        with gr.Accordion("Advanced", open=False):
+            self.advanced = [
+                gr.Dropdown(list(self.service.models), value=default.name, label="Model"),
+                gr.Textbox(label="What should not happen"),
+                gr.Slider(1, limits.max_steps, value=default.card.steps, step=1, label="Denoising steps"),
+                gr.Slider(0, 20, value=default.card.guidance, step=0.5, label="Guidance scale"),
+                gr.Slider(1, 30, value=8, step=1, label="Frames a second"),
+                gr.Checkbox(True, label="DCTInit: refine the initial noise with the photo"),
+                gr.Slider(0, 1, value=0.23, step=0.01, label="DCTInit: share of low frequencies"),
+                gr.Slider(0, 999, value=975, step=1, label="DCTInit: noise level of the photo"),
+            ]
+        self.key = gr.Textbox(label="API key", type="password", visible=bool(self.service.keys), elem_id="key")
         with gr.Row():
-            with gr.Column():
-                image = gr.Image(type="filepath", image_mode=None, label="Photo", elem_id="photo", sources=["upload"])
-                prompt = gr.Textbox(label="What should happen", value=EXAMPLES[0][1], elem_id="prompt")
-                motion = gr.Slider(0, 19, value=10, step=1, label="Motion (0 still, 19 the most)", elem_id="motion")
-                seed = gr.Number(label="Seed (-1: random)", value=-1, precision=0, minimum=-1, elem_id="seed")
-                with gr.Accordion("Advanced", open=False):
-                    model = gr.Dropdown(list(service.models), value=default.name, label="Model")
-                    negative = gr.Textbox(label="What should not happen")
-                    steps = gr.Slider(
-                        1, service.settings.limits.max_steps, value=default.card.steps, step=1, label="Denoising steps"
-                    )
-                    guidance = gr.Slider(0, 20, value=default.card.guidance, step=0.5, label="Guidance scale")
-                    fps = gr.Slider(1, 30, value=8, step=1, label="Frames a second")
-                    dct = gr.Checkbox(True, label="DCTInit: refine the initial noise with the photo")
-                    cutoff = gr.Slider(0, 1, value=0.23, step=0.01, label="DCTInit: share of low frequencies")
-                    timestep = gr.Slider(0, 999, value=975, step=1, label="DCTInit: noise level of the photo")
-                key = gr.Textbox(label="API key", type="password", visible=bool(service.keys), elem_id="key")
-                with gr.Row():
-                    animate = gr.Button("Animate", variant="primary", elem_id="animate")
-                    stop = gr.Button("Cancel", elem_id="cancel")
-            with gr.Column():
-                status = gr.Markdown("Choose a photo, or one of the examples below.", elem_id="status")
-                video = gr.Video(label="Animation", autoplay=True, loop=True, interactive=False, elem_id="video")
-                with gr.Row():
-                    before = gr.Image(
-                        label="Your photo", interactive=False, buttons=["download", "fullscreen"], elem_id="before"
-                    )
-                    first = gr.Image(
-                        label="First frame", interactive=False, buttons=["download", "fullscreen"], elem_id="first"
-                    )
-        files = [(str(path), sentence) for name, sentence in EXAMPLES if (path := example(name)) is not None]
-        if files:
-            gr.Examples([list(pair) for pair in files], [image, prompt], label="Examples", cache_examples=False)
-        history = gr.Gallery(
-            label="Your videos, the newest first", columns=6, height="auto", allow_preview=False, elem_id="history"
-        )
-        shown = gr.State([])  # ids of the gallery's pictures
+            self.animate_button = gr.Button("Animate", variant="primary", elem_id="animate")
+            self.cancel_button = gr.Button("Cancel", elem_id="cancel")
 
-        async def run(
-            photo: str | None, text: str, bucket: int, number: float | None, api_key: str, *advanced: Any
-        ) -> AsyncIterator[dict[Any, Any]]:
-            names = ("model", "negative_prompt", "num_inference_steps", "guidance_scale", "fps", "dct_init",
-                     "dct_cutoff", "dct_timestep")  # fmt: skip
-            fields = {"prompt": text or "", "motion_bucket": int(bucket), **dict(zip(names, advanced, strict=True))}
-            fields["negative_prompt"] = fields["negative_prompt"] or ""  # an empty box is None
-            if number is not None and number >= 0:
-                fields["seed"] = int(number)
-            try:
-                owner = service.owner(api_key)
-                data = await asyncio.to_thread(Path(photo).read_bytes) if photo else b""
-                if not data:
-                    raise ApiError(422, "choose a photo first", body.IMAGE)
-                job: Job | None = await service.submit(fields, data, owner)
-            except (ApiError, ValidationError) as error:
-                yield {status: f"**{sentence_of(error)}**"}
-                return
-            assert job is not None
-            started = job.id
-            yield {job_id: started, video: None, first: None, before: photo, status: line(job)}
-            while job is not None and job.is_open:
-                await asyncio.sleep(POLL_S)
-                job = await asyncio.to_thread(service.store.get, started)
-                yield {status: line(job)}
-            if job is None or job.status != "completed":
-                yield {job_id: ""}
-                return
-            yield {job_id: "", **await result(job), **await past(owner)}
+    def add_outputs(self) -> None:
+        """Status line, video, and the photo beside the first frame."""
+        import gradio as gr
 
-        async def result(job: Job) -> dict[Any, Any]:
-            return {
-                video: str(await service.file(job, "video")),
-                first: str(await service.file(job, "thumbnail")),
-                status: line(job),
-            }
+        self.status = gr.Markdown("Choose a photo, or one of the examples below.", elem_id="status")
+        self.video = gr.Video(label="Animation", autoplay=True, loop=True, interactive=False, elem_id="video")
+        buttons: Any = ["download", "fullscreen"]
+        with gr.Row():
+            self.before = gr.Image(label="Your photo", interactive=False, buttons=buttons, elem_id="before")
+            self.first = gr.Image(label="First frame", interactive=False, buttons=buttons, elem_id="first")
 
-        async def cancel(started: str) -> None:
-            if started:
-                await service.cancel(started, "cancelled on the page")
+    def connect(self) -> None:
+        """Tie the handlers to the buttons, the gallery and the loading of the page."""
+        import gradio as gr
 
-        async def past(owner: str) -> dict[Any, Any]:
-            jobs, _ = await asyncio.to_thread(service.store.page, owner, None, SHOWN, True)
-            done = [job for job in jobs if job.status == "completed"]
-            pictures = [(str(await service.file(job, "thumbnail")), job.request["prompt"]) for job in done]
-            return {history: pictures, shown: [job.id for job in done]}
+        async def open_chosen(api_key: str, ids: list[str], chosen: gr.SelectData) -> dict[Any, Any]:
+            return await self.open(api_key, ids[chosen.index])  # gradio finds SelectData by its annotation
 
-        async def begin(api_key: str) -> dict[Any, Any]:
-            try:
-                return await past(service.owner(api_key))
-            except ApiError:
-                return {status: "Enter your API key to begin."}
-
-        async def again(api_key: str, ids: list[str], chosen: gr.SelectData) -> dict[Any, Any]:
-            try:
-                job = await service.find(ids[chosen.index], service.owner(api_key))
-                return await result(job)
-            except ApiError as error:
-                return {status: f"**{error.message}**"}
-
-        advanced_inputs = [model, negative, steps, guidance, fps, dct, cutoff, timestep]
-        outputs = [job_id, status, video, before, first, history, shown]
-        animate.click(
-            run, [image, prompt, motion, seed, key, *advanced_inputs], outputs, concurrency_limit=None,
-            show_progress="hidden", api_visibility="private",
+        private: dict[str, Any] = {"api_visibility": "private"}
+        self.animate_button.click(
+            self.animate,
+            [self.image, self.prompt, self.motion, self.seed, self.key, *self.advanced],
+            [self.job_id, self.status, self.video, self.before, self.first, self.history, self.shown_ids],
+            concurrency_limit=None, show_progress="hidden", **private,
         )  # fmt: skip
-        stop.click(cancel, [job_id], None, concurrency_limit=None, api_visibility="private")
-        page.load(begin, [key], [history, shown, status], api_visibility="private")
-        key.submit(begin, [key], [history, shown, status], api_visibility="private")
-        history.select(again, [key, shown], [video, first, status], api_visibility="private")
-    page.queue(default_concurrency_limit=20)
-    return page
+        self.cancel_button.click(self.cancel, [self.job_id], None, concurrency_limit=None, **private)
+        for event in (self.blocks.load, self.key.submit):
+            event(self.list_history, [self.key], [self.history, self.shown_ids, self.status], **private)
+        opened = [self.video, self.first, self.status]
+        self.history.select(open_chosen, [self.key, self.shown_ids], opened, **private)
+
+    async def animate(
+        self, photo: str | None, prompt: str, bucket: int, seed: float | None, api_key: str, *advanced: Any
+    ) -> AsyncIterator[dict[Any, Any]]:
+        """Submit a job, show its progress, and then its video and the history with it."""
+        fields = {"prompt": prompt or "", "motion_bucket": int(bucket), **dict(zip(ADVANCED, advanced, strict=True))}
+        fields["negative_prompt"] = fields["negative_prompt"] or ""  # an empty box is None
+        if seed is not None and seed >= 0:
+            fields["seed"] = int(seed)
+        try:
+            owner = self.service.owner(api_key)
+            data = await asyncio.to_thread(Path(photo).read_bytes) if photo else b""
+            if not data:
+                raise ApiError(422, "choose a photo first", body.IMAGE)
+            job: Job | None = await self.service.submit(fields, data, owner)
+        except (ApiError, ValidationError) as error:
+            yield {self.status: f"**{sentence_of(error)}**"}
+            return
+        assert job is not None
+        job_id = job.id
+        yield {self.job_id: job_id, self.video: None, self.first: None, self.before: photo, self.status: line(job)}
+        while job is not None and job.is_open:
+            await asyncio.sleep(POLL_S)
+            job = await asyncio.to_thread(self.service.store.get, job_id)
+            yield {self.status: line(job)}
+        if job is None or job.status != "completed":
+            yield {self.job_id: ""}
+            return
+        yield {self.job_id: "", **await self.result(job), **await self.past(owner)}
+
+    async def cancel(self, job_id: str) -> None:
+        """Cancel the job that is shown, if one is under way."""
+        if job_id:
+            await self.service.cancel(job_id, "cancelled on the page")
+
+    async def list_history(self, api_key: str) -> dict[Any, Any]:
+        """The videos of an API key, when the page loads or the key is entered."""
+        try:
+            return await self.past(self.service.owner(api_key))
+        except ApiError:
+            return {self.status: "Enter your API key to begin."}
+
+    async def open(self, api_key: str, job_id: str) -> dict[Any, Any]:
+        """Show a video of the history again."""
+        try:
+            return await self.result(await self.service.find(job_id, self.service.owner(api_key)))
+        except ApiError as error:
+            return {self.status: f"**{error.message}**"}
+
+    async def result(self, job: Job) -> dict[Any, Any]:
+        """A finished job's video, first frame and status."""
+        return {
+            self.video: str(await self.service.file(job, "video")),
+            self.first: str(await self.service.file(job, "thumbnail")),
+            self.status: line(job),
+        }
+
+    async def past(self, owner: str) -> dict[Any, Any]:
+        """The newest finished videos of an owner, as pictures of the gallery."""
+        jobs, _ = await asyncio.to_thread(self.service.store.page, owner, None, SHOWN, True)
+        done = [job for job in jobs if job.status == "completed"]
+        pictures = [(str(await self.service.file(job, "thumbnail")), job.request["prompt"]) for job in done]
+        return {self.history: pictures, self.shown_ids: [job.id for job in done]}
 
 
 def example(name: str) -> Path | None:
-    """A photo that scikit-image brings along, None where it does not."""
+    """Path of one of scikit-image's photos, None where it is not installed."""
     import skimage
 
     path = Path(skimage.__file__).parent / "data" / name
@@ -182,7 +211,7 @@ def example(name: str) -> Path | None:
 
 
 def line(job: Job | None) -> str:
-    """Where a job is, in a line of Markdown."""
+    """The state of a job, as a line of Markdown."""
     if job is None:
         return "Deleted."
     if job.status == "queued":
@@ -200,5 +229,5 @@ def line(job: Job | None) -> str:
 
 
 def sentence_of(error: ApiError | ValidationError) -> str:
-    """What was wrong with a request."""
+    """The sentence that says what is wrong with a request."""
     return error.message if isinstance(error, ApiError) else errors.from_validation(error.errors()).message

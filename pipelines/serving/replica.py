@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
+import tenacity
 import torch
 
 from cinemo import CinemoPipeline, checkpoint
@@ -23,12 +24,16 @@ from pipelines.serving.store import Job, Store
 
 logger = logging.getLogger("ray.serve")
 
-PATIENCE_S = 300.0  # a finished video waits this long for a database that is away
+PATIENCE_S = 300.0  # a finished video waits this long for a database or a storage that is away
 HEALTH_EVERY_S = 60.0  # an idle replica proves that often that it still animates
 
 
 class StoppedError(Exception):
     """Nobody wants any of the videos that are being made."""
+
+
+class StorageAwayError(Exception):
+    """The storage took no files for PATIENCE_S, which is no job's fault."""
 
 
 class Waiting(NamedTuple):
@@ -104,7 +109,7 @@ class Animator:
                 facts = await asyncio.get_running_loop().run_in_executor(
                     self.thread, self._make, [waiting.job_id for waiting in wanted]
                 )
-            except Exception as error:  # the database is away for longer than it is waited for
+            except Exception as error:  # database or storage are away for longer than they are waited for
                 failure = error
             for waiting in wanted:
                 if waiting.done.done():
@@ -124,6 +129,8 @@ class Animator:
             return self._animate(claimed) if claimed else {}
         except StoppedError:
             return {}
+        except StorageAwayError:
+            raise  # the dispatcher hands the job out again
         except Exception:
             logger.exception("a batch failed", extra={"jobs": job_ids})
             if self.pipe.device.type == "cuda":
@@ -145,27 +152,11 @@ class Animator:
         return False
 
     def _animate(self, claimed: list[tuple[Job, bytes]]) -> dict[str, dict[str, Any]]:
-        jobs = [job for job, _ in claimed]
+        jobs, began = [job for job, _ in claimed], time.time()
         asked = [job.request for job in jobs]
-        wanted = {job.id for job in jobs}
-        steps, began = asked[0]["num_inference_steps"], time.time()
-        first_step: list[float] = []
-
-        def advance(percent: int) -> None:
-            """Everyone who waits sees it; a video that nobody wants any more is not told about again."""
-            self.sign_of_life = time.monotonic()
-            for job in jobs:
-                if job.id in wanted and not self.store.advance(job.id, job.attempt, percent, self.settings.lease_s):
-                    wanted.discard(job.id)
-            if not wanted:
-                raise StoppedError
-
-        def step_done(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
-            first_step[:1] = [time.time()] if step == 0 else first_step
-            advance(min(99, 100 * (step + 1) // steps))
-            return values
-
-        advance(0)
+        steps = asked[0]["num_inference_steps"]
+        progress = Progress(self, jobs, steps)
+        progress.advance(0)
         frames = self.pipe(
             [image for _, image in claimed],
             [one["prompt"] for one in asked],
@@ -173,21 +164,32 @@ class Animator:
             motion_bucket=[one["motion_bucket"] for one in asked],
             seed=[one["seed"] for one in asked],
             guidance_scale=[one["guidance_scale"] for one in asked],
-            callback_on_step_end=step_done,
+            callback_on_step_end=progress.step_done,
             **request.shared(asked[0]),
         ).frames
-        ended = time.time()
-        done = {}
+        ended, done = time.time(), {}
         for job, video in zip(jobs, frames, strict=True):
-            if job.id not in wanted:
+            if job.id not in progress.wanted:
                 continue
             timings = {
                 "queued_seconds": round(began - job.created_at, 3),
-                "first_step_seconds": round(first_step[0] - job.created_at, 3),
+                "first_step_seconds": round(progress.first_step - job.created_at, 3),
                 "step_seconds": round((ended - began) / steps, 4),
                 "animate_seconds": round(ended - began, 3),
             }
-            facts = {
+            if (facts := self._complete(job, video, timings, len(jobs))) is not None:
+                done[job.id] = facts
+        return done
+
+    def _complete(self, job: Job, video: np.ndarray, timings: dict[str, float], batch: int) -> dict[str, Any] | None:
+        """Write a video's files and end its job; returns facts for metrics, None when the attempt does not count.
+
+        The files are kept in memory while the storage is away. Raises StorageAwayError after PATIENCE_S.
+        """
+        facts, files = results.encode(
+            video,
+            job.request["fps"],
+            {
                 "id": job.id,
                 "model": self.name,
                 "model_fingerprint": self.fingerprint,
@@ -195,18 +197,33 @@ class Animator:
                 "request": job.request,
                 "versions": videos.versions(),
                 "attempt": job.attempt,
-                "batch": len(jobs),
+                "batch": batch,
                 "timings": timings,
-            }
-            facts = results.write(self.videos, job.id, job.attempt, video, job.request["fps"], facts)
-            kept = {name: facts[name] for name in ("motion_score", "motion_bucket", "model_fingerprint", "timings")}
-            if self.store.complete(job.id, job.attempt, kept, self.settings.ttl_s):
-                memory = torch.cuda.max_memory_allocated() if self.pipe.device.type == "cuda" else 0
-                done[job.id] = {**kept, "batch": len(jobs), "gpu_memory_bytes": memory}
-                logger.info("completed", extra={"job": job.id, "seconds": timings["animate_seconds"]})
-            else:
-                results.remove(self.videos, job.id, job.attempt)
-        return done
+            },
+        )
+        patiently = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(OSError),
+            wait=tenacity.wait_exponential_jitter(initial=0.2, max=10.0),
+            stop=tenacity.stop_after_delay(PATIENCE_S),
+            before_sleep=lambda state: self._waits_for_storage(job, state),
+            reraise=True,
+        )
+        try:
+            patiently(results.write, self.videos, job.id, job.attempt, files)
+        except OSError as error:
+            raise StorageAwayError(f"{self.videos} took no file of {job.id} in {PATIENCE_S:.0f} s") from error
+        kept = {name: facts[name] for name in ("motion_score", "motion_bucket", "model_fingerprint", "timings")}
+        if not self.store.complete(job.id, job.attempt, kept, self.settings.ttl_s):
+            results.remove(self.videos, job.id, job.attempt)
+            return None
+        memory = torch.cuda.max_memory_allocated() if self.pipe.device.type == "cuda" else 0
+        logger.info("completed", extra={"job": job.id, "seconds": timings["animate_seconds"]})
+        return {**kept, "batch": batch, "gpu_memory_bytes": memory}
+
+    def _waits_for_storage(self, job: Job, state: tenacity.RetryCallState) -> None:
+        self.sign_of_life = time.monotonic()  # waiting is no reason to be replaced, which would lose the frames
+        error = state.outcome.exception() if state.outcome else None
+        logger.warning("its files wait for the storage: %s", error, extra={"job": job.id})
 
     def _keep_leases(self) -> None:
         """The thread: a step may take longer than a lease."""
@@ -216,3 +233,31 @@ class Animator:
                 self.store.extend(sorted(self.running), self.settings.lease_s)
             except Exception:
                 logger.exception("leases were not extended")
+
+
+class Progress:
+    """Tells the store of every step of a batch, and stops the batch when nobody wants any of its videos."""
+
+    def __init__(self, animator: Animator, jobs: list[Job], steps: int) -> None:
+        """jobs: claimed by this replica. steps: denoising steps of the batch."""
+        self.animator, self.jobs, self.steps = animator, jobs, steps
+        self.wanted = {job.id for job in jobs}  # neither cancelled nor begun again elsewhere
+        self.first_step = 0.0  # when it was done, in seconds since 1970
+
+    def advance(self, percent: int) -> None:
+        """Write how far the wanted jobs are. Raises StoppedError when none is wanted any more."""
+        animator = self.animator
+        animator.sign_of_life = time.monotonic()
+        for job in self.jobs:
+            if job.id in self.wanted and not animator.store.advance(
+                job.id, job.attempt, percent, animator.settings.lease_s
+            ):
+                self.wanted.discard(job.id)
+        if not self.wanted:
+            raise StoppedError
+
+    def step_done(self, pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        """callback_on_step_end of the pipeline."""
+        self.first_step = self.first_step or time.time()
+        self.advance(min(99, 100 * (step + 1) // self.steps))
+        return values

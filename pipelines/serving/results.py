@@ -23,23 +23,25 @@ def name(job_id: str, attempt: int, variant: str) -> str:
     return f"{job_id}-{attempt}{ENDINGS[variant]}"
 
 
-def write(
-    output: str, job_id: str, attempt: int, frames: np.ndarray, fps: float, facts: dict[str, Any]
-) -> dict[str, Any]:
-    """Write all files of an attempt, the sidecar last; returns facts with the measured motion.
+def encode(frames: np.ndarray, fps: float, facts: dict[str, Any]) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Frames, uint8 (N, H, W, 3) -> (facts with the measured motion, bytes of the files by variant).
 
-    frames: uint8 (N, H, W, 3). facts: JSON. Raises OSError.
+    facts: JSON, for the sidecar.
     """
     facts = {**facts, **videos.measured(frames)}
     files = {
         "video": videos.video(frames, fps),
         "thumbnail": videos.thumbnail(frames[0]),
         "spritesheet": videos.spritesheet(frames),
+        "sidecar": (json.dumps(facts, indent=2) + "\n").encode(),
     }
-    files["sidecar"] = (json.dumps(facts, indent=2) + "\n").encode()
+    return facts, files
+
+
+def write(output: str, job_id: str, attempt: int, files: dict[str, bytes]) -> None:
+    """Write the files of an attempt, the sidecar last. Raises OSError."""
     for variant, data in files.items():
         storage.put(storage.join(output, name(job_id, attempt, variant)), data)
-    return facts
 
 
 def remove(output: str, job_id: str, attempt: int) -> None:

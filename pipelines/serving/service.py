@@ -45,9 +45,7 @@ class Service:
         if not self.keys:
             return EVERYONE
         given = (key or "").encode()
-        known = [
-            hmac.compare_digest(given, own.encode()) for own in self.keys
-        ]  # all of them, in the same time
+        known = [hmac.compare_digest(given, own.encode()) for own in self.keys]  # all of them, in the same time
         if not any(known):
             raise ApiError(401, "send Authorization: Bearer KEY with a key of this service", code="invalid_api_key")
         return hashlib.sha256(given).hexdigest()[:32]

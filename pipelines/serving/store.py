@@ -2,27 +2,23 @@
 
 A job is queued, then in progress, then completed or failed, and from there it never changes. One process sees to it,
 the owner of its lease. Whoever works on it claims an attempt; what an older attempt says is not heard. A lease that ran
-out means that nobody works on it, and another process takes it. Knows SQLAlchemy, SQLite and PostgreSQL. Knows
-nothing of HTTP, Ray or videos.
+out means that nobody works on it, and another process takes it. Knows nothing of HTTP, Ray or videos.
 """
 
 import dataclasses
 import functools
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import sqlalchemy as sa
-import tenacity
-from sqlalchemy.exc import DBAPIError
+
+from pipelines.serving.database import Database
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
 OPEN: tuple[Status, ...] = ("queued", "in_progress")
 KEPT_TOMBSTONES_S = 30 * 86_400  # how long a deleted id is told from one that never was
-Result = TypeVar("Result")
 
 metadata = sa.MetaData()
 # Times are seconds since 1970. The number in the names is the version of these columns.
@@ -105,18 +101,8 @@ class Store:
     """
 
     def __init__(self, url: str, patience: float = 10.0) -> None:
-        self.patience = patience
-        self.is_sqlite = url.startswith("sqlite")
-        if self.is_sqlite and (path := sa.make_url(url).database):
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-        of_server = {"pool_size": 10, "connect_args": {"client_encoding": "utf8", "connect_timeout": 5}}
-        # Errors are logged, and parameters are prompts and images of users.
-        options = {"pool_pre_ping": True, "hide_parameters": True}
-        self.engine = sa.create_engine(url, **options, **({} if self.is_sqlite else of_server))
-        if self.is_sqlite:
-            sa.event.listen(self.engine, "connect", _set_up_sqlite)
-            sa.event.listen(self.engine, "begin", _begin_sqlite)
-        self._patiently(lambda: metadata.create_all(self.engine))  # another process may be doing it
+        self.database = Database(url, patience)
+        self.database.patiently(lambda: metadata.create_all(self.database.engine))  # another process may be doing it
 
     def create(self, job: Job, image: bytes, most: int, most_of_owner: int) -> tuple[Job, bool]:
         """Keep a job; returns (the job that there is now, whether it is this one and new).
@@ -127,8 +113,8 @@ class Store:
         """
 
         def insert() -> tuple[Job, bool]:
-            with self._transaction() as connection:
-                if not self.is_sqlite:  # counting and adding are one step; SQLite's transactions are so anyway
+            with self.database.transaction() as connection:
+                if not self.database.is_sqlite:  # counting and adding are one step; SQLite's transactions are so anyway
                     connection.execute(sa.text("SELECT pg_advisory_xact_lock(20260214)"))
                 same = sa.and_(jobs.c.owner == job.owner, jobs.c.idempotency_key == job.idempotency_key)
                 first = jobs.c.id == job.id if job.idempotency_key is None else sa.or_(jobs.c.id == job.id, same)
@@ -140,26 +126,31 @@ class Store:
                 opened = connection.scalar(count) or 0
                 if opened >= most or (connection.scalar(count.where(jobs.c.owner == job.owner)) or 0) >= most_of_owner:
                     raise QueueFullError(opened)
-                connection.execute(jobs.insert().values(**_row(job), image=image))
+                left = job.lease_until - time.time()  # by the clock of this machine
+                values = {**_row(job), "image": image, "lease_until": self.database.now + left}
+                connection.execute(jobs.insert().values(values))
                 return job, True
 
-        return self._patiently(insert)
+        return self.database.patiently(insert)
 
     def get(self, job_id: str, owner: str | None = None) -> Job | None:
         """A job, None when there is none, or none of this owner."""
         chosen = sa.select(*COLUMNS).where(jobs.c.id == job_id)
         chosen = chosen if owner is None else chosen.where(jobs.c.owner == owner)
-        row = self._patiently(lambda: self._first(chosen))
+        row = self.database.patiently(lambda: self.database.first(chosen))
         return None if row is None else _job(row)
 
     def is_gone(self, job_id: str, owner: str) -> bool:
         """Whether there was a job of this owner that was deleted or kept long enough."""
         chosen = sa.select(gone.c.id).where(gone.c.id == job_id, gone.c.owner == owner)
-        return self._patiently(lambda: self._first(chosen)) is not None
+        return self.database.patiently(lambda: self.database.first(chosen)) is not None
 
     def was_deleted(self, job_id: str) -> bool:
         """Whether there was a job, of any owner, that was deleted or kept long enough."""
-        return self._patiently(lambda: self._first(sa.select(gone.c.id).where(gone.c.id == job_id))) is not None
+        return (
+            self.database.patiently(lambda: self.database.first(sa.select(gone.c.id).where(gone.c.id == job_id)))
+            is not None
+        )
 
     def page(self, owner: str, after: str | None, limit: int, newest_first: bool) -> tuple[list[Job], bool]:
         """(jobs of an owner that come after the one of this id, whether there are more)."""
@@ -167,50 +158,51 @@ class Store:
         chosen = sa.select(*COLUMNS).where(jobs.c.owner == owner)
         if after is not None:
             start = sa.select(jobs.c.created_at, jobs.c.id).where(jobs.c.id == after, jobs.c.owner == owner)
-            found = self._patiently(lambda: self._first(start))
+            found = self.database.patiently(lambda: self.database.first(start))
             if found is None:
                 return [], False
             chosen = chosen.where(place < tuple(found) if newest_first else place > tuple(found))
         order = [sa.desc(c) if newest_first else sa.asc(c) for c in (jobs.c.created_at, jobs.c.id)]
-        rows = self._patiently(lambda: self._all(chosen.order_by(*order).limit(limit + 1)))
+        rows = self.database.patiently(lambda: self.database.all(chosen.order_by(*order).limit(limit + 1)))
         return [_job(row) for row in rows[:limit]], len(rows) > limit
 
     def counts(self) -> dict[str, int]:
         """How many jobs there are, by status."""
-        rows = self._patiently(lambda: self._all(sa.select(jobs.c.status, sa.func.count()).group_by(jobs.c.status)))
+        rows = self.database.patiently(
+            lambda: self.database.all(sa.select(jobs.c.status, sa.func.count()).group_by(jobs.c.status))
+        )
         return {row[0]: row[1] for row in rows}
 
     def claim(self, job_id: str, lease_s: float) -> tuple[Job, bytes] | None:
         """Begin an attempt: (the job, with the attempt's number, and its image), None when it is not open any more."""
 
         def take() -> tuple[Job, bytes] | None:
-            with self._transaction() as connection:
+            with self.database.transaction() as connection:
                 done = connection.execute(
                     jobs.update()
                     .where(jobs.c.id == job_id, jobs.c.status.in_(OPEN))
-                    .values(attempt=jobs.c.attempt + 1, progress=0, lease_until=time.time() + lease_s)
+                    .values(attempt=jobs.c.attempt + 1, progress=0, lease_until=self.database.now + lease_s)
                 )
                 if not done.rowcount:
                     return None
                 row = connection.execute(sa.select(*COLUMNS, jobs.c.image).where(jobs.c.id == job_id)).one()
                 return _job(row), row.image
 
-        return self._patiently(take)
+        return self.database.patiently(take)
 
     def advance(self, job_id: str, attempt: int, progress: int, lease_s: float) -> bool:
         """A step of an attempt is done, percent in all; False when it is to be given up: cancelled, or begun again."""
-        now = time.time()
         change = (
             jobs.update()
             .where(jobs.c.id == job_id, jobs.c.attempt == attempt, jobs.c.status.in_(OPEN))
             .values(
                 status="in_progress",
                 progress=progress,
-                started_at=sa.func.coalesce(jobs.c.started_at, now),
-                lease_until=now + lease_s,
+                started_at=sa.func.coalesce(jobs.c.started_at, self.database.now),
+                lease_until=self.database.now + lease_s,
             )
         )
-        return self._patiently(lambda: self._change(change)) > 0
+        return self.database.patiently(lambda: self.database.change(change)) > 0
 
     def complete(self, job_id: str, attempt: int, result: Mapping[str, Any], ttl_s: float) -> bool:
         """End a job with its result; False when it is not this attempt's to end."""
@@ -227,17 +219,22 @@ class Store:
             return
         mine = sa.true() if lease_owner is None else jobs.c.lease_owner == lease_owner
         change = jobs.update().where(jobs.c.id.in_(job_ids), jobs.c.status.in_(OPEN), mine)
-        self._patiently(lambda: self._change(change.values(lease_until=time.time() + lease_s)))
+        self.database.patiently(lambda: self.database.change(change.values(lease_until=self.database.now + lease_s)))
 
     def take_abandoned(self, lease_owner: str, lease_s: float) -> list[Job]:
         """Jobs that nobody works on, with a new lease and a new owner; of several callers one gets each."""
-        now = time.time()
-        left = sa.select(*COLUMNS).where(jobs.c.status.in_(OPEN), jobs.c.lease_until < now).order_by(jobs.c.created_at)
+        left = (
+            sa.select(*COLUMNS)
+            .where(jobs.c.status.in_(OPEN), jobs.c.lease_until < self.database.now)
+            .order_by(jobs.c.created_at)
+        )
         taken = []
-        for row in self._patiently(lambda: self._all(left)):
+        for row in self.database.patiently(lambda: self.database.all(left)):
             change = jobs.update().where(jobs.c.id == row.id, jobs.c.lease_until == row.lease_until)
-            change = change.where(jobs.c.status.in_(OPEN)).values(lease_owner=lease_owner, lease_until=now + lease_s)
-            if self._patiently(functools.partial(self._change, change)):
+            change = change.where(jobs.c.status.in_(OPEN)).values(
+                lease_owner=lease_owner, lease_until=self.database.now + lease_s
+            )
+            if self.database.patiently(functools.partial(self.database.change, change)):
                 taken.append(dataclasses.replace(_job(row), lease_owner=lease_owner))
         return taken
 
@@ -247,70 +244,32 @@ class Store:
 
     def delete_expired(self) -> list[Job]:
         """Take out the jobs whose time is over; returns what they were. Ids deleted long ago are forgotten."""
-        now = time.time()
-        self._patiently(lambda: self._change(gone.delete().where(gone.c.at < now - KEPT_TOMBSTONES_S)))
-        return self._delete_with_tombstone(sa.and_(jobs.c.expires_at < now, jobs.c.status.not_in(OPEN)))
+        self.database.patiently(
+            lambda: self.database.change(gone.delete().where(gone.c.at < self.database.now - KEPT_TOMBSTONES_S))
+        )
+        return self._delete_with_tombstone(sa.and_(jobs.c.expires_at < self.database.now, jobs.c.status.not_in(OPEN)))
 
     def _delete_with_tombstone(self, which: Any) -> list[Job]:
         def move() -> list[Job]:
-            with self._transaction() as connection:
+            with self.database.transaction() as connection:
                 rows = connection.execute(sa.select(*COLUMNS).where(which)).all()
                 for row in rows:
                     if connection.execute(jobs.delete().where(jobs.c.id == row.id)).rowcount:
-                        connection.execute(gone.insert().values(id=row.id, owner=row.owner, at=time.time()))
+                        connection.execute(gone.insert().values(id=row.id, owner=row.owner, at=self.database.now))
                 return [_job(row) for row in rows]
 
-        return self._patiently(move)
+        return self.database.patiently(move)
 
     def _end(self, job_id: str, attempt: int | None, ttl_s: float, **values: Any) -> bool:
-        now = time.time()
         which = sa.and_(jobs.c.id == job_id, sa.true() if attempt is None else jobs.c.attempt == attempt)
         change = jobs.update().where(which, jobs.c.status.in_(OPEN))
-        change = change.values(ended_at=now, expires_at=now + ttl_s, image=None, **values)
+        change = change.values(ended_at=self.database.now, expires_at=self.database.now + ttl_s, image=None, **values)
         again = sa.select(jobs.c.id).where(which, *(jobs.c[name] == value for name, value in values.items()))
 
         def end() -> bool:  # the same end twice is one: the first answer may have been lost
-            return self._change(change) > 0 or (attempt is not None and self._first(again) is not None)
+            return self.database.change(change) > 0 or (attempt is not None and self.database.first(again) is not None)
 
-        return self._patiently(end)
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sa.Connection]:
-        with self.engine.begin() as connection:
-            yield connection
-
-    def _change(self, statement: Any) -> int:
-        with self._transaction() as connection:
-            return connection.execute(statement).rowcount
-
-    def _first(self, statement: Any) -> Any:
-        return next(iter(self._all(statement)), None)
-
-    def _all(self, statement: Any) -> Sequence[Any]:
-        with self.engine.connect().execution_options(only_reads=True) as connection:
-            return connection.execute(statement).all()
-
-    def _patiently(self, act: Callable[[], Result]) -> Result:
-        """Do something with the database, and again while it is away, or another one was first."""
-        return tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(DBAPIError),
-            wait=tenacity.wait_exponential_jitter(initial=0.05, max=1.0),
-            stop=tenacity.stop_after_delay(self.patience),
-            reraise=True,
-        )(act)
-
-
-def _set_up_sqlite(connection: Any, _: Any) -> None:
-    connection.isolation_level = None  # the driver's own idea of when a transaction begins
-    # FULL: what was answered is on the disk, even when the machine loses its power.
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000"):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _begin_sqlite(connection: sa.Connection) -> None:
-    # A transaction that writes takes its lock at once: one that has read before cannot wait for it.
-    reads = connection.get_execution_options().get("only_reads")
-    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+        return self.database.patiently(end)
 
 
 def _row(job: Job) -> dict[str, Any]:

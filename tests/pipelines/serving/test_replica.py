@@ -1,8 +1,10 @@
 """A replica without Ray: batches, cancellation, attempts, and files that count."""
 
 import asyncio
+import contextlib
 import dataclasses
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from cinemo import CinemoPipeline
 from cinemo.video import probe, sample_clip, write_video
 from pipelines.animate.request import shape_of
 from pipelines.core import storage
-from pipelines.serving import results, schema, served_models
+from pipelines.serving import replica, results, schema, served_models
 from pipelines.serving.replica import Animator
 from pipelines.serving.settings import Limits, Replicas, ServeSettings
 from pipelines.serving.store import Job
@@ -153,7 +155,7 @@ def test_an_attempt_that_was_overtaken_leaves_nothing(animator: Animator) -> Non
 
 def test_what_fails_in_a_batch_fails_alone_and_what_always_dies_is_given_up(animator: Animator) -> None:
     good, bad, doomed = keep(animator, "good"), keep(animator, "bad"), keep(animator, "doomed")
-    with animator.store.engine.begin() as connection:
+    with animator.store.database.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE cinemo_jobs_2 SET image = 'no image' WHERE id = 'video_bad'")
         connection.exec_driver_sql("UPDATE cinemo_jobs_2 SET attempt = 10 WHERE id = 'video_doomed'")
     facts = animate(animator, good, bad, doomed)
@@ -193,3 +195,43 @@ def test_a_job_whose_database_stays_away_is_given_back_and_the_replica_works_on(
                 asyncio.run(given)
     (facts,) = animate(animator, job)
     assert facts["batch"] == 1
+
+
+@contextlib.contextmanager
+def storage_away(animator: Animator) -> Iterator[None]:
+    """A file stands where the folder of videos should be, so that every write is an OSError."""
+    folder = Path(animator.videos)
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder.rename(folder.with_name("aside"))
+    folder.write_bytes(b"")
+    try:
+        yield
+    finally:
+        folder.unlink()
+        aside.rename(folder)
+
+
+def test_frames_wait_for_a_storage_that_is_away(animator: Animator, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, over, waits = keep(animator, "storage"), contextlib.ExitStack(), []
+    over.enter_context(storage_away(animator))
+
+    def come_back(waiting: Job, state: Any) -> None:
+        waits.append(waiting.id)
+        over.close()
+
+    monkeypatch.setattr(animator, "_waits_for_storage", come_back)
+    with over:
+        assert animate(animator, job)[0]
+    assert waits == [job.id]
+    assert results.attempts(animator.videos) >= {(job.id, 1)}  # one attempt: no frame was made twice
+
+
+def test_a_job_whose_storage_stays_away_is_given_back(animator: Animator, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = keep(animator, "no_storage")
+    monkeypatch.setattr(replica, "PATIENCE_S", 0.5)
+    with storage_away(animator), pytest.raises(replica.StorageAwayError):
+        animate(animator, job)
+    kept = animator.store.get(job.id)
+    assert kept is not None
+    assert kept.is_open
+    assert animate(animator, job)[0]

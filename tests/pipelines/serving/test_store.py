@@ -1,14 +1,17 @@
 """Jobs in SQLite and in a real PostgreSQL: kept, claimed, finished once, found again, forgotten on time."""
 
 import dataclasses
+import signal
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import sqlalchemy as sa
 
+from pipelines.serving import database
 from pipelines.serving.store import Job, OtherRequestError, QueueFullError, Store
 
 
@@ -90,7 +93,8 @@ def test_a_key_gives_the_first_job_and_refuses_another_request(store: Store) -> 
         store.create(job(3, idempotency_key="k", request_digest="other"), b"image", 1000, 1000)
     other = job(4, idempotency_key="k", request_digest="other", owner="you")
     assert store.create(other, b"image", 1000, 1000) == (other, True)
-    assert store.create(other, b"image", 1000, 1000) == (other, True)  # its answer was lost: the same again
+    found, is_new = store.create(other, b"image", 1000, 1000)  # its answer was lost: the same again
+    assert (found.id, is_new) == (other.id, True)
 
 
 def test_the_queue_is_bounded_for_all_and_for_each_however_many_come_at_once(url: str) -> None:
@@ -201,11 +205,59 @@ def test_a_database_that_comes_back_is_waited_for_and_one_that_does_not_is_an_er
         postgres.start()
 
 
+def test_a_database_that_hangs_is_taken_to_be_away_until_it_answers(
+    postgres: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "HANGING_S", 1.0)
+    store = Store(postgres.new_database().replace("postgresql:", "postgresql+psycopg:"), patience=30)
+    keep(store, job())
+
+    def signal_all(number: int) -> None:
+        """To the server and its backends: stopped, they keep their sockets open, and answer nothing."""
+        server = psutil.Process(postgres.server.pid)
+        for process in (server, *server.children(recursive=True)):
+            process.send_signal(number)
+
+    signal_all(signal.SIGSTOP)
+    back = threading.Timer(2.5, signal_all, (signal.SIGCONT,))
+    back.start()
+    try:
+        began = time.monotonic()
+        found = store.claim("video_0001", 60)
+        assert time.monotonic() - began > 2
+        assert found is not None
+        assert store.complete("video_0001", found[0].attempt, {}, ttl_s=100)
+        back.join()
+        store.database.patience = 0.5
+        signal_all(signal.SIGSTOP)
+        began = time.monotonic()
+        with pytest.raises(sa.exc.DBAPIError):
+            store.get("video_0001")
+        assert time.monotonic() - began < 20
+    finally:
+        back.join()
+        signal_all(signal.SIGCONT)
+
+
+def test_leases_go_by_the_clock_of_the_database(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ingress whose clock was ahead stole the jobs of the others, and one behind gave leases that had run out."""
+    keep(store, job(1))
+    assert store.claim("video_0001", 20)
+    for wrong in (1000.0, -1000.0):
+        with monkeypatch.context() as patch:
+            patch.setattr("time.time", lambda now=time.time, wrong=wrong: now() + wrong)
+            keep(store, job(2 if wrong > 0 else 3))
+            store.extend(["video_0001"], 20)
+            assert store.take_abandoned("second", 60) == []
+            assert store.delete_expired() == []
+        assert store.take_abandoned("second", 60) == []
+
+
 def test_errors_of_the_database_show_no_parameters(store: Store) -> None:
     """They are logged, and parameters are prompts and images of users."""
-    with store.engine.begin() as connection:
+    with store.database.engine.begin() as connection:
         connection.execute(sa.text("DROP TABLE cinemo_jobs_2"))
-    store.patience = 0
+    store.database.patience = 0
     with pytest.raises(sa.exc.DBAPIError) as caught:
         store.fail("video_0001", 1, "server_error", "a secret prompt", ttl_s=100)
     assert "secret" not in str(caught.value)
