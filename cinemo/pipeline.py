@@ -105,7 +105,7 @@ class CinemoPipeline(DiffusionPipeline):
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         dct_transform: str = "dct",
-        reuse: int = 1,
+        cache_interval: int = 1,
     ) -> CinemoPipelineOutput:
         """Animate one image, or B: image, prompts, motion_bucket, guidance_scale and seed may be lists of length B.
 
@@ -113,13 +113,13 @@ class CinemoPipeline(DiffusionPipeline):
         size) by scaling and a centre cut. motion_bucket: 0 (still) to 19; raw_motion_id replaces the model's mapping.
         guidance_scale: 1 or less skips the negative prompt. dct_cutoff, dct_timestep: DCTInit's p and tau.
         image_latents (B, C, 1, h, w), scaled, replace encoding (image may then be None, unless the decoder moves it);
-        latents (B, C, F, h, w)
-        replace the initial noise and DCTInit, and fix the number of frames.
+        latents (B, C, F, h, w) replace the initial noise and DCTInit, and fix the number of frames.
         decode_chunk_size: frames a VAE call decodes.
         callback_on_step_end(pipeline, step, timestep, {"latents": ...}) may return a dict with new "latents".
         scheduler: a name in cinemo.sampling.SCHEDULERS; the model's own, DDIM, when None. guidance_rescale: 0..1, after
         Lin et al. (arXiv 2305.08891). guidance_interval: the share of the steps, from first to last, that are guided.
-        dct_transform: "fft" is the other variant of Fig. 3. reuse: steps that share the U-Net's deep levels.
+        dct_transform: "fft" is the other variant of Fig. 3. cache_interval: steps that
+        share the features of the U-Net's deeper blocks (DeepCache); 1 is exact.
         A sample's result depends on its own seed and settings alone, never on its batch. Raises ValueError, and
         FloatingPointError when a result is NaN or infinite.
         """
@@ -173,7 +173,7 @@ class CinemoPipeline(DiffusionPipeline):
                     return latents
                 return callback_on_step_end(self, step, timestep, {"latents": latents}).get("latents", latents)
 
-            latents = denoise(self.unet, schedule, latents, image_latents, text, ids, guidance, on_step, reuse)
+            latents = denoise(self.unet, schedule, latents, image_latents, text, ids, guidance, on_step, cache_interval)
         check_finite(latents)
 
         # 5. Image + residuals -> pixels.

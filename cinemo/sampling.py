@@ -23,9 +23,9 @@ SCHEDULERS = {
 
 # What a video may cost, as settings of CinemoPipeline: 100 evaluations of the U-Net; 15 of it and 15 of its first
 # level; 6 and 6. Guidance acts in the first half, where the motion is decided. benchmarks/speed.py measures the rest.
-_FAST = {"scheduler": "dpmsolver++", "guidance_interval": (0.0, 0.5), "reuse": 2}
+_FAST = {"scheduler": "dpmsolver++", "guidance_interval": (0.0, 0.5), "cache_interval": 2}
 SPEEDS: dict[str, dict[str, Any]] = {
-    "paper": {"num_inference_steps": 50, "scheduler": "ddim", "guidance_interval": (0.0, 1.0), "reuse": 1},
+    "paper": {"num_inference_steps": 50, "scheduler": "ddim", "guidance_interval": (0.0, 1.0), "cache_interval": 1},
     "balanced": {"num_inference_steps": 20, **_FAST},
     "fast": {"num_inference_steps": 8, **_FAST},
 }
@@ -77,39 +77,42 @@ def denoise(
     motion_ids: Sequence[float],
     guidance: Guidance,
     on_step: Callable[[int, Any, Tensor], Tensor],
-    reuse: int = 1,
+    cache_interval: int = 1,
 ) -> Tensor:
     """Noise -> motion residuals (paper, section 3.2): (B, C, F, h, w), unit variance -> the same shape.
 
     image_latents: (B, C, 1, h, w). text: (B, T, D), or (2 B, T, D) with the negative prompts first where guidance is
-    wanted. on_step(step, timestep, latents) returns the latents to go on with. reuse: the U-Net's deep levels are
-    computed at every so many steps, and its first level alone in between (Ma et al., arXiv 2312.00858); 1 is exact.
+    wanted. on_step(step, timestep, latents) returns the latents to go on with. cache_interval: steps that share the
+    features of the U-Net's deeper blocks, which are computed at the first of them (DeepCache, Ma et al., arXiv
+    2312.00858); 1 is exact.
     """
     batch, device, dtype = len(latents), latents.device, latents.dtype
     ids = torch.tensor(motion_ids, device=device)
     scale = torch.tensor(guidance.scales, device=device, dtype=dtype).view(-1, 1, 1, 1, 1)
     latents = latents * scheduler.init_noise_sigma
-    deep: Tensor | None = None
+    features: Tensor | None = None  # of the last U-Net call, where steps share them
     steps = len(scheduler.timesteps)
     for step, timestep in enumerate(scheduler.timesteps):
         sample = scheduler.scale_model_input(latents, timestep)
         guided = guidance.acts(step, steps)
         copies = 2 if guided else 1  # the prompt alone is half the cost
-        kept: dict[str, Any] = {}
-        if reuse > 1:
-            # Where the interval begins, too, whether or not this batch is guided: a sample is the same in any batch.
+        cache: dict[str, Any] = {}
+        if cache_interval > 1:
+            # Computed where the interval begins, too, whether or not this batch is guided: a sample is the same in any
+            # batch.
             begins = guidance.inside(step, steps) and not guidance.inside(step - 1, steps)
-            fresh = deep is None or step % reuse == 0 or begins
-            kept = {"keep_deep": True, "deep": None if deep is None or fresh else deep[-copies * batch :]}
+            is_computed = features is None or step % cache_interval == 0 or begins
+            cached = None if features is None or is_computed else features[-copies * batch :]
+            cache = {"return_features": True, "cached_features": cached}
         made = unet(
             sample.repeat(copies, 1, 1, 1, 1),
             int(timestep),
             text[-copies * batch :],
             image_latents.repeat(copies, 1, 1, 1, 1),
             ids.repeat(copies),
-            **kept,
+            **cache,
         )
-        predicted, deep = made.sample, made.deep if reuse > 1 else None
+        predicted, features = made.sample, made.features if cache_interval > 1 else None
         if guided:
             negative, positive = predicted.chunk(2)
             predicted = rescaled(negative + scale * (positive - negative), positive, guidance.rescale)

@@ -89,19 +89,19 @@ def test_shared_deep_features_cost_less_and_stay_a_sample_s_own(
     forward = type(pipe.unet).forward
 
     def watched(*arguments: Any, **options: Any) -> Any:
-        deep = options.get("deep")
-        given.append(None if deep is None else len(deep))
+        features = options.get("cached_features")
+        given.append(None if features is None else len(features))
         return forward(*arguments, **options)
 
     monkeypatch.setattr(type(pipe.unet), "forward", watched)
-    wish = {"num_inference_steps": 8, "reuse": 3, "guidance_interval": (0.5, 0.8), **SMALL}
+    wish = {"num_inference_steps": 8, "cache_interval": 3, "guidance_interval": (0.5, 0.8), **SMALL}
     images = [photo("coffee.png")] * 2
     together = pipe(images, "x", seed=[3, 4], guidance_scale=[7.5, 1.0], **wish).frames
     # Anew at steps 0, 3 and 6, and at 4, where guidance begins and needs the other prompt's as well.
     assert given == [None, 2, 2, None, None, 4, None, 2]
     alone = pipe(images[0], "x", seed=4, guidance_scale=1.0, **wish).frames
     assert torch.allclose(together[1], alone[0], atol=1e-3 * float(alone.std()))
-    exact = pipe(images[0], "x", seed=4, guidance_scale=1.0, **wish | {"reuse": 1}).frames
+    exact = pipe(images[0], "x", seed=4, guidance_scale=1.0, **wish | {"cache_interval": 1}).frames
     assert 0 < float((alone - exact).std() / exact.std()) < 0.5
 
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from diffusers.models.attention import FeedForward
 from torch import Tensor, nn
 
+from cinemo.unet.ops import in_parts
 from cinemo.unet.pack import TILE, geglu, is_fast, linear
-from cinemo.unet.parts import in_parts
 
 ROTARY_DIM = 32  # channels of each head that turn with the frame's position; the rest stay
 ROTARY_THETA = 10_000.0

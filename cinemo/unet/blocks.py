@@ -1,8 +1,8 @@
-"""Convolutional blocks of the U-Net: ResNet, transformer, and the three kinds of level.
+"""Blocks of the U-Net (Fig. 2 of the paper): ResNet, transformer, and the down, mid and up blocks made of them.
 
 Hidden states are (B, N, H, W, C) with channels last in memory from end to end: attention, linear layers and
-channels-last convolutions then all see views of the same memory. Knows nothing of timesteps or motion: `emb` is a
-vector. Module and parameter names are the official checkpoint's.
+channels-last convolutions then all see views of the same memory. `emb` is the embedding of timestep and motion bucket.
+Module and parameter names are the official checkpoint's.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,56 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cinemo.unet import ops
 from cinemo.unet.attention import FramePositions, TransformerBlock
-from cinemo.unet.pack import conv2d
-from cinemo.unet.parts import in_parts
-
-PART_BYTES = 20 * 2**20  # of a clip that convolutions take at once: all of it up to 20 x 32 cells in bfloat16
-
-
-def conv_frames(conv: nn.Conv2d, x: Tensor, plus: Tensor | None = None) -> Tensor:
-    """A 2-D convolution of every frame, (B, N, H, W, C) -> (B, N, H', W', C'); `plus` is added to the result."""
-    added = None if plus is None else plus.flatten(0, 1).permute(0, 3, 1, 2)
-    out = conv2d(conv, x.flatten(0, 1).permute(0, 3, 1, 2), added)
-    return out.permute(0, 2, 3, 1).contiguous().unflatten(0, x.shape[:2])
-
-
-def norm_clip(norm: nn.GroupNorm, x: Tensor) -> Tensor:
-    """GroupNorm with statistics over all frames of a clip, as the official ResNets have it.
-
-    The frames are stacked into one tall image, which is a view and takes the fast channels-last kernel.
-    """
-    return norm(x.flatten(1, 2).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).reshape(x.shape)
-
-
-def clip_affine(norm: nn.GroupNorm, states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """What norm_clip does to `states` side by side, as a scale and a shift of each channel: (B, 1, 1, 1, C) each.
-
-    So that the frames can be normed a few at a time, and never lie joined in memory.
-    """
-    wide = torch.promote_types(states[0].dtype, torch.float32)
-    found = [torch.var_mean(x.to(wide), dim=(1, 2, 3), correction=0) for x in states]
-    variance, mean = (torch.cat(each, dim=-1).unflatten(-1, (norm.num_groups, -1)) for each in zip(*found, strict=True))
-    middle = mean.mean(dim=-1, keepdim=True)
-    spread = (variance + (mean - middle) ** 2).mean(dim=-1, keepdim=True)  # of the group: within channels and between
-    scale = (spread + norm.eps).rsqrt() * norm.weight.to(wide).unflatten(0, (norm.num_groups, -1))
-    shift = norm.bias.to(wide).unflatten(0, (norm.num_groups, -1)) - middle * scale
-    return scale.flatten(1)[:, None, None, None].to(states[0]), shift.flatten(1)[:, None, None, None].to(states[0])
-
-
-def norm_frames(norm: nn.GroupNorm, x: Tensor) -> Tensor:
-    """GroupNorm with statistics per frame, as the official transformers have it."""
-    return norm(x.flatten(0, 1).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).reshape(x.shape)
-
-
-def silu(x: Tensor) -> Tensor:
-    """SiLU of what nobody else reads: without gradients, in place."""
-    return F.silu(x, inplace=not torch.is_grad_enabled())
-
-
-def beside(states: Sequence[Tensor]) -> Tensor:
-    """Channels side by side."""
-    return torch.cat(states, dim=-1) if len(states) > 1 else states[0]
 
 
 class ResnetBlock(nn.Module):
@@ -77,27 +29,18 @@ class ResnetBlock(nn.Module):
             self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, states: list[Tensor], emb: Tensor) -> Tensor:
-        """states (B, N, H, W, C1), (B, N, H, W, C2), ..., C in all, side by side; emb (B, E) -> (B, N, H, W, C').
+        """states (B, N, H, W, C1), (B, N, H, W, C2), ..., whose channels are joined; emb (B, E) -> (B, N, H, W, C').
 
-        Takes the states out of the list, so that they are gone as soon as they were read.
+        Empties the list, so that the states are freed as soon as they were read.
         """
         shift = self.time_emb_proj(F.silu(emb))[:, None, None, None]
-        if torch.is_grad_enabled() or sum(x.nbytes for x in states) <= PART_BYTES:
-            states[:] = [beside(states)]
-            hidden = conv_frames(self.conv1, silu(norm_clip(self.norm1, states[0]))) + shift
-        else:  # the norm's statistics are of all frames, so that for some of them it is taken apart
-            scale, offset = clip_affine(self.norm1, states)
-
-            def convolve(*part: Tensor) -> Tensor:
-                return conv_frames(self.conv1, silu((beside(part) * scale).add_(offset)))
-
-            hidden = in_parts(convolve, states, 1, PART_BYTES).add_(shift)
-        shortcut = states[0] if not hasattr(self, "conv_shortcut") else in_parts(self.shortcut, states, 1, PART_BYTES)
+        if not ops.is_split(states, ops.PART_BYTES):
+            states[:] = [ops.concat_channels(states)]  # once, for both branches
+        hidden = ops.norm_silu_conv(self.norm1, self.conv1, states)
+        hidden = hidden + shift if torch.is_grad_enabled() else hidden.add_(shift)
+        shortcut = ops.conv_1x1(self.conv_shortcut, states) if hasattr(self, "conv_shortcut") else states[0]
         states.clear()
-        return conv_frames(self.conv2, silu(norm_clip(self.norm2, hidden)), shortcut)
-
-    def shortcut(self, *states: Tensor) -> Tensor:
-        return conv_frames(self.conv_shortcut, beside(states))
+        return ops.conv_frames(self.conv2, ops.silu(ops.norm_clip(self.norm2, hidden)), shortcut)
 
 
 class Transformer(nn.Module):
@@ -111,21 +54,21 @@ class Transformer(nn.Module):
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, text: Tensor, positions: FramePositions) -> Tensor:
-        hidden = conv_frames(self.proj_in, norm_frames(self.norm, x))
+        hidden = ops.conv_frames(self.proj_in, ops.norm_frames(self.norm, x))
         hidden = self.transformer_blocks[0](hidden.flatten(2, 3), text, positions).reshape(x.shape)
-        return conv_frames(self.proj_out, hidden, x)
+        return ops.conv_frames(self.proj_out, hidden, x)
 
 
 class Resample(nn.Module):
-    """The convolution towards the next level: stride 2 on the way down, stride 1 after enlarging on the way up."""
+    """The convolution to the next level: stride 2 on the way down, stride 1 after upsampling on the way up."""
 
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=stride, padding=1)
 
 
-class Level(nn.Module):
-    """One level of the U-Net: pairs of ResNet and (where `num_heads` is given) transformer, then maybe a resample."""
+class Block(nn.Module):
+    """Pairs of ResNet and (where `num_heads` is given) transformer at one resolution, then maybe a resampling."""
 
     # Set on every level by diffusers' enable_gradient_checkpointing: a pair then keeps its input alone for backward.
     gradient_checkpointing = False
@@ -147,16 +90,16 @@ class Level(nn.Module):
             self.attentions = nn.ModuleList([Transformer(o, num_heads, text_dim, groups) for _, o in widths])
 
     def layer(self, index: int, states: list[Tensor], emb: Tensor, text: Tensor, positions: FramePositions) -> Tensor:
-        """ResNet and transformer `index`, computed a second time in backward where memory is short.
+        """ResNet and transformer `index`; with gradient checkpointing they are computed again in the backward pass.
 
-        states: what the ResNet gets, side by side. The list is emptied: nothing is kept longer than it is needed.
+        states: inputs of the ResNet, as in ResnetBlock.forward.
         """
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return self._gradient_checkpointing_func(self.pair_of, index, emb, text, positions, *states)
         return self.pair(index, states, emb, text, positions)
 
     def pair_of(self, index: int, emb: Tensor, text: Tensor, positions: FramePositions, *states: Tensor) -> Tensor:
-        """`pair` of states that are given one by one, as checkpointing wants its tensors."""
+        """`pair` with its states as single arguments, which checkpointing requires of tensors."""
         return self.pair(index, list(states), emb, text, positions)
 
     def pair(self, index: int, states: list[Tensor], emb: Tensor, text: Tensor, positions: FramePositions) -> Tensor:
@@ -164,42 +107,41 @@ class Level(nn.Module):
         return self.attentions[index](x, text, positions) if hasattr(self, "attentions") else x
 
 
-class DownLevel(Level):
+class DownBlock(Block):
     def forward(
         self, x: Tensor, emb: Tensor, text: Tensor, positions: FramePositions, resample: bool = True
     ) -> list[Tensor]:
-        """Returns what the way up takes back, in order; the last is what the next level gets.
+        """Returns the skip connections, in order; the last one is the input of the next block.
 
-        resample: whether there is a next level.
+        resample: whether there is a next block.
         """
         skips = []
         for index in range(len(self.resnets)):
             x = self.layer(index, [x], emb, text, positions)
             skips.append(x)
         if resample and hasattr(self, "downsamplers"):
-            skips.append(conv_frames(self.downsamplers[0].conv, x))
+            skips.append(ops.conv_frames(self.downsamplers[0].conv, x))
         return skips
 
 
-class UpLevel(Level):
+class UpBlock(Block):
     def forward(
         self, states: list[Tensor], size: Sequence[int], emb: Tensor, text: Tensor, positions: FramePositions
     ) -> Tensor:
-        """states: one skip for each ResNet, the first to be used behind the others, and last what comes from below.
+        """states: a skip connection for each ResNet, the last one used first, and then the output of the block below.
 
-        The list is emptied on the way, which frees memory where the caller holds nothing of it. (DeepSpeed's ZeRO 3
-        hands every module a copy of the lists it is called with: the caller's is then left as it was.)
-        size: (H, W) that the next level wants.
+        Empties the list, which frees memory where the caller holds no other reference. (DeepSpeed's ZeRO 3 hands every
+        module a copy of its lists: the caller's is then left as it was.) size: (H, W) of the next block.
         """
         for index in range(len(self.resnets)):
             states.append(self.layer(index, [states.pop(), states.pop()], emb, text, positions))
         (x,) = states
         if not hasattr(self, "upsamplers"):
             return x
-        return in_parts(lambda part: conv_frames(self.upsamplers[0].conv, enlarge(part, size)), [x], 1, PART_BYTES // 4)
+        return ops.upsample_conv(self.upsamplers[0].conv, x, size)
 
 
-class MidLevel(nn.Module):
+class MidBlock(nn.Module):
     """ResNet, transformer, ResNet at the smallest size."""
 
     def __init__(self, channels: int, num_heads: int, emb_dim: int, text_dim: int, groups: int, eps: float) -> None:
@@ -210,9 +152,3 @@ class MidLevel(nn.Module):
     def forward(self, x: Tensor, emb: Tensor, text: Tensor, positions: FramePositions) -> Tensor:
         x = self.attentions[0](self.resnets[0]([x], emb), text, positions)
         return self.resnets[1]([x], emb)
-
-
-def enlarge(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Nearest-neighbour enlargement of every frame to (H, W): the skip's size, so sizes that do not halve work too."""
-    out = F.interpolate(x.flatten(0, 1).permute(0, 3, 1, 2), size=tuple(size), mode="nearest")
-    return out.permute(0, 2, 3, 1).contiguous().unflatten(0, x.shape[:2])

@@ -17,7 +17,8 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from cinemo.unet.attention import frame_positions
-from cinemo.unet.blocks import DownLevel, MidLevel, Resample, UpLevel, conv_frames, norm_clip, silu
+from cinemo.unet.blocks import DownBlock, MidBlock, Resample, UpBlock
+from cinemo.unet.ops import conv_frames, norm_clip, silu
 
 # Keys of the official config.json that this model fixes. Another value would change the arithmetic, so it is refused.
 FIXED_CONFIG: dict[str, Any] = {
@@ -60,10 +61,10 @@ UNUSED_CONFIG = ("addition_embed_type_num_heads", "sample_size")
 
 @dataclass
 class CinemoUNetOutput(BaseOutput):
-    """sample: (B, C, F, h, w), the prediction for the motion frames. deep: where asked for, see CinemoUNet.forward."""
+    """sample: (B, C, F, h, w), the prediction for the motion frames. features: see CinemoUNet.forward."""
 
     sample: Tensor
-    deep: Tensor | None = None
+    features: Tensor | None = None
 
 
 class CinemoUNet(ModelMixin, ConfigMixin):
@@ -111,7 +112,7 @@ class CinemoUNet(ModelMixin, ConfigMixin):
         previous = widths[0]
         for level, width in enumerate(widths):
             chain = [previous] + [width] * layers_per_block
-            block = DownLevel(
+            block = DownBlock(
                 list(pairwise(chain)),
                 heads[level] if down_block_types[level].startswith("CrossAttn") else None,
                 *shared,
@@ -123,14 +124,14 @@ class CinemoUNet(ModelMixin, ConfigMixin):
             self.down_blocks.append(block)
             previous = width
 
-        self.mid_block = MidLevel(widths[-1], heads[-1], *shared)
+        self.mid_block = MidBlock(widths[-1], heads[-1], *shared)
 
         self.up_blocks = nn.ModuleList()
         previous = widths[-1]
         for index, level in enumerate(reversed(range(levels))):
             width = widths[level]
             chain = [previous] + [width] * layers_per_block
-            block = UpLevel(
+            block = UpBlock(
                 [(hidden + skip_widths.pop(), width) for hidden in chain],
                 heads[level] if up_block_types[index].startswith("CrossAttn") else None,
                 *shared,
@@ -163,8 +164,8 @@ class CinemoUNet(ModelMixin, ConfigMixin):
         image_latents: Tensor,
         motion_bucket: Tensor,
         return_dict: bool = True,
-        deep: Tensor | None = None,
-        keep_deep: bool = False,
+        cached_features: Tensor | None = None,
+        return_features: bool = False,
         frame_numbers: Tensor | None = None,
     ) -> CinemoUNetOutput | tuple[Tensor]:
         """Predict the noise of noisy motion residuals, or whatever else the model was trained to say of them.
@@ -172,8 +173,9 @@ class CinemoUNet(ModelMixin, ConfigMixin):
         sample: (B, C, F, h, w) noisy residuals. timestep: one number or (B,), 0..999.
         encoder_hidden_states: (B, T, D) text features. image_latents: (B, C, 1, h, w), scaled.
         motion_bucket: (B,), the id that the checkpoint was trained on (see cinemo.checkpoint for the mapping).
-        deep: what the last level of the way up got in a call with the same text and image at a near timestep; every
-        level but the first is then left out, which is not exact. keep_deep: return it, as `.deep`.
+        cached_features: `.features` of a call with the same text and image at a near timestep, the input of the last up
+        block. Only the first down block and the last up block are then computed, which is not exact (DeepCache, Ma et
+        al., arXiv 2312.00858). return_features: return them.
         frame_numbers: int64 (F + 1,), where these are some frames of a longer clip; 0, for the image, is the first.
         Returns (B, C, F, h, w) as `.sample`.
         """
@@ -200,21 +202,23 @@ class CinemoUNet(ModelMixin, ConfigMixin):
         skips = [conv_frames(self.conv_in, clip.permute(0, 2, 3, 4, 1))]
         size = skips[0].shape[2:4]
         *ups, last = self.up_blocks
-        if deep is None:
+        if cached_features is None:
             for down in self.down_blocks:
                 skips += down(skips[-1], *shared)
-            deep = self.mid_block(skips[-1], *shared)
+            features = self.mid_block(skips[-1], *shared)
             for up in ups:
-                skips, own = skips[: -len(up.resnets)], [*skips[-len(up.resnets) :], deep]
-                deep = up(own, skips[-1].shape[2:4], *shared)
+                skips, own = skips[: -len(up.resnets)], [*skips[-len(up.resnets) :], features]
+                features = up(own, skips[-1].shape[2:4], *shared)
         else:
+            features = cached_features
             skips += self.down_blocks[0](skips[0], *shared, resample=False)
-        skips.append(deep)
-        deep = deep if keep_deep else None
+        skips.append(features)
+        kept = features if return_features else None
+        del features  # or it would be held while the last block empties its list
         x = last(skips, size, *shared)
         x = silu(norm_clip(self.conv_norm_out, x))
         out = conv_frames(self.conv_out, x[:, 1:]).permute(0, 4, 1, 2, 3)  # the image's own frame is dropped
-        return CinemoUNetOutput(sample=out, deep=deep) if return_dict else (out,)
+        return CinemoUNetOutput(sample=out, features=kept) if return_dict else (out,)
 
 
 def check_config(

@@ -96,7 +96,8 @@ def sampler(asked: Settings) -> dict[str, Any]:
         raise SettingError("speed", f"speed {asked.speed} sets num_inference_steps itself; give one of the two")
     from cinemo.sampling import SPEEDS
 
-    return {"speed": asked.speed, **SPEEDS[asked.speed]}
+    preset = {REQUEST_NAMES.get(name, name): value for name, value in SPEEDS[asked.speed].items()}
+    return {"speed": asked.speed, **preset}
 
 
 # Of a row that gets a video's motion, where nobody asks for anything else: as `cinemo edit`.
@@ -104,12 +105,14 @@ EDITED = {"guidance_scale": 1.0, "dct_init": False, "dct_timestep": 985}
 
 # What requests must have in common to be made in one batch.
 SAME_FOR_ALL = ("height", "width", "num_frames", "num_inference_steps", "dct_init", "dct_cutoff", "dct_timestep")
-OF_SPEED = ("scheduler", "guidance_interval", "reuse")  # in requests that name a speed
+OF_SPEED = ("scheduler", "guidance_interval", "cache_interval")  # in requests that name a speed
+REQUEST_NAMES = {"cache_interval": "reuse"}  # in sidecars, and so in the ids of videos, where it had this name first
 
 
 def shared(request: dict[str, Any]) -> dict[str, Any]:
     """What all requests of a batch have in common with this one, as arguments of CinemoPipeline."""
-    return {name: request[name] for name in (*SAME_FOR_ALL, *OF_SPEED) if name in request}
+    names = {name: REQUEST_NAMES.get(name, name) for name in (*SAME_FOR_ALL, *OF_SPEED)}
+    return {name: request[kept] for name, kept in names.items() if kept in request}
 
 
 def shape_of(request: dict[str, Any], edited: bool = False) -> str:
