@@ -65,17 +65,36 @@ def create_app(service: Service, metrics: Metrics, ready: Any) -> FastAPI:
 
 async def observe_and_guard(request: Request, call_next: Any) -> Response:
     """Middleware: counts and times every answer, and adds the headers that protect browsers."""
-    began = time.perf_counter()
-    response = await call_next(request)
+    began, metrics = time.perf_counter(), request.app.state.metrics  # Gradio's application takes its place later
+    response = refused(request) or await call_next(request)
     route = getattr(request.scope.get("route"), "path", "other")  # the pattern: one series a route
     seconds = time.perf_counter() - began
-    request.app.state.metrics.answered(request.method, route, response.status_code, seconds)
+    metrics.answered(request.method, route, response.status_code, seconds)
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Referrer-Policy"] = "no-referrer"
     response.headers.setdefault("X-Frame-Options", "DENY")
     if request.url.path.startswith("/ui"):  # gradio's page runs inline code; nothing may come from elsewhere
         response.headers["Content-Security-Policy"] = PAGE_POLICY
     return response
+
+
+def refused(request: Request) -> Response | None:
+    """The answer to a request for the page that goes no further; None for any other. The routes look for themselves.
+
+    Gradio's own routes take uploads and calls of any size from anybody, and hand out files.
+    """
+    if not request.url.path.startswith("/ui"):
+        return None
+    service: Service = request.app.state.service
+    try:
+        service.owner(request.headers.get("authorization"))
+        body.check_length(request, service.settings.limits.max_bytes)
+        if "transfer-encoding" in request.headers:
+            raise ApiError(411, "send Content-Length")
+    except ApiError as error:
+        headers = {"WWW-Authenticate": 'Basic realm="Cinemo: any name, and an API key as password"'}
+        return Response(error.message, error.status, headers if error.status == 401 else {}, "text/plain")
+    return None
 
 
 async def _service(request: Request) -> Service:
@@ -88,8 +107,7 @@ Shared = Annotated[Service, Depends(_service)]
 async def _owner(
     service: Shared, authorization: Annotated[str | None, Header(description="Bearer KEY, where keys are set")] = None
 ) -> str:
-    kind, _, key = (authorization or "").partition(" ")
-    return service.owner(key.strip() if kind.lower() == "bearer" else None)
+    return service.owner(authorization)
 
 
 Owner = Annotated[str, Depends(_owner)]

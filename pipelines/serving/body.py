@@ -38,16 +38,25 @@ async def read(request: Request, most: int) -> tuple[dict[str, Any], bytes]:
 
 async def read_bytes(request: Request, most: int) -> bytes:
     """The whole body, refused as soon as it is known to be too large."""
-    too_large = ApiError(413, f"the body has more than {most:,} bytes; send a smaller image", IMAGE)
-    length = request.headers.get("content-length", "0")
-    if length.isdecimal() and int(length) > most:
-        raise too_large
+    check_length(request, most)
     body = bytearray()
     async for part in request.stream():
         body += part
         if len(body) > most:
-            raise too_large
+            raise too_large(most)
     return bytes(body)
+
+
+def check_length(request: Request, most: int) -> None:
+    """Raise ApiError (413) when a body says that it is longer than `most` bytes."""
+    length = request.headers.get("content-length", "0")
+    if length.isdecimal() and int(length) > most:
+        raise too_large(most)
+
+
+def too_large(most: int) -> ApiError:
+    """The answer to a body of more than `most` bytes."""
+    return ApiError(413, f"the body has more than {most:,} bytes; send a smaller image", IMAGE)
 
 
 def json_fields(body: bytes) -> dict[str, Any]:

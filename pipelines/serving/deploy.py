@@ -13,7 +13,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from pipelines.core import models
-from pipelines.serving import served_models
+from pipelines.serving import keys, served_models
 from pipelines.serving.api import create_app
 from pipelines.serving.dispatch import Dispatcher
 from pipelines.serving.metrics import Metrics
@@ -32,9 +32,14 @@ class Ingress:
     """Answers HTTP, and sees its jobs through."""
 
     def __init__(
-        self, settings: dict[str, Any], served: dict[str, str], animators: dict[str, DeploymentHandle]
+        self,
+        settings: dict[str, Any],
+        served: dict[str, str],
+        animators: dict[str, DeploymentHandle],
+        known_keys: list[str],
     ) -> None:
-        """served: name -> MODEL. animators: name -> its deployment."""
+        """served: name -> MODEL. animators: name -> its deployment. known_keys: hashes of the API keys."""
+        self.known_keys = known_keys
         self.settings, self.animators = ServeSettings(**settings), animators
         self.models = {name: served_models.look_up(name, model) for name, model in served.items()}
         self.store = Store(self.settings.store_url)
@@ -46,7 +51,7 @@ class Ingress:
         """Called by Serve, once, after the constructor."""
         calls = {name: handle.animate.remote for name, handle in self.animators.items()}
         dispatcher = Dispatcher(self.settings, self.store, calls, self.ended)
-        service = Service(self.settings, self.store, dispatcher, self.models)
+        service = Service(self.settings, self.store, dispatcher, self.models, self.known_keys)
         app = create_app(service, self.metrics, self.not_ready)
         if self.settings.page and find_spec("gradio") is not None:
             from pipelines.serving import page
@@ -75,6 +80,7 @@ class Ingress:
 
 def build(settings: ServeSettings) -> serve.Application:
     """The application that `serve run` and `serve deploy` start. Raises ValueError for a model that is not there."""
+    known_keys = keys.from_environment(settings.require_keys)
     served = {
         name: models.absolute(model, settings.tracking_uri, settings.place) for name, model in settings.served.items()
     }
@@ -121,5 +127,5 @@ def build(settings: ServeSettings) -> serve.Application:
             health_check_period_s=5,
             logging_config=AS_JSON,
         )
-        .bind(given, served, animators)
+        .bind(given, served, animators, known_keys)
     )

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 from fastapi import FastAPI
 from pydantic import ValidationError
 
@@ -31,16 +32,15 @@ ADVANCED = (  # fields of a request, in the order of their widgets
     "dct_timestep",
 )  # fmt: skip
 SHOWN = 12  # videos in the history
+CACHE_S = 3600  # how long gradio keeps what was uploaded or shown
 HEAD = """# Cinemo
 A photo and a sentence become a short animation. Motion goes from 0 (still) to 19."""
 
 
 def mount(app: FastAPI, service: Service) -> None:
-    """Serve the page below PATH of an application. Raises ImportError where gradio is not installed."""
+    """Serve the page below PATH of an application."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    import gradio as gr
-
     fonts = ("ui-sans-serif", "system-ui", "sans-serif")
     theme = gr.themes.Base(primary_hue="teal", font=fonts, font_mono=("ui-monospace", "monospace"))
     gr.mount_gradio_app(
@@ -61,10 +61,10 @@ class Page:
     """The widgets and their handlers. Handlers return the widgets that change, with their new values."""
 
     def __init__(self, service: Service) -> None:
-        import gradio as gr
-
         self.service = service
-        with gr.Blocks(title="Cinemo", analytics_enabled=False, fill_width=True) as self.blocks:
+        with gr.Blocks(
+            title="Cinemo", analytics_enabled=False, fill_width=True, delete_cache=(CACHE_S, CACHE_S)
+        ) as self.blocks:
             gr.Markdown(HEAD)
             self.job_id, self.shown_ids = gr.State(""), gr.State([])
             with gr.Row():
@@ -84,8 +84,6 @@ class Page:
 
     def add_inputs(self) -> None:
         """Photo, prompt, motion, the advanced settings in the order of ADVANCED, and the two buttons."""
-        import gradio as gr
-
         default, limits = next(iter(self.service.models.values())), self.service.settings.limits
         self.image = gr.Image(type="filepath", image_mode=None, label="Photo", elem_id="photo", sources=["upload"])
         self.prompt = gr.Textbox(label="What should happen", value=EXAMPLES[0][1], elem_id="prompt")
@@ -102,15 +100,12 @@ class Page:
                 gr.Slider(0, 1, value=0.23, step=0.01, label="DCTInit: share of low frequencies"),
                 gr.Slider(0, 999, value=975, step=1, label="DCTInit: noise level of the photo"),
             ]
-        self.key = gr.Textbox(label="API key", type="password", visible=bool(self.service.keys), elem_id="key")
         with gr.Row():
             self.animate_button = gr.Button("Animate", variant="primary", elem_id="animate")
             self.cancel_button = gr.Button("Cancel", elem_id="cancel")
 
     def add_outputs(self) -> None:
         """Status line, video, and the photo beside the first frame."""
-        import gradio as gr
-
         self.status = gr.Markdown("Choose a photo, or one of the examples below.", elem_id="status")
         self.video = gr.Video(label="Animation", autoplay=True, loop=True, interactive=False, elem_id="video")
         buttons: Any = ["download", "fullscreen"]
@@ -120,26 +115,19 @@ class Page:
 
     def connect(self) -> None:
         """Tie the handlers to the buttons, the gallery and the loading of the page."""
-        import gradio as gr
-
-        async def open_chosen(api_key: str, ids: list[str], chosen: gr.SelectData) -> dict[Any, Any]:
-            return await self.open(api_key, ids[chosen.index])  # gradio finds SelectData by its annotation
-
         private: dict[str, Any] = {"api_visibility": "private"}
         self.animate_button.click(
             self.animate,
-            [self.image, self.prompt, self.motion, self.seed, self.key, *self.advanced],
+            [self.image, self.prompt, self.motion, self.seed, *self.advanced],
             [self.job_id, self.status, self.video, self.before, self.first, self.history, self.shown_ids],
             concurrency_limit=None, show_progress="hidden", **private,
         )  # fmt: skip
         self.cancel_button.click(self.cancel, [self.job_id], None, concurrency_limit=None, **private)
-        for event in (self.blocks.load, self.key.submit):
-            event(self.list_history, [self.key], [self.history, self.shown_ids, self.status], **private)
-        opened = [self.video, self.first, self.status]
-        self.history.select(open_chosen, [self.key, self.shown_ids], opened, **private)
+        self.blocks.load(self.list_history, None, [self.history, self.shown_ids], **private)
+        self.history.select(self.open, [self.shown_ids], [self.video, self.first, self.status], **private)
 
     async def animate(
-        self, photo: str | None, prompt: str, bucket: int, seed: float | None, api_key: str, *advanced: Any
+        self, request: gr.Request, photo: str | None, prompt: str, bucket: int, seed: float | None, *advanced: Any
     ) -> AsyncIterator[dict[Any, Any]]:
         """Submit a job, show its progress, and then its video and the history with it."""
         fields = {"prompt": prompt or "", "motion_bucket": int(bucket), **dict(zip(ADVANCED, advanced, strict=True))}
@@ -147,7 +135,7 @@ class Page:
         if seed is not None and seed >= 0:
             fields["seed"] = int(seed)
         try:
-            owner = self.service.owner(api_key)
+            owner = self.owner(request)
             data = await asyncio.to_thread(Path(photo).read_bytes) if photo else b""
             if not data:
                 raise ApiError(422, "choose a photo first", body.IMAGE)
@@ -172,19 +160,20 @@ class Page:
         if job_id:
             await self.service.cancel(job_id, "cancelled on the page")
 
-    async def list_history(self, api_key: str) -> dict[Any, Any]:
-        """The videos of an API key, when the page loads or the key is entered."""
-        try:
-            return await self.past(self.service.owner(api_key))
-        except ApiError:
-            return {self.status: "Enter your API key to begin."}
+    async def list_history(self, request: gr.Request) -> dict[Any, Any]:
+        """The videos of an API key, when the page loads."""
+        return await self.past(self.owner(request))
 
-    async def open(self, api_key: str, job_id: str) -> dict[Any, Any]:
+    async def open(self, ids: list[str], chosen: gr.SelectData, request: gr.Request) -> dict[Any, Any]:
         """Show a video of the history again."""
         try:
-            return await self.result(await self.service.find(job_id, self.service.owner(api_key)))
+            return await self.result(await self.service.find(ids[chosen.index], self.owner(request)))
         except ApiError as error:
             return {self.status: f"**{error.message}**"}
+
+    def owner(self, request: gr.Request) -> str:
+        """The owner whose jobs a browser sees; without a valid key its request came no further than the middleware."""
+        return self.service.owner(request.headers.get("authorization"))
 
     async def result(self, job: Job) -> dict[Any, Any]:
         """A finished job's video, first frame and status."""

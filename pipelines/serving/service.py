@@ -6,49 +6,45 @@ errors carry the status code that a route answers with.
 
 import asyncio
 import hashlib
-import hmac
 import json
-import os
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cinemo.image import read_image
 from pipelines.core import storage
-from pipelines.serving import body, results, schema
+from pipelines.serving import body, keys, results, schema
 from pipelines.serving.dispatch import Dispatcher
 from pipelines.serving.errors import ApiError
 from pipelines.serving.served_models import Served, complete
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Job, OtherRequestError, QueueFullError, Store
 
-EVERYONE = "everyone"  # owner of all jobs where no keys are set
-
 
 class Service:
     """What the routes and the page share."""
 
     def __init__(
-        self, settings: ServeSettings, store: Store, dispatcher: Dispatcher, models: Mapping[str, Served]
+        self,
+        settings: ServeSettings,
+        store: Store,
+        dispatcher: Dispatcher,
+        models: Mapping[str, Served],
+        known_keys: Sequence[str] = (),
     ) -> None:
+        """known_keys: hashes of the API keys; where there are none, those of this process's CINEMO_API_KEYS."""
         self.settings, self.store, self.dispatcher, self.models = settings, store, dispatcher, models
         self.videos = storage.join(settings.place, "videos")
-        self.keys = [key.strip() for key in os.environ.get("CINEMO_API_KEYS", "").split(",") if key.strip()]
+        self.keys = list(known_keys) or keys.from_environment(settings.require_keys)
         self.began = schema.now()
         self.copies = Path(tempfile.mkdtemp(prefix="cinemo-"))  # of files in object storage
 
-    def owner(self, key: str | None) -> str:
-        """The owner whose jobs an API key sees. Raises ApiError (401) for an unknown key."""
-        if not self.keys:
-            return EVERYONE
-        given = (key or "").encode()
-        known = [hmac.compare_digest(given, own.encode()) for own in self.keys]  # all of them, in the same time
-        if not any(known):
-            raise ApiError(401, "send Authorization: Bearer KEY with a key of this service", code="invalid_api_key")
-        return hashlib.sha256(given).hexdigest()[:32]
+    def owner(self, authorization: str | None) -> str:
+        """The owner whose jobs a request with this header sees. Raises ApiError (401) for an unknown key."""
+        return keys.owner(authorization, self.keys)
 
     async def submit(
         self, fields: Mapping[str, Any], image: bytes, owner: str, idempotency_key: str | None = None

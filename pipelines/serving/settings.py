@@ -61,6 +61,7 @@ class ServeSettings(BaseModel, frozen=True, extra="forbid"):
     store: str | None = Field(
         None, description="database of jobs, as SQLAlchemy names it; default: jobs.db in a local output"
     )
+    require_keys: bool = Field(False, description="refuse to start without API keys in CINEMO_API_KEYS")
     page: bool = Field(True, description="serve the page at /ui, where gradio is installed")
     tracking_uri: str | None = Field(
         None, description="MLflow server or database of models:/ names and of runs; default: MLFLOW_TRACKING_URI"

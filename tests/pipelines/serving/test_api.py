@@ -16,6 +16,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from cinemo.video import sample_clip
+from pipelines.serving import keys
 from pipelines.serving.replica import Animator
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Store
@@ -185,8 +186,34 @@ def test_each_key_sees_its_own_videos_only(
         assert client.get(f"/v1/videos/{video}", headers=b).status_code == 404
         assert client.delete(f"/v1/videos/{video}", headers=b).status_code == 404
         assert client.get("/v1/videos", headers=b).json()["data"] == []
+        assert client.get(f"/v1/videos/{video}", auth=("any", "secret-a")).status_code == 200  # as browsers send it
         assert client.delete(f"/v1/videos/{video}", headers=a).status_code == 200
         assert client.get("/health/live").status_code == 200
+
+
+def test_a_service_that_requires_keys_does_not_start_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CINEMO_API_KEYS", " , ")
+    with pytest.raises(ValueError, match="require_keys: CINEMO_API_KEYS is empty; set it"):
+        keys.from_environment(required=True)
+    assert keys.from_environment(required=False) == []
+
+
+def test_the_page_is_behind_the_keys_and_within_the_limits(
+    settings: ServeSettings, animator: Animator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradio's own routes took uploads and calls of any size from anybody, and handed out videos."""
+    monkeypatch.setenv("CINEMO_API_KEYS", "secret-a")
+    with TestClient(application(settings, animator, with_page=True)) as client:
+        for path in ("/ui", "/ui/", "/ui/config", "/ui/gradio_api/upload", "/ui/gradio_api/file=/etc/passwd"):
+            refused = client.get(path)
+            assert refused.status_code == 401, path
+            assert refused.headers["WWW-Authenticate"].startswith("Basic")
+        assert client.post("/ui/gradio_api/queue/join", json={}).status_code == 401
+        assert client.get("/ui/", auth=("any", "secret-a")).status_code == 200
+        large = b" " * (settings.limits.max_bytes + 1)
+        for path in ("/ui/gradio_api/queue/join", "/ui/gradio_api/upload"):
+            assert client.post(path, content=large, auth=("any", "secret-a")).status_code == 413
+            assert client.post(path, content=iter([b"{}"]), auth=("any", "secret-a")).status_code == 411
 
 
 def test_prometheus_is_told(client: TestClient, idle: None) -> None:
