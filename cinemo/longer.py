@@ -12,7 +12,6 @@ from cinemo.arguments import check_size
 from cinemo.checkpoint import vae_factor
 from cinemo.image import fit_pixels, read_image
 from cinemo.latents import decode_latents, encode_pixels, needs_image, to_pixels
-from cinemo.metrics.frames import mean_colour_drift
 
 
 def extend(
@@ -61,5 +60,7 @@ def loop(frames: np.ndarray) -> np.ndarray:
 
 def drift(clips: list[np.ndarray]) -> list[float]:
     """How far the colours of each clip's last frame are from the first frame's: CIE Lab distances of the means."""
+    from cinemo.metrics.frames import mean_colour_drift  # a second to import, and few commands need it
+
     ends = np.stack([clips[0][0], *(clip[-1] for clip in clips)])
     return [float(distance) for distance in mean_colour_drift(ends)[1:]]
