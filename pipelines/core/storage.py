@@ -4,6 +4,7 @@ Knows pyarrow.fs (local paths, file://, s3://, gs://). Knows nothing of clips or
 local path. Whatever is not complete has a name that starts with a dot, and no reader here looks at such names.
 """
 
+import contextlib
 import json
 import os
 import uuid
@@ -49,9 +50,25 @@ def put(uri: str, data: bytes) -> None:
     folder, name = path.rsplit("/", 1)
     files.create_dir(folder, recursive=True)
     aside = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}"
-    with files.open_output_stream(aside) as stream:
-        stream.write(data)
-    files.move(aside, path)
+    try:
+        with files.open_output_stream(aside) as stream:
+            stream.write(data)
+        if is_local(uri):  # a machine that loses its power could keep the name without the data
+            sync(aside)
+        files.move(aside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            files.delete_file(aside)
+        raise
+
+
+def sync(path: str) -> None:
+    """Wait until what was written to a local file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read(uri: str) -> bytes | None:

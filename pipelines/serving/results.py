@@ -42,6 +42,8 @@ def write(output: str, job_id: str, attempt: int, files: dict[str, bytes]) -> No
     """Write the files of an attempt, the sidecar last. Raises OSError."""
     for variant, data in files.items():
         storage.put(storage.join(output, name(job_id, attempt, variant)), data)
+    if storage.is_local(output):  # the names too: the database will say that they are there
+        storage.sync(storage.absolute(output))
 
 
 def remove(output: str, job_id: str, attempt: int) -> None:

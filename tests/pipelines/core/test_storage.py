@@ -16,6 +16,25 @@ def test_put_replaces_a_file_and_leaves_nothing_beside_it(tmp_path: Path) -> Non
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["file.bin"]
 
 
+def test_data_is_on_the_disk_before_its_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = []
+    monkeypatch.setattr(
+        storage, "sync", lambda path: synced.append((Path(path).read_bytes(), sorted(tmp_path.iterdir())))
+    )
+    storage.put(str(tmp_path / "a"), b"all of it")
+    ((data, names),) = synced
+    assert data == b"all of it"
+    assert tmp_path / "a" not in names
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b").write_bytes(b"")
+    with pytest.raises(OSError):
+        storage.put(str(tmp_path / "a"), b"a folder stands there")
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "b"]
+
+
 def test_a_file_that_was_being_written_when_the_job_died_is_not_listed(tmp_path: Path) -> None:
     (tmp_path / ".part-1.parquet.0a1b2c3d").write_bytes(b"half")
     (tmp_path / ".part-2.parquet").write_bytes(b"half")
