@@ -18,19 +18,20 @@ def test_put_replaces_a_file_and_leaves_nothing_beside_it(tmp_path: Path) -> Non
 
 def test_data_is_on_the_disk_before_its_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced = []
-    monkeypatch.setattr(
-        storage, "sync", lambda path: synced.append((Path(path).read_bytes(), sorted(tmp_path.iterdir())))
-    )
+
+    def sync(path: str) -> None:
+        synced.append(Path(path).read_bytes())
+        assert not (tmp_path / "a").exists()
+
+    monkeypatch.setattr(storage, "sync", sync)
     storage.put(str(tmp_path / "a"), b"all of it")
-    ((data, names),) = synced
-    assert data == b"all of it"
-    assert tmp_path / "a" not in names
+    assert synced == [b"all of it"]
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "b").write_bytes(b"")
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="a"):
         storage.put(str(tmp_path / "a"), b"a folder stands there")
     assert [path.name for path in tmp_path.rglob("*")] == ["a", "b"]
 
