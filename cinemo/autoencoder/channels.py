@@ -34,7 +34,7 @@ ALIKE = 4.0  # a unit of likeness
 SHAPE = 3.0  # of a displacement that is the clip's speed
 LOG_SPEED = 1.5  # a unit of the pace
 # Pixels a frame. A clip that is faster has a larger shape; what a network says beyond it would leave nothing to see.
-LEAST_SPEED, TOP_SPEED = 0.05, 12.0
+LEAST_SPEED, TOP_SPEED = 0.05, 24.0
 FRAMES = 8.0  # a local displacement is measured against the way that the clip's speed goes in so many frames
 PLACE = 80.0  # pixels: a cell's place in these
 # Dead zones: what a network says below these is noise. A small one passes little of what it is given to denoise.

@@ -30,9 +30,9 @@ from recipes.builtin_tiny.pool import NUM_FRAMES, Pool
 from recipes.builtin_tiny.text import WIDTH, make_text_encoder, write_tokenizer
 
 WIDTHS = (64, 96, 128)
-TOTAL = 56_000  # clips
+TOTAL = 36_000  # clips
 LEARNING_RATE, WARMUP = 1e-3, 400  # the latter in clips
-TEXT_FROM = 0.3  # of the clips: until then the text encoder stands still
+TEXT_FROM = 0.35  # of the clips: until then the text encoder stands still
 TEXT_RATE = 0.1  # of the U-Net's learning rate
 SAVE_SECONDS = 120.0
 PREDICTS = "v_prediction"
@@ -51,9 +51,11 @@ SCHEDULER = {
 # (motion frames, clips a step): how they are mixed. Few frames teach words and pictures for a third of the price.
 FEW, ALL, ALL_SHARE = (3, 6), (NUM_FRAMES - 1, 2), 0.12
 DROP_PROMPT = 0.1
-CAMERA_FIRST = 0.3  # of the clips: until then, what moves by itself is rare. Its phase is in no word, so it is noise to
-RARE, OFTEN = 0.1, 5.0  # whoever still looks for zooms and turns, which are seen more often
-CLOUDS = 2.5
+# Share of the clips until which what moves by itself is rare: it is noise to a network that still looks for zooms and
+# turns, which are seen more often.
+CAMERA_FIRST = 0.35
+RARE, OFTEN = 0.1, 5.0
+REGIONS = 2.5
 # Share of the clips that are nothing but noise: what moves where is then in picture, words and bucket alone.
 ONLY_NOISE = 0.65
 
@@ -131,8 +133,8 @@ def camera_first(motion: Motion) -> float:
 
 
 def regions_then(motion: Motion) -> float:
-    """How often a motion is drawn from then on: clouds more often, because where the sky is has to be learned, too."""
-    return CLOUDS if "clouds" in {kind for kind, _ in motion.parts} else 1.0
+    """How often a motion is drawn from then on: clouds and waves more often, since their places have to be learned."""
+    return REGIONS if motion.region else 1.0
 
 
 def train(pool: Pool, out: Path, minutes: float, total: int, follow: bool) -> int:
