@@ -16,8 +16,8 @@ CRF = 18  # visually lossless H.264
 def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: float = 8) -> None:
     """Write frames as .mp4 (H.264, plays while loading), .gif or .webp, by the path's ending.
 
-    frames: uint8 (N, H, W, 3), RGB; for mp4 the last row or column is repeated if height or width is odd. The file
-    appears complete or not at all. Raises ValueError for other arrays, endings, or an fps outside 1..240.
+    frames: uint8 (N, H, W, 3), RGB; an odd height or width gets one repeated row or column in mp4. The file appears
+    complete or not at all. Raises ValueError for other arrays, endings, or an fps outside 1..240.
     """
     path = check_output(path, fps)
     frames = np.asarray(frames)

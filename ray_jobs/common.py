@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
 DONE, FAILED, BAD_USAGE, TOO_MANY_REJECTS = 0, 1, 2, 3
-STOPPED = 130  # by Ctrl-C or `ray job stop`; the exit code that shells use
+STOPPED = 130  # by a person or by `ray job stop`, as shells say it
 REPOSITORY = Path(__file__).resolve().parent.parent
 Config = TypeVar("Config", bound=BaseModel)
 Job = TypeVar("Job")

@@ -1,6 +1,7 @@
-"""Files by path or URI: atomic writes, listing and reading, by pyarrow.fs (local paths, file://, s3://, gs://).
+"""Files by path or URI: atomic put, listing, and reading back what is already done.
 
-A path without a scheme is a local path. Incomplete files have names that start with a dot, which all readers here skip.
+Knows pyarrow.fs (local paths, file://, s3://, gs://). Knows nothing of clips or training. A path without a scheme is a
+local path. Whatever is not complete has a name that starts with a dot, and no reader here looks at such names.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ import pyarrow.fs
 
 
 def absolute(uri: str) -> str:
-    """Make a local path absolute, without file://; other URIs stay. Then a place has only one name."""
+    """A local path made absolute, without file://; any other URI as it is. Two names of one place become one."""
     if uri.startswith("file://"):
         uri = uri.removeprefix("file://")
     return uri.rstrip("/") if "://" in uri else os.path.abspath(os.path.expanduser(uri))

@@ -89,7 +89,7 @@ class Job:
 
 
 def resolve(config: EvaluateConfig) -> Job:
-    """Check a configuration before a cluster is used: raises ValueError for dataset, models, weights or output."""
+    """Refuse what cannot work, before a cluster is touched: raises ValueError for dataset, models, weights, output."""
     from cinemo.video import VIDEO_SUFFIXES
     from pipelines.evaluate.measure import Networks
 

@@ -52,7 +52,7 @@ REJECT = pa.schema([ROW.field(name) for name in ("id", "name", "variant", "stage
 
 
 def row_id(case: Mapping[str, Any], variant: str, fingerprint: str, settings: str) -> str:
-    """Id of a row: a uuid5 of what determines it, the case, the model's files and the settings."""
+    """A uuid5 of what determines a row: the case, the model's files and the settings."""
     key = "\n".join([str(case["uri"]), str(case["caption"]), variant, fingerprint, settings])
     return str(uuid.uuid5(_NAMESPACE, key))
 
