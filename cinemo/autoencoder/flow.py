@@ -47,14 +47,14 @@ def lucas_kanade(
         pairs.append((F.avg_pool2d(pairs[-1][0], 2), F.avg_pool2d(pairs[-1][1], 2)))
     size = pairs[-1][1].shape[-2:]
     if start is None:
-        found = torch.zeros(len(fixed), 2, *size, device=fixed.device)
+        displacement = torch.zeros(len(fixed), 2, *size, device=fixed.device)
     else:
-        found = F.interpolate(start, size=size, mode="area") / 2 ** (len(pairs) - 1)
+        displacement = F.interpolate(start, size=size, mode="area") / 2 ** (len(pairs) - 1)
     for source, target in reversed(pairs):
-        if found.shape[-2:] != target.shape[-2:]:
-            found = 2 * F.interpolate(found, size=target.shape[-2:], mode="bilinear")
+        if displacement.shape[-2:] != target.shape[-2:]:
+            displacement = 2 * F.interpolate(displacement, size=target.shape[-2:], mode="bilinear")
         for _ in range(rounds):
-            moved = warp(source, found, "bilinear")
+            moved = warp(source, displacement, "bilinear")
             gx, gy = gradient(moved)
             error = target - moved
             products = torch.cat([gx * gx, gx * gy, gy * gy, gx * error, gy * error], 1)
@@ -62,8 +62,8 @@ def lucas_kanade(
             a, c = a + 1e-4, c + 1e-4
             scale = 1 / (a * c - b * b)
             step = torch.cat([(c * p - b * q) * scale, (a * q - b * p) * scale], 1)
-            found = blur(found + step.clamp(-2, 2), SMOOTH)
-    return found
+            displacement = blur(displacement + step.clamp(-2, 2), SMOOTH)
+    return displacement
 
 
 def fit_affine(field: Tensor, inside: Tensor) -> Tensor:

@@ -80,12 +80,12 @@ def baseline(kind: str, place: str, config: EvaluateConfig, device: str) -> Anim
         first = str(error).strip().split("\n")[0]
         raise ValueError(f"{kind}:{place} cannot be loaded by diffusers: {first}") from error
     pipe.set_progress_bar_config(disable=True)
-    asked: dict[str, Any] = {"num_inference_steps": config.num_inference_steps}
+    overrides: dict[str, Any] = {"num_inference_steps": config.num_inference_steps}
     if kind != "svd":
-        asked["guidance_scale"] = config.guidance_scale
+        overrides["guidance_scale"] = config.guidance_scale
     elif config.guidance_scale is not None:
-        asked["max_guidance_scale"] = config.guidance_scale
-    asked = {name: value for name, value in asked.items() if value is not None}
+        overrides["max_guidance_scale"] = config.guidance_scale
+    overrides = {name: value for name, value in overrides.items() if value is not None}
 
     def animate(request: AnimationRequest, varied: Mapping[str, Any]) -> np.ndarray:
         height, width = request.image.shape[:2]
@@ -98,7 +98,7 @@ def baseline(kind: str, place: str, config: EvaluateConfig, device: str) -> Anim
                 generator=torch.Generator().manual_seed(request.seed),
                 output_type="np",
                 **ARGUMENTS[kind](request),
-                **asked,
+                **overrides,
             ).frames[0]
         frames = (np.asarray(out)[: request.num_frames].clip(0, 1) * 255).round().astype(np.uint8)
         return fitted(frames, request)

@@ -61,9 +61,8 @@ def samples(config: EvaluateConfig, by_label: Mapping[str, Sequence[Row]]) -> by
             row = group[name]
             data = storage.read(storage.join(config.output, row["video"]))
             if data is not None:
-                text = (
-                    f'{label}: bucket {row["measured_bucket"]}, asked {row["requested_bucket"]}, "{row["prompt"][:60]}"'
-                )
+                buckets = f"bucket {row['requested_bucket']}, {row['measured_bucket']} measured"
+                text = f'{label}: {buckets}, "{row["prompt"][:60]}"'
                 rows.append((text, videos.read(data, config.num_frames)))
     if not rows:
         return None

@@ -93,15 +93,15 @@ async def form_fields(headers: Headers, body: bytes) -> dict[str, Any]:
     return fields
 
 
-def from_data_url(given: Any) -> bytes:
+def from_data_url(value: Any) -> bytes:
     """Decode `data:image/png;base64,...`, alone or as {"image_url": ...}. Raises ApiError (422)."""
-    if isinstance(given, dict) and set(given) <= {"image_url", "file_id"}:
-        given = given.get("image_url")
-    if given is None:
+    if isinstance(value, dict) and set(value) <= {"image_url", "file_id"}:
+        value = value.get("image_url")
+    if value is None:
         raise ApiError(422, f"{IMAGE} is required: an image file, or its data: URL", IMAGE)
-    if not isinstance(given, str) or not given.lower().startswith("data:"):
+    if not isinstance(value, str) or not value.lower().startswith("data:"):
         raise ApiError(422, f"{IMAGE} should be a file, or a data: URL; other URLs are not fetched", IMAGE)
-    head, comma, data = given.partition(",")
+    head, comma, data = value.partition(",")
     if not comma or not head.lower().endswith(";base64"):
         raise ApiError(422, f"{IMAGE} should be data:TYPE;base64,DATA", IMAGE)
     try:

@@ -17,16 +17,16 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        own: dict[str, Any] = {"registry": self.registry}
-        self.requests = Counter("cinemo_http_requests_total", "answers", ["method", "route", "status"], **own)
-        self.answers = Histogram("cinemo_http_seconds", "time to answer", ["route"], buckets=SECONDS, **own)
-        self.videos = Counter("cinemo_videos_total", "videos that ended", ["model", "outcome"], **own)
-        self.queue = Gauge("cinemo_jobs", "videos in the store", ["status"], **own)
-        self.batch = Histogram("cinemo_batch_size", "videos made at once", buckets=(1, 2, 4, 8, 16, 32, 64), **own)
-        self.step = Histogram("cinemo_step_seconds", "a denoising step", buckets=SECONDS, **own)
-        self.first = Histogram("cinemo_first_step_seconds", "request to first step done", buckets=SECONDS, **own)
-        self.result = Histogram("cinemo_result_seconds", "request to finished video", buckets=SECONDS, **own)
-        self.memory = Gauge("cinemo_gpu_memory_bytes", "peak memory of a replica's GPU", ["model"], **own)
+        shared: dict[str, Any] = {"registry": self.registry}
+        self.requests = Counter("cinemo_http_requests_total", "answers", ["method", "route", "status"], **shared)
+        self.answers = Histogram("cinemo_http_seconds", "time to answer", ["route"], buckets=SECONDS, **shared)
+        self.videos = Counter("cinemo_videos_total", "videos that ended", ["model", "outcome"], **shared)
+        self.queue = Gauge("cinemo_jobs", "videos in the store", ["status"], **shared)
+        self.batch = Histogram("cinemo_batch_size", "videos made at once", buckets=(1, 2, 4, 8, 16, 32, 64), **shared)
+        self.step = Histogram("cinemo_step_seconds", "a denoising step", buckets=SECONDS, **shared)
+        self.first = Histogram("cinemo_first_step_seconds", "request to first step done", buckets=SECONDS, **shared)
+        self.result = Histogram("cinemo_result_seconds", "request to finished video", buckets=SECONDS, **shared)
+        self.memory = Gauge("cinemo_gpu_memory_bytes", "peak memory of a replica's GPU", ["model"], **shared)
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """Record an HTTP response. route: its pattern, not its path."""
