@@ -1,6 +1,6 @@
 """Prometheus metrics: requests, jobs and times of this process, and the length of the queue from the store.
 
-Each ingress process has its own counts: scrape every process, and sum.
+Each of several ingress processes reports only its own counts.
 """
 
 from typing import Any

@@ -222,7 +222,7 @@ class Animator:
     def _waits_for_storage(self, job: Job, state: tenacity.RetryCallState) -> None:
         self.sign_of_life = time.monotonic()  # a restart by the health check would lose the frames
         error = state.outcome.exception() if state.outcome else None
-        logger.warning("waiting for the storage to write its files: %s", error, extra={"job": job.id})
+        logger.warning("its files wait for the storage: %s", error, extra={"job": job.id})
 
     def _keep_leases(self) -> None:
         """Extend leases from a thread, because a step may take longer than a lease."""
