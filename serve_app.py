@@ -10,5 +10,5 @@ from pipelines.serving.settings import ServeSettings
 
 
 def app(settings: ServeSettings) -> serve.Application:
-    """What Serve runs. Raises ValueError for settings that cannot work, before anything is started."""
+    """Build the application for Serve. Raises ValueError for invalid settings, before anything is started."""
     return build(settings)

@@ -1,13 +1,13 @@
-"""The catalog job: its throughput against a plain loop, what scheduling costs, and how long a finished job takes again.
+"""The catalog job: its throughput against a plain loop, the cost of scheduling, and the time to rerun a finished job.
 
     python benchmarks/animate.py [throughput|scheduling|rerun] [--rows N] [--repeats 3]
 
-throughput: the command with one replica, on as many cores as there are, against a loop over the same calls in one
-process and one thread, at the defaults of the built-in model; start-up, which is what the command takes for
-ROWS_AT_START rows, is subtracted and printed. Exits 1 below 1.0.
+throughput: the command with one replica, on all cores, against a loop over the same calls in one process and one
+thread, at the defaults of the built-in model; start-up, the time of the command for ROWS_AT_START rows, is subtracted
+and printed. Exits 1 below 1.0.
 
-scheduling: the dataflow over photos of 64 x 64 pixels with a stub in place of the replica, which says at once that a
-video is there; catalog, images, ids, claims, listing and gallery are real, start-up counts. Exits 1 below 500 rows a
+scheduling: the dataflow over photos of 64 x 64 pixels with a stub instead of the replica, which reports a finished
+video at once; catalog, images, ids, claims, listing and gallery are real, start-up counts. Exits 1 below 500 rows a
 second, or when all processes' memory in the last third of the run is more than 1.1 times that in the second.
 
 rerun: the same command again over the 10,000 rows of a finished job. Exits 1 at 20 s or more.
@@ -39,12 +39,12 @@ sys.path.insert(0, str(ROOT))
 
 BOUND, ROWS_PER_SECOND, GROWTH, RERUN_S = 1.0, 500, 1.1, 20
 ROWS_AT_START = 2
-MODEL = str(ROOT / "tests" / "golden" / "checkpoint")  # takes any size: what is measured is rows, not pixels
+MODEL = str(ROOT / "tests" / "golden" / "checkpoint")  # takes any size, and rows are measured, not pixels
 ROWS = {"throughput": 40, "scheduling": 100_000, "rerun": 10_000}
 
 
 def make_catalog(folder: Path, rows: int, side: int, different: int = 64) -> Path:
-    """A table of `rows` rows over some photos of side x side pixels; each row has a prompt of its own."""
+    """Write a table of `rows` rows over some photos of side x side pixels; each row has its own prompt."""
     from PIL import Image
 
     folder.mkdir(parents=True)
@@ -79,9 +79,9 @@ def plain_loop(catalog: Path, output: Path) -> float:
     writer = listing.Writer(config.output, config.ending)
     for part in manifest.slices(planned.files).to_pylist():
         for task in manifest.read_slice(**part):
-            ready = rows.prepare(task, plan.made_with(config, model), lambda function, *given: function(*given))
-            for made in animator(records.table([ready])):
-                writer.add(files.write(made.to_pylist()[0], config.output, config.ending))
+            ready = rows.prepare(task, plan.made_with(config, model), lambda function, *values: function(*values))
+            for table in animator(records.table([ready])):
+                writer.add(files.write(table.to_pylist()[0], config.output, config.ending))
     writer.close()
     return time.perf_counter() - began
 
@@ -101,7 +101,7 @@ def command(catalog: Path, output: Path, *flags: str) -> float:
 
 
 def throughput(place: Path, rows: int, repeats: int) -> int:
-    """The command with one replica against the loop."""
+    """Compare the command with one replica to the loop."""
     many, few = make_catalog(place / "many", rows + ROWS_AT_START, 256), make_catalog(place / "few", ROWS_AT_START, 256)
     loops, jobs, starts = [], [], []
     for repeat in range(repeats):
@@ -121,7 +121,7 @@ def throughput(place: Path, rows: int, repeats: int) -> int:
 
 
 class Stub:
-    """In place of a replica: a row's video is there, as though its sidecar had been found."""
+    """Stands in for a replica: treats every video as finished, as though its sidecar had been found."""
 
     def __init__(self, config: Any, facts: dict[str, Any], ledger: Any) -> None:
         self.facts = facts
@@ -133,7 +133,7 @@ class Stub:
         yield table([self.finished(row) if row["pixels"] is not None else row for row in block.to_pylist()])
 
     def finished(self, row: dict[str, Any]) -> dict[str, Any]:
-        """One row."""
+        """Add the facts of a finished video to a row."""
         facts = {
             **self.facts,
             "request": json.loads(row["request"]),
@@ -147,7 +147,7 @@ class Stub:
 
 @contextlib.contextmanager
 def watched(samples: list[float], cpu_s: dict[int, float], every_s: float = 2.0) -> Iterator[None]:
-    """Collects, of this process and all below it, the sum of proportional set sizes in MB, and each one's CPU time."""
+    """Collect the sum of proportional set sizes in MB of this process and its descendants, and the CPU time of each."""
     over = threading.Event()
 
     def watch() -> None:
@@ -169,7 +169,7 @@ def watched(samples: list[float], cpu_s: dict[int, float], every_s: float = 2.0)
 
 
 def stubbed(catalog: Path, output: Path) -> dict[str, Any]:
-    """The job in this process, with the stub."""
+    """Run the job in this process, with the stub."""
     from pipelines.animate import job as animate
     from pipelines.animate.config import AnimateConfig
     from ray_jobs import common
@@ -183,15 +183,15 @@ def stubbed(catalog: Path, output: Path) -> dict[str, Any]:
 
 
 def scheduling(place: Path, rows: int, repeats: int) -> int:
-    """Rows a second with the stub, and memory over the run."""
+    """Measure rows a second with the stub, and memory over the run."""
     catalog = make_catalog(place / "catalog", rows, 64)
     samples: list[float] = []
     cpu_s: dict[int, float] = {}
     began = time.perf_counter()
     with watched(samples, cpu_s):
-        made = stubbed(catalog, place / "out")
+        summary = stubbed(catalog, place / "out")
     took = time.perf_counter() - began
-    assert made["counts"]["listed"] == rows, made
+    assert summary["counts"]["listed"] == rows, summary
     third = len(samples) // 3
     first, last = statistics.median(samples[third : 2 * third]), statistics.median(samples[2 * third :])
     speed = rows / took
@@ -207,7 +207,7 @@ def scheduling(place: Path, rows: int, repeats: int) -> int:
 
 
 def rerun(place: Path, rows: int, repeats: int) -> int:
-    """Seconds of the command over a finished job."""
+    """Measure the seconds of the command over a finished job."""
     catalog = make_catalog(place / "catalog", rows, 64)
     stubbed(catalog, place / "out")
     seconds = [
@@ -227,12 +227,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("what", nargs="?", choices=[*ROWS, "all"], default="all")
     parser.add_argument("--rows", type=int)
     parser.add_argument("--repeats", type=int, default=3)
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     code = 0
     for name, measure in (("throughput", throughput), ("scheduling", scheduling), ("rerun", rerun)):
-        if given.what in (name, "all"):
+        if options.what in (name, "all"):
             with tempfile.TemporaryDirectory() as folder:
-                code |= measure(Path(folder), given.rows or ROWS[name], given.repeats)
+                code |= measure(Path(folder), options.rows or ROWS[name], options.repeats)
     return code
 
 

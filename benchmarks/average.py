@@ -1,4 +1,4 @@
-"""What the moving average of the weights costs: a training step of the built-in model's U-Net with it and without.
+"""The cost of the moving average of the weights: a training step of the built-in model's U-Net with it and without.
 
 `OMP_NUM_THREADS=1 python benchmarks/average.py` prints the ratio of the two, timed side by side, on four clips (the
 default micro batch). In memory, weight, gradient and moments are 16 bytes a parameter, and the average is 4 more.
@@ -19,7 +19,7 @@ from pipelines.train.ema import AdamWithAverage
 
 
 def make_step(decay: float) -> Callable[[], None]:
-    """A function that takes one optimizer step on four clips of noise, of the model's own size and length."""
+    """Return a function that takes one optimizer step on four clips of noise, of the model's size and length."""
     source = checkpoint.resolve("builtin:tiny")
     unet = checkpoint.load_unet(source).train()
     optimizer = AdamWithAverage(unet.parameters(), 1e-5, decay)

@@ -1,9 +1,9 @@
-"""How far this code is from the official one's numbers: a table, one row a promise.
+"""Differences between this code's numbers and the official code's: a table.
 
     python benchmarks/conformance.py
 
-Reads tests/golden (made by the official inference code) and prints each difference beside its bound. Exits 1 when a
-bound is passed. Takes about ten seconds on two cores.
+Reads tests/golden (made by the official inference code) and prints each difference and its bound. Exits 1 when a bound
+is exceeded. Takes about ten seconds on two cores.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""How fast a clip comes out of the middle of a long video: against decoding from the start, and against decord.
+"""Time to read a clip from the middle of a long video, against decoding from the start, and against decord.
 
     pip install -e ".[bench]"
     OMP_NUM_THREADS=1 python benchmarks/decode.py
@@ -46,7 +46,7 @@ def scene(count: int) -> Iterator[np.ndarray]:
     rng = np.random.default_rng(0)
     grain = rng.integers(-9, 10, (HEIGHT + 64, WIDTH + 64, 1), np.int16)
     for k in range(count):
-        phase = 2 * np.pi * k / count  # the scene ends where it began, so that it can be repeated
+        phase = 2 * np.pi * k / count  # the scene ends as it began, so that it can be repeated
         width = 700 + 120 * np.cos(phase)
         left, top = 100 + 90 * np.sin(phase), 25 + 22 * np.cos(2 * phase)
         box = (left, top, left + width, top + width * HEIGHT / WIDTH)
@@ -58,7 +58,7 @@ def scene(count: int) -> Iterator[np.ndarray]:
 
 
 def make_video(path: Path) -> None:
-    """One group of pictures, encoded once, and its packets repeated to ten minutes."""
+    """Write a video: one group of pictures, encoded once, whose packets are repeated to ten minutes."""
     short = path.with_name("short.mp4")
     with av.open(str(short), "w") as container:
         stream: Any = container.add_stream("libx264", rate=FPS)
@@ -80,7 +80,7 @@ def make_video(path: Path) -> None:
 
 
 def from_the_start(path: Path, start: int) -> np.ndarray:
-    """The clip by the same code without its seek: every frame before it is decoded."""
+    """Read the clip by the same code without its seek: every frame before it is decoded."""
     with open_video(path) as video:
         ticks = 1 / (Fraction(FPS) * video.stream.time_base)
         targets = [(start + INTERVAL * k) * ticks for k in range(NUM_FRAMES)]
@@ -92,7 +92,7 @@ def indices(start: int) -> list[int]:
 
 
 def decord_reader(path: Path) -> Callable[[], Any] | None:
-    """What opens the video with decord, one thread, at our size; None when decord is not installed."""
+    """Return a function that opens the video with decord, one thread, at our size; None if decord is not installed."""
     try:
         import decord
     except ImportError:
@@ -101,7 +101,7 @@ def decord_reader(path: Path) -> Callable[[], Any] | None:
     def reader(size: tuple[int, int] = SIZE) -> Any:
         return decord.VideoReader(str(path), ctx=decord.cpu(0), width=size[1], height=size[0], num_threads=1)
 
-    same = (180, 320)  # the video's own shape, so that neither side cuts nor stretches: are these the same frames?
+    same = (180, 320)  # the video's aspect ratio, so that neither side crops or stretches: are these the same frames?
     theirs = reader(same).get_batch(indices(MIDDLE)).asnumpy().astype(int)
     ours = sample_clip(path, MIDDLE, INTERVAL, NUM_FRAMES, same).astype(int)
     distances = np.abs(theirs[:, None] - ours[None]).mean(axis=(2, 3, 4))
@@ -114,7 +114,7 @@ def several(opened: Any, starts: list[int]) -> list[np.ndarray]:
 
 
 def one_core() -> None:
-    """Keep this process on one core: beside its one decoding thread decord has others, which would be a second core."""
+    """Keep this process on one core: decord has threads besides its decoding thread, which would use a second core."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 

@@ -1,4 +1,4 @@
-"""Memory of the whole prepare job, every process of it, for some videos and for ten times as many.
+"""Memory of all processes of the prepare job, for some videos and for ten times as many.
 
     python benchmarks/memory.py [--videos 30]
 
@@ -22,7 +22,7 @@ MORE, BOUND = 10, 1.1
 
 
 def peak_bytes(videos: Path, output: Path) -> int:
-    """Largest sum of proportional set sizes that the job's processes had, in bytes. Ends the program if it fails."""
+    """Run the job; returns the peak sum of its processes' proportional set sizes, in bytes. Exits if the job fails."""
     job = start_job(videos, output)
     peak = 0
     while job.poll() is None:
@@ -42,21 +42,21 @@ def peak_bytes(videos: Path, output: Path) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--videos", type=int, default=30)
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         peaks = {}
-        for count in (given.videos, MORE * given.videos):
+        for count in (options.videos, MORE * options.videos):
             videos = make_videos(place / f"videos{count}", count)
             peaks[count] = peak_bytes(videos, place / f"out{count}")
             print(f"{count} videos: {peaks[count] / 1e6:.0f} MB", flush=True)
-    grown = peaks[MORE * given.videos] / peaks[given.videos]
+    grown = peaks[MORE * options.videos] / peaks[options.videos]
     return report(
-        f"memory of the prepare job, {MORE * given.videos} videos against {given.videos}",
+        f"memory of the prepare job, {MORE * options.videos} videos against {options.videos}",
         Ratio(grown, grown, grown),
         passed=grown <= BOUND,
         bound=BOUND,
-        peak_mb=peaks[MORE * given.videos] / 1e6,
+        peak_mb=peaks[MORE * options.videos] / 1e6,
     )
 
 

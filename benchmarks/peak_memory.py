@@ -1,10 +1,10 @@
-"""Peak memory: of a forward of the full-size U-Net in float32, and of the VAE's decoder by number of frames.
+"""Peak memory of a forward pass of the full-size U-Net in float32, and of the VAE's decoder by number of frames.
 
     OMP_NUM_THREADS=2 python benchmarks/peak_memory.py
 
-Each in a process of its own. The U-Net: 15 + 1 frames of 40 x 64 cells, random weights (3.64 GB of them); exits 1 above
-4.5 GB, where the official code takes 5.7. The decoder: the golden one, 320 x 512 pixels, 16 and 64 frames; exits 1 when
-four times the frames take more than 1.1 times the memory beside the frames themselves. Takes about two minutes.
+Each runs in its own process. The U-Net: 15 + 1 frames of 40 x 64 cells, random weights (3.64 GB); exits 1 above 4.5 GB
+(official code: 5.7). The decoder: the golden one, 320 x 512 pixels, 16 and 64 frames; exits 1 when four times the
+frames take more than 1.1 times the memory, not counting the frames themselves. Takes about two minutes.
 """
 
 import argparse
@@ -21,7 +21,7 @@ SIZE = (320, 512)
 
 
 def forward() -> int:
-    """Peak bytes of this process after one forward."""
+    """Peak bytes of this process after one forward pass."""
     import torch
     from unet import random_unet
 
@@ -35,7 +35,7 @@ def forward() -> int:
 
 
 def decode(frames: int) -> int:
-    """Peak bytes of this process after decoding, less the frames that it got."""
+    """Peak bytes of this process after decoding, without the decoded frames."""
     import torch
 
     from cinemo import checkpoint
@@ -49,7 +49,7 @@ def decode(frames: int) -> int:
 
 
 def measured(*what: str) -> int:
-    """Bytes that a process of its own prints."""
+    """Run this file in a new process; returns the bytes that it prints."""
     done = subprocess.run([sys.executable, __file__, *what], capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1])
 
@@ -58,9 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("part", nargs="?", choices=["forward", "decode"], help=argparse.SUPPRESS)
     parser.add_argument("frames", nargs="?", type=int, help=argparse.SUPPRESS)
-    given = parser.parse_args(arguments)
-    if given.part:
-        print(forward() if given.part == "forward" else decode(given.frames))
+    options = parser.parse_args(arguments)
+    if options.part:
+        print(forward() if options.part == "forward" else decode(options.frames))
         return 0
     unet = measured("forward") / 1e9
     code = report(

@@ -1,8 +1,8 @@
-"""The residual U-Net as one writes it down: one `nn.Module` per box, no thought of memory layout. A yardstick.
+"""A straightforward residual U-Net to compare with: one `nn.Module` per box, without regard to memory layout.
 
-States are (B, C, N, H, W), contiguous; every box brings them to the layout that it wants and back. The text goes once
-to each frame. Attention within frames and to the text is PyTorch's fused kernel; between frames it is spelled out, for
-its bias. Takes the same configuration and state dictionary as CinemoUNet, and gives the same numbers
+States are (B, C, N, H, W), contiguous; every module permutes them to its own layout and back. The text is repeated for
+each frame. Attention within frames and to the text is PyTorch's fused kernel; between frames it is written out, because
+of its bias. Takes the same configuration and state dictionary as CinemoUNet, and gives the same numbers
 (tests/unet/test_speed.py).
 """
 
@@ -127,7 +127,7 @@ class Resample(nn.Module):
 
 class Level(nn.Module):
     def __init__(self, widths: list[tuple[int, int]], heads: int | None, text: int, resample: int, **shared: Any):
-        """resample: the stride after it, down or up; 0 is none."""
+        """resample: 2 adds a downsampler, 1 an upsampler, 0 none."""
         super().__init__()
         self.resnets = nn.ModuleList([Resnet(i, o, **shared) for i, o in widths])
         last = widths[-1][1]
@@ -165,16 +165,16 @@ class PlainUNet(nn.Module):
         self.down_blocks, self.up_blocks, skips = nn.ModuleList(), nn.ModuleList(), [widths[0]]
         for level, width in enumerate(widths):
             chain = [widths[max(0, level - 1)]] + [width] * layers
-            own = heads[level] if config["down_block_types"][level].startswith("Cross") else None
+            num_heads = heads[level] if config["down_block_types"][level].startswith("Cross") else None
             last = level == len(widths) - 1
-            self.down_blocks.append(Level(list(pairwise(chain)), own, text, 0 if last else 2, **shared))
+            self.down_blocks.append(Level(list(pairwise(chain)), num_heads, text, 0 if last else 2, **shared))
             skips += [width] * (layers if last else layers + 1)
         self.mid_block = Mid(widths[-1], heads[-1], text, **shared)
         for index, level in enumerate(reversed(range(len(widths)))):
             chain = [widths[min(level + 1, len(widths) - 1)]] + [widths[level]] * layers
-            own = heads[level] if config["up_block_types"][index].startswith("Cross") else None
+            num_heads = heads[level] if config["up_block_types"][index].startswith("Cross") else None
             pairs = [(hidden + skips.pop(), widths[level]) for hidden in chain]
-            self.up_blocks.append(Level(pairs, own, text, 1 if level else 0, **shared))
+            self.up_blocks.append(Level(pairs, num_heads, text, 1 if level else 0, **shared))
         self.conv_norm_out = nn.GroupNorm(groups, widths[0], eps)
         self.conv_out = FrameConv(widths[0], config["out_channels"], 3, padding=1)
 

@@ -1,11 +1,11 @@
-"""The prepare job against a plain loop of the same steps in one process and one thread: how many times faster.
+"""Speed of the prepare job against a plain loop of the same steps in one process and one thread.
 
     python benchmarks/prepare.py [--one-core] [--videos 200] [--repeats 1]
 
-Same videos, same functions, same rows out, at the job's defaults (16 frames of 128 x 192, the built-in model). The job
-has as many cores as there are, or one. Its start-up, which is the time that it takes for VIDEOS_AT_START videos, is
-subtracted and printed; the loop's imports and its model's loading are not timed either. Exits 1 when the job is not 1.6
-times as fast as the loop, or, on one core, 0.85 times. Takes about four minutes either way.
+Both use the same videos and functions and write the same rows, at the job's defaults (16 frames of 128 x 192, the
+built-in model). The job has all cores, or one. Its start-up, the time for VIDEOS_AT_START videos, is subtracted and
+printed; imports and model loading of the loop are not timed either. Exits 1 when the job is not 1.6 times as fast as
+the loop, or, on one core, 0.85 times. Takes about four minutes either way.
 """
 
 import os
@@ -30,12 +30,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 BOUND_ALL, BOUND_ONE = 1.6, 0.85
-DIFFERENT = 8  # videos that are encoded; the rest are copies under other names, so drawn otherwise
+DIFFERENT = 8  # videos that are encoded; the rest are copies, whose other names give other random spans
 VIDEOS_AT_START = 8
 
 
 def make_videos(folder: Path, count: int) -> Path:
-    """`count` files of 360 x 640, 8 seconds each."""
+    """Write `count` videos of 360 x 640, 8 seconds each."""
     from cinemo.video import write_video
 
     folder.mkdir()
@@ -76,7 +76,7 @@ def plain_loop(videos: Path, output: Path) -> float:
 
 
 def start_job(videos: Path, output: Path, cores: set[int] | None = None) -> "subprocess.Popen[str]":
-    """Start the command, on some cores or on all."""
+    """Start the command, on these cores or on all."""
     command = [sys.executable, str(ROOT / "ray_jobs" / "prepare.py"), f"--input={videos}", f"--output={output}"]
     return subprocess.Popen(
         command,
@@ -110,23 +110,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--one-core", action="store_true")
     parser.add_argument("--videos", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=1)
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     cores = os.sched_getaffinity(0)
-    cores = {min(cores)} if given.one_core else cores
-    bound = BOUND_ONE if given.one_core else BOUND_ALL
+    cores = {min(cores)} if options.one_core else cores
+    bound = BOUND_ONE if options.one_core else BOUND_ALL
     plain, job_s, starts = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        many = make_videos(place / "many", given.videos + VIDEOS_AT_START)
+        many = make_videos(place / "many", options.videos + VIDEOS_AT_START)
         few = make_videos(place / "few", VIDEOS_AT_START)
-        for repeat in range(given.repeats):
-            plain.append(plain_loop(many, place / f"loop{repeat}") * given.videos / (given.videos + VIDEOS_AT_START))
+        for repeat in range(options.repeats):
+            plain.append(
+                plain_loop(many, place / f"loop{repeat}") * options.videos / (options.videos + VIDEOS_AT_START)
+            )
             starts.append(job(few, place / f"few{repeat}", cores))
             job_s.append(job(many, place / f"job{repeat}", cores) - starts[-1])
         same = rows_of(place / "loop0") == rows_of(place / "job0")
     measured = ratio(plain, job_s)
     return report(
-        f"prepare job on {len(cores)} cores against a loop in one thread, {given.videos} videos",
+        f"prepare job on {len(cores)} cores against a loop in one thread, {options.videos} videos",
         measured,
         passed=measured.ratio >= bound and same,
         bound=bound,

@@ -1,9 +1,9 @@
-"""PSNR lost by fewer steps: each sampler against DDIM with many steps from the same noise, with builtin:tiny.
+"""PSNR by number of steps: each sampler against DDIM with many steps from the same noise, with builtin:tiny.
 
     python benchmarks/samplers.py
 
 PSNR in dB of frames 1 to 15 (mean of three photos, and the lowest), with the guidance of the card. Prints a table;
-exits 1 when DPM-Solver++ with 10 steps is not nearer than DDIM with 10.
+exits 1 when DPM-Solver++ with 10 steps is not closer than DDIM with 10.
 """
 
 import sys
@@ -25,8 +25,8 @@ def main() -> int:
     pipe.set_progress_bar_config(disable=True)
 
     def frames(name: str, prompt: str, scheduler: str, steps: int) -> np.ndarray:
-        wish = {"scheduler": scheduler, "num_inference_steps": steps, "guidance_scale": pipe.card.guidance}
-        return pipe(photo(name), prompt, **wish).frames[0, 1:]
+        settings = {"scheduler": scheduler, "num_inference_steps": steps, "guidance_scale": pipe.card.guidance}
+        return pipe(photo(name), prompt, **settings).frames[0, 1:]
 
     pairs = list(zip(HELD_OUT_PHOTOS, PROMPTS, strict=True))
     expected = [frames(*pair, "ddim", REFERENCE) for pair in pairs]
@@ -35,10 +35,10 @@ def main() -> int:
     for name in SCHEDULERS:
         cells = []
         for steps in STEPS:
-            made = [frames(*pair, name, steps) for pair in pairs]
-            found = [peak_signal_noise_ratio(a, b) for a, b in zip(expected, made, strict=True)]
-            means[name, steps] = float(np.mean(found))
-            cells.append(f"{np.mean(found):.1f} ({min(found):.1f})")
+            sampled = [frames(*pair, name, steps) for pair in pairs]
+            ratios = [peak_signal_noise_ratio(a, b) for a, b in zip(expected, sampled, strict=True)]
+            means[name, steps] = float(np.mean(ratios))
+            cells.append(f"{np.mean(ratios):.1f} ({min(ratios):.1f})")
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
     return 0 if means["dpmsolver++", 10] > means["ddim", 10] else 1
 

@@ -1,11 +1,11 @@
-"""How much faster the motion score is than a loop over scikit-image, and how far from it.
+"""Speed of the motion score against a loop over scikit-image, and the difference of the results.
 
     OMP_NUM_THREADS=1 python benchmarks/score.py
 
-One thread each, a 16-frame clip of 320 x 512, interleaved. The largest difference is over contents that are hard on
-rounding too: flat, saturated, noise, gradients, the smallest frames. The first call is timed in fresh processes: with
-the compiled loop in numba's cache, and with an empty cache. Exits 1 below 8 times as fast, or above 2e-5. Takes about
-half a minute.
+One thread each, a 16-frame clip of 320 x 512, interleaved. The largest difference includes contents that are sensitive
+to rounding: flat, saturated, noise, gradients, the smallest frames. The first call is timed in new processes, with the
+compiled loop in numba's cache, and with an empty cache. Exits 1 below 8 times as fast, or above 2e-5. Takes about half
+a minute.
 """
 
 import os
@@ -39,7 +39,7 @@ def reference(frames: np.ndarray) -> np.ndarray:
 
 
 def contents() -> dict[str, np.ndarray]:
-    """uint8 (N, H, W, 3) by name; the first is the clip that is timed."""
+    """Make clips uint8 (N, H, W, 3) by name; the first is the one that is timed."""
     generator = np.random.default_rng(0)
     photo = astronaut().astype(np.int64)
     sliding = np.stack([np.roll(photo, (3 * k, 2 * k), (0, 1))[:320] for k in range(16)])
@@ -56,7 +56,7 @@ def contents() -> dict[str, np.ndarray]:
 
 
 def first_call(cache: str | None, tries: int) -> float:
-    """Median seconds of the first call in a new process; `cache` is a folder for numba, or its usual one."""
+    """Median seconds of the first call in a new process; `cache` is a folder for numba; None is its default."""
     environment = os.environ | ({"NUMBA_CACHE_DIR": cache} if cache else {})
     command = [sys.executable, "-c", FIRST_CALL]
     runs = [subprocess.run(command, env=environment, check=True, capture_output=True) for _ in range(tries)]

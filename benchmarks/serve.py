@@ -1,4 +1,4 @@
-"""The service against a direct call of the pipeline, and how long it takes to accept a video while it is busy.
+"""The service against a direct call of the pipeline, and the time to accept a video while it is busy.
 
     python benchmarks/serve.py [--repeats 5] [--steps 30]
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=30)
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
 
     from ray import serve
 
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     buffer = io.BytesIO()
     Image.fromarray(skimage.data.chelsea()).save(buffer, "PNG")
-    asked = {"prompt": "the camera pans left", "seed": 1, "num_inference_steps": given.steps}
+    settings = {"prompt": "the camera pans left", "seed": 1, "num_inference_steps": options.steps}
     pipe = CinemoPipeline.from_pretrained("builtin:tiny")
     pipe.set_progress_bar_config(disable=True)
     guidance = pipe.card.guidance
@@ -61,9 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         serve.run(build(ServeSettings(output=folder, page=False)), name="cinemo")
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600) as client:
 
-            def post(where: str, **more: int) -> httpx.Response:
-                answer = client.post(where, data={**asked, **more}, files={"input_reference": buffer.getvalue()})
-                return answer.raise_for_status()
+            def post(url: str, **more: int) -> httpx.Response:
+                response = client.post(url, data={**settings, **more}, files={"input_reference": buffer.getvalue()})
+                return response.raise_for_status()
 
             def seconds_of_posts() -> list[float]:
                 taken = []
@@ -77,9 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seconds = compare(
                 {
                     "service": lambda: post("/v1/videos/sync"),
-                    "direct": lambda: pipe(buffer.getvalue(), **asked, guidance_scale=guidance),
+                    "direct": lambda: pipe(buffer.getvalue(), **settings, guidance_scale=guidance),
                 },
-                given.repeats,
+                options.repeats,
             )
             long = post("/v1/videos", num_inference_steps=100).json()["id"]
             while client.get(f"/v1/videos/{long}").json()["status"] != "in_progress":
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         serve.shutdown()
         common.disconnect()
     if not busy:
-        sys.exit("the replica was done before the posts were; a faster machine needs a longer video here")
+        sys.exit("the replica finished before all POST requests were sent; raise num_inference_steps of the long video")
     more = statistics.median(a - FACTOR * b for a, b in zip(seconds["service"], seconds["direct"], strict=True))
     median = statistics.median(posts)
     against = ratio(seconds["service"], seconds["direct"])
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def free_port() -> int:
-    """A port that nobody uses."""
+    """Find an unused port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

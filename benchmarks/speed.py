@@ -1,8 +1,8 @@
-"""What `--speed` buys and what it costs, on a built-in model: `balanced` and `fast` against `paper`.
+"""Speed and quality of `--speed balanced` and `fast` against `paper`, on a built-in model.
 
     OMP_NUM_THREADS=2 python benchmarks/speed.py [--repeats 5] [--model builtin:tiny]
 
-The few steps of builtin:tiny's own card are cheaper than any of the three.
+The few steps in builtin:tiny's card are cheaper than any of the three.
 
 Time of one animation, interleaved. Then 18 animations with each (three held-out photos, six motion buckets): PSNR of
 frames 1 to 15 against `paper`'s, Spearman's correlation of the requested with the measured bucket (motion fidelity),
@@ -44,18 +44,18 @@ def psnr(ours: np.ndarray, expected: np.ndarray) -> float:
 
 
 def animations(pipe: CinemoPipeline, speed: str) -> list[np.ndarray]:
-    """A clip for each photo and bucket."""
-    wish = {**SPEEDS[speed], "guidance_scale": pipe.card.guidance}
+    """Animate each photo with each bucket."""
+    settings = {**SPEEDS[speed], "guidance_scale": pipe.card.guidance}
     names = zip(HELD_OUT_PHOTOS, PROMPTS, strict=True)
     return [
-        pipe(photo(name), prompt, motion_bucket=bucket, **wish).frames[0]
+        pipe(photo(name), prompt, motion_bucket=bucket, **settings).frames[0]
         for name, prompt in names
         for bucket in BUCKETS
     ]
 
 
 def quality(pipe: CinemoPipeline, clips: list[np.ndarray]) -> tuple[float, float]:
-    """Motion fidelity and consistency of what `animations` returns."""
+    """Motion fidelity and consistency of the clips returned by `animations`."""
     measured = [motion_bucket(motion_score(clip)) for clip in clips]
     size = pipe.card.sizes[0]
     photos = [to_frames(fit_pixels(photo(name), *size))[0] for name in HELD_OUT_PHOTOS]
@@ -64,7 +64,7 @@ def quality(pipe: CinemoPipeline, clips: list[np.ndarray]) -> tuple[float, float
 
 
 def golden_frames(speed: str) -> np.ndarray:
-    """Of the golden checkpoint, from the golden noise and image: (N, H, W, 3)."""
+    """Sample the golden checkpoint from the golden noise and image: (N, H, W, 3)."""
     with np.load(GOLDEN / "sampling.npz") as case:
         pipe = CinemoPipeline.from_pretrained(GOLDEN / "checkpoint", vae="frame")
         pipe.set_progress_bar_config(disable=True)
@@ -83,15 +83,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--model", default="builtin:tiny")
-    given = parser.parse_args(arguments)
-    pipe = CinemoPipeline.from_pretrained(given.model)
+    options = parser.parse_args(arguments)
+    pipe = CinemoPipeline.from_pretrained(options.model)
     pipe.set_progress_bar_config(disable=True)
 
     def once(speed: str) -> Any:
-        wish = {**SPEEDS[speed], "guidance_scale": pipe.card.guidance}
-        return lambda: pipe(photo(HELD_OUT_PHOTOS[0]), PROMPTS[0], **wish)
+        settings = {**SPEEDS[speed], "guidance_scale": pipe.card.guidance}
+        return lambda: pipe(photo(HELD_OUT_PHOTOS[0]), PROMPTS[0], **settings)
 
-    seconds = compare({speed: once(speed) for speed in SPEEDS}, given.repeats)
+    seconds = compare({speed: once(speed) for speed in SPEEDS}, options.repeats)
     paper = animations(pipe, "paper")
     fidelity, consistency = quality(pipe, paper)
     exact = golden_frames("paper")
@@ -100,10 +100,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         faster = ratio(seconds["paper"], seconds[speed])
         clips = animations(pipe, speed)
         near = [psnr(clip[1:], expected[1:]) for clip, expected in zip(clips, paper, strict=True)]
-        own_fidelity, own_consistency = quality(pipe, clips)
+        measured_fidelity, measured_consistency = quality(pipe, clips)
         kept = {
             "balanced": float(np.mean(near)) >= NEAR_DB,
-            "fast": own_fidelity >= fidelity - MOTION and own_consistency >= consistency - CONSISTENCY_DB,
+            "fast": measured_fidelity >= fidelity - MOTION and measured_consistency >= consistency - CONSISTENCY_DB,
         }
         code |= report(
             f"one animation, --speed {speed} against --speed paper",
@@ -112,9 +112,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             bound=bound,
             psnr_against_paper=float(np.mean(near)),
             lowest_psnr=min(near),
-            motion_fidelity=own_fidelity,
+            motion_fidelity=measured_fidelity,
             motion_fidelity_of_paper=fidelity,
-            consistency_db=own_consistency,
+            consistency_db=measured_consistency,
             consistency_db_of_paper=consistency,
             golden_psnr=psnr(golden_frames(speed)[1:], exact[1:]),
         )

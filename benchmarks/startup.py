@@ -1,9 +1,9 @@
-"""Seconds of cold processes: `cinemo --help`; `cinemo animate` with the built-in model, to its first step and its end.
+"""Time of cold processes: `cinemo --help`; `cinemo animate` with the built-in model, to its first step and to its end.
 
     OMP_NUM_THREADS=2 python benchmarks/startup.py [--repeats 5]
 
-A process of its own each time, the command's default settings. Exits 1 when, at the median, the help takes more than
-0.5 s, the first step begins after more than 4 s, or the video is there after more than 15 s. Takes about a minute.
+Every run is a new process with the command's default settings. Exits 1 when, at the median, the help takes more than
+0.5 s, the first step begins after more than 4 s, or the video is written after more than 15 s. Takes about a minute.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 from timing import Ratio, report
 
 HELP_S, FIRST_STEP_S, VIDEO_S = 0.5, 4.0, 15.0
-# The command, with a clock at the loop over the steps.
+# The command, which also prints the time when the loop over the steps begins.
 CHILD = """
 import sys, time
 import cinemo.cli
@@ -40,7 +40,7 @@ cinemo.cli.main()
 
 
 def seconds(photo: Path, output: Path) -> tuple[float, float]:
-    """From the start of the process to the first step and to its end."""
+    """Run the command; returns the seconds to the first step and to the end."""
     began = time.time()
     done = subprocess.run(
         [sys.executable, "-c", CHILD, str(photo), "--prompt", "the camera pans left", "--output", str(output)],
@@ -54,7 +54,7 @@ def seconds(photo: Path, output: Path) -> tuple[float, float]:
 
 
 def help_seconds() -> float:
-    """From the start of a process that prints the help to its end."""
+    """Seconds of a process that prints the help."""
     began = time.perf_counter()
     subprocess.run([sys.executable, "-m", "cinemo.cli", "--help"], capture_output=True, check=True)
     return time.perf_counter() - began
@@ -63,20 +63,20 @@ def help_seconds() -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=5)
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     from PIL import Image
     from skimage.data import astronaut
 
     with tempfile.TemporaryDirectory() as folder:
         photo = Path(folder) / "photo.jpg"
         Image.fromarray(astronaut()).save(photo)
-        found = [seconds(photo, Path(folder) / "out.mp4") for _ in range(given.repeats)]
-    helped = [help_seconds() for _ in range(given.repeats)]
+        times = [seconds(photo, Path(folder) / "out.mp4") for _ in range(options.repeats)]
+    helped = [help_seconds() for _ in range(options.repeats)]
     code = 0
     for name, bound, values in (
         ("cinemo --help", HELP_S, helped),
-        ("cinemo animate from a cold process until the first step", FIRST_STEP_S, [step for step, _ in found]),
-        ("cinemo animate from a cold process until the video", VIDEO_S, [whole for _, whole in found]),
+        ("cinemo animate from a cold process until the first step", FIRST_STEP_S, [step for step, _ in times]),
+        ("cinemo animate from a cold process until the video", VIDEO_S, [whole for _, whole in times]),
     ):
         middle = statistics.median(values)
         code |= report(

@@ -1,11 +1,10 @@
-"""Run benchmarks and write what they print into the table of benchmarks/README.md.
+"""Run benchmarks and write their results into the table of benchmarks/README.md.
 
     python benchmarks/table.py [--all] [unet.py speed.py ...]
 
-Each has the number of threads that stands here; --all runs the long ones too, names run only these. A row is what
-`report` in timing.py prints. Rows of benchmarks that are not run, or were run on another machine, stay with their own
-date: results.jsonl, a row a line, is the table's memory. Exits 1 when a benchmark does. The short ones take under 30
-minutes.
+Each runs with the number of threads in BENCHMARKS; --all includes the long ones, names select some. A row is what
+`report` in timing.py prints. All rows are kept in results.jsonl: those of benchmarks that are not run again, or were
+run on another machine, keep their date. Exits 1 when a benchmark does. The short ones take under 30 minutes.
 """
 
 import argparse
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-# Command, threads, whether it is one of the long ones.
+# (command, threads, is long)
 BENCHMARKS = (
     ("conformance.py", 1, False),
     ("inversion.py", 1, False),
@@ -48,7 +47,7 @@ STATED = {"name", "ratio", "low", "high", "bound", "passed", "machine", "load", 
 
 
 def run(command: str, threads: int) -> tuple[list[dict[str, Any]], int]:
-    """A benchmark's rows and its exit code; what it prints is shown as it comes."""
+    """Run a benchmark, showing its output; returns its rows and exit code."""
     rows = []
     began = time.perf_counter()
     print(f"== {command}", flush=True)
@@ -70,7 +69,7 @@ def run(command: str, threads: int) -> tuple[list[dict[str, Any]], int]:
 
 
 def merged(old: Iterable[dict[str, Any]], new: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Old rows less those of commands that this machine ran again, and the new ones, in the order of BENCHMARKS."""
+    """Replace old rows of the same command and machine by new ones; sorted by the order of BENCHMARKS."""
     new = list(new)
     again = {(row["command"], row["machine"]) for row in new}
     order = [command for command, _, _ in BENCHMARKS]
@@ -79,7 +78,7 @@ def merged(old: Iterable[dict[str, Any]], new: Iterable[dict[str, Any]]) -> list
 
 
 def lines(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
-    """The table, in Markdown."""
+    """Yield the lines of the table, in Markdown."""
     yield "| what | ratio | spread | bound | more | command | machine | date |"
     yield "| --- | ---: | ---: | ---: | --- | --- | --- | --- |"
     for row in rows:
@@ -92,7 +91,7 @@ def lines(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
 
 
 def replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file completely or not at all."""
     aside = path.with_suffix(".new")
     aside.write_text(text)
     aside.replace(path)
@@ -100,15 +99,15 @@ def replace(path: Path, text: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("only", nargs="*", help="files to run; default: all that are quick")
-    parser.add_argument("--all", action="store_true", help="the long ones too")
-    given = parser.parse_args(arguments)
+    parser.add_argument("only", nargs="*", help="files to run; default: all short ones")
+    parser.add_argument("--all", action="store_true", help="run the long ones too")
+    options = parser.parse_args(arguments)
     known = {command.split()[0] for command, _, _ in BENCHMARKS}
-    if unknown := set(given.only) - known:
+    if unknown := set(options.only) - known:
         parser.error(f"{', '.join(sorted(unknown))}: no such benchmark; there are {', '.join(sorted(known))}")
     code = 0
     for command, threads, long in BENCHMARKS:
-        if command.split()[0] in given.only if given.only else given.all or not long:
+        if command.split()[0] in options.only if options.only else options.all or not long:
             rows, failed = run(command, threads)
             code |= bool(failed)
             old = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []

@@ -1,9 +1,8 @@
-"""What every benchmark here shares: interleaved timings, their ratio with its spread, and the report.
+"""Shared by all benchmarks: interleaved timings, their ratio with its spread, and the report.
 
-Knows clocks and the machine. Knows nothing of what is timed. A ratio is of two things timed side by side in one run:
-repeat by repeat, so that whatever else the machine does meanwhile meets both.
+A ratio compares two functions timed alternately in one run, so that other load on the machine affects both.
 
-Threads are the caller's to set before numpy or torch load (OMP_NUM_THREADS=1); the report says what was set.
+The caller sets the number of threads before numpy or torch load (OMP_NUM_THREADS=1); the report names it.
 """
 
 import gc
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 
 
 class Ratio(NamedTuple):
-    """How many times as long the first takes as the second: over the repeats, the median and both extremes."""
+    """Time of the first divided by time of the second: median, minimum and maximum over the repeats."""
 
     ratio: float
     low: float
@@ -26,7 +25,7 @@ class Ratio(NamedTuple):
 
 
 def compare(functions: dict[str, Callable[[], object]], repeats: int = 5, warm: bool = True) -> dict[str, list[float]]:
-    """Seconds of every function, `repeats` of each, interleaved: a b c, b c a, c a b, ...
+    """Time every function `repeats` times, interleaved: a b c, b c a, c a b, ...; returns seconds.
 
     `warm` calls each once before, untimed. Raises ValueError when there are no functions or no repeats.
     """
@@ -38,7 +37,7 @@ def compare(functions: dict[str, Callable[[], object]], repeats: int = 5, warm: 
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     names = list(functions)
     for repeat in range(repeats):
-        first = repeat % len(names)  # nobody is always the one who finds the caches cold
+        first = repeat % len(names)  # rotate, so that no function always meets cold caches
         for name in names[first:] + names[:first]:
             gc.collect()
             began = time.perf_counter()
@@ -64,9 +63,9 @@ def machine() -> str:
 
 
 def report(name: str, measured: Ratio, passed: bool = True, **facts: Any) -> int:
-    """Print one line for people and, last, one JSON line with the same; returns the exit code, 1 unless `passed`.
+    """Print one readable line, then a JSON line with the same; returns the exit code, 1 unless `passed`.
 
-    facts: what else was measured (numbers or short texts); it is printed in both.
+    facts: other measurements (numbers or short texts), printed in both lines.
     """
     record = {"name": name, **measured._asdict(), **facts, "passed": passed}
     record |= {"machine": machine(), "load": os.getloadavg()[0]}

@@ -1,12 +1,12 @@
-"""The train job against a plain PyTorch loop at the same work, and prepared latents against encoding in the loop.
+"""The train job against a plain PyTorch loop of the same work, and prepared latents against encoding in the loop.
 
     python benchmarks/train.py [--steps 30]
 
 One worker and one thread each, the built-in model, clips of 16 frames of 128 x 192, batches of 4. The job's start-up
-and end, which are the time that it takes for STEPS_AT_START steps, are subtracted and printed. What encodes in the loop
-is a KL autoencoder of the official kind, at a quarter of its width: the built-in model's own is linear, and costs next
-to nothing. Exits 1 when the job is slower than 0.9 of the loop, prepared latents are less than twice as fast as
-encoding, or the job waits for data more than a tenth of its time. Takes about four minutes on two cores.
+and end, measured as its time for STEPS_AT_START steps, are subtracted and printed. The loop encodes with a KL
+autoencoder like the official one, at a quarter of its width, because the built-in model's costs next to nothing. Exits
+1 when the job is slower than 0.9 of the loop, prepared latents are less than twice as fast as encoding, or the job
+waits for data more than a tenth of its time. Takes about four minutes on two cores.
 """
 
 import os
@@ -35,7 +35,7 @@ CLIPS, BATCH, STEPS_AT_START = 16, 4, 4
 
 
 def job(dataset: Path, output: Path, steps: int) -> tuple[float, float]:
-    """Seconds of the whole command with one worker, and the share of them that its last step waited for data."""
+    """Seconds of the whole command with one worker, and the mean share of a step that waits for data."""
     flags = {"num-workers": 1, "zero-stage": 0, "total-batch": BATCH, "micro-batch": BATCH, "max-steps": steps}
     command = [sys.executable, str(ROOT / "ray_jobs" / "train.py"), f"--dataset={dataset}", f"--output={output}"]
     began = time.perf_counter()
@@ -52,7 +52,7 @@ def job(dataset: Path, output: Path, steps: int) -> tuple[float, float]:
 
 
 def waiting(output: Path, run_id: str) -> float:
-    """Mean share of a step's time that was spent waiting for clips, as MLflow has it."""
+    """Mean share of a step's time that was spent waiting for clips, as logged in MLflow."""
     from mlflow.tracking import MlflowClient
 
     history = MlflowClient(f"sqlite:///{output.parent / 'mlflow.db'}").get_metric_history(run_id, "data_wait_share")
@@ -60,7 +60,7 @@ def waiting(output: Path, run_id: str) -> float:
 
 
 def plain_loop(dataset: Path, steps: int, encode: bool) -> float:
-    """Seconds of the same steps in this process, without Ray or DeepSpeed; with `encode` from frames, not latents."""
+    """Seconds of the same steps in this process, without Ray or DeepSpeed; `encode`: from frames instead of latents."""
     from cinemo import checkpoint
     from cinemo.latents import encode_frames
     from cinemo.residual import training_loss
@@ -96,7 +96,7 @@ def plain_loop(dataset: Path, steps: int, encode: bool) -> float:
 
 
 def small_kl_autoencoder(latent_channels: int) -> Any:
-    """Stable Diffusion's encoder at a quarter of its width; its weights do not matter to the clock."""
+    """Stable Diffusion's encoder at a quarter of its width; random weights, which do not affect the time."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(

@@ -1,7 +1,7 @@
 """Memory of a GPU that trains the full-size U-Net (preset `base`), by ZeRO stage, GPUs, precision and checkpointing.
 
     python benchmarks/train_memory.py > docs/training-memory.md
-    python benchmarks/train_memory.py --check     # exits 1 when the file says something else
+    python benchmarks/train_memory.py --check     # exits 1 when the file differs
 
 Computed from shapes, without a GPU and without the weights (pipelines/train/memory.py), in half a minute.
 """
@@ -51,20 +51,20 @@ def gib(size: int) -> str:
 
 
 def table(precision: str, parameters: int, plain: dict[str, int], checkpointed: dict[str, int]) -> Iterator[str]:
-    """The lines of one precision's table; activations in bytes, by kind."""
+    """Yield the lines of one precision's table; activations in bytes, by precision or "autocast"."""
     yield "| ZeRO | GPUs | weights | gradients | optimizer | average | buffers | peak | with checkpointing |"
     yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     for stage in range(4):
         kind = "autocast" if (stage, precision) == (0, "bf16") else precision
         for world in GPUS if stage else GPUS[:1]:  # stage 0 shards nothing
-            found = states(parameters, stage, precision, world)
-            parts = [gib(size) for size in found[:5]]
-            peaks = [gib(found.peak(size[kind])) for size in (plain, checkpointed)]
+            memory = states(parameters, stage, precision, world)
+            parts = [gib(size) for size in memory[:5]]
+            peaks = [gib(memory.peak(size[kind])) for size in (plain, checkpointed)]
             yield f"| {' | '.join([str(stage), str(world) if stage else 'any', *parts, *peaks])} |"
 
 
 def page() -> str:
-    """The whole of docs/training-memory.md."""
+    """The text of docs/training-memory.md."""
     with torch.device("meta"):
         parameters = sum(math.prod(weight.shape) for weight in CinemoUNet().parameters())
     kinds = {"fp32": ("fp32", False), "bf16": ("bf16", False), "autocast": ("bf16", True)}
@@ -82,9 +82,9 @@ def page() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="compare with docs/training-memory.md")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     text = page()
-    if not given.check:
+    if not options.check:
         print(text, end="")
         return 0
     same = PAGE.exists() and PAGE.read_text() == text

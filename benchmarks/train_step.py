@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python benchmarks/train_step.py [--repeats 5]
 
-Both take one optimizer step of the built-in model's U-Net on the same four clips of its own size. The loop: the plain
-module structure of plain_unet.py, PyTorch's Adam, no average of the weights. The other one: the job's own DeepSpeed
-engine and optimizer (`--precision bf16 --zero-stage 0`), the average included. Exits 1 below twice the clips/s. Takes
-about two minutes.
+Both take one optimizer step of the built-in model's U-Net on the same four clips of its default size. The loop: the
+plain module structure of plain_unet.py, PyTorch's Adam, no average of the weights. The job: its DeepSpeed engine and
+optimizer (`--precision bf16 --zero-stage 0`), the average included. Exits 1 below twice the clips/s. Takes about two
+minutes.
 """
 
 import argparse
@@ -33,7 +33,7 @@ BOUND, BATCH = 2.0, 4
 
 
 def batch_of(source: Path) -> tuple[torch.Tensor, ...]:
-    """(latents, text, motion_bucket, timesteps, noise) of a model's own size, all drawn."""
+    """Draw random (latents, text, motion_bucket, timesteps, noise) of a model's default size."""
     draw = torch.Generator().manual_seed(0)
     config, card = checkpoint.load_unet(source).config, checkpoint.read_card(source)
     assert card.sizes is not None
@@ -50,7 +50,7 @@ def batch_of(source: Path) -> tuple[torch.Tensor, ...]:
 
 
 def plain_step(source: Path, config: TrainConfig, batch: tuple[torch.Tensor, ...]) -> Callable[[], float]:
-    """A step as one writes it down; returns its loss."""
+    """Return a straightforward training step, which returns its loss."""
     unet = checkpoint.load_unet(source)
     plain = PlainUNet(unet.config).train()
     plain.load_state_dict(unet.state_dict(), strict=False)
@@ -72,7 +72,7 @@ def plain_step(source: Path, config: TrainConfig, batch: tuple[torch.Tensor, ...
 
 
 def job_step(source: Path, config: TrainConfig, batch: tuple[torch.Tensor, ...]) -> Callable[[], float]:
-    """A step of the train job's engine; returns its loss."""
+    """Return a step of the train job's engine, which returns its loss."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
@@ -92,17 +92,19 @@ def job_step(source: Path, config: TrainConfig, batch: tuple[torch.Tensor, ...])
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=5)
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     settings: dict[str, Any] = {"dataset": "none", "output": "none", "num_workers": 1, "zero_stage": 0}
     config = TrainConfig(**settings, total_batch=BATCH, micro_batch=BATCH, precision="bf16")
     source = weights.directory(config)
     batch = batch_of(source)
     steps = {"plain": plain_step(source, config, batch), "job": job_step(source, config, batch)}
     losses = {name: step() for name, step in steps.items()}
-    seconds = compare(steps, given.repeats, warm=False)
+    seconds = compare(steps, options.repeats, warm=False)
     measured = ratio(seconds["plain"], seconds["job"])
-    facts = {f"loss_{name}": loss for name, loss in losses.items()}  # of the same weights: the same but for rounding
-    clips = BATCH / sorted(seconds["job"])[given.repeats // 2]
+    facts = {
+        f"loss_{name}": loss for name, loss in losses.items()
+    }  # equal up to rounding, because the weights are the same
+    clips = BATCH / sorted(seconds["job"])[options.repeats // 2]
     return report(
         "training step of the tiny preset in bf16 against a plain float32 loop",
         measured,

@@ -1,12 +1,12 @@
-"""One forward of the full-size U-Net: the project's in bfloat16 against a plain module structure, in both precisions.
+"""Forward pass of the full-size U-Net in bfloat16 against a plain module structure, in bfloat16 and float32.
 
     OMP_NUM_THREADS=2 python benchmarks/unet.py [--repeats 5] [--frames 15] [--height 20] [--width 32]
 
-911 M parameters with random weights, 15 + 1 frames of 20 x 32 cells. The yardstick is benchmarks/plain_unet.py with the
-same weights. Prints how far both bfloat16 results are from the plain one in float32, which instructions the processor
-has for bfloat16, and the share of the machine's own bfloat16 matrix-product rate that each forward reaches. Exits 1 on
-a processor with AMX below 1.5 times the plain structure in bfloat16, or below 4.5 times it in float32; without AMX
-the plain structure reaches most of that rate, too. Takes about three minutes.
+911 M parameters with random weights, 15 + 1 frames of 20 x 32 cells, against benchmarks/plain_unet.py with the same
+weights. Prints the errors of both bfloat16 results against float32, the processor's instructions for bfloat16, and the
+share of the machine's bfloat16 matrix-product rate that each reaches. On a processor with AMX, exits 1 below 1.5 times
+the speed of the plain structure in bfloat16, or 4.5 times in float32; without AMX the plain structure reaches most of
+that rate, too. Takes about three minutes.
 """
 
 import argparse
@@ -24,7 +24,7 @@ BOUND_BF16, BOUND_FLOAT32 = 1.5, 4.5
 
 
 def random_unet() -> CinemoUNet:
-    """Full size, float32, with weights as they are after training in size: a draw that keeps signals near 1."""
+    """Full-size U-Net, float32, with random weights that keep signals near 1, as trained ones do."""
     with torch.device("meta"):
         unet = CinemoUNet()
     unet.to_empty(device="cpu").requires_grad_(False).eval()
@@ -38,7 +38,7 @@ def random_unet() -> CinemoUNet:
 
 
 def plain_like(unet: CinemoUNet) -> PlainUNet:
-    """The yardstick with the same weights, and the same memory for them."""
+    """The plain U-Net with the same weights, sharing their memory."""
     with torch.device("meta"):
         plain = PlainUNet(unet.config)
     plain.load_state_dict(unet.state_dict(), strict=False, assign=True)
@@ -46,7 +46,7 @@ def plain_like(unet: CinemoUNet) -> PlainUNet:
 
 
 def matmul_rate() -> float:
-    """FLOP/s of this machine's bfloat16 matrix product at a size that suits it."""
+    """FLOP/s of this machine's bfloat16 matrix product at a favourable size."""
     a, b = torch.randn(4096, 4096).bfloat16(), torch.randn(4096, 4096).bfloat16()
     seconds = compare({"matmul": lambda: a @ b}, repeats=9)["matmul"]
     return 2 * 4096**3 / min(seconds)
@@ -58,13 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--frames", type=int, default=15)
     parser.add_argument("--height", type=int, default=20)
     parser.add_argument("--width", type=int, default=32)
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
 
     unet = random_unet()
     plain = plain_like(unet)
     fast = random_unet().bfloat16()
     plain_fast = plain_like(fast)
-    shape = (1, 4, given.frames, given.height, given.width)
+    shape = (1, 4, options.frames, options.height, options.width)
     inputs = torch.randn(shape), 500, torch.randn(1, 77, 768), torch.randn(1, 4, 1, *shape[-2:]), torch.tensor([10.0])
     halves = tuple(x.bfloat16() if isinstance(x, torch.Tensor) and x.ndim > 1 else x for x in inputs)
 
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "plain bfloat16": lambda: plain_fast(*halves),
                 "ours bfloat16": lambda: fast(*halves).sample,
             },
-            given.repeats,
+            options.repeats,
         )
     rate = matmul_rate()
     amx = torch.cpu._is_amx_tile_supported()
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         against,
         passed=against.ratio >= BOUND_BF16 or not amx,
         bound=BOUND_BF16,
-        seconds=sorted(seconds["ours bfloat16"])[given.repeats // 2],
+        seconds=sorted(seconds["ours bfloat16"])[options.repeats // 2],
         tflop=floats / 1e12,
         matmul_tflops=rate / 1e12,
         share_of_matmul_rate=shares["ours bfloat16"],
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         against,
         passed=against.ratio >= BOUND_FLOAT32 or not amx,
         bound=BOUND_FLOAT32,
-        plain_seconds=sorted(seconds["plain float32"])[given.repeats // 2],
+        plain_seconds=sorted(seconds["plain float32"])[options.repeats // 2],
     )
 
 

@@ -1,11 +1,11 @@
-"""What one clip, one training step and one animation cost on this machine: the numbers to size a cluster with.
+"""Cost of one clip, one training step and one animation on this machine, to size a cluster with.
 
     python benchmarks/unit_costs.py [--model builtin:tiny] [--device auto] [--steps N] [--repeats 5] [--price 0.05]
 
-One process, and one thread on a CPU: seconds of a core (CPU time, which others on the machine do not lengthen), or of
-a GPU and the core beside it (by the clock). The jobs' own overhead is in benchmarks/prepare.py and train.py. The table
-of docs/operations.md is what this prints; --price is of an hour of a core or a GPU, and gives the cost of 1,000.
-Medians, with the extremes behind them. Two minutes on a core.
+One process and one thread: seconds of a core (CPU time, which other load does not lengthen), or of a GPU with a core
+(elapsed time). The overhead of the jobs is in benchmarks/prepare.py and train.py. Prints the table of
+docs/operations.md: medians and extremes; --price, of an hour of a core or a GPU, adds the cost of 1,000. Takes two
+minutes on a core.
 """
 
 import os
@@ -32,7 +32,7 @@ CLIPS_PER_VIDEO = 4
 
 
 def clock(device: str) -> float:
-    """Seconds: of this process's work on a CPU; by the clock, once its work is done, on a GPU."""
+    """Time in seconds: CPU time of this process, or, on a GPU, elapsed time once its work is done."""
     if device == "cpu":
         return time.process_time()
     torch.cuda.synchronize()
@@ -40,7 +40,7 @@ def clock(device: str) -> float:
 
 
 def seconds_of(call: Callable[[], object], device: str, repeats: int) -> list[float]:
-    """Seconds of each call, one before them untimed."""
+    """Seconds of each call, after one untimed call."""
     call()
     seconds = []
     for _ in range(repeats):
@@ -51,7 +51,7 @@ def seconds_of(call: Callable[[], object], device: str, repeats: int) -> list[fl
 
 
 def measure_clips(model: str, device: str, folder: Path, repeats: int) -> tuple[dict[str, list[float]], float]:
-    """Seconds to decode and score, and to encode a clip of a 360 x 640 video; and bytes of it in a dataset."""
+    """Measure the seconds to decode and score, and to encode, a clip of a 360 x 640 video; and its stored bytes."""
     from pipelines.dataset import parts
     from pipelines.prepare import clips, flow
     from pipelines.prepare.config import ExtractConfig
@@ -78,7 +78,7 @@ def measure_clips(model: str, device: str, folder: Path, repeats: int) -> tuple[
 
 
 def measure_training(model: str, device: str, repeats: int) -> list[float]:
-    """Seconds of a clip's share in a step of four: forward, backward, and a fourth of the optimizer's."""
+    """Measure the seconds per clip of a training step of four clips: forward, backward and optimizer."""
     from cinemo import checkpoint
     from cinemo.residual import training_loss
     from pipelines.core import models
@@ -106,7 +106,8 @@ def measure_training(model: str, device: str, repeats: int) -> list[float]:
 def measure_videos(
     model: str, device: str, steps: int | None, folder: Path, repeats: int
 ) -> tuple[dict[str, list[float]], float, int]:
-    """Seconds of a video in `steps` (default: the model's), of one step of it, of all else; bytes of the mp4; steps."""
+    """Measure the seconds of a video in `steps` (default: the model's), of one step, and of the rest; returns them, the
+    bytes of the mp4, and the number of steps."""
     from cinemo import CinemoPipeline
     from cinemo.synthetic.images import photo
     from cinemo.video import write_video
@@ -118,13 +119,13 @@ def measure_videos(
     few, many = 2, steps or pipe.card.steps
 
     def animate(count: int) -> None:
-        wishes = {"num_inference_steps": count, "guidance_scale": pipe.card.guidance}
-        frames[:] = pipe(picture, "the camera pans left", **wishes).frames
+        settings = {"num_inference_steps": count, "guidance_scale": pipe.card.guidance}
+        frames[:] = pipe(picture, "the camera pans left", **settings).frames
         write_video(folder / "video.mp4", frames[0])
 
     short, whole = (seconds_of(lambda count=count: animate(count), device, repeats) for count in (few, many))
     step = [(long - brief) / (many - few) for long, brief in zip(whole, short, strict=True)]
-    rest = [brief - few * one for brief, one in zip(short, step, strict=True)]
+    rest = [brief - few * each for brief, each in zip(short, step, strict=True)]
     costs = {f"a video in {many} steps": whole, "a step of it": step, "the rest of it": rest}
     return costs, (folder / "video.mp4").stat().st_size, many
 
@@ -135,27 +136,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--steps", type=int, help="denoising steps; default: the model's")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--price", type=float, help="of an hour of a core, or of a GPU")
-    given = parser.parse_args(arguments)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if given.device == "auto" else given.device
+    parser.add_argument("--price", type=float, help="price of an hour of a core or a GPU")
+    options = parser.parse_args(arguments)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        costs, clip_bytes = measure_clips(given.model, device, folder, given.repeats)
-        costs["a clip in a training step"] = measure_training(given.model, device, given.repeats)
-        videos, video_bytes, _ = measure_videos(given.model, device, given.steps, folder, given.repeats)
+        costs, clip_bytes = measure_clips(options.model, device, folder, options.repeats)
+        costs["a clip in a training step"] = measure_training(options.model, device, options.repeats)
+        videos, video_bytes, _ = measure_videos(options.model, device, options.steps, folder, options.repeats)
         costs |= videos
     unit = "GPU s" if device == "cuda" else "core s"
-    price = f" cost of 1,000 at {given.price:g} an hour |" if given.price else ""
-    print(f"| {given.model} | {unit} | of 1,000: {unit.split()[0]} h |{price}")
+    price = f" cost of 1,000 at {options.price:g} an hour |" if options.price else ""
+    print(f"| {options.model} | {unit} | of 1,000: {unit.split()[0]} h |{price}")
     print(f"| --- | ---: | ---: |{' ---: |' * bool(price)}")
     for name, seconds in costs.items():
         median = statistics.median(seconds)
         row = f"| {name} | {median:.3g} ({min(seconds):.3g} to {max(seconds):.3g}) | {median / 3.6:.3g} |"
-        print(row + (f" {median / 3.6 * given.price:.3g} |" if price else ""))
+        print(row + (f" {median / 3.6 * options.price:.3g} |" if price else ""))
     print(f"\na clip is {clip_bytes / 1e3:.0f} kB in a dataset, a video {video_bytes / 1e3:.0f} kB; {machine()}")
     medians = {name: float(f"{statistics.median(seconds):.4g}") for name, seconds in costs.items()}
-    facts = {"model": given.model, "device": device, "clip_bytes": round(clip_bytes), "video_bytes": video_bytes}
+    facts = {"model": options.model, "device": device, "clip_bytes": round(clip_bytes), "video_bytes": video_bytes}
     print(json.dumps({"name": "unit costs", **facts, "seconds": medians, "load": os.getloadavg()[0]}))
     return 0
 

@@ -1,7 +1,4 @@
-"""What CinemoPipeline is asked for: one value or a list, sizes, lengths, settings; and what is refused.
-
-Knows limits and sentences. Computes nothing.
-"""
+"""Check the arguments of CinemoPipeline: single values or lists, sizes, lengths and settings."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +13,7 @@ MAX_FRAMES = 64
 
 
 def batch_size(*arguments: Any) -> int:
-    """The one length of all arguments that are lists or batches of tensors. Raises ValueError when they differ."""
+    """Common length of the arguments that are lists or batched tensors, or 1. Raises ValueError if lengths differ."""
     lengths = {len(a) for a in arguments if isinstance(a, (list, tuple)) or (isinstance(a, Tensor) and a.ndim == 5)}
     if 0 in lengths or len(lengths) > 1:
         raise ValueError(
@@ -26,13 +23,14 @@ def batch_size(*arguments: Any) -> int:
 
 
 def spread(name: str, value: Any, batch: int) -> list[Any]:
-    """One value for all samples, or a list with one for each."""
+    """A list with one value per sample: `value` itself if it is a list, else repeated. Raises ValueError for None."""
     if value is None:
         raise ValueError(f"{name} is missing")
     return list(value) if isinstance(value, (list, tuple)) else [value] * batch
 
 
 def motion_ids(bucket: Any, raw: Any, mapping: dict[str, Any], batch: int) -> list[float]:
+    """Motion id that the U-Net gets for each sample: `raw` where given, else the bucket's by the model's mapping."""
     if raw is not None:
         return [float(value) for value in spread("raw_motion_id", raw, batch)]
     return [float(motion_id(value, mapping)) for value in spread("motion_bucket", bucket, batch)]
@@ -41,17 +39,17 @@ def motion_ids(bucket: Any, raw: Any, mapping: dict[str, Any], batch: int) -> li
 def check_size(
     height: int | None, width: int | None, factor: int, trained: Sequence[tuple[int, int]] | None
 ) -> tuple[int, int]:
-    """The size to animate at, in pixels. Raises ValueError for one that the model cannot take."""
+    """Height and width to animate at, in pixels. Raises ValueError for a size that the model cannot take."""
     default = trained[0] if trained else DEFAULT_SIZE
     size = (height or default[0], width or default[1])
-    if trained and size not in [tuple(known) for known in trained]:
-        known = ", ".join(f"{h} x {w}" for h, w in trained)
-        raise ValueError(f"height x width {size[0]} x {size[1]} was not trained by this model; it takes {known}")
-    least = min(8 * factor, max(64, 2 * factor))
-    if size[0] % factor or size[1] % factor or not least <= min(size) <= max(size) <= 4096:
+    if trained and size not in [tuple(allowed) for allowed in trained]:
+        allowed = ", ".join(f"{h} x {w}" for h, w in trained)
+        raise ValueError(f"height x width {size[0]} x {size[1]} was not trained by this model; it takes {allowed}")
+    smallest = min(8 * factor, max(64, 2 * factor))
+    if size[0] % factor or size[1] % factor or not smallest <= min(size) <= max(size) <= 4096:
         raise ValueError(
             f"height x width {size[0]} x {size[1]} does not fit; "
-            f"both must be multiples of {factor} from {least} to 4096"
+            f"both must be multiples of {factor} from {smallest} to 4096"
         )
     return size
 
@@ -81,11 +79,11 @@ def check_guidance(rescale: float, interval: tuple[float, float]) -> None:
     if not 0.0 <= rescale <= 1.0:
         raise ValueError(f"guidance_rescale {rescale} is outside 0..1; 0 is off, 0.7 is usual")
     if not 0.0 <= interval[0] <= interval[1] <= 1.0:
-        raise ValueError(f"guidance_interval {interval[0]}..{interval[1]} is no part of 0..1; 0..1 guides every step")
+        raise ValueError(f"guidance_interval {interval[0]}..{interval[1]} is not within 0..1; 0..1 guides every step")
 
 
 def check_video(frames: Any) -> np.ndarray:
-    """A video to invert: uint8 (N, H, W, 3) with N >= 2. Raises ValueError."""
+    """The video to invert as an array, uint8 (N, H, W, 3) with N >= 2. Raises ValueError for anything else."""
     frames = np.asarray(frames)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or len(frames) < 2:
         raise ValueError(f"video_frames are {frames.dtype} {frames.shape}; pass uint8 (N, H, W, 3) with N >= 2 frames")

@@ -1,4 +1,4 @@
-"""The card of a model directory, cinemo.json: what its numbers mean, and what suits it."""
+"""The card of a model directory, cinemo.json: motion mapping, trained sizes and lengths, best settings, lineage."""
 
 import json
 import os
@@ -19,28 +19,28 @@ class ModelCard:
     motion: dict[str, Any] = field(default_factory=lambda: dict(UNIFORM_MOTION))
     sizes: list[tuple[int, int]] | None = None  # trained (height, width), pixels; the first is the default
     lengths: list[int] | None = None  # trained numbers of frames; the first is the default
-    sampling: dict[str, float] = field(default_factory=dict)  # num_inference_steps, guidance_scale that suit it best
+    sampling: dict[str, float] = field(default_factory=dict)  # the best num_inference_steps and guidance_scale
     lineage: dict[str, Any] = field(default_factory=dict)  # dataset fingerprint, run id, code version, ...
     format_version: int = FORMAT_VERSION
 
     @property
     def steps(self) -> int:
-        """Denoising steps that suit the model; the paper's 50 where it does not say."""
+        """Denoising steps that suit the model; the paper's 50 if the card names none."""
         return int(self.sampling.get("num_inference_steps", 50))
 
     @property
     def inversion_steps(self) -> int:
-        """Steps that suit the inversion of a video: 25 at least, also where fewer suit the animation of a photo."""
+        """Steps for inverting a video: at least 25, even if fewer are enough to animate a photo."""
         return max(25, self.steps)
 
     @property
     def guidance(self) -> float:
-        """Guidance scale that suits the model; the official 7.5 where it does not say."""
+        """Guidance scale that suits the model; the official 7.5 if the card names none."""
         return float(self.sampling.get("guidance_scale", 7.5))
 
 
 def read_card(directory: str | os.PathLike[str]) -> ModelCard:
-    """cinemo.json of a model directory, or what its absence means. Raises ValueError for one that cannot be read."""
+    """Read a model directory's cinemo.json; without one, the official card. Raises ValueError if it cannot be read."""
     path = Path(directory) / CARD_NAME
     if not path.exists():
         return ModelCard(motion=dict(OFFICIAL_MOTION))

@@ -1,7 +1,7 @@
 """DCTInit: initial noise that carries the image's own low frequencies (paper, section 3.3).
 
-Knows tensors and transforms. Knows nothing of schedulers or pipelines: the caller gives alpha_bar, the noise schedule's
-cumulative alpha at the timestep tau. The FFT variant of Fig. 3 is here for comparison.
+The caller passes alpha_bar, the noise schedule's cumulative alpha at the timestep tau. The FFT variant of Fig. 3 is
+here for comparison.
 """
 
 import numpy as np
@@ -21,7 +21,7 @@ def dct_init(
     cutoff: share p of rows and columns taken from the image, 0..1: the corner int(h * p) x int(w * p), with every
     temporal frequency of that corner. transform: "dct" (orthonormal 3-D DCT-II) or "fft" (the centred low square of the
     same area). The arithmetic is float64; returns a tensor like `noise`.
-    Raises ValueError for a cutoff outside 0..1, an unknown transform, or shapes that do not belong together.
+    Raises ValueError for a cutoff outside 0..1, an unknown transform, or shapes that do not match.
     """
     if not 0.0 <= cutoff <= 1.0:
         raise ValueError(f"dct_cutoff {cutoff} is outside 0..1; 0 keeps the noise as it is, the paper uses 0.23")

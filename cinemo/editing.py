@@ -1,7 +1,7 @@
 """Video editing and motion transfer (paper, section 4.3): DDIM inversion of motion residuals, and sampling from them.
 
 Inversion finds the noise from which sampling would arrive at a given video. Sampling from it with another first frame
-gives that frame the video's motion. Knows the pipeline's parts. Knows nothing of files.
+gives that frame the video's motion.
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ from cinemo.image import check_aspect, fit_pixels, read_image
 from cinemo.latents import encode_frames, encode_pixels
 from cinemo.sampling import make_scheduler
 
-ROUNDS = 3  # of the fixed-point iteration: two leave 37 dB of a video in 25 steps, three 50
-DCT_TIMESTEP = 985  # the official editing script's; animation has 975
+ROUNDS = 3  # of the fixed-point iteration: with 25 steps, two reproduce a video at 37 dB, three at 50 dB
+DCT_TIMESTEP = 985  # as in the official editing script; animation uses 975
 
 
 @torch.no_grad()
@@ -32,12 +32,12 @@ def invert_residuals(
     motion_ids: Sequence[float],
     steps: int,
 ) -> Tensor:
-    """Motion residuals -> the noise that DDIM would make them from: (B, C, F, h, w) -> the same shape.
+    """Motion residuals -> the noise from which DDIM would sample them: (B, C, F, h, w) -> the same shape.
 
-    Timesteps ascend. From noise level t - 1000 // steps to t the network is asked at t, without guidance, and the DDIM
-    step is solved for its input (diffusers' DDIMInverseScheduler, which is the official code's arithmetic).
-    image_latents: (B, C, 1, h, w). text: (B, T, D). scheduler: the model's DDIM. A velocity is inverted by
-    invert_velocity, since at a level without signal it cannot be turned into noise.
+    Timesteps ascend. To go from noise level t - 1000 // steps to t, the network predicts at t, without guidance, and
+    the DDIM step is solved for its input (diffusers' DDIMInverseScheduler, which is the official code's arithmetic).
+    image_latents: (B, C, 1, h, w). text: (B, T, D). scheduler: the model's DDIM. Velocities are inverted by
+    invert_velocity, since at a level without signal they cannot be converted to noise.
     """
     if scheduler.config.prediction_type == "v_prediction":
         return invert_velocity(unet, scheduler, residuals, image_latents, text, motion_ids, steps)
@@ -80,12 +80,12 @@ def invert_velocity(
 
 
 def as_noise(predicted: Tensor, sample: Tensor, scheduler: Any, timestep: int) -> Tensor:
-    """What a network that predicts noise would have said, from one that predicts something else about `sample`."""
+    """Convert a prediction for `sample`, of noise or of the clean residuals, to the noise; shapes stay."""
     alpha = scheduler.alphas_cumprod[timestep].to(sample)
-    kind = scheduler.config.prediction_type
-    if kind == "epsilon":
+    prediction_type = scheduler.config.prediction_type
+    if prediction_type == "epsilon":
         return predicted
-    assert kind == "sample", kind
+    assert prediction_type == "sample", prediction_type
     return (sample - alpha.sqrt() * predicted) / (1 - alpha).sqrt()
 
 
@@ -103,12 +103,12 @@ def edit_video(
     dct_timestep: int = DCT_TIMESTEP,
     **settings: Any,
 ) -> np.ndarray:
-    """The video's motion, beginning from an edited first frame: uint8 (N, H, W, 3) -> the same shape.
+    """Give the video's motion to an edited first frame: uint8 (N, H, W, 3) -> the same shape.
 
-    frames: the video, at a size and length that the model takes. image: its first frame after editing, of the video's
-    aspect; anything that read_image takes. prompt: of the result; source_prompt: of the video, the same when None.
-    guidance_scale: 1 keeps the video's motion exactly; more follows the prompt and departs from it. dct_init: put the
-    edited image's low frequencies into the inverted noise. settings: as CinemoPipeline's. Raises ValueError.
+    frames: the video, at a size and length that the model takes. image: its first frame after editing, with the
+    video's aspect ratio; anything that read_image takes. prompt: for the result; source_prompt: for the video, the
+    same when None. guidance_scale: 1 keeps the video's motion exactly; more follows the prompt instead. dct_init: put
+    the edited image's low frequencies into the inverted noise. settings: as CinemoPipeline's. Raises ValueError.
     """
     edited, frames = read_image(image), check_video(frames)
     height, width = frames.shape[1:3]
@@ -118,7 +118,7 @@ def edit_video(
     image_latents = encode_pixels(pipe.vae, fit_pixels(edited, height, width, exact=True))[:, :, None]
     dct = (dct_init, dct_cutoff, dct_timestep)
     noise = inverted_noise(pipe, frames[None], image_latents, source, motion_bucket, num_inference_steps, *dct)
-    made = pipe(
+    output = pipe(
         edited,
         prompt,
         motion_bucket=motion_bucket,
@@ -130,7 +130,7 @@ def edit_video(
         latents=noise,
         **settings,
     )
-    return made.frames[0]
+    return output.frames[0]
 
 
 @torch.no_grad()
@@ -145,10 +145,10 @@ def inverted_noise(
     dct_cutoff: float = 0.23,
     dct_timestep: int = DCT_TIMESTEP,
 ) -> Tensor:
-    """The noise from which the pipeline gives edited images the motion of videos: (B, C, F, h, w).
+    """Noise from which the pipeline gives edited images the motion of videos: (B, C, F, h, w).
 
-    frames: the videos, uint8 (B, N, H, W, 3). image_latents: of the edited images, (B, C, 1, h, w). The prompts of the
-    videos and their buckets may be lists; the rest is as in edit_video, and one for all. Raises ValueError.
+    frames: the videos, uint8 (B, N, H, W, 3). image_latents: of the edited images, (B, C, 1, h, w). source_prompt and
+    motion_bucket may be lists, one value per video; the rest, as in edit_video, applies to all. Raises ValueError.
     """
     encoded = encode_frames(pipe.vae, frames)
     first = encoded[:, :, :1]

@@ -1,7 +1,7 @@
-"""Where a video, a model or a dataset came from: the chain of what made it, down to the videos that it was trained on.
+"""Trace where a video, a model or a dataset came from, back to the videos that a model was trained on.
 
-Follows what the jobs wrote: a video's sidecar (.json), a model directory's cinemo.json, a dataset's dataset.json. Knows
-these files, on this machine: of a URI it says the name, and nothing is fetched. Loads no weights.
+Follows the files that the jobs wrote: a video's sidecar (.json), a model directory's cinemo.json, a dataset's
+dataset.json. Only files of this machine are read: a URI is named but not fetched. Loads no weights.
 """
 
 import json
@@ -18,7 +18,7 @@ VIDEO_ENDINGS = (".mp4", ".gif", ".webp")
 
 @dataclass(frozen=True)
 class Node:
-    """A thing, and what it came from. fingerprint: what it was when it was used. note: where the chain is not whole."""
+    """One step of the chain. fingerprint: of the content at the time of use. note: why the chain is incomplete here."""
 
     kind: str  # video, model, run, dataset, sources, recipe, weights
     name: str
@@ -30,9 +30,9 @@ class Node:
 
 
 def trace(place: str) -> Node:
-    """The chain of a video's sidecar (or the video beside it), a dataset's folder, or a MODEL as users write it.
+    """Lineage of a video or its sidecar, a dataset's folder, or a MODEL as users write it.
 
-    Raises ValueError when it is none of these.
+    Raises ValueError if `place` is none of these.
     """
     path = Path(place)
     if path.suffix.lower() in VIDEO_ENDINGS:
@@ -49,24 +49,24 @@ def trace(place: str) -> Node:
 
 
 def of_video(sidecar: Path) -> Node:
-    """The chain of a video of the catalog job or the service. Raises ValueError for a file that is no sidecar."""
-    said = read_json(sidecar)
-    if not isinstance(said, dict) or "model_fingerprint" not in said:
-        raise ValueError(f"{sidecar} is no sidecar of a video: it says no model_fingerprint")
-    request = said.get("request") or {}
+    """Lineage of a video of the catalog job or the service. Raises ValueError if the file is not a sidecar."""
+    contents = read_json(sidecar)
+    if not isinstance(contents, dict) or "model_fingerprint" not in contents:
+        raise ValueError(f"{sidecar} is not a video's sidecar: it has no model_fingerprint")
+    request = contents.get("request") or {}
     facts = {name: request[name] for name in ("prompt", "seed", "video") if name in request}
-    if "motion_bucket" in said and "motion_bucket" in request:
-        facts["motion_bucket"] = f"{said['motion_bucket']} (asked for {request['motion_bucket']})"
+    if "motion_bucket" in contents and "motion_bucket" in request:
+        facts["motion_bucket"] = f"{contents['motion_bucket']} (asked for {request['motion_bucket']})"
     facts |= run_of(sidecar.parent.parent)
-    recorded = said.get("model_lineage") or {}
-    model = of_model(str(said.get("model", "")), said["model_fingerprint"], recorded, "animated by")
+    recorded = contents.get("model_lineage") or {}
+    model = of_model(str(contents.get("model", "")), contents["model_fingerprint"], recorded, "animated by")
     return Node("video", str(sidecar), facts=facts, came_from=[model])
 
 
 def of_model(name: str, fingerprint: str, recorded: dict[str, Any], relation: str) -> Node:
-    """The chain of a model that had this fingerprint when it was used.
+    """Lineage of a model that had this fingerprint when it was used.
 
-    recorded: its card's lineage as it was written down then, for when its directory is not here.
+    recorded: its card's lineage as recorded at that time, used if the directory is missing or has changed.
     """
     directory: Path | None = None
     note = "not on this machine; where it is, `cinemo info DIRECTORY` says more"
@@ -75,15 +75,15 @@ def of_model(name: str, fingerprint: str, recorded: dict[str, Any], relation: st
     elif name and Path(name).is_dir():
         directory = Path(name)
     if directory is not None:
-        found = checkpoint.fingerprint(directory)
-        if found == fingerprint:
-            return Node("model", name, relation, found, came_from=of_card(checkpoint.read_card(directory).lineage))
-        note = f"another model is there now, {found[:12]}"
+        current = checkpoint.fingerprint(directory)
+        if current == fingerprint:
+            return Node("model", name, relation, current, came_from=of_card(checkpoint.read_card(directory).lineage))
+        note = f"another model is there now, {current[:12]}"
     return Node("model", name or "unknown", relation, fingerprint, note=note, came_from=of_card(recorded))
 
 
 def of_card(lineage: dict[str, Any]) -> list[Node]:
-    """What a model's card says that it came from: its training run, what that was trained on, what it started from."""
+    """Origins that a model's card records: its training run, the training data, the model it started from."""
     if "recipe" in lineage:
         facts = {name: value for name, value in lineage.items() if name != "recipe"}
         return [Node("recipe", lineage["recipe"], "made by", facts=facts)]
@@ -95,7 +95,7 @@ def of_card(lineage: dict[str, Any]) -> list[Node]:
 
 
 def trained_on(lineage: dict[str, Any]) -> Node:
-    """The dataset in a model's card, or the videos themselves, where training made clips of them on the way."""
+    """The dataset in a model's card, or the videos, if clips were made from them during training."""
     place, sources = lineage.get("dataset"), lineage.get("sources")
     if place and place == sources:
         return Node("sources", place, "trained on", lineage["dataset_fingerprint"])
@@ -103,7 +103,7 @@ def trained_on(lineage: dict[str, Any]) -> Node:
 
 
 def started_from(lineage: dict[str, Any]) -> list[Node]:
-    """The model whose weights a training started from; none, where it started from random ones."""
+    """The model whose weights a training started from; an empty list for random weights."""
     init = lineage.get("init", "none")
     if init == "none":
         return []
@@ -115,34 +115,34 @@ def started_from(lineage: dict[str, Any]) -> list[Node]:
 
 
 def of_dataset(place: str, fingerprint: str | None = None, sources: str | None = None, relation: str = "") -> Node:
-    """The chain of a dataset's folder. fingerprint: as it was when it was used. sources: what is known without it."""
+    """Lineage of a dataset's folder. fingerprint: recorded at the time of use. sources: used without the folder."""
     path = Path(place) / DATASET_NAME
     if not place or "://" in place or not path.is_file():
-        why = "not on this machine" if place else "where it is was not recorded"
+        why = "not on this machine" if place else "its place was not recorded"
         parents = [Node("sources", sources, "made from")] if sources else []
         return Node("dataset", place or "unknown", relation, fingerprint, note=why, came_from=parents)
-    said = read_json(path)
-    found, counts = said.get("fingerprint"), said.get("counts", {})
+    manifest = read_json(path)
+    current, counts = manifest.get("fingerprint"), manifest.get("counts", {})
     facts = {
         "clips": counts.get("clips"),
-        "size": f"{said.get('num_frames')} x {said.get('height')} x {said.get('width')}",
+        "size": f"{manifest.get('num_frames')} x {manifest.get('height')} x {manifest.get('width')}",
     }
     facts |= run_of(Path(place))
-    changed = fingerprint not in (None, found)
-    note = f"another dataset is there now, {str(found)[:12]}" if changed else None
+    changed = fingerprint not in (None, current)
+    note = f"another dataset is there now, {str(current)[:12]}" if changed else None
     videos = {"videos": counts.get("videos"), "listed_in": f"{place}/videos"}
-    parents = [Node("sources", said.get("input", "unknown"), "made from", facts=videos)]
-    return Node("dataset", place, relation, fingerprint or found, facts, note, parents)
+    parents = [Node("sources", manifest.get("input", "unknown"), "made from", facts=videos)]
+    return Node("dataset", place, relation, fingerprint or current, facts, note, parents)
 
 
 def run_of(output: Path) -> dict[str, Any]:
-    """The run in MLflow of the job that wrote this output; nothing where it left no summary."""
+    """MLflow run of the job that wrote this output, from its summary.json; empty without one."""
     summary = output / "summary.json"
     return {"run_id": read_json(summary).get("run_id")} if summary.is_file() else {}
 
 
 def lines(chain: Node, depth: int = 0) -> Iterator[str]:
-    """The chain as text, a line a node, further in the further back."""
+    """Yield the chain as text: one line per node, indented one level more for each step back."""
     title = " ".join(filter(None, [chain.relation, chain.kind, chain.name]))
     title += f" ({chain.fingerprint[:12]})" if chain.fingerprint else ""
     facts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in chain.facts.items() if value is not None)
@@ -154,7 +154,7 @@ def lines(chain: Node, depth: int = 0) -> Iterator[str]:
 
 
 def read_json(path: Path) -> Any:
-    """The value in a file. Raises ValueError when there is none, or it is not JSON."""
+    """Parse a JSON file. Raises ValueError if it is missing or not JSON."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:

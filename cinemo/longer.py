@@ -1,7 +1,4 @@
-"""Beyond one clip: chains of clips, and loops.
-
-Knows the pipeline and frames. Knows nothing of files.
-"""
+"""Videos longer than one clip: chains of clips, and loops."""
 
 from typing import Any
 
@@ -24,12 +21,12 @@ def extend(
     width: int | None = None,
     **settings: Any,
 ) -> list[np.ndarray]:
-    """A clip and `more` that go on from it, each from the last frame of the one before.
+    """Sample a clip and `more` clips after it, each starting at the last frame of the one before.
 
-    What is handed on is that frame's latents, not its pixels: the VAE loses nothing on the way. A decoder that moves
-    the photo loses nothing of it, and goes on from its pixels. Clip k is drawn from seed + k. settings: as
-    CinemoPipeline's. Returns uint8 (N, H, W, 3) for the first clip and (N - 1, H, W, 3) for each further one, whose
-    first frame is the last of the one before. Raises ValueError.
+    That frame's latents are passed on rather than its pixels, so that nothing is lost in the VAE. A decoder that moves
+    the photo loses nothing of it, and continues from the pixels. Clip k uses seed + k. settings: as CinemoPipeline's.
+    Returns uint8 (N, H, W, 3) for the first clip and (N - 1, H, W, 3) for each further one, without the frame that it
+    shares with the one before. Raises ValueError.
     """
     if more < 0:
         raise ValueError(f"extend {more} is below 0; it is the number of further clips")
@@ -38,8 +35,8 @@ def extend(
     start = encode_pixels(pipe.vae, pixels)[:, :, None]
     clips = []
     for number in range(more + 1):
-        wish = {"seed": seed + number, "image_latents": start, "output_type": "latent", **settings}
-        residuals = pipe(None, prompt, **wish).frames
+        arguments = {"seed": seed + number, "image_latents": start, "output_type": "latent", **settings}
+        residuals = pipe(None, prompt, **arguments).frames
         start = start.to(residuals)
         whole = torch.cat((start, start + residuals), dim=2)
         frames = decode_latents(pipe.vae, whole, images=pixels)[0]
@@ -51,16 +48,16 @@ def extend(
 
 
 def loop(frames: np.ndarray) -> np.ndarray:
-    """Forward and back again: uint8 (N, H, W, 3) -> (2 N - 2, H, W, 3), for N >= 2.
+    """Append the frames in reverse order: uint8 (N, H, W, 3) -> (2 N - 2, H, W, 3), for N >= 2.
 
-    Played again and again it has no seam: the step from its last frame to its first is one that the clip makes too.
+    Repeated, it has no seam: the step from its last frame to its first also occurs in the clip.
     """
     return np.concatenate([frames, frames[-2:0:-1]])
 
 
 def drift(clips: list[np.ndarray]) -> list[float]:
-    """How far the colours of each clip's last frame are from the first frame's: CIE Lab distances of the means."""
-    from cinemo.metrics.frames import mean_colour_drift  # a second to import, and few commands need it
+    """Colour drift of each clip's last frame from the very first frame: CIE Lab distance of the mean colours."""
+    from cinemo.metrics.frames import mean_colour_drift  # takes a second to import, and few commands need it
 
     ends = np.stack([clips[0][0], *(clip[-1] for clip in clips)])
     return [float(distance) for distance in mean_colour_drift(ends)[1:]]

@@ -1,8 +1,7 @@
 """CinemoPipeline: photos + prompts -> animations (paper, section 3 and Fig. 2).
 
-Reads as the method: encode, draw noise, refine it (DCTInit), denoise the motion residuals, add the image, decode. Knows
-the components and their order. Knows nothing of files (cinemo.checkpoint), guidance and timesteps (cinemo.sampling), or
-services.
+Follows the method's steps: encode, draw noise, refine it (DCTInit), denoise the motion residuals, add the image,
+decode. Files are read in cinemo.checkpoint; guidance and timesteps are in cinemo.sampling.
 """
 
 from collections.abc import Callable, Sequence
@@ -66,7 +65,7 @@ class CinemoPipeline(DiffusionPipeline):
     ) -> "CinemoPipeline":
         """Load a MODEL: "builtin:tiny", a model directory (official layout or ours), or a hub id.
 
-        vae: "temporal", "frame", or "auto" (temporal where there is one). Raises ValueError, naming what is missing.
+        vae: "temporal", "frame", or "auto" (temporal if present). Raises ValueError that names what is missing.
         """
         root = checkpoint.resolve(model)
         tokenizer, text_encoder = checkpoint.load_text(root, dtype, device)
@@ -110,20 +109,20 @@ class CinemoPipeline(DiffusionPipeline):
         """Animate one image, or B: image, prompts, motion_bucket, guidance_scale and seed may be lists of length B.
 
         image: path, bytes, PIL image or uint8 (H, W, 3); fitted to height x width (default: the model's first trained
-        size) by scaling and a centre cut. motion_bucket: 0 (still) to 19; raw_motion_id replaces the model's mapping.
+        size) by scaling and a centre crop. motion_bucket: 0 (still) to 19; raw_motion_id bypasses the model's mapping.
         guidance_scale: 1 or less skips the negative prompt. dct_cutoff, dct_timestep: DCTInit's p and tau.
         image_latents (B, C, 1, h, w), scaled, replace encoding (image may then be None, unless the decoder moves it);
         latents (B, C, F, h, w) replace the initial noise and DCTInit, and fix the number of frames.
-        decode_chunk_size: frames a VAE call decodes.
+        decode_chunk_size: frames per VAE call.
         callback_on_step_end(pipeline, step, timestep, {"latents": ...}) may return a dict with new "latents".
-        scheduler: a name in cinemo.sampling.SCHEDULERS; the model's own, DDIM, when None. guidance_rescale: 0..1, after
-        Lin et al. (arXiv 2305.08891). guidance_interval: the share of the steps, from first to last, that are guided.
-        dct_transform: "fft" is the other variant of Fig. 3. cache_interval: steps that
+        scheduler: a name in cinemo.sampling.SCHEDULERS; None is the model's own, DDIM. guidance_rescale: 0..1, after
+        Lin et al. (arXiv 2305.08891). guidance_interval: begin and end of the guided steps, as shares of all steps.
+        dct_transform: "fft" is the other variant of Fig. 3. cache_interval: number of steps that
         share the features of the U-Net's deeper blocks (DeepCache); 1 is exact.
-        A sample's result depends on its own seed and settings alone, never on its batch. Raises ValueError, and
+        A sample's result depends only on its own seed and settings, never on its batch. Raises ValueError, and
         FloatingPointError when a result is NaN or infinite.
         """
-        # 1. What is asked for, checked before anything is computed.
+        # 1. Check the arguments before anything is computed.
         settings = (prompt, negative_prompt, motion_bucket, raw_motion_id, guidance_scale, seed)
         batch = batch_size(image, *settings, image_latents, latents)
         seeds = spread("seed", seed, batch)
@@ -155,7 +154,7 @@ class CinemoPipeline(DiffusionPipeline):
             prompts = [str(p) for p in spread("negative_prompt", negative_prompt, batch)] + prompts
         text = encode_prompts(self.tokenizer, self.text_encoder, prompts).to(device, dtype)
 
-        # 3. Initial noise, one generator a sample (section 3.3).
+        # 3. Initial noise, one generator per sample (section 3.3).
         if latents is None:
             shape = (image_latents.shape[1], num_frames - 1, *image_latents.shape[-2:])
             latents = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(int(s))) for s in seeds])
@@ -196,11 +195,11 @@ class CinemoPipeline(DiffusionPipeline):
         image_latents: Tensor | None = None,
         latents: Tensor | None = None,
     ) -> Tensor:
-        """The noise from which DDIM, without guidance, arrives at a video's motion (cinemo.editing).
+        """Find the noise from which DDIM, without guidance, arrives at a video's motion (cinemo.editing).
 
         video_frames: uint8 (N, H, W, 3), at a size and length that the model takes, or None with image_latents
         (B, C, 1, h, w) and latents (B, C, F, h, w), the motion residuals, both scaled. The rest as in __call__.
-        Returns (B, C, F, h, w), to be passed as latents with the same prompt, bucket and number of steps.
+        Returns (B, C, F, h, w); pass it as `latents` with the same prompt, bucket and number of steps.
         Raises ValueError.
         """
         if (image_latents is None) != (latents is None):

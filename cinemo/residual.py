@@ -1,7 +1,6 @@
 """Motion residuals and the training loss (paper, Algorithm 1 and Eq. 3).
 
-Knows latents and a noise schedule given as numbers. Knows nothing of frameworks, data sets, prompts or optimizers: the
-caller draws timesteps and noise, so that it alone decides what they derive from.
+The caller draws timesteps and noise, and so decides which seeds they derive from.
 """
 
 from collections.abc import Callable
@@ -12,19 +11,19 @@ from torch import Tensor
 
 
 def motion_residuals(latents: Tensor) -> Tensor:
-    """Every later frame minus the first (Algorithm 1, line 5): (B, C, N, h, w) -> (B, C, N - 1, h, w)."""
+    """Subtract the first frame from every later one (Algorithm 1, line 5): (B, C, N, h, w) -> (B, C, N - 1, h, w)."""
     return latents[:, :, 1:] - latents[:, :, :1]
 
 
 def add_noise(residuals: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
-    """Noised residuals M_t (line 8). residuals, noise: (B, C, F, h, w); alpha_bar: (B,)."""
+    """Add noise to residuals: M_t (line 8). residuals, noise: (B, C, F, h, w); alpha_bar: (B,)."""
     alpha_bar = alpha_bar.view(-1, 1, 1, 1, 1)
     return alpha_bar.sqrt() * residuals + (1 - alpha_bar).sqrt() * noise
 
 
 def prediction_target(residuals: Tensor, noise: Tensor, alpha_bar: Tensor, prediction_type: str) -> Tensor:
-    """What the U-Net is to predict: the noise ("epsilon", Eq. 3), the velocity ("v_prediction", Salimans and Ho) or the
-    residuals themselves ("sample").
+    """Target of the U-Net's prediction: the noise ("epsilon", Eq. 3), the velocity ("v_prediction", Salimans and Ho) or
+    the residuals themselves ("sample").
 
     Shapes as in add_noise. Raises ValueError for another prediction_type.
     """
@@ -50,14 +49,14 @@ def training_loss(
     reduction: str = "mean",
     channel_weights: Tensor | None = None,
 ) -> Tensor:
-    """Eq. 3 for one batch of clips.
+    """Training loss of one batch of clips (Eq. 3).
 
     unet: CinemoUNet or anything called like it (a DeepSpeed engine). latents: (B, C, N, h, w), scaled, frame 0 the
     image. text: (B, T, D). motion_bucket: (B,), as the U-Net sees it. timesteps: int64 (B,). noise:
-    (B, C, N - 1, h, w). alphas_cumprod: (T,), of the noise schedule. channel_weights: (C,), of the squared errors; one
-    where there are none.
-    Returns the mean over all elements, in float32; with reduction "none", the mean of each clip (B,), and with "frames"
-    that of each of its motion frames (B, N - 1).
+    (B, C, N - 1, h, w). alphas_cumprod: (T,), of the noise schedule. channel_weights: (C,), factors of the squared
+    errors; 1 when None.
+    Returns the mean over all elements, in float32; with reduction "none", one mean per clip (B,), and with "frames",
+    one per clip and motion frame (B, N - 1).
     Raises ValueError for an unknown prediction_type.
     """
     residuals = motion_residuals(latents)

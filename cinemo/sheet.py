@@ -1,7 +1,4 @@
-"""Contact sheets: rows of frames with a label above each, as one picture.
-
-Knows pixels and text. Knows nothing of models.
-"""
+"""Contact sheets: one picture with rows of frames, a label above each row."""
 
 import os
 from collections.abc import Sequence
@@ -15,9 +12,9 @@ INK, PAPER = (30, 30, 30), (250, 250, 248)
 
 
 def contact_sheet(rows: Sequence[tuple[str, np.ndarray]], columns: int = 6, frame_width: int = 192) -> Image.Image:
-    """Each row: a label and `columns` frames spread evenly over its clip, the first and the last among them.
+    """Draw one row per clip: its label above `columns` frames, evenly spaced from the first to the last.
 
-    rows: (label, uint8 (N, H, W, 3)), all clips of one aspect. frame_width: pixels. Raises ValueError for no rows.
+    rows: (label, uint8 (N, H, W, 3)), all of one aspect ratio. frame_width: pixels. Raises ValueError for no rows.
     """
     if not rows:
         raise ValueError("a contact sheet needs at least one row")

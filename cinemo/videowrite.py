@@ -1,7 +1,4 @@
-"""Write frames as a video file.
-
-Knows encoders and that a file appears complete or not at all. Knows nothing of reading, scores, latents or Ray.
-"""
+"""Write frames as a video file."""
 
 import os
 import tempfile
@@ -38,7 +35,7 @@ def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: float = 8
 
 
 def check_output(path: str | os.PathLike[str], fps: float) -> Path:
-    """The path, if write_video can write there; so that a caller learns it before hours of work. Raises ValueError."""
+    """Return the path if write_video can write there, else raise ValueError: call it before hours of work."""
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"output {path} is a directory; name a file in it, such as {path / 'out.mp4'}")

@@ -1,7 +1,4 @@
-"""What every job does: read arguments, connect to Ray, run, print the summary, choose the exit code.
-
-Knows the command line and ray.init. Knows nothing of what a job computes.
-"""
+"""The main function of all jobs: read arguments, connect to Ray, run, print the summary, choose the exit code."""
 
 import json
 import logging
@@ -30,7 +27,7 @@ def main(
     run: Callable[[Job], dict[str, Any]],
     num_cpus: Callable[[Config], int],
 ) -> int:
-    """The exit code of a job. `resolve` refuses what cannot work (ValueError) before Ray is started; `run` does it.
+    """Run a job; returns its exit code. `resolve` checks the configuration (ValueError) before Ray is started.
 
     num_cpus: logical CPUs that the job needs at once. The last line of stdout is run's summary as one JSON object.
     """
@@ -39,8 +36,8 @@ def main(
         output = getattr(config, "output", "/")
         if submission() is not None and is_relative(output):
             raise ValueError(
-                f"--output {output} would be in the working directory of a submitted job, which goes with the job; "
-                "give an absolute path or a URI"
+                f"--output {output} would be in the working directory of a submitted job, which is deleted with the "
+                "job; give an absolute path or a URI"
             )
         job = resolve(config)
     except ValueError as error:
@@ -50,7 +47,7 @@ def main(
         connect(num_cpus(config), verbose)
         summary = run(job)
     except KeyboardInterrupt:
-        print(f"{Path(sys.argv[0]).name}: stopped; the same command goes on from here", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: stopped; the same command continues from here", file=sys.stderr)
         return STOPPED
     except Exception as error:
         if verbose:
@@ -64,19 +61,19 @@ def main(
 
 
 def read_arguments(model: type[Config], arguments: Sequence[str]) -> tuple[Config, bool]:
-    """Flags over the YAML file of --config over defaults -> (configuration, verbose).
+    """Read (configuration, verbose): flags override the YAML file of --config, which overrides defaults.
 
-    Environment variables are not read: OUTPUT or SEED set for something else must not change a job.
+    Environment variables are not read: an OUTPUT or SEED set for something else must not change a job.
     Raises ValueError with one sentence; --help prints and exits.
     """
 
     class Arguments(model, BaseSettings):  # type: ignore[valid-type, misc]
         __doc__ = model.__doc__
         config: str | None = Field(None, description="YAML file with any of these settings; flags win")
-        verbose: bool = Field(False, description="show what Ray and DeepSpeed say, and tracebacks")
+        verbose: bool = Field(False, description="show messages of Ray and DeepSpeed, and tracebacks")
 
     try:
-        given = CliSettingsSource(
+        flags = CliSettingsSource(
             Arguments,
             cli_parse_args=list(arguments),
             cli_exit_on_error=False,
@@ -85,9 +82,9 @@ def read_arguments(model: type[Config], arguments: Sequence[str]) -> tuple[Confi
             cli_kebab_case=True,
             cli_hide_none_type=True,
         )()
-        given = {name.replace("-", "_"): value for name, value in given.items()}
-        verbose = given.pop("verbose", False) in (True, "true", "True")
-        values = {**read_yaml(given.pop("config", None)), **given}
+        flags = {name.replace("-", "_"): value for name, value in flags.items()}
+        verbose = flags.pop("verbose", False) in (True, "true", "True")
+        values = {**read_yaml(flags.pop("config", None)), **flags}
         return model(**values), verbose
     except SettingsError as error:
         raise ValueError(f"{str(error).removeprefix('error parsing CLI: ')}; see --help") from error
@@ -96,7 +93,7 @@ def read_arguments(model: type[Config], arguments: Sequence[str]) -> tuple[Confi
 
 
 def read_yaml(path: str | None) -> dict[str, Any]:
-    """Settings of a YAML file, by the names of the flags with - or _. Raises ValueError."""
+    """Read settings from a YAML file, named like the flags, with - or _. Raises ValueError."""
     if path is None:
         return {}
     try:
@@ -104,26 +101,26 @@ def read_yaml(path: str | None) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"--config {path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"--config {path} is no mapping; write lines such as `max_steps: 100`")
+        raise ValueError(f"--config {path} is not a mapping; write lines such as `max_steps: 100`")
     return {str(name).replace("-", "_"): value for name, value in values.items()}
 
 
 def sentence(problem: Any) -> str:
-    """One problem that pydantic found, in terms of flags."""
+    """Describe one of pydantic's problems in terms of flags."""
     name = "--" + ".".join(str(part) for part in problem["loc"]).replace("_", "-")
     if problem["type"] == "missing":
         return f"{name} is required"
     if problem["type"] == "extra_forbidden":
-        return f"{name} is no setting of this job; see --help"
+        return f"{name} is not a setting of this job; see --help"
     message = problem["msg"].removeprefix("Value error, ")
     return message if name == "--" else f"{name} {problem['input']}: {message[0].lower()}{message[1:]}"
 
 
 def connect(num_cpus: int, verbose: bool) -> None:
-    """Join the cluster of RAY_ADDRESS (set under `ray job submit`), or start one here for the time of the job."""
+    """Join the cluster at RAY_ADDRESS (set by `ray job submit`), or start a local one for the duration of the job."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
-    # Ray ends workers that were idle for a second, and needs two seconds of a core for the next one.
+    # By default Ray ends workers after a second of idling, and starting one takes two seconds of a core.
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
     if not verbose:
         warnings.filterwarnings("ignore")
@@ -132,7 +129,7 @@ def connect(num_cpus: int, verbose: bool) -> None:
     joins = "RAY_ADDRESS" in os.environ
     job = submission()
     if joins and job is None and has_token():
-        # Ray's own rule for a cluster that it finds by itself. A submitted job has the cluster's environment already.
+        # Ray does this itself for a local cluster that it finds. A submitted job has the cluster's environment already.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     if "working_dir" not in (job or {}):  # with one, Ray brings the code along itself
         variables["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -140,14 +137,14 @@ def connect(num_cpus: int, verbose: bool) -> None:
 
     ray.init(
         address=None if joins else "local",
-        # On a small machine stages share cores: with fewer logical CPUs than it needs at once, a job waits for ever.
+        # On a small machine stages share cores: with fewer logical CPUs than it needs at once, a job would never start.
         num_cpus=None if joins else max(cores(), num_cpus),
         include_dashboard=None if joins else False,
         runtime_env={"env_vars": variables},
         log_to_driver=verbose,
         logging_level=logging.INFO if verbose else logging.ERROR,
     )
-    # Ray answers SIGTERM (`ray job stop`) with a dump of its stack and nothing else: what is open would stay open.
+    # Ray's handler of SIGTERM (`ray job stop`) only dumps the stack; KeyboardInterrupt closes what is open.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     import ray.data
 
@@ -158,9 +155,9 @@ def connect(num_cpus: int, verbose: bool) -> None:
 
 
 def submission() -> dict[str, Any] | None:
-    """The runtime environment that `ray job submit` gave this job, such as its working_dir; None for any other job."""
-    given = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
-    return None if given is None else json.loads(given).get("runtime_env") or {}
+    """Runtime environment of a job started by `ray job submit`, such as its working_dir; None for any other job."""
+    config = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
+    return None if config is None else json.loads(config).get("runtime_env") or {}
 
 
 def is_relative(place: str) -> bool:
@@ -180,13 +177,13 @@ def cores() -> int:
 
 
 def disconnect() -> None:
-    """Leave the cluster; one that was started here stops."""
+    """Leave the cluster; a local one stops."""
     if (ray := sys.modules.get("ray")) is not None:
         ray.shutdown()
 
 
 def last_words(error: BaseException) -> str:
-    """What a worker raised, as one line, without the layers that Ray wraps around it."""
+    """One line for the error that a worker raised, without the layers that Ray wraps around it."""
     failures = getattr(error, "worker_failures", None)
     inner = next(iter(failures.values())) if failures else getattr(error, "cause", None)
     if isinstance(inner, BaseException) and inner is not error:

@@ -1,8 +1,7 @@
 """`make demo`: clips -> dataset -> training -> an animated photo, by the same jobs that a cluster runs.
 
-The clips show a motion that the built-in model does not know, so the sheet shows what was learned. Knows the order of
-the commands and where they put things. Each step is a command that can be run by hand, and says so. Running it again
-goes on where it stopped.
+The clips show a motion that the built-in model does not know, so the sheet shows what was learned. Each step prints the
+command that it runs. Running the demo again continues where it stopped.
 """
 
 import csv
@@ -19,11 +18,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 SYNTHETIC_CLIPS = 32
 KINDS = ("stretch",)
-SIZE = (192, 320)  # the smallest of the built-in model's sizes: minutes are few
+SIZE = (192, 320)  # the smallest of the built-in model's sizes, to save minutes
 NEW_MOTION, KNOWN_MOTION = "the picture stretches sideways", "the camera pans left"
 BUCKETS = (2, 5, 8)
-# For a model without settings of its own. So small a one has learned words weakly: the paper's guidance of 7.5 would
-# blow up its mistakes.
+# For a model whose card has no settings. A small model has learned words only weakly: the paper's guidance of 7.5 would
+# amplify its mistakes.
 SAMPLING = {"num_inference_steps": 10, "guidance_scale": 2.0}
 
 
@@ -31,17 +30,17 @@ def main(
     clips: Annotated[Path | None, typer.Option(help="folder of videos to train on; default: synthetic ones")] = None,
     image: Annotated[
         Path | None,
-        typer.Option(help="photo to animate; default: the first in images/ beside --clips, or a bundled one"),
+        typer.Option(help="photo to animate; default: the first in images/ next to --clips, or a bundled one"),
     ] = None,
-    init: Annotated[str, typer.Option(help="builtin:tiny, a model directory, or none to train from nothing")] = "",
+    init: Annotated[str, typer.Option(help="builtin:tiny, a model directory, or none for random weights")] = "",
     steps: Annotated[int, typer.Option(help="training steps")] = 120,
     prompt: Annotated[
         str | None, typer.Option(help="what the photo should do; default: what the synthetic clips show, or a pan")
     ] = None,
     sampling_steps: Annotated[
-        int | None, typer.Option(help="denoising steps of the animation; default: what the model's card says, or 10")
+        int | None, typer.Option(help="denoising steps of the animation; default: as in the model's card, or 10")
     ] = None,
-    output: Annotated[Path, typer.Option(help="folder for everything that comes out")] = Path("out"),
+    output: Annotated[Path, typer.Option(help="folder for all results")] = Path("out"),
 ) -> None:
     """From clips to an animated photo in one command."""
     began = time.monotonic()
@@ -55,7 +54,7 @@ def main(
         draw_clips(videos)
     else:
         step(1, f"taking the clips in {clips}")
-    # Several spans of each video, and short videos too: a demo has few of them.
+    # Take several spans of each video, and short videos too: a demo has few videos.
     many = ["--clips-per-video", "2" if clips is None else "8", "--min-interval", "1", "--clips-per-file", "8"]
     size = ["--height", str(SIZE[0]), "--width", str(SIZE[1])]
 
@@ -69,7 +68,7 @@ def main(
     job("train.py", "--dataset", str(dataset), "--output", str(run), "--preset", "tiny", "--init", init,
         "--max-steps", str(steps), "--num-workers", "2", "--total-batch", "4", "--micro-batch", "2",
         "--learning-rate", rate, "--prompt-drop", "0.1", "--validate-every", str(max(1, steps // 4)),
-        *([] if clips else ["--validation-share", "0.15"]))  # of few videos none may be left to train on  # fmt: skip
+        *([] if clips else ["--validation-share", "0.15"]))  # of few videos none could be left  # fmt: skip
     show_losses(run / "validation.csv")
 
     step(4, f"animating {photo} with the trained model")
@@ -104,7 +103,7 @@ def step(number: int, text: str) -> None:
 
 
 def job(name: str, *arguments: str) -> None:
-    """Run a job as a user would, its progress shown as it comes. Ends the demo with the job's exit code if it fails."""
+    """Run a job as a user would, showing its progress. Ends the demo with the job's exit code if it fails."""
     command = [sys.executable, str(ROOT / "ray_jobs" / name), *arguments]
     typer.echo(f"      {shlex.join([shown(Path(command[0])), f'ray_jobs/{name}', *arguments])}")
     code = subprocess.run(command).returncode
@@ -115,22 +114,22 @@ def job(name: str, *arguments: str) -> None:
 
 
 def shown(path: Path) -> str:
-    """A path as short as it can be written from here."""
+    """A path relative to the working directory, if it is below it."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def draw_clips(folder: Path) -> None:
     from cinemo.synthetic import write_clips
 
-    if not (folder / "captions.csv").exists():  # written last, so it says that the folder is whole
+    if not (folder / "captions.csv").exists():  # written last, so its presence means that the folder is complete
         write_clips(folder, SYNTHETIC_CLIPS, size=SIZE, kinds=KINDS)
 
 
 def show_losses(table: Path) -> None:
-    """The validation loss before the training and after it: of all noise levels, and of the highest fifth.
+    """Print the validation loss before and after the training: of all noise levels, and of the highest fifth.
 
-    At the highest it is the words that say what moves; at the lowest most of it is grain that so small a model does not
-    tell apart. Of few videos none may have been held out: then there is no table.
+    At the highest levels the loss shows whether the words are understood; at the lowest it is mostly grain. If no video
+    was held out, there is no table.
     """
     if not table.exists():
         return
@@ -141,7 +140,7 @@ def show_losses(table: Path) -> None:
 
 
 def find_photo(clips: Path | None, image: Path | None, output: Path) -> Path:
-    """The photo to animate. Raises typer.BadParameter when the one that was named is not there."""
+    """Choose the photo to animate. Raises typer.BadParameter if --image or --clips does not exist."""
     if image is not None:
         if not image.is_file():
             raise typer.BadParameter(f"{image} does not exist; name a photo", param_hint="--image")
@@ -149,9 +148,9 @@ def find_photo(clips: Path | None, image: Path | None, output: Path) -> Path:
     if clips is not None:
         if not clips.is_dir():
             raise typer.BadParameter(f"{clips} is not a folder; name one that holds videos", param_hint="--clips")
-        beside = sorted(p for p in clips.parent.glob("images/*") if p.suffix.lower() in PHOTO_SUFFIXES)
-        if beside:
-            return beside[0]
+        photos = sorted(p for p in clips.parent.glob("images/*") if p.suffix.lower() in PHOTO_SUFFIXES)
+        if photos:
+            return photos[0]
     from PIL import Image
 
     from cinemo.cli import EXAMPLE_PHOTO
@@ -166,9 +165,9 @@ def find_photo(clips: Path | None, image: Path | None, output: Path) -> Path:
 def animate(
     start: str | None, model: Path, photo: Path, prompt: str, steps: int | None, animation: Path, sheet: Path
 ) -> dict[str, Any]:
-    """The video, and a sheet: the photo before the training, and after it at several motion buckets.
+    """Write the video, and a sheet of animations before the training, and after it at several motion buckets.
 
-    start: the model that was trained from. Returns the settings that they were made with.
+    start: the model that the training started from. Returns the sampling settings.
     """
     from cinemo import CinemoPipeline
     from cinemo.image import read_image
@@ -186,7 +185,7 @@ def animate(
         clips = pipe([read_image(photo)] * len(buckets), prompt, motion_bucket=list(buckets), **size, **used).frames
         for bucket, clip in zip(buckets, clips, strict=True):
             measured = motion_bucket(motion_score(clip))
-            rows.append((f'{when} training: "{prompt}", motion bucket {bucket} asked, {measured} measured', clip))
+            rows.append((f'{when} training: "{prompt}", motion bucket {bucket} requested, {measured} measured', clip))
     write_video(animation, clips[len(BUCKETS) // 2])
     write_sheet(sheet, contact_sheet(rows))
     return used

@@ -134,7 +134,7 @@ def test_rescaling_changes_strong_guidance_alone(pipe: CinemoPipeline) -> None:
     [
         ({"scheduler": "magic"}, "scheduler 'magic' is unknown; use ddim, dpmsolver"),
         ({"guidance_rescale": 2.0}, "guidance_rescale 2.0 is outside 0..1"),
-        ({"guidance_interval": (0.7, 0.2)}, "guidance_interval 0.7..0.2 is no part of 0..1"),
+        ({"guidance_interval": (0.7, 0.2)}, "guidance_interval 0.7..0.2 is not within 0..1"),
         ({"dct_transform": "dst"}, "transform 'dst' is unknown"),
     ],
 )

@@ -1,6 +1,6 @@
-"""The autoencoder of motion-compensated latents: what a frame shows, said as how the first frame must be moved.
+"""The autoencoder of motion-compensated latents: it encodes a frame as the way in which the first frame moved.
 
-channels.py says what a latent channel holds, model.py encodes and decodes, warp.py moves pictures, flow.py finds the
+channels.py defines the latent channels, model.py encodes and decodes, warp.py moves pictures, flow.py estimates the
 displacements of real clips.
 """
 

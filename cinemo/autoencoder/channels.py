@@ -1,23 +1,23 @@
 """The channels of motion-compensated latents: what each holds, and how it is scaled.
 
-A cell of a later frame says how the first frame must be moved there, and what else has changed. In the first frame the
-same channels say what the picture looks like, where the cell is, and how its SSIM falls as it moves. So a motion
-residual (paper, Algorithm 1) is the motion itself, and in a pan it is the same in every cell.
+A cell of a later frame holds how the first frame moved there, and what else has changed. In the first frame the same
+channels hold what the picture looks like, where the cell is, and how its SSIM falls as it moves. So a motion residual
+(paper, Algorithm 1) is the motion itself, and in a pan it is the same in every cell.
 
 | channels | a motion residual | the first frame |
 |---|---|---|
-| code, 24 | what no displacement explains: luma of 8 x 8 pixels, chroma of 16 x 16 | the picture, as coarse |
+| code, 24 | what displacement does not explain: luma of 8 x 8 pixels, chroma of 16 x 16 | the picture, as coarsely |
 | likeness, 4 | nothing | SSIM of the cell with itself, moved by 1, 3, 9, 27 pixels |
 | pace, 1 | logarithm of the clip's speed | nothing |
 | camera, 2 | displacement / frame number / speed, of an affine field | the cell's place |
-| local, 8 | displacement of 16 x 16 pixels beside the camera's / (8 speed) | nothing |
+| local, 8 | displacement of 16 x 16 pixels, without the camera's, / (8 speed) | nothing |
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CELL = 32  # pixels a cell, per side
+CELL = 32  # pixels per side
 LUMA, CHROMA, LOCAL = 4, 2, 2  # parts a cell's side is divided into
 SHIFTS = (1, 3, 9, 27)  # pixels
 CODE = slice(0, LUMA**2 + 2 * CHROMA**2)
@@ -27,19 +27,19 @@ CAMERA = slice(PACE.stop, PACE.stop + 2)
 MOVES = slice(CAMERA.stop, CAMERA.stop + 2 * LOCAL**2)
 CHANNELS = MOVES.stop
 
-# What a unit of the code is in the first frame, and as a residual; pixels are in [-1, 1]. A network sees the first
-# frame through the noise of the residuals, of deviation 1, so what the first frame says is larger.
-LOOK, CHANGE = 2.0, 16.0
-ALIKE = 4.0  # a unit of likeness
-SHAPE = 3.0  # of a displacement that is the clip's speed
-LOG_SPEED = 1.5  # a unit of the pace
-# Pixels a frame. A clip that is faster has a larger shape; what a network says beyond it would leave nothing to see.
+# Scales of the channels, chosen for noise of deviation 1. A network sees the first frame through the noise of the
+# residuals, so the first frame's values are larger.
+LOOK, CHANGE = 2.0, 16.0  # of the code, in the first frame and in a residual; pixels are in [-1, 1]
+ALIKE = 4.0  # of the likeness
+SHAPE = 3.0  # value of a displacement as large as the clip's speed
+LOG_SPEED = 1.5  # of the pace
+# Pixels a frame. A faster clip has larger displacement values; a network's larger speed would leave nothing to see.
 LEAST_SPEED, TOP_SPEED = 0.05, 24.0
-FRAMES = 8.0  # a local displacement is measured against the way that the clip's speed goes in so many frames
-PLACE = 80.0  # pixels: a cell's place in these
-# Dead zones: what a network says below these is noise. A small one passes little of what it is given to denoise.
+FRAMES = 8.0  # a local displacement is divided by how far the clip's speed goes in this many frames
+PLACE = 80.0  # pixels: unit of a cell's place
+# Dead zones: smaller values of a network are noise.
 CODE_ZONE, MOVE_ZONE = 0.8, 0.5
-LEAST = 0.2  # of a dead zone: what is smaller in a real clip is left out
+LEAST = 0.2  # of a dead zone: smaller values of a real clip are set to zero
 
 YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
 
@@ -52,14 +52,14 @@ def to_code(pixels: Tensor) -> Tensor:
 
 
 def from_code(code: Tensor, height: int, width: int) -> Tensor:
-    """A smooth picture with such means, nearly: (N, 24, h, w) -> (N, 3, H, W)."""
+    """Make a smooth picture that has nearly these means: (N, 24, h, w) -> (N, 3, H, W)."""
     parts = F.pixel_shuffle(code[:, : LUMA**2], LUMA), F.pixel_shuffle(code[:, LUMA**2 :], CHROMA)
     ycc = torch.cat([F.interpolate(p, (height, width), mode="bicubic", align_corners=False) for p in parts], 1)
     return torch.einsum("oc,nchw->nohw", torch.linalg.inv(YCC).to(code), ycc)
 
 
 def places(rows: int, columns: int, device: torch.device | None = None) -> Tensor:
-    """Where each cell's middle lies from the picture's, right and down: (2, h, w), in units of PLACE."""
+    """Position of each cell's middle relative to the picture's, right and down: (2, h, w), in units of PLACE."""
     y, x = torch.meshgrid(
         torch.arange(rows, device=device) + 0.5 - rows / 2,
         torch.arange(columns, device=device) + 0.5 - columns / 2,
@@ -71,8 +71,8 @@ def places(rows: int, columns: int, device: torch.device | None = None) -> Tenso
 def likeness(pixels: Tensor) -> Tensor:
     """SSIM of each cell with the picture shifted by SHIFTS pixels: (N, 3, H, W) in [-1, 1] -> (N, 4, h, w).
 
-    Of luma, in 7 x 7 windows; the mean of shifts to the right and down. It tells a network which speed gives which
-    motion bucket.
+    Computed on luma in 7 x 7 windows, averaged over shifts to the right and down. It tells a network which speed gives
+    which motion bucket.
     """
     luma = torch.einsum("c,nchw->nhw", YCC[0].to(pixels), pixels)[:, None]
     size = luma.shape[-2:]
@@ -86,7 +86,7 @@ def likeness(pixels: Tensor) -> Tensor:
     for shift in SHIFTS:
         for pad in ((0, shift, 0, 0), (0, 0, 0, shift)):
             there, mean2, var2 = (
-                F.pad(each, pad, mode="replicate")[..., -size[0] :, -size[1] :] for each in (luma, mean, variance)
+                F.pad(values, pad, mode="replicate")[..., -size[0] :, -size[1] :] for values in (luma, mean, variance)
             )
             covariance = box(luma * there) - mean * mean2
             c1, c2 = (2 * 0.01) ** 2, (2 * 0.03) ** 2
@@ -97,14 +97,14 @@ def likeness(pixels: Tensor) -> Tensor:
 
 
 def speed_of(camera: Tensor, local: Tensor) -> Tensor:
-    """The typical speed of what moves, wherever it is, in pixels a frame.
+    """Typical speed of what moves, anywhere in the frame, in pixels a frame: a scalar.
 
     camera: displacement / frame number, (F, 2, h, w). local: displacement, (F, 2, 2h, 2w).
     """
     squares = []
     for field in (camera, local / FRAMES):
-        each = field.square().sum(1)
-        squares.append(each.square().sum() / each.sum().clamp(min=1e-12))
+        squared = field.square().sum(1)
+        squares.append(squared.square().sum() / squared.sum().clamp(min=1e-12))
     return torch.stack(squares).sum().sqrt().clamp(LEAST_SPEED, TOP_SPEED)
 
 
@@ -116,22 +116,22 @@ def motion_channels(camera: Tensor, local: Tensor, speed: Tensor | None = None) 
     return torch.cat([pace, camera / speed * SHAPE, moves], 1)
 
 
-def speed_said(residuals: Tensor) -> Tensor:
-    """The clip's speed, pixels a frame, that residuals (F, C, h, w) say."""
+def decode_speed(residuals: Tensor) -> Tensor:
+    """Decode the clip's speed, pixels a frame, from residuals (F, C, h, w)."""
     return (residuals[:, PACE].mean() / LOG_SPEED + 1).exp().clamp(LEAST_SPEED, TOP_SPEED)
 
 
 def motion_fields(residuals: Tensor) -> tuple[Tensor, Tensor]:
-    """The way back from residuals (F, C, h, w): camera displacement / frame number, and local displacement; pixels."""
-    speed = speed_said(residuals)
+    """Decode residuals (F, C, h, w) to camera displacement / frame number, and local displacement; pixels."""
+    speed = decode_speed(residuals)
     local = towards_zero(soften(F.pixel_shuffle(residuals[:, MOVES], LOCAL)), MOVE_ZONE, dim=1)
     return residuals[:, CAMERA] / SHAPE * speed, local * (speed * FRAMES / SHAPE)
 
 
 def soften(local: Tensor) -> Tensor:
-    """Displacements (F, 2, 2h, 2w) without jumps from part to part and frame to frame: binomial means over 3 of each.
+    """Smooth displacements (F, 2, 2h, 2w) in space and time by binomial means over 3 neighbours.
 
-    It comes before the dead zone, which then need only exceed what is left of the noise.
+    Applied before the dead zone, which then need only exceed the remaining noise.
     """
     kernel = torch.tensor([1.0, 2.0, 1.0], device=local.device) / 4
     kernel = (kernel.view(3, 1, 1) * kernel.view(1, 3, 1) * kernel).view(1, 1, 3, 3, 3)
@@ -140,7 +140,7 @@ def soften(local: Tensor) -> Tensor:
 
 
 def away_from_zero(values: Tensor, zone: float, dim: int | None = None) -> Tensor:
-    """Lengthen values by `zone`, so that towards_zero gives them back; what is shorter than LEAST of it becomes zero.
+    """Lengthen values by `zone`, the inverse of towards_zero; values shorter than LEAST * zone become zero.
 
     dim: the axis of vectors; None takes each value by itself.
     """

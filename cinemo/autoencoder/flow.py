@@ -11,14 +11,14 @@ from torch import Tensor
 from cinemo.autoencoder.warp import pixel_grid, sample, warp
 
 LEVELS, ROUNDS = 5, 4
-WINDOW, SMOOTH = 3, 1  # pixels: reach of the filters of products and of displacements
+WINDOW, SMOOTH = 3, 1  # pixels: reach of the filters for products and for displacements
 FIT_ROUNDS = 4
 
 
 def blur(values: Tensor, reach: int) -> Tensor:
-    """Two box filters of 2 reach + 1 pixels, nearly a Gaussian: (N, C, H, W), the border's values beyond the border.
+    """Apply two box filters of 2 reach + 1 pixels, nearly a Gaussian: (N, C, H, W); border values are repeated.
 
-    Running sums take a tenth of the time of a convolution with one channel.
+    Running sums take a tenth of the time of a one-channel convolution.
     """
     width = 2 * reach + 1
     for _ in range(2):
@@ -47,14 +47,14 @@ def lucas_kanade(
         pairs.append((F.avg_pool2d(pairs[-1][0], 2), F.avg_pool2d(pairs[-1][1], 2)))
     size = pairs[-1][1].shape[-2:]
     if start is None:
-        found = torch.zeros(len(fixed), 2, *size, device=fixed.device)
+        displacement = torch.zeros(len(fixed), 2, *size, device=fixed.device)
     else:
-        found = F.interpolate(start, size=size, mode="area") / 2 ** (len(pairs) - 1)
+        displacement = F.interpolate(start, size=size, mode="area") / 2 ** (len(pairs) - 1)
     for source, target in reversed(pairs):
-        if found.shape[-2:] != target.shape[-2:]:
-            found = 2 * F.interpolate(found, size=target.shape[-2:], mode="bilinear")
+        if displacement.shape[-2:] != target.shape[-2:]:
+            displacement = 2 * F.interpolate(displacement, size=target.shape[-2:], mode="bilinear")
         for _ in range(rounds):
-            moved = warp(source, found, "bilinear")
+            moved = warp(source, displacement, "bilinear")
             gx, gy = gradient(moved)
             error = target - moved
             products = torch.cat([gx * gx, gx * gy, gy * gy, gx * error, gy * error], 1)
@@ -62,14 +62,14 @@ def lucas_kanade(
             a, c = a + 1e-4, c + 1e-4
             scale = 1 / (a * c - b * b)
             step = torch.cat([(c * p - b * q) * scale, (a * q - b * p) * scale], 1)
-            found = blur(found + step.clamp(-2, 2), SMOOTH)
-    return found
+            displacement = blur(displacement + step.clamp(-2, 2), SMOOTH)
+    return displacement
 
 
 def fit_affine(field: Tensor, inside: Tensor) -> Tensor:
-    """The affine fields (N, 3, 2) nearest to most of (N, 2, H, W): offset, slope along x, slope along y.
+    """Fit affine fields (N, 3, 2) robustly to (N, 2, H, W): offset, slope along x, slope along y.
 
-    Coordinates are pixels from the middle. Least squares, each time with less weight for what does not fit; only where
+    Coordinates are pixels from the middle. Iterated least squares, each time with less weight for outliers; only where
     `inside` (N, H, W) is true.
     """
     count, _, height, width = field.shape
@@ -98,7 +98,7 @@ def affine_field(fit: Tensor, height: int, width: int) -> Tensor:
 
 
 def is_inside(field: Tensor) -> Tensor:
-    """Whether what each pixel shows lies in the first frame: displacements (N, 2, H, W) -> bool (N, H, W)."""
+    """Whether each pixel's content is within the first frame: displacements (N, 2, H, W) -> bool (N, H, W)."""
     height, width = field.shape[-2:]
     x, y = pixel_grid(height, width, field.device)
     x, y = x + field[:, 0], y + field[:, 1]
@@ -108,8 +108,8 @@ def is_inside(field: Tensor) -> Tensor:
 def displacements(grey: Tensor) -> Tensor:
     """Displacements of each later frame from the first: (N, 1, H, W) in [0, 1] -> (N - 1, 2, H, W), pixels.
 
-    From frame to frame first, because neighbours are near to each other; these are chained, and aligned once more with
-    the first frame. What the first frame does not show moves as the camera does.
+    Estimated between neighbours, which differ little, then chained and refined against the first frame. What the first
+    frame does not show gets the camera's displacement.
     """
     steps = lucas_kanade(grey[:-1], grey[1:])
     camera = fit_affine(steps, torch.ones_like(steps[:, 0], dtype=torch.bool))
@@ -119,9 +119,9 @@ def displacements(grey: Tensor) -> Tensor:
     total: list[Tensor] = []
     slope, offset = linear.clone(), torch.zeros(2, device=grey.device)
     for index, step in enumerate(steps):
-        # The camera's way, exactly: p -> slope p + offset, from this frame to the first.
-        own_slope, own_offset = linear + camera[index, 1:].T, camera[index, 0]
-        offset, slope = slope @ own_offset + offset, slope @ own_slope
+        # The camera's motion, composed exactly: p -> slope p + offset, from this frame to the first.
+        step_slope, step_offset = linear + camera[index, 1:].T, camera[index, 0]
+        offset, slope = slope @ step_offset + offset, slope @ step_slope
         fit = torch.cat([offset[None], (slope - linear).T])[None]
         all_camera = affine_field(fit, height, width)
         if not total:

@@ -1,8 +1,8 @@
 """AutoencoderMotion: clips -> motion-compensated latents, and back with the photo.
 
-A frame is the first frame moved by an affine field (the camera) and a smooth one (what moves by itself), and a coarse
-code of what that does not explain. It is as sharp as the photo, at any size that the cell divides. After the idea of
-latent flow diffusion (Ni et al., CVPR 2023), with a codec in place of trained networks: there is nothing to train.
+A frame is encoded as an affine field (the camera) and a smooth field (what moves by itself) that move the first frame,
+and a coarse code of the rest. It is as sharp as the photo, at any size that is a multiple of the cell. After latent
+flow diffusion (Ni et al., CVPR 2023), with a codec in place of trained networks: there is nothing to train.
 """
 
 import torch
@@ -15,15 +15,15 @@ from cinemo.autoencoder import channels as ch
 from cinemo.autoencoder.flow import affine_field, displacements, fit_affine, is_inside
 from cinemo.autoencoder.warp import continued, upsample, warp
 
-DEGREE = 3  # of the polynomial in time that a camera follows
-TREMOR = 0.15  # of the camera's motion: what departs from the polynomial by less is noise
-SMALL = 0.12  # of the clip's speed: a part of the camera's motion below that is noise
-ARM = 160.0  # pixels from the middle: where a slope's displacement is compared with an offset
-FRAMES_AT_ONCE = 4  # decoded together; a picture of 320 x 512 takes 10 MB
+DEGREE = 3  # of the polynomial in time that the camera's path is fitted with
+TREMOR = 0.15  # share of the camera's motion: a smaller departure from the polynomial is noise
+SMALL = 0.12  # share of the clip's speed: a smaller component of the camera's motion is noise
+ARM = 160.0  # pixels from the middle: the distance at which slopes are compared with offsets
+FRAMES_AT_ONCE = 4  # frames decoded together; one of 320 x 512 takes 10 MB
 
 
 class AutoencoderMotion(ModelMixin, ConfigMixin):
-    """Encodes clips as displacements and a code; decodes them by moving the photo. It has no trained weights."""
+    """Encodes clips as displacements and a code; decodes them by moving the photo. Has no trained weights."""
 
     @register_to_config
     def __init__(self, cell: int = ch.CELL, latent_channels: int = ch.CHANNELS, scaling_factor: float = 1.0) -> None:
@@ -61,7 +61,7 @@ class AutoencoderMotion(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def decode(self, latents: Tensor, image: Tensor) -> Tensor:
-        """A whole clip: latents (N, C, h, w), the first frame's first, and the photo (3, H, W) -> (N, 3, H, W)."""
+        """Decode a whole clip: latents (N, C, h, w), first frame first, and the photo (3, H, W) -> (N, 3, H, W)."""
         residuals, image = (latents[1:] - latents[:1]).float(), image.float()
         moved = self.decode_motion(residuals, image)
         code = ch.towards_zero(residuals[:, ch.CODE], ch.CODE_ZONE) / ch.CHANGE
@@ -75,7 +75,7 @@ class AutoencoderMotion(ModelMixin, ConfigMixin):
         return total_displacement(camera, local, height, width)
 
     def decode_motion(self, residuals: Tensor, image: Tensor) -> Tensor:
-        """The photo (3, H, W), moved as the residuals (F, C, h, w) say, without their code: (F, 3, H, W)."""
+        """Move the photo (3, H, W) by the displacements of residuals (F, C, h, w), ignoring the code: (F, 3, H, W)."""
         height, width = image.shape[-2:]
         canvas, top, left = continued(image)
         frames = []
@@ -86,7 +86,7 @@ class AutoencoderMotion(ModelMixin, ConfigMixin):
 
 
 def check_size(pixels: Tensor) -> None:
-    """Raise ValueError for pictures (..., H, W) that are not whole cells, at least two each way."""
+    """Raise ValueError unless H and W of pictures (..., H, W) are multiples of CELL, and at least two cells."""
     height, width = pixels.shape[-2:]
     if height % ch.CELL or width % ch.CELL or min(height, width) < 2 * ch.CELL:
         raise ValueError(f"size {height} x {width} is not a multiple of {ch.CELL} pixels from {2 * ch.CELL} on")
@@ -96,18 +96,18 @@ def split_fields(residuals: Tensor) -> tuple[Tensor, Tensor]:
     """Residuals (F, C, h, w) -> the camera's affine fields (F, 3, 2) and the local displacement (F, 2, 2h, 2w)."""
     camera, local = ch.motion_fields(residuals)
     numbers = torch.arange(1, len(camera) + 1, device=camera.device).view(-1, 1, 1)
-    speed = ch.speed_said(residuals)
-    return settled(steady(fit_cells(camera)), speed) * numbers, local
+    speed = ch.decode_speed(residuals)
+    return without_small_parts(steady(fit_cells(camera)), speed) * numbers, local
 
 
 def total_displacement(fit: Tensor, local: Tensor, height: int, width: int) -> Tensor:
-    """Both together, of each pixel: (F, 2, H, W)."""
+    """Sum of an affine field (F, 3, 2) and a local displacement (F, 2, 2h, 2w) at each pixel: (F, 2, H, W)."""
     total = affine_field(fit, height, width)
     return total + upsample(local, height, width) if local.any() else total
 
 
 def fit_cells(camera: Tensor) -> Tensor:
-    """The affine fields (F, 3, 2), in pixels, nearest to fields of cells (F, 2, h, w)."""
+    """Fit affine fields (F, 3, 2), in pixels, to fields of cells (F, 2, h, w) by least squares."""
     rows, columns = camera.shape[-2:]
     terms = ch.places(rows, columns, camera.device).flatten(1).T * ch.PLACE
     terms = torch.cat([torch.ones_like(terms[:, :1]), terms], 1)
@@ -115,9 +115,9 @@ def fit_cells(camera: Tensor) -> Tensor:
 
 
 def steady(fit: Tensor) -> Tensor:
-    """A camera's path (F, 3, 2) without tremor: a polynomial in time, and what departs from it by much.
+    """Remove small tremor from a camera's path (F, 3, 2): keep a polynomial in time, and large departures from it.
 
-    A hand-held camera departs from it with most of its motion, and keeps that; the noise of a network is a small part.
+    Most of a hand-held camera's motion departs from the polynomial, and is kept; a network's noise is a small share.
     """
     time = torch.linspace(-1, 1, len(fit), device=fit.device)
     powers = torch.stack([time**power for power in range(min(DEGREE, len(fit) - 1) + 1)], 1)
@@ -128,9 +128,9 @@ def steady(fit: Tensor) -> Tensor:
     return smooth + rest * (share / (share + TREMOR**2))
 
 
-def settled(fit: Tensor, speed: Tensor) -> Tensor:
-    """Affine fields (F, 3, 2) without what is a small part of the clip's speed: of a pan, the slight turn and zoom that
-    a network says with it; of drifting clouds, the camera."""
+def without_small_parts(fit: Tensor, speed: Tensor) -> Tensor:
+    """Remove components of affine fields (F, 3, 2) that are small for the clip's speed, such as the slight turn and
+    zoom that a network adds to a pan, or a camera motion under drifting clouds."""
     offset, along_x, along_y = fit.unbind(1)
     parts = torch.stack(
         [
@@ -146,7 +146,7 @@ def settled(fit: Tensor, speed: Tensor) -> Tensor:
 
 
 def split_motion(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """A clip (N, 3, H, W) -> the camera's displacement / frame number (F, 2, h, w) and the local displacement beside it
+    """A clip (N, 3, H, W) -> the camera's displacement / frame number (F, 2, h, w) and the remaining, local one
     (F, 2, 2h, 2w), pixels."""
     grey = F.avg_pool2d(pixels.mean(1, keepdim=True) / 2 + 0.5, 2)
     field = 2 * F.interpolate(displacements(grey), scale_factor=2, mode="bilinear")
@@ -155,12 +155,12 @@ def split_motion(pixels: Tensor) -> tuple[Tensor, Tensor]:
     inside = F.avg_pool2d(is_inside(field)[:, None].float(), 8)[:, 0] > 0.9
     numbers = torch.arange(1, len(field) + 1, device=field.device).view(-1, 1, 1)
     fit = fit_affine(small, inside)
-    fit = fit / torch.tensor([1.0, 8.0, 8.0], device=fit.device).view(1, 3, 1)  # slopes are by parts of 8 pixels
+    fit = fit / torch.tensor([1.0, 8.0, 8.0], device=fit.device).view(1, 3, 1)  # slopes are per 8 pixels
     fit = steady(fit / numbers)
 
-    def beside(fit: Tensor) -> tuple[Tensor, Tensor]:
+    def camera_and_rest(fit: Tensor) -> tuple[Tensor, Tensor]:
         camera = affine_field(fit, height, width)
         rest = (field - camera * numbers[..., None]) * is_inside(field)[:, None]
         return F.avg_pool2d(camera, ch.CELL), F.avg_pool2d(rest, ch.CELL // ch.LOCAL)
 
-    return beside(settled(fit, ch.speed_of(*beside(fit))))
+    return camera_and_rest(without_small_parts(fit, ch.speed_of(*camera_and_rest(fit))))

@@ -1,18 +1,18 @@
-"""Move a picture by a displacement field, and enlarge fields of cells to pixels.
+"""Move a picture by a displacement field, and upsample fields of cells to pixels.
 
-A displacement (dx, dy), in pixels, says where a pixel's content lies in the picture that is moved, less where it is.
+A displacement (dx, dy), in pixels, leads from an output pixel to its content's place in the picture that is moved.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MARGIN = 0.75  # of a side: how far beyond the picture its continuation goes
-BLURS = ((4, 0.02, 0.10), (16, 0.08, 0.35))  # pixels averaged; shares of the height where it begins, and is all
+MARGIN = 0.75  # width of the continuation on each side, as a share of the picture's size
+BLURS = ((4, 0.02, 0.10), (16, 0.08, 0.35))  # block size in pixels; distances, in heights, where it begins and is full
 
 
 def pixel_grid(height: int, width: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-    """x and y of each pixel's middle: twice (H, W), in pixels from the upper left corner."""
+    """Coordinates x and y of pixel centres: twice (H, W), in pixels from the upper left corner."""
     y, x = torch.meshgrid(
         torch.arange(height, device=device) + 0.5, torch.arange(width, device=device) + 0.5, indexing="ij"
     )
@@ -20,7 +20,7 @@ def pixel_grid(height: int, width: int, device: torch.device | None = None) -> t
 
 
 def sample(picture: Tensor, x: Tensor, y: Tensor, mode: str = "bicubic") -> Tensor:
-    """Values of (1 or N, C, H, W) at the places x, y (N, h, w), in pixels; the border's value beyond the border."""
+    """Sample (1 or N, C, H, W) at x, y (N, h, w), in pixels; border values are repeated beyond the border."""
     height, width = picture.shape[-2:]
     grid = torch.stack([x * 2 / width - 1, y * 2 / height - 1], dim=-1)
     picture = picture.expand(len(grid), -1, -1, -1)
@@ -35,10 +35,10 @@ def warp(picture: Tensor, displacement: Tensor, mode: str = "bicubic", top: floa
 
 
 def continued(image: Tensor) -> tuple[Tensor, int, int]:
-    """The image (3, H, W) with what a camera sees beyond its borders: (3, H + 2 top, W + 2 left), top, left.
+    """Continue an image (3, H, W) beyond its borders, for a moving camera: (3, H + 2 top, W + 2 left), top, left.
 
-    Nobody knows what is there. The picture is mirrored, and blurred the more the farther from its border: colours and
-    light go on, and no second copy of a thing is seen.
+    The picture is mirrored, and blurred more the farther from its border, so that colours and light continue but no
+    second copy of a thing is seen.
     """
     height, width = image.shape[-2:]
     top, left = int(height * MARGIN), int(width * MARGIN)
@@ -59,10 +59,9 @@ def continued(image: Tensor) -> tuple[Tensor, int, int]:
 
 
 def upsample(field: Tensor, height: int, width: int) -> Tensor:
-    """Enlarge (N, C, h, w) to (N, C, H, W), whole multiples: bicubic between, linear beyond the outermost middles.
+    """Upsample (N, C, h, w) to (N, C, H, W), whole multiples: bicubic inside, linear beyond the outermost centres.
 
-    A field that is linear stays linear: PyTorch's own bicubic (a = -0.75) bends it, its antialiased one (a = -0.5)
-    does not.
+    A linear field stays linear: PyTorch's plain bicubic (a = -0.75) bends it, the antialiased one (a = -0.5) does not.
     """
     rows, columns = height // field.shape[2], width // field.shape[3]
     for dim in (2, 3):

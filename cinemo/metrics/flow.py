@@ -1,7 +1,7 @@
-"""Optical flow of a clip: which way things move, and whether a frame is the next one moved.
+"""Optical flow of a clip: the direction of motion, and how well motion alone explains the change between frames.
 
 The flow is scikit-image's iterative Lucas-Kanade (Le Besnerais and Champagnat, 2005) on grey pictures of about 64 rows.
-Image axes: x to the right, y down. Knows nothing of prompts beyond the names of directions.
+Image axes: x to the right, y down.
 """
 
 from collections.abc import Iterator
@@ -14,40 +14,40 @@ from skimage.registration import optical_flow_ilk
 from skimage.transform import downscale_local_mean, warp
 
 ROWS = 64  # of the pictures whose flow is estimated: enough for directions, and fast
-GAP = 2  # frames between the two that are compared: far enough to see a slow motion, near enough to overlap
-LEAST = 0.5 / 128  # heights over the whole clip: less motion than this agrees with no prompt
+GAP = 2  # frames from one compared frame to the other: enough to see slow motion, few enough to overlap
+LEAST = 0.5 / 128  # heights over the whole clip: smaller motion has no direction
 FIT_ROUNDS = 4
 
 
 class Motion(NamedTuple):
     """Motion of the content over a whole clip, in frame heights (clockwise: radians)."""
 
-    right: float  # of the background, as are down, outward and clockwise
+    right: float  # background, as are down, outward and clockwise
     down: float
     outward: float  # at one height from the centre: zooming in is positive
     clockwise: float
-    object_right: float  # of the tenth of the pixels that departs most from the background
+    object_right: float  # the tenth of the pixels that departs most from the background
     object_down: float
 
 
 def small_grey(frames: np.ndarray) -> np.ndarray:
-    """uint8 (N, H, W, 3) -> float (N, about 64, w) in [0, 1]."""
+    """Convert frames to small grey pictures: uint8 (N, H, W, 3) -> float (N, about 64, w) in [0, 1]."""
     factor = max(1, round(frames.shape[1] / ROWS))
     return downscale_local_mean(rgb2gray(frames), (1, factor, factor))
 
 
 def flows(grey: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(frame, later frame, flow (2, h, w) in pixels: down, right) for frames GAP apart; a short clip gives its ends."""
+    """Yield (frame, later frame, flow (2, h, w) in pixels: down, right) for frames GAP apart, or a clip's ends."""
     gap = min(GAP, len(grey) - 1)
     for before, after in zip(grey[:-gap:gap], grey[gap::gap], strict=False):
         yield before, after, optical_flow_ilk(before, after, radius=5, num_warp=8)
 
 
 def measure(frames: np.ndarray) -> tuple[Motion, float]:
-    """The motion of a clip, uint8 (N, H, W, 3) with N >= 2, and its consistency.
+    """Measure the motion of a clip, uint8 (N, H, W, 3) with N >= 2, and its consistency.
 
-    Consistency: mean SSIM of a frame with the one two later, moved back along the flow. 1 is content that only moves;
-    what appears, vanishes, flickers or deforms lowers it.
+    Consistency: mean SSIM of a frame with the one two later, warped back along the flow. 1 is content that only moves;
+    content that appears, vanishes, flickers or deforms lowers it.
     """
     total = np.zeros(6)
     similar = []
@@ -60,14 +60,14 @@ def measure(frames: np.ndarray) -> tuple[Motion, float]:
 
 
 def clip_motion(flow: np.ndarray) -> np.ndarray:
-    """One flow (2, h, w) as the six numbers of Motion: a robust affine fit, and what departs from it."""
+    """Reduce one flow (2, h, w) to the six numbers of Motion: a robust affine fit, and the motion of outliers."""
     height, width = flow.shape[1:]
     y, x = np.mgrid[0:height, 0:width]
     y, x = (y - (height - 1) / 2) / height, (x - (width - 1) / 2) / height
     places = np.stack([np.ones(height * width), x.ravel(), y.ravel()], axis=1)
     moved = flow.reshape(2, -1)[::-1].T / height  # right, down; in heights
     weights = np.ones((len(places), 1))
-    for _ in range(FIT_ROUNDS):  # least squares, each time with less weight for what does not fit
+    for _ in range(FIT_ROUNDS):  # least squares, each time with less weight for outliers
         fit = np.linalg.lstsq(places * weights, moved * weights, rcond=None)[0]
         rest = moved - places @ fit
         error = np.linalg.norm(rest, axis=1, keepdims=True)
@@ -78,7 +78,7 @@ def clip_motion(flow: np.ndarray) -> np.ndarray:
 
 
 def agrees(motion: Motion, kind: str, direction: str) -> bool | None:
-    """Whether the motion goes the way that a prompt says; None for kinds without a direction (sway, still, ...).
+    """Whether the motion has the direction of the prompt; None for kinds without a direction (sway, still, ...).
 
     kind, direction: as in cinemo.synthetic. A camera that pans left moves the content to the right.
     """

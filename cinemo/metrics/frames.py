@@ -1,6 +1,6 @@
-"""One clip's pixels: is the photo kept, are colours kept, is the change smooth.
+"""Metrics of one clip's pixels: fidelity to the photo, colour drift, smoothness of the change.
 
-Knows numpy and scikit-image. Every function takes uint8 (N, H, W, 3), RGB.
+Every function takes uint8 (N, H, W, 3), RGB.
 """
 
 import numpy as np
@@ -9,13 +9,13 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from skimage.transform import downscale_local_mean
 
 SMOOTH_ROWS = 8
-ROUNDING = 0.5  # grey levels: what a still clip's neighbours may differ by when every frame is rounded
+ROUNDING = 0.5  # grey levels: difference between neighbours of a still clip that rounding alone can cause
 
 
 def first_frame_fidelity(frames: np.ndarray, image: np.ndarray) -> tuple[float, float]:
-    """How well the clip begins with the photo: PSNR in dB and SSIM of frame 0 and image, uint8 (H, W, 3).
+    """PSNR in dB and SSIM between frame 0 and the photo, uint8 (H, W, 3).
 
-    scikit-image's, data range 255 (SSIM with its 7 x 7 window, over RGB). An exact copy has a PSNR of infinity.
+    Computed by scikit-image, data range 255 (SSIM over RGB, 7 x 7 window). An exact copy has a PSNR of infinity.
     Raises ValueError when the sizes differ.
     """
     if frames.shape[1:] != image.shape:
@@ -33,7 +33,7 @@ def neighbour_difference(frames: np.ndarray) -> np.ndarray:
 def abruptness(frames: np.ndarray) -> float:
     """The largest of the neighbouring-frame differences over their median: 1 is even motion, more is a jump (Fig. 5).
 
-    The median counts as at least half a level, so that a nearly still clip is not called abrupt for its rounding.
+    The median counts as at least half a level, so that rounding does not make a nearly still clip abrupt.
     """
     differences = neighbour_difference(frames)
     return float(max(differences.max(), ROUNDING) / max(np.median(differences), ROUNDING))
@@ -42,8 +42,8 @@ def abruptness(frames: np.ndarray) -> float:
 def smoothness(frames: np.ndarray) -> float:
     """1 when the picture changes evenly, 0 when each change is undone by the next: 1 - |x' - x''| / (|x'| + |x''|).
 
-    x' and x'' are neighbouring changes of a pixel, sums run over pixels and frames, and the pictures are means of
-    blocks that leave 8 rows: there, content that moves evenly changes pixels evenly. A still clip is smooth. N >= 3.
+    x' and x'' are consecutive changes of a pixel, summed over pixels and frames. Frames are first averaged to 8 rows of
+    blocks, where content that moves evenly changes pixels evenly. A still clip is smooth (1). N >= 3.
     """
     block = max(1, frames.shape[1] // SMOOTH_ROWS)
     changes = np.diff(downscale_local_mean(frames.astype(np.float64), (1, block, block, 1)), axis=0)
@@ -52,15 +52,16 @@ def smoothness(frames: np.ndarray) -> float:
 
 
 def colour_drift(frames: np.ndarray) -> np.ndarray:
-    """Mean CIE Lab distance (CIE76) of the pixels of each frame from those of the first: float64 (N,), 0 first.
+    """Mean CIE Lab distance (CIE76) of each frame's pixels from those of the first frame: float64 (N,), 0 first.
 
-    Motion raises it too: compare clips of like motion, or see mean_colour_drift.
+    Motion raises it too: compare only clips of similar motion, or use mean_colour_drift.
     """
     lab = rgb2lab(frames)
     return np.array([deltaE_cie76(lab[0], frame).mean() for frame in lab])
 
 
 def mean_colour_drift(frames: np.ndarray) -> np.ndarray:
-    """CIE Lab distance of each frame's mean colour from the first's: float64 (N,). Hardly sees motion; 2.3 shows."""
+    """CIE Lab distance of each frame's mean colour from the first's: float64 (N,). Motion hardly matters; 2.3 is
+    just noticeable."""
     means = rgb2lab(frames).mean(axis=(1, 2))
     return np.linalg.norm(means - means[0], axis=-1)

@@ -1,8 +1,8 @@
-"""Clips -> features of the networks that published numbers come from: I3D, C3D, Inception, CLIP, LPIPS.
+"""Clips -> features of the networks that published metrics use: I3D, C3D, Inception, CLIP, LPIPS.
 
-Weights come from a path, or from the hub as hf://OWNER/NAME/FILE (CLIP: a directory or OWNER/NAME). A loader looks at
-what the network does before it returns, so that another network's weights are refused and never measured with. Each
-returns a function of one clip, uint8 (N, H, W, 3), RGB. Knows preprocessing. Knows nothing of sets of clips.
+Weights come from a path, or from the hub as hf://OWNER/NAME/FILE (CLIP: a directory or OWNER/NAME). A loader tries the
+network before it returns, so that weights of another network are refused. Each returns a function of one clip, uint8
+(N, H, W, 3), RGB.
 """
 
 import os
@@ -17,11 +17,11 @@ from torch import Tensor
 Features = Callable[[np.ndarray], np.ndarray]
 I3D_WIDTH, C3D_WIDTH, INCEPTION_WIDTH = 400, 101, 2048
 INCEPTION_SIDE = 299
-LEAST_FRAMES = 10  # that I3D's temporal pooling leaves something of
+LEAST_FRAMES = 10  # that I3D's temporal pooling needs
 
 
 def find(weights: str) -> str:
-    """A file of weights on this machine; hf://OWNER/NAME/FILE is fetched. Raises ValueError."""
+    """Local path of a weights file; hf://OWNER/NAME/FILE is downloaded. Raises ValueError if there is none."""
     if weights.startswith("hf://"):
         from huggingface_hub import hf_hub_download
 
@@ -37,13 +37,13 @@ def find(weights: str) -> str:
 
 
 def load_script(weights: str, name: str, device: str) -> Any:
-    """A TorchScript file. Raises ValueError."""
+    """Load a TorchScript file. Raises ValueError if it is missing or not TorchScript."""
     path = find(weights)
     try:
         return torch.jit.load(path, map_location=device).eval()
     except (RuntimeError, ValueError, OSError) as error:
         raise ValueError(
-            f"{weights} is no TorchScript file, which {name} needs: {str(error).splitlines()[0]}"
+            f"{weights} is not a TorchScript file, which {name} needs: {str(error).splitlines()[0]}"
         ) from error
 
 
@@ -53,20 +53,20 @@ def as_batch(frames: np.ndarray, device: str) -> Tensor:
 
 
 def checked(features: Features, weights: str, name: str, frames: int, width: int) -> Features:
-    """`features`, if it gives `width` numbers for a clip of so many frames. Raises ValueError."""
+    """Return `features` if it gives `width` numbers for a clip of `frames` frames; else raise ValueError."""
     blank = np.zeros((frames, 64, 64, 3), np.uint8)
     try:
-        found = features(blank).shape
-    except Exception as error:  # whatever another network raises at an input that is not its own
+        shape = features(blank).shape
+    except Exception as error:  # another network may raise anything at this input
         first = (str(error).strip() or type(error).__name__).split("\n")[-1]
         raise ValueError(f"{weights} is not {name}: it does not take its input ({first})") from error
-    if found[-1] != width:
-        raise ValueError(f"{weights} is not {name}: it gives {found[-1]} numbers for a clip, {name} gives {width}")
+    if shape[-1] != width:
+        raise ValueError(f"{weights} is not {name}: it gives {shape[-1]} numbers for a clip, {name} gives {width}")
     return features
 
 
 def load_i3d(weights: str, device: str = "cpu") -> Features:
-    """FVD's network: a clip -> its I3D logits over Kinetics-400, float32 (400,).
+    """Load FVD's network: a clip -> its I3D logits over Kinetics-400, float32 (400,).
 
     The TorchScript of Unterthiner et al.'s I3D that StyleGAN-V published (i3d_torchscript.pt), with its preprocessing:
     bilinear to 224 x 224, values to [-1, 1] (rescale, resize), before the softmax (return_features). At least 10
@@ -84,7 +84,7 @@ def load_i3d(weights: str, device: str = "cpu") -> Features:
 
 
 def load_c3d(weights: str, device: str = "cpu") -> Features:
-    """The video inception score's network: a clip -> probabilities of UCF-101's classes, float32 (101,).
+    """Load the video inception score's network: a clip -> probabilities of UCF-101's classes, float32 (101,).
 
     The TorchScript of Saito et al.'s C3D, fine-tuned on UCF-101, that StyleGAN-V published (c3d_ucf101.pt). It scales
     to its own 112 x 112 and subtracts its mean. Takes 16 frames: longer clips are cut, shorter ones refused.
@@ -103,11 +103,11 @@ def load_c3d(weights: str, device: str = "cpu") -> Features:
 
 
 def load_inception(weights: str, device: str = "cpu") -> Features:
-    """FID's network: a clip -> Inception-v3 pool features of every frame, float32 (N, 2048).
+    """Load FID's network: a clip -> Inception-v3 pool features of every frame, float32 (N, 2048).
 
-    The TorchScript inception-2015-12-05.pt that StyleGAN2-ada published. Resized as clean-fid does (Parmar et al.,
-    2022): each channel in float32 by PIL's bicubic filter, which antialiases, to 299 x 299, then (x - 128) / 128
-    past the script's own resizing.
+    The TorchScript inception-2015-12-05.pt that StyleGAN2-ada published. Frames are resized as in clean-fid (Parmar et
+    al., 2022): each channel in float32 by PIL's antialiased bicubic filter to 299 x 299, then (x - 128) / 128; the
+    script's own resizing is bypassed.
     """
     script = load_script(weights, "Inception", device)
 
@@ -126,9 +126,9 @@ def clean_resize(frame: np.ndarray, side: int = INCEPTION_SIDE) -> np.ndarray:
 
 
 def load_clip(weights: str, device: str = "cpu") -> Callable[[np.ndarray, str], tuple[float, float]]:
-    """CLIPSIM and CLIP consistency of a clip and its prompt.
+    """Load CLIP: a clip and its prompt -> CLIPSIM and CLIP consistency.
 
-    CLIPSIM: mean cosine similarity of prompt and frames (Wu et al., GODIVA; theirs is openai/clip-vit-base-patch32).
+    CLIPSIM: mean cosine similarity of prompt and frames (Wu et al., GODIVA, use openai/clip-vit-base-patch32).
     Consistency: mean cosine similarity of neighbouring frames (Esser et al., 2023). transformers' CLIP with the image
     and text processing that its directory states. Raises ValueError when it cannot be loaded.
     """
@@ -136,11 +136,11 @@ def load_clip(weights: str, device: str = "cpu") -> Callable[[np.ndarray, str], 
     from transformers.utils import logging
 
     level = logging.get_verbosity()
-    logging.set_verbosity_error()  # how it processes images without torchvision is no news
+    logging.set_verbosity_error()  # hide its warning about image processing without torchvision
     try:
         model = CLIPModel.from_pretrained(weights).to(device).eval()
         processor = CLIPProcessor.from_pretrained(weights)
-    except Exception as error:  # the hub's, safetensors' and json's own
+    except Exception as error:  # errors of the hub, safetensors or json
         first = str(error).strip().split("\n")[0]
         raise ValueError(f"CLIP {weights} cannot be loaded: {first}") from error
     finally:
@@ -159,10 +159,10 @@ def load_clip(weights: str, device: str = "cpu") -> Callable[[np.ndarray, str], 
 
 
 def load_lpips(weights: str, device: str = "cpu") -> Callable[[np.ndarray, np.ndarray], float]:
-    """LPIPS of two pictures, uint8 (H, W, 3): 0 is equal (Zhang et al., 2018).
+    """Load LPIPS: two pictures, uint8 (H, W, 3) -> their distance, 0 if equal (Zhang et al., 2018).
 
-    The TorchScript vgg16.pt of StyleGAN2-ada, whose features with return_lpips have the distance as their squared norm.
-    Sizes are kept; both sides need at least 32 pixels.
+    The TorchScript vgg16.pt of StyleGAN2-ada: the squared norm of the difference of its return_lpips features is the
+    distance. Pictures are not resized; both sides need at least 32 pixels.
     """
     script = load_script(weights, "LPIPS", device)
 
@@ -173,9 +173,9 @@ def load_lpips(weights: str, device: str = "cpu") -> Callable[[np.ndarray, np.nd
 
     blank = np.zeros((2, 64, 64, 3), np.uint8)
     try:
-        same = embed(blank)
+        features = embed(blank)
     except Exception as error:
         raise ValueError(f"{weights} is not the VGG of LPIPS: it does not take return_lpips ({error})") from error
-    if same.ndim != 2:
-        raise ValueError(f"{weights} is not the VGG of LPIPS: it gives {same.shape} for two pictures")
+    if features.ndim != 2:
+        raise ValueError(f"{weights} is not the VGG of LPIPS: it gives {features.shape} for two pictures")
     return lambda a, b: float(np.square(np.diff(embed(np.stack([a, b])), axis=0)).sum())

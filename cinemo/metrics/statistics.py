@@ -1,6 +1,6 @@
-"""Comparing sets: Frechet distance, inception score, motion fidelity, and how sure a figure is.
+"""Statistics of sets: Frechet distance, inception score, motion fidelity, and confidence intervals.
 
-Knows arrays of numbers, one row an item. Knows nothing of pixels or of the networks that the numbers come from.
+Sets are arrays of numbers with one row per item.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,8 +16,8 @@ def frechet_distance(real: np.ndarray, generated: np.ndarray) -> float:
     """Frechet distance of two sets of features (n, d), seen as Gaussians: FID with Inception's, FVD with I3D's.
 
     |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), with sample covariances (Dowson and Landau, 1982; Heusel et al., 2017).
-    The last trace is the sum of the singular values of A1 A2', where S = A'A: no square root of a matrix that may be
-    singular. float64. Raises ValueError for fewer than two rows, or features of different width.
+    The last trace is computed as the sum of the singular values of A1 A2', where S = A'A, which avoids the square root
+    of a possibly singular matrix. float64. Raises ValueError for fewer than two rows, or features of different width.
     """
     real, generated = np.asarray(real, np.float64), np.asarray(generated, np.float64)
     for name, features in (("real", real), ("generated", generated)):
@@ -34,7 +34,7 @@ def frechet_distance(real: np.ndarray, generated: np.ndarray) -> float:
 
 
 def _factor(features: np.ndarray) -> np.ndarray:
-    """A with A'A the sample covariance: at most d rows."""
+    """Factor A of the sample covariance A'A, with at most d rows."""
     centred = (features - features.mean(axis=0)) / np.sqrt(len(features) - 1)
     if len(features) <= features.shape[1]:
         return centred
@@ -42,28 +42,28 @@ def _factor(features: np.ndarray) -> np.ndarray:
 
 
 def frechet_at_infinity(real: np.ndarray, generated: np.ndarray, seed: int = 0, points: int = 6) -> float:
-    """The Frechet distance that infinitely many items would have, by its bias, which is linear in 1 / n.
+    """Extrapolate the Frechet distance to infinitely many items: its bias is linear in 1 / n.
 
-    A line through the distances of subsets of n/2 to n items, at 1/n = 0 (Chong and Forsyth, 2020). Raises ValueError
-    for fewer than 8 items.
+    A line is fitted to the distances of subsets of n/2 to n items, and read at 1/n = 0 (Chong and Forsyth, 2020).
+    Raises ValueError for fewer than 8 items.
     """
     count = min(len(real), len(generated))
     if count < 8:
         raise ValueError(f"the bias of a Frechet distance needs at least 8 items, got {count}")
     rng = np.random.default_rng(seed)
     sizes = np.unique(np.linspace(count // 2, count, points).astype(int))
-    found = [
+    distances = [
         frechet_distance(real[rng.permutation(len(real))[:n]], generated[rng.permutation(len(generated))[:n]])
         for n in sizes
     ]
-    return float(np.polyfit(1 / sizes, found, 1)[1])
+    return float(np.polyfit(1 / sizes, distances, 1)[1])
 
 
 def inception_score(probabilities: np.ndarray, splits: int = 10) -> tuple[float, float]:
-    """exp of the mean KL divergence of each row from the mean row, by splits: their mean and deviation.
+    """Inception score: mean and standard deviation, over splits, of exp(mean KL divergence of rows from the mean row).
 
     probabilities: (n, classes), rows that sum to 1 (Salimans et al., 2016; C3D's over UCF-101's classes for videos,
-    Saito et al., 2017). The deviation is the population's, as there. Raises ValueError for fewer rows than splits.
+    Saito et al., 2017). As there, the deviation is the population's. Raises ValueError for fewer rows than splits.
     """
     values = np.asarray(probabilities, np.float64)
     if values.ndim != 2 or len(values) < splits:
@@ -79,28 +79,30 @@ def inception_score(probabilities: np.ndarray, splits: int = 10) -> tuple[float,
 
 
 class MotionFidelity(NamedTuple):
-    """How well the motion that was asked for is the motion that is there."""
+    """Agreement of requested and measured motion buckets."""
 
     spearman: float  # rank correlation of requested and measured bucket
     error: float  # mean absolute difference, in buckets
     bias: float  # mean of measured minus requested
-    by_bucket: dict[int, tuple[float, int]]  # requested bucket -> mean measured one, and how many clips
+    by_bucket: dict[int, tuple[float, int]]  # requested bucket -> mean measured bucket, number of clips
 
 
 def motion_fidelity(requested: Sequence[int], measured: Sequence[float]) -> MotionFidelity:
-    """Requested against measured motion buckets. Spearman is NaN where all requests, or all measurements, are one.
+    """Compare requested with measured motion buckets. Spearman is NaN if all requests, or all measurements, are equal.
 
     Raises ValueError for fewer than 3 clips.
     """
-    asked, found = np.asarray(requested), np.asarray(measured, np.float64)
-    if len(asked) < 3 or len(asked) != len(found):
-        raise ValueError(f"motion fidelity needs at least 3 clips, got {len(asked)} requests and {len(found)} clips")
-    varies = len(set(asked.tolist())) > 1 and len(set(found.tolist())) > 1
-    table = {int(b): (float(found[asked == b].mean()), int((asked == b).sum())) for b in np.unique(asked)}
+    expected, actual = np.asarray(requested), np.asarray(measured, np.float64)
+    if len(expected) < 3 or len(expected) != len(actual):
+        raise ValueError(
+            f"motion fidelity needs at least 3 clips, got {len(expected)} requests and {len(actual)} clips"
+        )
+    varies = len(set(expected.tolist())) > 1 and len(set(actual.tolist())) > 1
+    table = {int(b): (float(actual[expected == b].mean()), int((expected == b).sum())) for b in np.unique(expected)}
     return MotionFidelity(
-        float(spearmanr(asked, found).statistic) if varies else float("nan"),
-        float(np.abs(found - asked).mean()),
-        float((found - asked).mean()),
+        float(spearmanr(expected, actual).statistic) if varies else float("nan"),
+        float(np.abs(actual - expected).mean()),
+        float((actual - expected).mean()),
         table,
     )
 
@@ -108,10 +110,10 @@ def motion_fidelity(requested: Sequence[int], measured: Sequence[float]) -> Moti
 def bootstrap(
     count: int, statistic: Callable[[np.ndarray], float], rounds: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """A 95 % confidence interval by the percentile bootstrap (Efron, 1979).
+    """95 % confidence interval by the percentile bootstrap (Efron, 1979).
 
-    count: items. statistic: of the indices of a resample (count,), drawn with repetition. A resample without a value
-    (NaN) is left out; where all are, so is the interval: (NaN, NaN).
+    count: number of items. statistic: function of a resample's indices (count,), drawn with replacement. Resamples with
+    the value NaN are left out; if all are, the interval is (NaN, NaN).
     """
     rng = np.random.default_rng(seed)
     values = np.array([statistic(rng.integers(count, size=count)) for _ in range(rounds)])

@@ -1,7 +1,7 @@
 """Captioned procedural clips with known motion: data for tests, for the demo and for the built-in model.
 
-images.py draws what is seen, captions.py says it, plan.py chooses the motion, render.py makes the frames; this file
-is what others call. Knows nothing of training.
+images.py draws still images, captions.py words the motion, plan.py chooses it, render.py makes the frames; this file
+is the interface.
 """
 
 import csv
@@ -31,12 +31,12 @@ VIDEO_STEP = 1 / 6  # written videos are slower than clips: a clip takes every 3
 
 @dataclass(frozen=True)
 class SyntheticClip:
-    """A clip and the truth about it. Only frames and caption are for training; the rest is for evaluation."""
+    """A clip and its ground truth. Only frames and caption are for training; the rest is for evaluation."""
 
     frames: np.ndarray  # uint8 (N, H, W, 3)
     caption: str
     kind: str  # one of KINDS
-    direction: str  # one of DIRECTIONS[kind]; "left" for a pan is where the camera turns: content moves right
+    direction: str  # one of DIRECTIONS[kind]; in a pan to the "left" the camera turns left, so content moves right
     strength: float  # in [0, 1]
 
 
@@ -50,7 +50,7 @@ def make_clip(
 ) -> SyntheticClip:
     """Clip number `seed` of an endless series; the same arguments give the same bytes on one machine.
 
-    size: (H, W) in pixels. kinds: names from KINDS, all when None. held_out: over photos that no training clip shows.
+    size: (H, W) in pixels. kinds: names from KINDS, all when None. held_out: use photos that no training clip shows.
     frame_step: time between frames; below 1 the motion is slower. Raises ValueError for an unknown kind.
     """
     duration = (num_frames - 1) * frame_step
@@ -70,8 +70,8 @@ def write_clips(
 ) -> Path:
     """Write `count` videos and captions.csv, with WebVid's columns, into the folder; returns the CSV's path.
 
-    contentUrl is the file's name beside the CSV, name the caption. Videos are long and slow enough to be sampled with
-    frame intervals of 3 to 10. What is there under the same names is replaced.
+    Column contentUrl is the file's name, relative to the CSV; name is the caption. Videos are long and slow enough to
+    be sampled with frame intervals of 3 to 10. Files of the same names are replaced.
     """
     from cinemo.video import write_video  # the only part that needs a video library
 

@@ -1,6 +1,6 @@
-"""What a caption says: a small grammar for every kind of motion.
+"""Captions: a small grammar for every kind of motion.
 
-Knows words. Knows nothing of pixels. The first phrase of every list is the plain one, used in documentation and tests.
+The first phrase of every list is the plain one, used in documentation and tests.
 
 Convention, here and in every prompt of the built-in model: "the camera pans left" means that the camera turns left, so
 that the picture's content moves to the right; "a shape moves left" means that the shape itself goes left.
@@ -99,11 +99,11 @@ WORDS = {
     "pace": ("slow", "smooth", "steady", "quick", "gentle"),
     "adverb": ("slowly", "smoothly", "steadily", "gently", "quickly"),
 }
-SCENE_SHARE = 0.3  # of captions name a scene too, at random: the motion must be found among other words
+SCENE_SHARE = 0.3  # of captions also name a random scene, so that the model learns to find the motion among other words
 
 
 def caption(kind: str, direction: str, rng: np.random.Generator) -> str:
-    """One way to say it, drawn from the grammar. Words for pace carry no meaning: the motion bucket sets the pace."""
+    """Draw a caption from the grammar. Words for pace carry no meaning, because the motion bucket sets the pace."""
     template = _pick(_templates(kind, direction), rng)
     words = {name: _pick(choices, rng) for name, choices in WORDS.items()}
     text = template.format(direction=direction, **words)
@@ -119,7 +119,7 @@ def plain_caption(kind: str, direction: str) -> str:
 
 
 def all_words(kinds: Collection[str]) -> list[str]:
-    """Every text that the grammar can draw from for these kinds, once: what a tokenizer should know well."""
+    """All texts of the grammar for these kinds, to train a tokenizer on."""
     templates = [phrase for (kind, _), phrases in PHRASES.items() if kind in kinds for phrase in phrases]
     templates += [*PAN_PHRASES, *OBJECT_PHRASES]
     texts = [t.format(direction=d, pace="", adverb="") for t in templates for d in ("left", "right", "up", "down")]

@@ -1,7 +1,6 @@
 """Still images for synthetic clips: scikit-image's bundled photos and procedural pictures.
 
-Knows where the photos are, which of them are kept for evaluation, and how to draw pictures from noise. Knows nothing of
-motion or captions. Nothing is downloaded: only files inside the scikit-image wheel are read.
+Some photos are held out for evaluation. Nothing is downloaded: only files inside the scikit-image wheel are read.
 """
 
 from functools import lru_cache
@@ -125,7 +124,7 @@ def dead_leaves(rng: np.random.Generator) -> np.ndarray:
 
 @lru_cache(maxsize=256)
 def veil(kind: str, index: int) -> np.ndarray:
-    """How much veil number `index` of a kind hides of what is behind it: uint8 (288, 432), continued at its borders.
+    """Opacity of veil number `index` of a kind, a layer in front of the scene: uint8 (288, 432), periodic.
 
     kind: "snow" (soft discs), "rain" (streaks), "bubbles" (rings) or "clouds" (fractal noise).
     """
@@ -151,5 +150,5 @@ def veil(kind: str, index: int) -> np.ndarray:
 
 
 def to_uint8(values: np.ndarray) -> np.ndarray:
-    """Numbers in [0, 1] to bytes; what lies outside is clipped."""
+    """Convert numbers in [0, 1] to uint8; others are clipped."""
     return (np.clip(values, 0, 1) * 255 + 0.5).astype(np.uint8)

@@ -1,6 +1,4 @@
-"""Which motion a clip has: every number that drawing it needs, drawn from one seed.
-
-Knows kinds of motion, their directions and strengths. Draws no pixel.
+"""Plans of clips: kind, direction and strength of the motion, and all other numbers to render it, from one seed.
 
 Lengths are in window heights, times in frames: a clip looks the same at every size. Image axes: x to the right, y down.
 """
@@ -28,12 +26,11 @@ DIRECTIONS: dict[str, tuple[str, ...]] = {
     "bubbles": ("up",),
     "stretch": ("wide",),
 }
-KINDS = tuple(
-    kind for kind in DIRECTIONS if kind != "stretch"
-)  # all but one, which no model has seen: `make demo` has it
+# Without "stretch", which no model has seen: `make demo` trains on it.
+KINDS = tuple(kind for kind in DIRECTIONS if kind != "stretch")
 VECTORS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
 VEILS = 32  # of each kind
-SCENES_IN_TRAINING = 768  # canvases that clips are made from; drawing one takes 15 ms, once
+SCENES_IN_TRAINING = 768  # canvases that clips are made from; each is drawn once, in 15 ms
 
 # At strength 1, per frame. A pan moves 7 pixels a frame at 128 x 192: on a detailed picture, bucket 15 and more.
 FULL_PAN = 0.055
@@ -49,7 +46,7 @@ FULL_VEIL = {"clouds": 0.06, "snow": 0.05, "rain": 0.2, "bubbles": 0.04}
 
 @dataclass(frozen=True)
 class Plan:
-    """One clip before it is drawn."""
+    """All that is needed to render one clip."""
 
     kind: str
     direction: str
@@ -63,11 +60,16 @@ class Plan:
     zoom: float = 0.0  # growth of log magnification a frame
     stretch: float = 0.0  # growth of log width a frame
     rotation: float = 0.0  # radians a frame, of the content, clockwise where positive
-    wave: tuple[float, float, float, float] = (0.0, 1.0, 0.0, 0.0)  # amplitude, waves a height, radians a frame, phase
+    wave: tuple[float, float, float, float] = (
+        0.0,
+        1.0,
+        0.0,
+        0.0,
+    )  # amplitude, waves per height, radians a frame, phase
     radial: bool = False  # waves run from the middle, else they sway rows
     flicker: tuple[float, float, float] = (0.0, 0.0, 0.0)  # amplitude, radians a frame, phase
-    shake: tuple[float, ...] = ()  # amplitude, and of the two axes two radians a frame and two phases each
-    veil: int = -1  # number of the veil, of the clip's kind, before the picture; -1 is none
+    shake: tuple[float, ...] = ()  # amplitude; then, two for each axis: radians a frame; phases
+    veil: int = -1  # number of the veil, of the clip's kind, in front of the picture; -1 is none
     veil_velocity: tuple[float, float] = (0.0, 0.0)
     colour: np.ndarray = field(default_factory=lambda: np.eye(3))  # (3, 3), from the canvas's RGB to the clip's
     flip: bool = False  # the canvas is mirrored
@@ -86,7 +88,7 @@ def make_plan(
     min_strength: float = 0.0,
     max_strength: float = 1.0,
 ) -> Plan:
-    """The plan of clip number `seed`: the same arguments always give the same plan.
+    """Draw the plan of clip number `seed`: the same arguments always give the same plan.
 
     aspect: width over height of the window. duration: from the first frame to the last, in frames at full speed.
     kinds: names from KINDS, all of them when None. min_strength, max_strength: of the motion, except for "still".
@@ -124,7 +126,10 @@ def make_plan(
         motion["shake"] = (FULL_SHAKE * strength, *map(float, speeds), *map(float, phases))
     elif kind in FULL_VEIL:
         dx, dy = VECTORS[direction]
-        speed, aside = FULL_VEIL[kind] * strength, float(rng.uniform(-0.15, 0.15))  # of the way: nothing falls straight
+        speed, aside = (
+            FULL_VEIL[kind] * strength,
+            float(rng.uniform(-0.15, 0.15)),
+        )  # sideways share: nothing falls straight
         motion |= {
             "veil": int(rng.integers(VEILS)),
             "veil_velocity": (speed * (dx + aside * dy), speed * (dy + aside * dx)),
@@ -139,9 +144,9 @@ def make_plan(
 def _window(
     rng: np.random.Generator, aspect: float, velocity: tuple[float, float], zoom: float, duration: float
 ) -> tuple[float, tuple[float, float]]:
-    """Height and first middle of the window, as shares of the canvas, such that its whole path stays on the canvas."""
-    widest = np.exp(max(0.0, -zoom * duration))  # window at its largest, in heights of the first
-    # All in window heights: what the path covers across and down.
+    """Height and first centre of the window, as shares of the canvas, such that its whole path stays on the canvas."""
+    widest = np.exp(max(0.0, -zoom * duration))  # largest window, in heights of the first
+    # Extent of the path, across and down, in window heights.
     covered = (aspect * widest + abs(velocity[0]) * duration, widest + abs(velocity[1]) * duration)
     share = (CANVAS_SIZE[0] / CANVAS_SIZE[1], 1.0)  # of the canvas's width and height, for one canvas height
     room = min(1 / (length * unit) for length, unit in zip(covered, share, strict=True))
@@ -157,7 +162,7 @@ def _window(
 def _moving_object(
     rng: np.random.Generator, direction: str, strength: float, duration: float, aspect: float
 ) -> dict[str, object]:
-    """A shape of another canvas's texture that crosses the window; at no time is it wholly outside."""
+    """A shape with another canvas's texture that crosses the window and is never wholly outside it."""
     dx, dy = VECTORS[direction]
     speed = FULL_OBJECT * strength
     middle = (float(rng.uniform(-0.3, 0.3)) * aspect, float(rng.uniform(-0.3, 0.3)))
@@ -173,7 +178,7 @@ def _moving_object(
 
 
 def _colour(rng: np.random.Generator) -> np.ndarray:
-    """A mixing matrix (3, 3) that shuffles, greys and dims channels: few photos then show many colours."""
+    """Mixing matrix (3, 3) that shuffles, greys and dims channels, so that few photos show many colours."""
     mix = np.eye(3)[rng.permutation(3)] if rng.random() < 0.5 else np.eye(3)
     grey = rng.uniform(0, 1) if rng.random() < 0.3 else 0.0
     return (mix * (1 - grey) + grey / 3) * rng.uniform(0.6, 1.1)

@@ -1,7 +1,6 @@
-"""Draws plans: canvases and motions become frames.
+"""Render plans to frames, by sampling canvases along a camera's path.
 
-Knows how to sample a canvas along a camera's path. Works on any device and on many clips at once, so that a training
-loop can make its own clips on its GPU. Knows nothing of files and of what is worth learning.
+Works on any device and on many clips at once, so that a training loop can make clips on its GPU.
 """
 
 from functools import lru_cache
@@ -30,10 +29,10 @@ def render(
     device: torch.device | str = "cpu",
     middle: tuple[int, int] | None = None,
 ) -> torch.Tensor:
-    """Frames of B plans: uint8 (B, N, H, W, 3) on the device.
+    """Render the frames of B plans: uint8 (B, N, H, W, 3) on the device.
 
     frame_step: time from one frame to the next; 1/6 makes a video in which every sixth frame is a frame of the clip.
-    middle: (H, W) of the part around the middle of the frames that is wanted; all of it when None.
+    middle: (H, W) of the central part to render; the whole frame when None.
     """
     device = torch.device(device)
     height = size[0]
@@ -62,15 +61,15 @@ def render(
 
 
 def camera_view(plan: Plan, time: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where each output pixel looks: x and y (N, H, W) in window heights from the window's first middle.
+    """Canvas position of each output pixel: x and y (N, H, W) in window heights from the window's first centre.
 
-    time: (N,), in frames at full speed. x, y: (H, W), where the pixel lies, in the same measure.
+    time: (N,), in frames at full speed. x, y: (H, W), the pixel's position in the window, in the same unit.
     """
     t = time[:, None, None]
     amplitude, number, speed, phase = plan.wave
     if amplitude:
         along = torch.hypot(x, y) if plan.radial else y
-        # Minus the wave at time 0: the first frame is the undisturbed picture, as for every other kind.
+        # Less the wave at time 0, so that the first frame is the undisturbed picture, as for every other kind.
         swing = torch.sin(2 * np.pi * number * along - speed * t - phase)
         swing = amplitude * (swing - torch.sin(2 * np.pi * number * along - phase))
         radius = along.clamp(min=0.05)
@@ -81,7 +80,7 @@ def camera_view(plan: Plan, time: torch.Tensor, x: torch.Tensor, y: torch.Tensor
         swing = amplitude * (torch.sin(speeds * t + phases) - torch.sin(phases)).sum(dim=1) / 2  # 0 at time 0
         return x + swing[0], y + swing[1]
     scale = torch.exp(-plan.zoom * t)
-    # The content turns by +angle, so the place that a pixel shows is found by turning back.
+    # The content turns by +angle, so the lookup turns by -angle.
     cos, sin = torch.cos(plan.rotation * t) * scale, torch.sin(plan.rotation * t) * scale
     x = x * torch.exp(-plan.stretch * t)
     return cos * x + sin * y + plan.velocity[0] * t, cos * y - sin * x + plan.velocity[1] * t
@@ -103,7 +102,7 @@ def _sample(scene: torch.Tensor, x: torch.Tensor, y: torch.Tensor, plan: Plan) -
 def _draw_object(
     pixels: torch.Tensor, plan: Plan, time: torch.Tensor, x: torch.Tensor, y: torch.Tensor
 ) -> torch.Tensor:
-    """Lay the moving shape over pixels (3, N, H, W); its edge is as soft as one pixel of a 128-pixel window."""
+    """Draw the moving shape over pixels (3, N, H, W); its edge is as soft as one pixel of a 128-pixel window."""
     t = time[:, None, None]
     dx = x - plan.object_start[0] - plan.object_velocity[0] * t
     dy = y - plan.object_start[1] - plan.object_velocity[1] * t
@@ -115,7 +114,7 @@ def _draw_object(
 
 
 def _draw_veil(pixels: torch.Tensor, plan: Plan, time: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Lay snow, rain, bubbles or clouds over pixels (3, N, H, W). A veil is one window high, and repeats itself."""
+    """Draw snow, rain, bubbles or clouds over pixels (3, N, H, W). A veil is one window high and periodic."""
     t = time[:, None, None]
     across = CANVAS_SIZE[1] / CANVAS_SIZE[0]
     u = (x - plan.veil_velocity[0] * t) / across

@@ -1,7 +1,7 @@
 """Attention of the U-Net: within a frame, to the text, and between frames.
 
-Knows tokens in the layout (B, N, S, C): batch, frames, cells of a frame (h * w), channels. Knows nothing of
-convolutions, timesteps or what a frame means. Module and parameter names are the official checkpoint's.
+Tokens have the layout (B, N, S, C): batch, frames, cells of a frame (h * w), channels. Module and parameter names are
+the official checkpoint's.
 """
 
 import math
@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from cinemo.unet.ops import in_parts
 from cinemo.unet.pack import TILE, geglu, is_fast, linear
 
-ROTARY_DIM = 32  # channels of each head that turn with the frame's position; the rest stay
+ROTARY_DIM = 32  # channels of each head that are rotated by the frame's position
 ROTARY_THETA = 10_000.0
 NUM_BUCKETS = 32  # rows of the relative-position table: 16 for past and present keys, 16 for future ones
 MAX_DISTANCE = 32
-# What layers take at once. Linear ones are the faster for it: what lies between their products stays in the caches.
+# Bytes that a layer processes at once. Linear layers become faster: their intermediate values stay in the caches.
 LINEAR_BYTES, ATTENTION_BYTES = 5 * 2**19, 2**23
 
 
 class FramePositions(NamedTuple):
-    """What temporal attention needs to know of N frames; the same in every block, so made once a forward pass."""
+    """Positions of N frames for temporal attention; the same in every block, so computed once per forward pass."""
 
     bucket: Tensor  # int64 (N, N): row of the bias table for [query, key]
     cos: Tensor  # (N, 1, 1, ROTARY_DIM)
@@ -38,14 +38,14 @@ def rotary_frequencies(device: torch.device | None = None) -> Tensor:
 
 
 def relative_position_bucket(offset: Tensor) -> Tensor:
-    """T5's two-sided bucket of `offset` = key index - query index (int64, any shape), 0..31.
+    """T5's bidirectional bucket of `offset` = key index - query index (int64, any shape), 0..31.
 
-    Distances below 8 have a bucket each; beyond, buckets grow with the logarithm up to distance 32.
+    Distances below 8 have one bucket each; beyond, bucket sizes grow logarithmically up to distance 32.
     """
     half = NUM_BUCKETS // 2
     exact = half // 2
     distance = offset.abs()
-    # clamp keeps log(0) out of the branch that `where` does not take
+    # The clamp avoids log(0) in the branch that `where` does not take.
     log_part = exact + (
         torch.log(distance.clamp(min=1).float() / exact) / math.log(MAX_DISTANCE / exact) * (half - exact)
     ).long().clamp(max=half - 1 - exact)
@@ -53,10 +53,10 @@ def relative_position_bucket(offset: Tensor) -> Tensor:
 
 
 def frame_positions(index: Tensor, dtype: torch.dtype) -> FramePositions:
-    """Positions of frames, by number: int64 (N,). Angles are float64 for a float64 model and float32 for any other."""
+    """Positions of frames numbered `index`, int64 (N,). Angles are float64 for a float64 model, else float32."""
     device = index.device
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    angles = index.to(wide)[:, None] * rotary_frequencies(device).to(wide)[None]
+    precision = torch.float64 if dtype == torch.float64 else torch.float32
+    angles = index.to(precision)[:, None] * rotary_frequencies(device).to(precision)[None]
     angles = angles.repeat_interleave(2, dim=-1)[:, None, None]
     sign = torch.tensor([-1.0, 1.0], device=device).repeat(ROTARY_DIM // 2)
     return FramePositions(
@@ -67,7 +67,7 @@ def frame_positions(index: Tensor, dtype: torch.dtype) -> FramePositions:
 
 
 def rotate_(x: Tensor, positions: FramePositions) -> Tensor:
-    """Rotary embedding (RoFormer) of x (B, N, S, heads, head size >= ROTARY_DIM), in place; pairs are neighbours."""
+    """Apply rotary embedding (RoFormer) in place: x (B, N, S, heads, head size >= ROTARY_DIM), pairs are neighbours."""
     turned = x[..., :ROTARY_DIM]
     swapped = turned.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
     turned.mul_(positions.cos).addcmul_(swapped, positions.sin)
@@ -75,7 +75,7 @@ def rotate_(x: Tensor, positions: FramePositions) -> Tensor:
 
 
 def is_spelled_out(q: Tensor) -> bool:
-    """Whether attention keeps its scores: in bfloat16 on CPUs the fused kernel's backward is up to six times slower."""
+    """Whether to avoid the fused kernel: in bfloat16 on CPUs its backward pass is up to six times slower."""
     return torch.is_grad_enabled() and q.dtype == torch.bfloat16 and q.device.type == "cpu"
 
 
@@ -85,14 +85,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
         return (scores if bias is None else scores + bias).softmax(dim=-1) @ v
     keys = k.shape[-2]
-    if is_fast(q) and keys % TILE and bias is None:  # whole tiles of keys take half the time
+    if is_fast(q) and keys % TILE and bias is None:  # padding the keys to whole tiles halves the time
         k, v = (F.pad(x, (0, 0, 0, -keys % TILE)) for x in (k, v))
         bias = torch.where(torch.arange(k.shape[-2]) < keys, 0.0, -torch.inf).to(q.dtype).view(1, 1, 1, -1)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
 class Attention(nn.Module):
-    """Multi-head attention of x (B, L, C) to context (B, T, D); to itself when there is none. q, k, v have no bias."""
+    """Multi-head attention of x (B, L, C) to context (B, T, D), or to itself without one. q, k, v have no bias."""
 
     def __init__(self, channels: int, num_heads: int, context_dim: int | None = None) -> None:
         super().__init__()
@@ -107,13 +107,13 @@ class Attention(nn.Module):
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def forward(self, x: Tensor, context: Tensor | None, residual: Tensor) -> Tensor:
-        """residual (B, L, C) is added to the result."""
+        """x (B, L, C), context (B, T, D) or None -> (B, L, C); residual (B, L, C) is added to the result."""
         context = x if context is None else context
         q = self.split_heads(linear(self.to_q, x))
         k = self.split_heads(linear(self.to_k, context))
         v = self.split_heads(linear(self.to_v, context))
         out = attend(q, k, v).transpose(1, 2).flatten(2)
-        del q, k, v  # each as large as the states themselves
+        del q, k, v  # each is as large as x
         return linear(self.to_out[0], out, residual)
 
 
@@ -130,9 +130,9 @@ class RelativePositionBias(nn.Module):
 
 
 class RotaryBuffer(nn.Module):
-    """Holds the name `rotary_emb.freqs` of the official files, which repeat this constant in every block.
+    """Holds the official files' parameter `rotary_emb.freqs`, a constant repeated in every block.
 
-    Never read: a half-precision file would round it. `frame_positions` computes it anew.
+    Never read, because a half-precision file would round it; `frame_positions` computes it instead.
     """
 
     def __init__(self) -> None:
@@ -155,7 +155,7 @@ class TemporalAttention(Attention):
         nn.init.zeros_(self.to_out[0].weight)  # a new model starts as an image model, frame by frame
 
     def forward(self, x: Tensor, positions: FramePositions, residual: Tensor) -> Tensor:  # type: ignore[override]
-        """x (B, N, S, C) -> the same shape. Projections and rotation work on frames as they lie in memory."""
+        """x (B, N, S, C) -> the same shape. Projections and rotation keep the memory layout of the frames."""
         q, k, v = (linear(layer, x).unflatten(-1, (self.num_heads, -1)) for layer in (self.to_q, self.to_k, self.to_v))
 
         def by_cell(states: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Blocks of the U-Net (Fig. 2 of the paper): ResNet, transformer, and the down, mid and up blocks made of them.
 
-Hidden states are (B, N, H, W, C) with channels last in memory from end to end: attention, linear layers and
-channels-last convolutions then all see views of the same memory. `emb` is the embedding of timestep and motion bucket.
+Hidden states are (B, N, H, W, C) with channels last in memory throughout, so that attention, linear layers and
+channels-last convolutions all use views of the same memory. `emb` is the embedding of timestep and motion bucket.
 Module and parameter names are the official checkpoint's.
 """
 
@@ -16,7 +16,7 @@ from cinemo.unet.attention import FramePositions, TransformerBlock
 
 
 class ResnetBlock(nn.Module):
-    """Two convolutions with the embedding added between them; a 1x1 shortcut where the width changes."""
+    """Two convolutions with the embedding added between them; a 1x1 shortcut if the number of channels changes."""
 
     def __init__(self, in_channels: int, out_channels: int, emb_dim: int, groups: int, eps: float) -> None:
         super().__init__()
@@ -29,9 +29,9 @@ class ResnetBlock(nn.Module):
             self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, states: list[Tensor], emb: Tensor) -> Tensor:
-        """states (B, N, H, W, C1), (B, N, H, W, C2), ..., whose channels are joined; emb (B, E) -> (B, N, H, W, C').
+        """states (B, N, H, W, C1), (B, N, H, W, C2), ..., concatenated by channel; emb (B, E) -> (B, N, H, W, C').
 
-        Empties the list, so that the states are freed as soon as they were read.
+        Empties the list, so that the states are freed as soon as they have been read.
         """
         shift = self.time_emb_proj(F.silu(emb))[:, None, None, None]
         if not ops.is_split(states, ops.PART_BYTES):
@@ -44,7 +44,7 @@ class ResnetBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Per-frame norm, 1x1 projection, one transformer block, projection back, skip."""
+    """Per-frame norm, 1x1 projection, one transformer block, 1x1 projection, skip connection."""
 
     def __init__(self, channels: int, num_heads: int, text_dim: int, groups: int) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Transformer(nn.Module):
 
 
 class Resample(nn.Module):
-    """The convolution to the next level: stride 2 on the way down, stride 1 after upsampling on the way up."""
+    """Convolution to the next level: stride 2 on the way down, stride 1 after upsampling on the way up."""
 
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__()
@@ -68,9 +68,9 @@ class Resample(nn.Module):
 
 
 class Block(nn.Module):
-    """Pairs of ResNet and (where `num_heads` is given) transformer at one resolution, then maybe a resampling."""
+    """Pairs of ResNet and (if `num_heads` is given) transformer at one resolution, then optionally a resampling."""
 
-    # Set on every level by diffusers' enable_gradient_checkpointing: a pair then keeps its input alone for backward.
+    # Set on every level by diffusers' enable_gradient_checkpointing: a pair then keeps only its input for backward.
     gradient_checkpointing = False
     _gradient_checkpointing_func: Callable[..., Tensor]
 
@@ -90,7 +90,7 @@ class Block(nn.Module):
             self.attentions = nn.ModuleList([Transformer(o, num_heads, text_dim, groups) for _, o in widths])
 
     def layer(self, index: int, states: list[Tensor], emb: Tensor, text: Tensor, positions: FramePositions) -> Tensor:
-        """ResNet and transformer `index`; with gradient checkpointing they are computed again in the backward pass.
+        """Apply ResNet and transformer `index`; gradient checkpointing recomputes them in the backward pass.
 
         states: inputs of the ResNet, as in ResnetBlock.forward.
         """
@@ -99,7 +99,7 @@ class Block(nn.Module):
         return self.pair(index, states, emb, text, positions)
 
     def pair_of(self, index: int, emb: Tensor, text: Tensor, positions: FramePositions, *states: Tensor) -> Tensor:
-        """`pair` with its states as single arguments, which checkpointing requires of tensors."""
+        """`pair` with its states as separate arguments, because checkpointing does not look for tensors in lists."""
         return self.pair(index, list(states), emb, text, positions)
 
     def pair(self, index: int, states: list[Tensor], emb: Tensor, text: Tensor, positions: FramePositions) -> Tensor:
@@ -111,7 +111,7 @@ class DownBlock(Block):
     def forward(
         self, x: Tensor, emb: Tensor, text: Tensor, positions: FramePositions, resample: bool = True
     ) -> list[Tensor]:
-        """Returns the skip connections, in order; the last one is the input of the next block.
+        """Return the skip connections, in order; the last one is the input of the next block.
 
         resample: whether there is a next block.
         """
@@ -130,8 +130,8 @@ class UpBlock(Block):
     ) -> Tensor:
         """states: a skip connection for each ResNet, the last one used first, and then the output of the block below.
 
-        Empties the list, which frees memory where the caller holds no other reference. (DeepSpeed's ZeRO 3 hands every
-        module a copy of its lists: the caller's is then left as it was.) size: (H, W) of the next block.
+        Empties the list, which frees memory if the caller holds no other reference. (DeepSpeed's ZeRO 3 passes every
+        module copies of its lists: the caller's list then stays as it was.) size: (H, W) of the next block.
         """
         for index in range(len(self.resnets)):
             states.append(self.layer(index, [states.pop(), states.pop()], emb, text, positions))
@@ -142,7 +142,7 @@ class UpBlock(Block):
 
 
 class MidBlock(nn.Module):
-    """ResNet, transformer, ResNet at the smallest size."""
+    """ResNet, transformer and ResNet at the lowest resolution."""
 
     def __init__(self, channels: int, num_heads: int, emb_dim: int, text_dim: int, groups: int, eps: float) -> None:
         super().__init__()

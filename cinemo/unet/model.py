@@ -1,7 +1,7 @@
 """CinemoUNet: noisy motion residuals, image latents, text, motion bucket and timestep -> prediction.
 
-Builds the levels and joins the image with the residuals (Algorithm 1, line 9). Knows nothing of noise schedules, losses
-or prompts. `CinemoUNet.from_pretrained` reads the official checkpoint's unet/ directory as it is.
+Builds the levels and joins the image with the residuals (Algorithm 1, line 9). `CinemoUNet.from_pretrained` reads the
+official checkpoint's unet/ directory unchanged.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from cinemo.unet.attention import frame_positions
 from cinemo.unet.blocks import DownBlock, MidBlock, Resample, UpBlock
 from cinemo.unet.ops import conv_frames, norm_clip, silu
 
-# Keys of the official config.json that this model fixes. Another value would change the arithmetic, so it is refused.
+# Keys of the official config.json that this model fixes. Other values would change the arithmetic, so they are refused.
 FIXED_CONFIG: dict[str, Any] = {
     "act_fn": "silu",
     "addition_embed_type": "motion_ids",
@@ -55,7 +55,7 @@ FIXED_CONFIG: dict[str, Any] = {
     "upcast_attention": False,
     "use_linear_projection": False,
 }
-# Keys that change nothing here: heads of an unused embedding, the size a model was first trained at.
+# Keys without effect: heads of an unused embedding, the size at which a model was first trained.
 UNUSED_CONFIG = ("addition_embed_type_num_heads", "sample_size")
 
 
@@ -71,9 +71,9 @@ class CinemoUNet(ModelMixin, ConfigMixin):
     """The residual motion U-Net. The defaults are the paper's full size (911,092,740 parameters).
 
     in_channels, out_channels: latent channels. block_out_channels: width of each level, widest last.
-    attention_head_dim: NUMBER of heads, for all levels or one each (the official files use the name so).
+    attention_head_dim: NUMBER of heads, for all levels or one each (the official files use this name).
     cross_attention_dim: width of the text features. addition_time_embed_dim: width of the motion bucket's sinusoid.
-    Raises ValueError for widths that heads or norm groups do not divide, and for unknown block types.
+    Raises ValueError for widths that are not multiples of heads and norm groups, and for unknown block types.
     """
 
     _supports_gradient_checkpointing = True
@@ -105,7 +105,7 @@ class CinemoUNet(ModelMixin, ConfigMixin):
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(widths[0], emb_dim)
         self.add_embedding = TimestepEmbedding(addition_time_embed_dim, emb_dim)
-        nn.init.zeros_(self.add_embedding.linear_2.weight)  # a model without motion control starts unchanged by it
+        nn.init.zeros_(self.add_embedding.linear_2.weight)  # starts without effect on a model without motion control
 
         self.down_blocks = nn.ModuleList()
         skip_widths = [widths[0]]
@@ -146,7 +146,7 @@ class CinemoUNet(ModelMixin, ConfigMixin):
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Take the official config.json's surplus keys out, refusing those whose value this model does not compute."""
+        """Drop the official config.json's surplus keys; raises ValueError if one has a value that is not supported."""
         for name, fixed in FIXED_CONFIG.items():
             if name in config_dict and config_dict[name] != fixed:
                 raise ValueError(
@@ -168,15 +168,15 @@ class CinemoUNet(ModelMixin, ConfigMixin):
         return_features: bool = False,
         frame_numbers: Tensor | None = None,
     ) -> CinemoUNetOutput | tuple[Tensor]:
-        """Predict the noise of noisy motion residuals, or whatever else the model was trained to say of them.
+        """Predict the noise of noisy motion residuals, or whatever else the model was trained to predict.
 
         sample: (B, C, F, h, w) noisy residuals. timestep: one number or (B,), 0..999.
         encoder_hidden_states: (B, T, D) text features. image_latents: (B, C, 1, h, w), scaled.
         motion_bucket: (B,), the id that the checkpoint was trained on (see cinemo.checkpoint for the mapping).
-        cached_features: `.features` of a call with the same text and image at a near timestep, the input of the last up
-        block. Only the first down block and the last up block are then computed, which is not exact (DeepCache, Ma et
-        al., arXiv 2312.00858). return_features: return them.
-        frame_numbers: int64 (F + 1,), where these are some frames of a longer clip; 0, for the image, is the first.
+        cached_features: `.features` of a call with the same text and image at a nearby timestep, the input of the last
+        up block. Only the first down block and the last up block are then computed, which is not exact (DeepCache, Ma
+        et al., arXiv 2312.00858). return_features: return them.
+        frame_numbers: int64 (F + 1,), if these are some frames of a longer clip; the first is 0, the image's.
         Returns (B, C, F, h, w) as `.sample`.
         """
         batch, _, frames = sample.shape[:3]
@@ -185,7 +185,7 @@ class CinemoUNet(ModelMixin, ConfigMixin):
         def embed(value: Tensor, width: int, mlp: nn.Module) -> Tensor:
             wave = get_timestep_embedding(
                 value.expand(batch), width, flip_sin_to_cos=True, downscale_freq_shift=0
-            )  # float32 whatever the model is: a timestep of 981 needs it
+            )  # always float32, which a timestep of 981 needs
             return mlp(wave.to(dtype))
 
         time = torch.as_tensor(timestep, device=sample.device)
@@ -207,30 +207,32 @@ class CinemoUNet(ModelMixin, ConfigMixin):
                 skips += down(skips[-1], *shared)
             features = self.mid_block(skips[-1], *shared)
             for up in ups:
-                skips, own = skips[: -len(up.resnets)], [*skips[-len(up.resnets) :], features]
-                features = up(own, skips[-1].shape[2:4], *shared)
+                skips, states = skips[: -len(up.resnets)], [*skips[-len(up.resnets) :], features]
+                features = up(states, skips[-1].shape[2:4], *shared)
         else:
             features = cached_features
             skips += self.down_blocks[0](skips[0], *shared, resample=False)
         skips.append(features)
-        kept = features if return_features else None
-        del features  # or it would be held while the last block empties its list
+        returned = features if return_features else None
+        del features  # so that the last block, which empties its list, can free it
         x = last(skips, size, *shared)
         x = silu(norm_clip(self.conv_norm_out, x))
-        out = conv_frames(self.conv_out, x[:, 1:]).permute(0, 4, 1, 2, 3)  # the image's own frame is dropped
-        return CinemoUNetOutput(sample=out, features=kept) if return_dict else (out,)
+        out = conv_frames(self.conv_out, x[:, 1:]).permute(0, 4, 1, 2, 3)  # without the image's frame
+        return CinemoUNetOutput(sample=out, features=returned) if return_dict else (out,)
 
 
 def check_config(
     widths: Sequence[int], heads: Sequence[int], groups: int, down_types: Sequence[str], up_types: Sequence[str]
 ) -> None:
-    """Raise ValueError where a U-Net cannot be built, naming the field, its value and what would do."""
+    """Raise ValueError if a U-Net cannot be built, naming the field, its value and the remedy."""
     for name, value in (("attention_head_dim", heads), ("down_block_types", down_types), ("up_block_types", up_types)):
         if len(value) != len(widths):
             raise ValueError(f"{name} has {len(value)} entries for {len(widths)} block_out_channels; give one a level")
-    for kind in (*down_types, *up_types):
-        if kind not in ("CrossAttnDownBlock3D", "DownBlock3D", "CrossAttnUpBlock3D", "UpBlock3D"):
-            raise ValueError(f"block type {kind!r} is unknown; use [CrossAttn]DownBlock3D and [CrossAttn]UpBlock3D")
+    for block_type in (*down_types, *up_types):
+        if block_type not in ("CrossAttnDownBlock3D", "DownBlock3D", "CrossAttnUpBlock3D", "UpBlock3D"):
+            raise ValueError(
+                f"block type {block_type!r} is unknown; use [CrossAttn]DownBlock3D and [CrossAttn]UpBlock3D"
+            )
     for width, number in zip(widths, heads, strict=True):
         if width % groups or width % number:
             raise ValueError(

@@ -1,10 +1,10 @@
 """Convolutions and linear layers in bfloat16 on CPUs, without gradients, by oneDNN's own operators.
 
-They add the bias, and what a residual layer adds, in the same pass. For convolutions PyTorch brings a weight into
-oneDNN's layout at every call, which at the U-Net's lowest levels takes longer than the convolution: a packed copy
-stands beside the weight as long as its module lives, and is made anew when the weight changes; everything else (saving,
-moving, training) sees the weight alone. A tile of AMX holds 16 cells of a row, so narrow pictures are laid side by side
-in one wide one. Neither changes a number. Anything else goes to PyTorch's own layers. Knows nothing of U-Nets.
+They add the bias and the residual in the same pass. PyTorch reorders a convolution's weight to oneDNN's layout at every
+call, which at the U-Net's lowest levels takes longer than the convolution: here a packed copy is cached as long as the
+module lives, and replaced when the weight changes; everything else (saving, moving, training) sees only the weight. An
+AMX tile holds 16 cells of a row, so narrow pictures are placed side by side in one wide picture. Neither changes a
+number. Other dtypes and devices use PyTorch's own layers.
 """
 
 from typing import Any
@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-TILE = 16  # rows of a tile
+TILE = 16  # rows of an AMX tile
 PIECE_BYTES = 2**24  # of a weight
-_packed: WeakKeyDictionary[nn.Conv2d, tuple[Any, Tensor]] = WeakKeyDictionary()  # what it was made of, and the copy
+_packed: WeakKeyDictionary[nn.Conv2d, tuple[Any, Tensor]] = WeakKeyDictionary()  # (version of the weight, packed copy)
 
 
 def linear(layer: nn.Linear, x: Tensor, plus: Tensor | None = None) -> Tensor:
@@ -29,7 +29,7 @@ def linear(layer: nn.Linear, x: Tensor, plus: Tensor | None = None) -> Tensor:
 
 
 def geglu(layer: nn.Linear, x: Tensor) -> Tensor:
-    """hidden * GELU(gate), for a layer that gives the two side by side: (..., C) -> (..., half of its width)."""
+    """hidden * GELU(gate), for a layer that outputs hidden and gate side by side: (..., C) -> (..., half its width)."""
     if not is_fast(x, layer.weight):
         hidden, gate = layer(x).chunk(2, dim=-1)
         return hidden * F.gelu(gate)
@@ -46,7 +46,7 @@ def conv2d(conv: nn.Conv2d, x: Tensor, plus: Tensor | None = None) -> Tensor:
     batch, channels, height, width = x.shape
     if batch == 1 or width >= TILE or conv.kernel_size != (3, 3) or conv.stride != (1, 1):
         return _convolve(conv, x, plus)
-    # (B, H, W, C) -> (1, H, B * (W + 1), C): a column of zeros between neighbours is the padding of both.
+    # (B, H, W, C) -> (1, H, B * (W + 1), C): a column of zeros between neighbours pads both.
     rows = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, 1)).transpose(0, 1)
     wide = rows.reshape(1, height, batch * (width + 1), channels).permute(0, 3, 1, 2)
     out = _convolve(conv, wide).permute(0, 2, 3, 1).unflatten(2, (batch, width + 1))
@@ -55,7 +55,7 @@ def conv2d(conv: nn.Conv2d, x: Tensor, plus: Tensor | None = None) -> Tensor:
 
 
 def is_fast(*tensors: Tensor) -> bool:
-    """Whether these operators can be used. Under autocast, states may be in bfloat16 and weights not."""
+    """Whether oneDNN's operators can be used: all tensors bfloat16 (under autocast weights are not), on a CPU."""
     x = tensors[0]
     return (
         all(tensor.dtype == torch.bfloat16 for tensor in tensors)
@@ -76,22 +76,22 @@ def _convolve(conv: nn.Conv2d, x: Tensor, plus: Tensor | None = None) -> Tensor:
 
 
 def _convolve_in_parts(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """conv(x); a large weight is taken apart by output channels, because PyTorch copies it, brought into order."""
+    """conv(x), with a large weight split by output channels, because PyTorch makes a reordered copy of it."""
     pieces = conv.weight.nbytes // PIECE_BYTES
     if torch.is_grad_enabled() or x.device.type != "cpu" or pieces < 2:
         return conv(x)
     weights, biases = conv.weight.chunk(pieces), conv.bias.chunk(pieces)
     layout = (conv.stride, conv.padding, conv.dilation, conv.groups)
-    return torch.cat([F.conv2d(x, *one, *layout) for one in zip(weights, biases, strict=True)], dim=1)
+    return torch.cat([F.conv2d(x, *piece, *layout) for piece in zip(weights, biases, strict=True)], dim=1)
 
 
 def packed(conv: nn.Conv2d) -> Tensor:
-    """The weight of a convolution in oneDNN's own layout."""
+    """The weight of a convolution in oneDNN's layout, from the cache if the weight has not changed."""
     weight = conv.weight
-    made_of = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)  # of inference mode: no version
-    known = _packed.get(conv)
-    if known is None or known[0] != made_of:
+    version = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)  # inference tensors have no version
+    cached = _packed.get(conv)
+    if cached is None or cached[0] != version:
         layout = (conv.padding, conv.stride, conv.dilation, conv.groups)
-        known = made_of, torch._C._nn.mkldnn_reorder_conv2d_weight(weight.detach().to_mkldnn(), *layout)
-        _packed[conv] = known
-    return known[1]
+        cached = version, torch._C._nn.mkldnn_reorder_conv2d_weight(weight.detach().to_mkldnn(), *layout)
+        _packed[conv] = cached
+    return cached[1]

@@ -1,1 +1,1 @@
-"""What every job stands on: storage, models, tracking, child processes, progress, hashes. Knows no job."""
+"""Shared by all jobs: storage, models, tracking, child processes, progress, hashes."""

@@ -1,4 +1,4 @@
-"""8-byte hashes of texts: what a job remembers of each of millions of rows, in sorted arrays."""
+"""8-byte hashes of texts in sorted arrays: a compact set of ids for jobs with millions of rows."""
 
 import hashlib
 from collections.abc import Iterable
@@ -7,16 +7,16 @@ import numpy as np
 
 
 def hash64(texts: Iterable[str]) -> np.ndarray:
-    """An 8-byte hash of each text, uint64: what a job remembers of a row. 35 million take 280 MB as an array.
+    """Hash each text to 8 bytes, uint64 (n,). 35 million take 280 MB.
 
-    Two of 35 million distinct texts share a hash with a probability of 3e-5.
+    The probability that any two of 35 million distinct texts share a hash is 3e-5.
     """
     digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
     return np.frombuffer(digests, np.uint64)
 
 
 def is_among(values: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Which of the values are among known, which is sorted: two arrays of uint64 -> an array of bool."""
+    """Whether each of the values is in `known`, which must be sorted: uint64 (n,), uint64 (m,) -> bool (n,)."""
     if not len(known):
         return np.zeros(len(values), bool)
     places = np.searchsorted(known, values)

@@ -1,7 +1,7 @@
 """Run a function in a child process that may hang or die, without the caller hanging or dying with it.
 
-Decoders are C code that reads files from strangers: some never return, some take their process along. Knows processes
-and pipes. Knows nothing of videos or Ray. Values are pickled, and arrays travel beside the pickle as raw bytes.
+Decoders are C code that reads files from strangers: some never return, some crash their process. Values are pickled,
+and arrays are sent after the pickle as raw bytes.
 """
 
 import contextlib
@@ -16,32 +16,32 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-ATTEMPTS = 2  # for what kills its child: the first may have been the machine's fault
+ATTEMPTS = 2  # of a call that kills its child: the first time, the machine may have been at fault
 Run = Callable[..., Any]  # (function, *arguments) -> what the function returns or raises
 
-_START_S = 300.0  # for a child to start and to import what it shall run: a cold node's disk is slow
+_START_S = 300.0  # for a child to start and import its function: a cold node's disk is slow
 
 
 class DeadChildError(RuntimeError):
-    """The child ended in the middle of a call; the message says by what."""
+    """The child ended in the middle of a call; the message names the signal or exit code."""
 
 
 class Sandbox:
     """One child process: started when it is first needed, and again after it hung or died.
 
-    It ends with its parent: an idle child at the end of its input, one that hangs by its own alarm.
+    It ends with its parent: an idle child when its input closes, a hanging one by its own alarm.
     """
 
     def __init__(self, warm_up: Callable[[], object] = int) -> None:
-        """warm_up: what a new child runs first, at no call's expense; to load and compile what calls will need."""
+        """warm_up: run first by a new child, outside any call's timeout; to load and compile what calls will need."""
         self._warm_up = warm_up
         self._child: subprocess.Popen[bytes] | None = None
 
     def call(self, function: Callable[..., Any], *arguments: Any, timeout: float) -> Any:
-        """What function(*arguments) returns or raises. The function must be one that the child can import.
+        """Call function(*arguments) in the child; returns or raises as it does. The child must be able to import it.
 
-        timeout: seconds that it may run; starting the child and importing do not count. Raises TimeoutError when it
-        takes longer and DeadChildError when it ends its process.
+        timeout: seconds, without starting the child and importing. Raises TimeoutError when the call takes longer and
+        DeadChildError when it ends its process.
         """
         output = self._begin(pickle.dumps((function, arguments, timeout)))
         try:
@@ -56,12 +56,12 @@ class Sandbox:
         return value
 
     def close(self) -> int:
-        """End the child; returns its exit code, that of a signal negative."""
+        """End the child; returns its exit code, negative for a signal."""
         child, self._child = self._child, None
         if child is None:
             return 0
         with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(timeout=0.2)  # one that died by itself: its own exit code, not that of our signal
+            child.wait(timeout=0.2)  # if it died by itself, get its own exit code instead of our signal's
         child.kill()
         code = child.wait()
         for pipe in (child.stdin, child.stdout):
@@ -70,9 +70,9 @@ class Sandbox:
         return code
 
     def _begin(self, request: bytes) -> int:
-        """Make a child start on a request; returns the descriptor of its answers.
+        """Make a child start on a request; returns the file descriptor of its answers.
 
-        An idle child may have been killed meanwhile, for want of memory perhaps: then a second one is tried.
+        An idle child may have been killed meanwhile, perhaps because memory ran out: then a second one is tried.
         """
         for _ in range(2):
             requests = [request] if self._child else [pickle.dumps(self._warm_up), request]
@@ -91,10 +91,10 @@ class Sandbox:
 
 
 def guard(warm_up: Callable[[], object], timeout: float, flag: str, fault: Callable[[str, str], Exception]) -> Run:
-    """A call that runs in one child of this process: what hangs or crashes there raises a fault here.
+    """Return a `run` that calls functions in a child of this process: a call that hangs or crashes raises a fault here.
 
-    timeout: seconds for one call; flag: the option that sets it. fault: (reason, message) -> what is raised, where the
-    reason is "timeout" or "crashed".
+    timeout: seconds for one call; flag: the option that sets it. fault: (reason, message) -> exception to raise, where
+    the reason is "timeout" or "crashed".
     """
     sandbox = Sandbox(warm_up)
 
@@ -106,7 +106,7 @@ def guard(warm_up: Callable[[], object], timeout: float, flag: str, fault: Calla
                 raise fault("timeout", f"{error}; raise {flag} if the storage is slow") from None
             except DeadChildError as error:
                 last = error
-        raise fault("crashed", f"the decoder died of it {ATTEMPTS} times: {last}")
+        raise fault("crashed", f"the decoder crashed {ATTEMPTS} times: {last}")
 
     return run
 
@@ -122,9 +122,9 @@ def _cause(code: int) -> str:
 
 
 def _serve() -> None:
-    """The child: a warm-up, then requests from stdin, two answers to each on stdout (begun; done), till stdin ends."""
+    """Run the child: warm up, then serve requests from stdin until it closes, with two answers each (begun; done)."""
     requests, answers = os.dup(0), os.dup(1)
-    os.dup2(2, 1)  # whatever a library prints must not get among the answers
+    os.dup2(2, 1)  # what libraries print must not get between the answers
     _receive(requests, deadline=None)()
     while True:
         try:
@@ -132,7 +132,7 @@ def _serve() -> None:
         except EOFError:
             return
         _send(answers, _packed(None))
-        signal.setitimer(signal.ITIMER_REAL, timeout + 5)  # its default action ends even C code; the parent is gone
+        signal.setitimer(signal.ITIMER_REAL, timeout + 5)  # its default action ends even C code, if the parent is gone
         try:
             answer = (False, function(*arguments))
         except Exception as error:
@@ -142,7 +142,7 @@ def _serve() -> None:
 
 
 def _packed(value: Any) -> list[Any]:
-    """A value as a pickle followed by its arrays."""
+    """Pickle a value: the pickle, then the buffers of its arrays."""
     buffers: list[Any] = []
     data = pickle.dumps(value, protocol=5, buffer_callback=lambda buffer: buffers.append(buffer.raw()))
     return [data, *buffers]
@@ -157,7 +157,7 @@ def _send(descriptor: int, parts: list[Any]) -> None:
 
 
 def _receive(descriptor: int, deadline: float | None) -> Any:
-    """The next value. Raises EOFError when the other side is gone, TimeoutError past the deadline (monotonic)."""
+    """Read the next value. Raises EOFError when the other side is gone, TimeoutError past the deadline (monotonic)."""
     (count,) = struct.unpack("<I", _read(descriptor, 4, deadline))
     lengths = struct.unpack(f"<{count}Q", _read(descriptor, 8 * count, deadline))
     data, *buffers = [_read(descriptor, length, deadline) for length in lengths]
@@ -168,13 +168,13 @@ def _read(descriptor: int, size: int, deadline: float | None) -> bytearray:
     data = bytearray(size)
     view = memoryview(data)
     while view:
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        if not select.select([descriptor], [], [], left)[0]:
+        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+        if not select.select([descriptor], [], [], timeout)[0]:
             raise TimeoutError
-        got = os.readv(descriptor, [view])
-        if not got:
+        count = os.readv(descriptor, [view])
+        if not count:
             raise EOFError
-        view = view[got:]
+        view = view[count:]
     return data
 
 

@@ -1,10 +1,10 @@
-"""The right to write an output, which one job at a time has: a file in it that the job renews while it lives.
+"""The lease of an output, so that one job at a time writes it: a file in the output that the job renews while it runs.
 
-OUT/.writer.json names the process, its machine, and a number of renewals. A second job that finds it asks whether that
-process lives: on the same machine the system says so; on another the number has to change within PATIENCE_S. So a job
-that was killed is followed at once on its machine, and soon on another, and no two clocks are compared. Object storage
-has no exclusive create, so of two jobs that begin in the same moment the later write wins, and the other one stops at
-its next look: `Lease.confirm` comes before everything that deletes or finishes.
+OUT/.writer.json names the process, its machine, and a count of renewals. A second job that finds it checks whether that
+process is alive: on the same machine by asking the system, on another by waiting PATIENCE_S for the count to change. So
+another job can follow a killed one at once on the same machine and soon on others, and no clocks are compared. Object
+storage has no exclusive create: of two jobs that begin at the same moment the later write wins, and the other one stops
+at its next check. `Lease.confirm` must precede whatever deletes files or finishes the output.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ RENEW_S, PATIENCE_S = 10.0, 45.0
 
 
 class Lease:
-    """The lease of one output, held by this process. `hold` gives one."""
+    """The lease of one output, held by this process. Use `hold` to get one."""
 
     def __init__(self, output: str) -> None:
         self.output = output
@@ -44,27 +44,27 @@ class Lease:
 
     def take(self) -> None:
         """Write the lease. Raises RuntimeError while another job holds it."""
-        found = storage.read_json(self.place)
-        if found is not None and is_held(self.place, found):
-            raise RuntimeError(refusal(self.output, found))
+        holder = storage.read_json(self.place)
+        if holder is not None and is_held(self.place, holder):
+            raise RuntimeError(refusal(self.output, holder))
         storage.put_json(self.place, self.record)
 
     def confirm(self) -> None:
-        """Raise RuntimeError when the lease is another job's by now."""
-        found = storage.read_json(self.place)
-        if found is None:
+        """Raise RuntimeError if another job has taken the lease, or the output is gone."""
+        holder = storage.read_json(self.place)
+        if holder is None:
             raise RuntimeError(f"--output {self.output} was deleted or emptied while this job wrote to it")
-        if found["token"] != self.record["token"]:
-            raise RuntimeError(refusal(self.output, found))
+        if holder["token"] != self.record["token"]:
+            raise RuntimeError(refusal(self.output, holder))
 
     def renew(self) -> None:
-        """Renew the lease every RENEW_S until it is released or lost. A storage that is away is asked again."""
+        """Renew the lease every RENEW_S until it is released or lost. Storage errors are retried."""
         while not self.released.wait(RENEW_S):
             with contextlib.suppress(OSError):
                 try:
                     self.confirm()
                 except RuntimeError:
-                    return  # the job hears of it at its own next look
+                    return  # the job's next `confirm` raises
                 self.record["renewals"] += 1
                 storage.put_json(self.place, self.record)
 
@@ -86,39 +86,39 @@ def hold(output: str) -> Iterator[Lease]:
         yield lease
     finally:
         lease.released.set()
-        renewing.join()  # or a renewal under way would write the file again
+        renewing.join()  # a renewal in progress would write the file again
         lease.release()
 
 
-def is_held(place: str, found: dict[str, Any]) -> bool:
-    """Whether the job that wrote this lease still lives. Waits PATIENCE_S for a sign of one on another machine."""
-    if found["machine"] == machine():
+def is_held(place: str, holder: dict[str, Any]) -> bool:
+    """Whether the job that wrote this lease is alive. On another machine, waits up to PATIENCE_S for a renewal."""
+    if holder["machine"] == machine():
         try:
-            return abs(psutil.Process(found["process"]).create_time() - found["started"]) < 1.0
+            return abs(psutil.Process(holder["process"]).create_time() - holder["started"]) < 1.0
         except psutil.NoSuchProcess:
             return False
-    print(f"waiting up to {PATIENCE_S:.0f} s to see whether a job on {found['host']} still writes", file=sys.stderr)
+    print(f"waiting up to {PATIENCE_S:.0f} s to see whether a job on {holder['host']} still writes", file=sys.stderr)
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         time.sleep(1.0)
         now = storage.read_json(place)
         if now is None:
             return False
-        if now != found:
+        if now != holder:
             return True
     return False
 
 
-def refusal(output: str, found: dict[str, Any]) -> str:
-    """The sentence for a job that meets the lease of another."""
+def refusal(output: str, holder: dict[str, Any]) -> str:
+    """Error message for a job whose output another job is writing."""
     return (
-        f"--output {output} is being written by another job, process {found['process']} on {found['host']}; "
+        f"--output {output} is being written by another job, process {holder['process']} on {holder['host']}; "
         "wait until it has ended, or give another --output"
     )
 
 
 def machine() -> str:
-    """What tells apart the places where process numbers mean the same: the host, since its start, and the container."""
+    """Identify the scope in which process ids are unique: host, boot and container."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):  # not on Linux
         parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]

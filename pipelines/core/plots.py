@@ -1,7 +1,4 @@
-"""Small pictures of numbers, as PNG.
-
-Knows matplotlib. Knows nothing of where the numbers come from, or where the pictures go.
-"""
+"""Small plots as PNG, by matplotlib."""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -9,12 +6,12 @@ from typing import Any
 
 
 def bars(heights: Sequence[float], x: str, y: str) -> bytes:
-    """A bar chart; bar i stands at i. x, y: names of the axes."""
+    """Draw a bar chart with bar i at position i. x, y: names of the axes."""
     return _figure(lambda axes: axes.bar(range(len(heights)), heights, color="#3b6ea5"), x, y)
 
 
 def curve(values: Sequence[float], smooth: Sequence[float], x: str, y: str) -> bytes:
-    """A curve over 1, 2, ... and its smoothed self. x, y: names of the axes."""
+    """Draw a curve over 1, 2, ... and a smoothed version of it. x, y: names of the axes."""
 
     def draw(axes: Any) -> None:
         steps = range(1, len(values) + 1)
@@ -26,7 +23,7 @@ def curve(values: Sequence[float], smooth: Sequence[float], x: str, y: str) -> b
 
 
 def lines(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, diagonal: bool = False) -> bytes:
-    """Named lines through points (x, y). x, y: names of the axes. diagonal: where both are equal, dotted."""
+    """Draw named lines through points (x, y). x, y: names of the axes. diagonal: add the dotted line x = y."""
 
     def draw(axes: Any) -> None:
         if diagonal:

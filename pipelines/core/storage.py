@@ -35,7 +35,7 @@ def join(uri: str, *names: str) -> str:
 
 
 def filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """The file system of a path or URI, and the path in it. Raises ValueError for a scheme that pyarrow cannot open."""
+    """File system of a path or URI, and the path in it. Raises ValueError for a scheme that pyarrow cannot open."""
     if is_local(uri):
         return pyarrow.fs.LocalFileSystem(), absolute(uri)
     try:
@@ -45,7 +45,7 @@ def filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
 
 
 def put(uri: str, data: bytes) -> None:
-    """Write a file whole or not at all: beside its place first, then renamed. Replaces what is there."""
+    """Write a file completely or not at all, under a temporary name that is then renamed. Replaces an existing file."""
     files, path = filesystem(uri)
     folder, name = path.rsplit("/", 1)
     files.create_dir(folder, recursive=True)
@@ -72,7 +72,7 @@ def sync(path: str) -> None:
 
 
 def read(uri: str) -> bytes | None:
-    """The bytes of a file, None when there is no such file."""
+    """Read the bytes of a file; None when there is no such file."""
     if not exists(uri):
         return None
     files, path = filesystem(uri)
@@ -87,18 +87,18 @@ def exists(uri: str) -> bool:
 
 
 def put_changed(uri: str, data: bytes) -> None:
-    """Write a file, unless it holds just these bytes already: a job that is done again then changes no file."""
+    """Write a file unless it already holds these bytes, so that repeating a finished job changes no file."""
     if read(uri) != data:
         put(uri, data)
 
 
 def put_json(uri: str, value: Any) -> None:
-    """Write JSON, unless the file already says the same."""
+    """Write JSON unless the file already holds the same."""
     put_changed(uri, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def read_json(uri: str) -> Any:
-    """The value in a JSON file, None when there is no such file. Raises ValueError when it is not JSON."""
+    """Read a JSON file; None when there is no such file. Raises ValueError when it is not JSON."""
     data = read(uri)
     if data is None:
         return None
@@ -118,22 +118,22 @@ def list_files(uri: str, suffixes: tuple[str, ...]) -> list[str]:
 
 
 def scan(uri: str, schema: pa.Schema) -> Iterator[pa.Table]:
-    """These columns of all Parquet files below a folder, some thousand rows at a time. Reads no other column."""
+    """Yield these columns, and read no others, of all Parquet files below a folder, some thousand rows at a time."""
     files, _ = filesystem(uri)
     paths = [filesystem(name)[1] for name in list_files(uri, (".parquet",))]
-    found = pyarrow.dataset.dataset(paths, schema=schema, filesystem=files, format="parquet")
-    for batch in found.to_batches():
+    dataset = pyarrow.dataset.dataset(paths, schema=schema, filesystem=files, format="parquet")
+    for batch in dataset.to_batches():
         yield pa.Table.from_batches([batch])
 
 
 def upload(folder: Path, uri: str) -> None:
-    """Copy a local folder to a URI, over what is there."""
+    """Copy a local folder to a URI, replacing files of the same names."""
     files, path = filesystem(uri)
     pyarrow.fs.copy_files(str(folder), path, destination_filesystem=files)
 
 
 def download(uri: str, folder: Path) -> Path:
-    """Copy what is below a URI to a local folder, which is made; returns it."""
+    """Copy the files below a URI to a new local folder; returns it."""
     files, path = filesystem(uri)
     folder.mkdir(parents=True)
     pyarrow.fs.copy_files(path, str(folder), source_filesystem=files)

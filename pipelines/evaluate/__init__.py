@@ -1,1 +1,1 @@
-"""The evaluation job, from a video of a dataset to a table of models: config.py is its flags, job.py its driver."""
+"""The evaluation job, from the videos of a dataset to a table of models: config.py is its flags, job.py its driver."""

@@ -1,7 +1,6 @@
 """A MODEL of the evaluation -> a function that animates an image: Cinemo, diffusers' other pipelines, finished videos.
 
-Steps and guidance are a pipeline's own defaults unless they are asked for. Knows pipelines. Knows nothing of metrics,
-datasets or Ray.
+Steps and guidance are each pipeline's defaults unless the job's flags set them.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +17,7 @@ from pipelines.evaluate.config import EvaluateConfig, scheme
 
 
 class AnimationRequest(NamedTuple):
-    """One animation that is wanted. image: uint8 (H, W, 3), already at the size of the frames."""
+    """One animation to make. image: uint8 (H, W, 3), already at the size of the frames."""
 
     name: str  # of the case
     image: np.ndarray
@@ -32,7 +31,7 @@ Animator = Callable[[AnimationRequest, Mapping[str, Any]], np.ndarray]  # -> uin
 
 
 def load(model: str, config: EvaluateConfig, device: str) -> Animator:
-    """The animator of a MODEL that was `placed`. Raises ValueError when it cannot be loaded."""
+    """Load the animator of a MODEL (see job.placed). Raises ValueError when it cannot be loaded."""
     kind = scheme(model)
     if kind == "cinemo":
         return cinemo(model, config, device)
@@ -43,7 +42,7 @@ def load(model: str, config: EvaluateConfig, device: str) -> Animator:
 
 
 def cinemo(model: str, config: EvaluateConfig, device: str) -> Animator:
-    """A Cinemo model; what is not asked for is as its card says."""
+    """Load a Cinemo model; settings without a flag are those of its card."""
     import torch
 
     from cinemo import CinemoPipeline
@@ -72,26 +71,26 @@ def cinemo(model: str, config: EvaluateConfig, device: str) -> Animator:
 
 
 def baseline(kind: str, place: str, config: EvaluateConfig, device: str) -> Animator:
-    """One of diffusers' image-to-video pipelines, from a directory or the hub. Raises ValueError."""
+    """Load one of diffusers' image-to-video pipelines, from a directory or the hub. Raises ValueError."""
     import torch
 
     try:
         pipe = LOADERS[kind](place, getattr(torch, config.precision)).to(device)
-    except Exception as error:  # the hub's, safetensors' and json's own
+    except Exception as error:  # errors of the hub, safetensors or json
         first = str(error).strip().split("\n")[0]
         raise ValueError(f"{kind}:{place} cannot be loaded by diffusers: {first}") from error
     pipe.set_progress_bar_config(disable=True)
-    asked: dict[str, Any] = {"num_inference_steps": config.num_inference_steps}
+    overrides: dict[str, Any] = {"num_inference_steps": config.num_inference_steps}
     if kind != "svd":
-        asked["guidance_scale"] = config.guidance_scale
+        overrides["guidance_scale"] = config.guidance_scale
     elif config.guidance_scale is not None:
-        asked["max_guidance_scale"] = config.guidance_scale
-    asked = {name: value for name, value in asked.items() if value is not None}
+        overrides["max_guidance_scale"] = config.guidance_scale
+    overrides = {name: value for name, value in overrides.items() if value is not None}
 
     def animate(request: AnimationRequest, varied: Mapping[str, Any]) -> np.ndarray:
         height, width = request.image.shape[:2]
         with torch.random.fork_rng():
-            torch.manual_seed(request.seed)  # some draw from the global state, whatever generator they get
+            torch.manual_seed(request.seed)  # some pipelines use the global state despite their generator
             out = pipe(
                 image=Image.fromarray(request.image),
                 height=height,
@@ -99,7 +98,7 @@ def baseline(kind: str, place: str, config: EvaluateConfig, device: str) -> Anim
                 generator=torch.Generator().manual_seed(request.seed),
                 output_type="np",
                 **ARGUMENTS[kind](request),
-                **asked,
+                **overrides,
             ).frames[0]
         frames = (np.asarray(out)[: request.num_frames].clip(0, 1) * 255).round().astype(np.uint8)
         return fitted(frames, request)
@@ -117,13 +116,13 @@ def _i2vgen(place: str, dtype: Any) -> Any:
     from diffusers import I2VGenXLPipeline
 
     pipe = I2VGenXLPipeline.from_pretrained(place, torch_dtype=dtype)
-    if not hasattr(pipe.text_encoder, "text_model"):  # where transformers 5 has it, and the pipeline looks for it
+    if not hasattr(pipe.text_encoder, "text_model"):  # the pipeline looks for it where transformers before 5 had it
         pipe.text_encoder.__dict__["text_model"] = pipe.text_encoder
     return pipe
 
 
 def _pia(place: str, dtype: Any) -> Any:
-    """BASE+ADAPTER, the two parts that it is published as; or one directory of the whole pipeline."""
+    """Load BASE+ADAPTER, the two parts in which PIA is published, or one directory with the whole pipeline."""
     from diffusers import MotionAdapter, PIAPipeline
 
     base, _, adapter = place.partition("+")
@@ -140,8 +139,8 @@ def _cogvideox(place: str, dtype: Any) -> Any:
 LOADERS: dict[str, Callable[[str, Any], Any]] = {
     "svd": _svd, "i2vgen-xl": _i2vgen, "pia": _pia, "cogvideox-i2v": _cogvideox,
 }  # fmt: skip
-# What each is told beside image, size, seed and what was asked for. SVD knows no prompts, and its own motion bucket, of
-# another scale, stays at its default. CogVideoX makes 4 k + 1 frames: the first ones are taken.
+# Further arguments of each pipeline, besides image, size, seed and the job's settings. SVD takes no prompt, and its
+# motion bucket, which has another scale, stays at its default. CogVideoX makes 4 k + 1 frames: surplus ones are cut.
 ARGUMENTS: dict[str, Callable[[AnimationRequest], dict[str, Any]]] = {
     "svd": lambda request: {"num_frames": request.num_frames, "decode_chunk_size": 8},
     "i2vgen-xl": lambda request: {"prompt": request.prompt, "num_frames": request.num_frames},
@@ -154,7 +153,7 @@ ARGUMENTS: dict[str, Callable[[AnimationRequest], dict[str, Any]]] = {
 
 
 def finished(place: str) -> Animator:
-    """Videos of any origin, named by the cases' names; frames are spread evenly over each."""
+    """Use videos of any origin, named like the cases; frames are sampled evenly from each."""
 
     @cache
     def files() -> dict[str, Path]:
@@ -171,7 +170,7 @@ def finished(place: str) -> Animator:
 
 
 def fitted(frames: np.ndarray, request: AnimationRequest) -> np.ndarray:
-    """Frames at the size of the image. Raises ValueError for fewer than were wanted: metrics compare equal lengths."""
+    """Resize frames to the image's size. Raises ValueError if there are too few: metrics compare equal lengths."""
     if len(frames) < request.num_frames:
         raise ValueError(f"{len(frames)} frames were made, {request.num_frames} are compared; lower --num-frames")
     size = request.image.shape[1], request.image.shape[0]

@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field, field_validator
 
 from pipelines.core import models
 
-REAL = "real"  # the dataset's own clips, measured like a model's: the reference beside every number
+REAL = "real"  # the dataset's own clips, measured like a model's for reference
 # Metric -> the flag of the weights that it needs, if any.
 METRICS = {
     "fvd": "i3d",
@@ -21,7 +21,7 @@ METRICS = {
     "consistency": None,
     "direction": None,
 }
-# What --ablate may vary, and how a value is read.
+# Settings that --ablate may vary, and their types.
 ABLATIONS: dict[str, Any] = {
     "init": str,
     "scheduler": str,
@@ -35,7 +35,7 @@ BASELINES = ("svd", "i2vgen-xl", "pia", "cogvideox-i2v", "videos")
 
 
 class Variant(NamedTuple):
-    """A model under one setting of the ablation; without an ablation there is one, without a name."""
+    """A model with one setting of the ablation; without an ablation, the model itself, with an empty name."""
 
     model: str
     name: str
@@ -43,7 +43,7 @@ class Variant(NamedTuple):
 
     @property
     def label(self) -> str:
-        """As the report calls it."""
+        """Name of the variant in the report."""
         return f"{models.plain(self.model)} {self.name}".strip()
 
 
@@ -54,20 +54,18 @@ class EvaluateConfig(BaseModel, frozen=True, extra="forbid"):
     output: str = Field(description="folder or URI of the report; the same command again finishes what is there")
     model: list[str] = Field(
         ["builtin:tiny"],
-        description="what to compare, once each: a MODEL; svd:, i2vgen-xl:, pia:, cogvideox-i2v: and a directory or "
-        "hub id; videos:FOLDER of finished ones",
+        description="models to compare, once each: a MODEL; svd:, i2vgen-xl:, pia: or cogvideox-i2v: and a directory "
+        "or hub id; videos:FOLDER for finished videos",
     )
     ablate: str | None = Field(None, description="vary one setting of Cinemo models, such as init=dct,fft,none")
     metrics: list[str] = Field(list(METRICS), description=f"any of {', '.join(METRICS)}; default: all with weights")
-    limit: int | None = Field(
-        None, ge=1, description="so many of the videos, for a quick look; default: the protocol's"
-    )
+    limit: int | None = Field(None, ge=1, description="number of videos, for a quick look; default: the protocol's")
     num_frames: int = Field(16, ge=3, description="frames of a clip")
     height: int | None = Field(None, ge=32, description="pixels; default: the first Cinemo model's, else 320")
     width: int | None = Field(None, ge=32, description="pixels; default: the first Cinemo model's, else 512")
     min_interval: int = Field(1, ge=1, description="smallest distance between frames of a real clip")
     max_interval: int = Field(4, ge=1, description="largest distance between frames of a real clip")
-    motion_bucket: int | None = Field(None, ge=0, le=19, description="what is asked for; default: the real clip's")
+    motion_bucket: int | None = Field(None, ge=0, le=19, description="requested bucket; default: the real clip's")
     num_inference_steps: int | None = Field(None, ge=1, le=999, description="denoising steps; default: each model's")
     guidance_scale: float | None = Field(None, ge=0, description="default: each model's")
     scheduler: str | None = Field(None, description="sampler of Cinemo models; default: ddim, as in the paper")
@@ -90,7 +88,7 @@ class EvaluateConfig(BaseModel, frozen=True, extra="forbid"):
     @classmethod
     def _commas_separate(cls, values: Any) -> Any:
         parts = values if isinstance(values, list) else [values]
-        return [one for part in parts for one in str(part).split(",")]
+        return [value for part in parts for value in str(part).split(",")]
 
     @field_validator("metrics")
     @classmethod
@@ -109,32 +107,32 @@ class EvaluateConfig(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def measured(self) -> list[str]:
-        """Metrics that are asked for and have what they need, in the report's order."""
+        """Requested metrics whose weights are given or not needed, in the report's order."""
         needs = {name: METRICS[name] for name in METRICS if name in self.metrics}
         return [name for name, flag in needs.items() if flag is None or getattr(self, flag) is not None]
 
     @property
     def left_out(self) -> dict[str, str]:
-        """Metrics that are asked for and cannot be had -> why."""
+        """Requested metrics that cannot be computed -> why."""
         missing = [name for name in METRICS if name in self.metrics and name not in self.measured]
         return {name: f"no weights: pass --{METRICS[name]}" for name in missing}
 
 
 def read_ablation(text: str) -> list[tuple[str, dict[str, Any]]]:
-    """ "init=dct,fft" -> [("init=dct", {"init": "dct"}), ...]. Raises ValueError."""
+    """Parse --ablate: "init=dct,fft" -> [("init=dct", {"init": "dct"}), ...]. Raises ValueError."""
     name, _, values = text.partition("=")
     name = name.replace("-", "_")
     if name not in ABLATIONS or not values:
-        raise ValueError(f"{text} varies nothing; write NAME=VALUE,VALUE with a name of {', '.join(ABLATIONS)}")
-    found = []
+        raise ValueError(f"{text} is not an ablation; write NAME=VALUE,VALUE with a NAME of {', '.join(ABLATIONS)}")
+    settings = []
     for value in values.split(","):
         try:
-            found.append((f"{name}={value}", {name: ABLATIONS[name](value)}))
+            settings.append((f"{name}={value}", {name: ABLATIONS[name](value)}))
         except ValueError:
-            raise ValueError(f"{value} is no value of {name}") from None
+            raise ValueError(f"{value} is not a valid {name}; give a number") from None
         if name == "init" and value not in INITS:
-            raise ValueError(f"{value} is no way to start; use {', '.join(INITS)}")
-    return found
+            raise ValueError(f"init {value} is unknown; use {', '.join(INITS)}")
+    return settings
 
 
 def scheme(model: str) -> str:
@@ -144,9 +142,9 @@ def scheme(model: str) -> str:
 
 
 def variants(config: EvaluateConfig) -> list[Variant]:
-    """What is compared, the real clips first; only Cinemo models have an ablation's variants."""
-    found = [Variant(REAL, "", {})]
+    """All variants to compare, the real clips first; only Cinemo models are ablated."""
+    compared = [Variant(REAL, "", {})]
     for model in config.model:
-        several = read_ablation(config.ablate) if config.ablate and scheme(model) == "cinemo" else [("", {})]
-        found += [Variant(model, name, settings) for name, settings in several]
-    return found
+        ablation = read_ablation(config.ablate) if config.ablate and scheme(model) == "cinemo" else [("", {})]
+        compared += [Variant(model, name, settings) for name, settings in ablation]
+    return compared

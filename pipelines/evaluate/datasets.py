@@ -1,8 +1,8 @@
-"""What models are compared on: a dataset becomes cases, each a video with a prompt, always the same ones.
+"""Datasets to compare models on: each becomes a fixed list of cases, a video with a prompt each.
 
-synthetic:64 is drawn here from photos that no training clip shows (synthetic:64:pan,zoom: these kinds alone), and its
+synthetic:64 is drawn here from photos that no training clip shows (synthetic:64:pan,zoom: only these kinds), and its
 motion is known. ucf101:FOLDER and msrvtt:FOLDER are the paper's, in their official layouts. Anything else is a source
-of captioned videos, as the prepare job reads it. Decodes nothing.
+of captioned videos, as the prepare job reads it. No video is decoded here.
 """
 
 import hashlib
@@ -17,15 +17,15 @@ from pipelines import sources
 from pipelines.core import hashing, storage
 
 Case = dict[str, Any]
-UCF101_VIDEOS = 2048  # the paper's protocol: this many at random; MSR-VTT's test split is taken whole
+UCF101_VIDEOS = 2048  # drawn at random, as in the paper; of MSR-VTT, the whole test split is used
 SYNTHETIC = re.compile(r"synthetic:(?P<count>[1-9]\d*)(:(?P<kinds>[\w,]+))?")
 
 
 def read(dataset: str, limit: int | None, seed: int) -> list[Case]:
-    """The cases, in a fixed order: name (of a file), uri, caption, kind, direction, fault.
+    """List the cases, in a fixed order: name (of a file), uri, caption, kind, direction, fault.
 
-    Names are unique. kind and direction are known of synthetic clips alone; fault says why a video cannot be used.
-    limit: that many, drawn like the rest from (seed, uri). Raises ValueError, one sentence that names --dataset.
+    Names are unique. kind and direction are known only of synthetic clips; fault says why a video cannot be used.
+    limit: number of cases, drawn at random from (seed, uri). Raises ValueError, one sentence that names --dataset.
     """
     kind, _, place = dataset.partition(":")
     try:
@@ -43,30 +43,30 @@ def read(dataset: str, limit: int | None, seed: int) -> list[Case]:
 
 
 def draw(seed: int, *names: str) -> int:
-    """A number from a hash of these: the same on every machine."""
+    """A random number, 64 bits, from a hash of the arguments: the same on every machine."""
     text = "\n".join([str(seed), *names])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
 def chosen(cases: list[Case], limit: int | None, seed: int) -> list[Case]:
-    """That many cases at random, in the order of their names; all where there are no more. A name has one case."""
+    """Draw at most `limit` cases at random, in the order of their names, without duplicate names."""
     cases = sorted({case["name"]: case for case in cases}.values(), key=lambda case: draw(seed, "case", case["uri"]))
     return sorted(cases[:limit], key=lambda case: str(case["name"]))
 
 
 def name_of(uri: str) -> str:
-    """A name for files: the video's own, and what tells videos of one name apart."""
+    """Name for a case's files: the video's own, and a hash that distinguishes videos of the same name."""
     stem = re.sub(r"[^\w.-]", "_", uri.rsplit("/", 1)[-1].rsplit(".", 1)[0])
     return f"{stem[:80]}-{int(hashing.hash64([uri])[0]):016x}"
 
 
 def synthetic(dataset: str, limit: int | None) -> list[Case]:
-    """Clips of every kind in turn. Raises ValueError for a name that is no number of clips, or of no kind."""
+    """Cases of every kind in turn. Raises ValueError for a name without a number of clips, or an unknown kind."""
     from cinemo.synthetic import KINDS, make_plan  # torch
 
     parts = SYNTHETIC.fullmatch(dataset)
     if parts is None:
-        raise ValueError("it is no number of clips; write synthetic:64, or synthetic:64:pan,zoom")
+        raise ValueError("it has no number of clips; write synthetic:64, or synthetic:64:pan,zoom")
     kinds = tuple(parts["kinds"].split(",")) if parts["kinds"] else KINDS
     cases = []
     for number in range(min(int(parts["count"]), limit or int(parts["count"]))):
@@ -86,7 +86,7 @@ def synthetic(dataset: str, limit: int | None) -> list[Case]:
 
 
 def ucf101(folder: Path) -> list[Case]:
-    """UCF-101/CLASS/v_CLASS_g01_c01.avi: the class's name in words is the prompt. Raises ValueError."""
+    """Cases of UCF-101/CLASS/v_CLASS_g01_c01.avi; the prompt is the class's name in words. Raises ValueError."""
     videos = sorted(path for path in folder.glob("*/v_*") if path.suffix.lower() in VIDEO_SUFFIXES)
     if not videos:
         raise ValueError("it is not UCF-101 as it is published: no CLASS/v_CLASS_g01_c01.avi in it")
@@ -94,9 +94,9 @@ def ucf101(folder: Path) -> list[Case]:
 
 
 def msrvtt(folder: Path, seed: int) -> list[Case]:
-    """The test split of MSR-VTT: test_videodatainfo.json (or videodatainfo_2017.json) and videos named by video_id.
+    """Cases of MSR-VTT's test split: test_videodatainfo.json (or videodatainfo_2017.json), videos named by video_id.
 
-    Of each video's captions one is drawn. Raises ValueError.
+    One of each video's captions is drawn at random. Raises ValueError.
     """
     lists = [path for name in ("test_videodatainfo.json", "videodatainfo_2017.json") for path in folder.rglob(name)]
     if not lists:
@@ -110,21 +110,21 @@ def msrvtt(folder: Path, seed: int) -> list[Case]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{lists[0].name} is not MSR-VTT's ({type(error).__name__}: {error})") from None
     files = {path.stem: path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES}
-    found = []
+    cases = []
     for name in names:
-        said = sorted(set(captions[name]))
-        path = files.get(name, folder / f"{name}.mp4")  # one that is missing is a reject, and is counted
-        found.append(case(path, said[draw(seed, "caption", name) % len(said)] if said else ""))
-    return found
+        choices = sorted(set(captions[name]))
+        path = files.get(name, folder / f"{name}.mp4")  # a missing video becomes a reject, and is counted
+        cases.append(case(path, choices[draw(seed, "caption", name) % len(choices)] if choices else ""))
+    return cases
 
 
 def case(path: Path, caption: str) -> Case:
-    """The case of a local video whose name says enough."""
+    """Make the case of a local video with a unique name."""
     uri = storage.absolute(str(path))
     return {"name": path.stem, "uri": uri, "caption": caption, "kind": None, "direction": None, "fault": None}
 
 
 def slices(cases: list[Case], size: int) -> Iterator[list[Case]]:
-    """Cases in lists of at most `size`."""
+    """Yield the cases in lists of at most `size`."""
     for first in range(0, len(cases), size):
         yield cases[first : first + size]

@@ -1,6 +1,6 @@
-"""Cases to rows of numbers, on Ray Data: one model after another, each animated and measured by a pool of processes.
+"""Cases -> rows of numbers, on Ray Data: one model after another, each by a pool of processes.
 
-Knows the resources of each stage. What happens to one case is measure.py.
+This is the dataflow and its resources; measure.py handles one case.
 """
 
 import json
@@ -15,11 +15,11 @@ from pipelines.evaluate.config import REAL, EvaluateConfig, Variant
 if TYPE_CHECKING:  # seconds to import, and `--help` does not need it
     import ray.data
 
-ROWS_PER_FILE = 8  # a kill makes these do again at most, and what each process has under way
+ROWS_PER_FILE = 8  # at most this many are redone after a kill, besides those in progress
 
 
 class Evaluator:
-    """One process of one model: cases under the variants that are left -> rows, one at a time."""
+    """One process of one model: cases under their variants -> rows, one at a time."""
 
     def __init__(self, config: EvaluateConfig, model: str, size: tuple[int, int]) -> None:
         from pipelines.evaluate import animators, measure
@@ -42,19 +42,19 @@ class Evaluator:
 
 
 def write_block(block: pa.Table, output: str) -> pa.Table:
-    """Rows -> files; returns how many, and how many of them are rejects."""
+    """Write rows to files; returns one row: the numbers of rows and of rejects."""
     rows.write(block.to_pylist(), output)
     return pa.table({"rows": [block.num_rows], "rejects": [block.num_rows - block["reason"].null_count]})
 
 
 def build(config: EvaluateConfig, model: str, cases: list[dict[str, Any]], size: tuple[int, int]) -> "ray.data.Dataset":
-    """The dataflow of one model, lazily. Models go one after another: two large ones may not fit beside each other."""
+    """Build the lazy dataflow of one model. Models run one after another: two large ones may not fit at once."""
     import ray.data
 
     cpus = int(ray.cluster_resources().get("CPU", 1))
     workers = config.gpus or config.workers or cpus
 
-    # 1. A block a few cases: a slow one holds up nobody for long.
+    # 1. A few cases per block, so that a slow case does not delay many others.
     table = pa.table({"case": [json.dumps(case) for case in cases]})
     step = max(1, min(4, len(cases) // (2 * workers)))
     waiting = ray.data.from_arrow([table.slice(first, step) for first in range(0, len(cases), step)])
@@ -70,7 +70,7 @@ def build(config: EvaluateConfig, model: str, cases: list[dict[str, Any]], size:
         num_cpus=0.8,
     )
 
-    # 3. Files, each of a few rows. It mostly waits for storage.
+    # 3. Write files of a few rows. One task is enough: it mostly waits for storage.
     return measured.map_batches(
         write_block,
         fn_args=(config.output,),

@@ -1,9 +1,8 @@
 """Models on a dataset -> rows of numbers (measure.py) -> a report (report.py).
 
-Knows what a finished evaluation is, and how to get there from whatever is left of an earlier try: a row is known by an
-id that its case, model and settings determine, so the same command finishes a job that was killed at any moment, a
-further model adds its own rows alone, and a finished job changes no file. A reject is a result: delete OUT/rejects to
-have them tried again.
+A row's id is determined by its case, model and settings. So the same command finishes a job that was killed at any
+moment, a further model adds only its own rows, and repeating a finished job changes no file. A reject is a result:
+delete OUT/rejects to have them tried again.
 """
 
 import json
@@ -32,7 +31,7 @@ DEFAULT_SIZE = (320, 512)
 
 
 def placed(config: EvaluateConfig) -> EvaluateConfig:
-    """The same job, by names that mean the same to workers, who have other working directories. Raises ValueError."""
+    """Make all names absolute, because workers have other working directories. Raises ValueError."""
     output = storage.absolute(config.output)
     named = []
     for model in config.model:
@@ -51,7 +50,7 @@ def placed(config: EvaluateConfig) -> EvaluateConfig:
 
 
 def frame_size(config: EvaluateConfig) -> tuple[int, int]:
-    """(H, W) in pixels that everything is compared at. Raises ValueError."""
+    """Frame size (H, W) in pixels of the comparison. Raises ValueError."""
     if config.height is not None and config.width is not None:
         return config.height, config.width
     if (config.height is None) != (config.width is None):
@@ -63,7 +62,7 @@ def frame_size(config: EvaluateConfig) -> tuple[int, int]:
 
 
 def identity(config: EvaluateConfig) -> dict[str, Any]:
-    """Everything that changes a row and is the same for all: two jobs may share an output when these are equal."""
+    """Settings that all rows depend on: jobs that share an output must have them equal."""
     height, width = frame_size(config)
     names = {"dataset", "num_frames", "min_interval", "max_interval", "motion_bucket", "num_inference_steps"}
     names |= {"guidance_scale", "scheduler", "seed", "i3d", "inception", "c3d", "clip", "lpips", "precision"}
@@ -80,11 +79,11 @@ def identity(config: EvaluateConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Job:
-    """A configuration that can work, by names that mean the same to every process, and what was read to know it."""
+    """A checked configuration with absolute names, and what was read to check it."""
 
     config: EvaluateConfig
-    size: tuple[int, int]  # (H, W) in pixels that everything is compared at
-    identity: dict[str, Any]  # everything that changes a row and is the same for all
+    size: tuple[int, int]  # frame size (H, W) in pixels
+    identity: dict[str, Any]  # settings that all rows depend on
     cases: list[datasets.Case]
     facts: dict[str, models.Facts]  # Cinemo models by name
 
@@ -115,7 +114,7 @@ def resolve(config: EvaluateConfig) -> Job:
 
 
 def fits(facts: models.Facts, config: EvaluateConfig, size: tuple[int, int]) -> None:
-    """Raise ValueError when a Cinemo model does not take what is compared."""
+    """Raise ValueError when a Cinemo model does not support the comparison's size, length or samplers."""
     from cinemo.arguments import check_length, check_size
     from cinemo.sampling import SCHEDULERS
 
@@ -128,34 +127,34 @@ def fits(facts: models.Facts, config: EvaluateConfig, size: tuple[int, int]) -> 
 
 
 def plan(job: Job) -> dict[str, list[dict[str, Any]]]:
-    """Model -> its cases under each of its variants, with ids; the real clips are a model too."""
+    """Map each model, the real clips among them, to its cases under each of its variants, with ids."""
     shared = json.dumps(job.identity, sort_keys=True)
-    wanted: dict[str, list[dict[str, Any]]] = {}
+    planned: dict[str, list[dict[str, Any]]] = {}
     for variant in variants(job.config):
         mark = job.facts[variant.model].fingerprint if variant.model in job.facts else variant.model
-        wanted.setdefault(variant.model, []).extend(
+        planned.setdefault(variant.model, []).extend(
             {**case, "id": rows.row_id(case, variant.name, mark, shared), "variant": variant} for case in job.cases
         )
-    return wanted
+    return planned
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Do the job, or what is left of it; returns the summary. Needs a running Ray."""
+    """Run the job, or the rest of it; returns the summary. Needs a running Ray."""
     from pipelines.evaluate import figures, report
 
-    config, wanted = job.config, plan(job)
+    config, planned = job.config, plan(job)
     out, began = Output(config.output), time.monotonic()
     with (
         lease.hold(out.uri) as held,
         tracking.start("evaluate", out.uri, config.tracking_uri, config.model_dump()) as log,
     ):
-        new = work(job, wanted)
-        ids = [case["id"] for cases in wanted.values() for case in cases]
+        new = work(job, planned)
+        ids = [case["id"] for cases in planned.values() for case in cases]
         measured, rejects = rows.read(out.uri, ids)
         if len(measured) + len(rejects) < len(set(ids)):
             raise RuntimeError(f"{len(set(ids)) - len(measured) - len(rejects)} rows left no trace in {out.uri}")
         reasons = Counter(row["reason"] for row in rejects)
-        counts = {"cases": len(wanted[REAL]), "rows": len(measured), "rejects": dict(sorted(reasons.items()))}
+        counts = {"cases": len(planned[REAL]), "rows": len(measured), "rejects": dict(sorted(reasons.items()))}
         compared = variants(config)
         cells = report.values(config, compared, measured)
         marks = {models.plain(model): facts.fingerprint for model, facts in job.facts.items()}
@@ -179,18 +178,18 @@ def run(job: Job) -> dict[str, Any]:
             "too_many_rejects": len(rejects) > config.max_reject_fraction * len(ids),
         }
         now = {"new_rows": new, "run_id": log.run_id, "seconds": round(time.monotonic() - began, 2)}
-        if new or not out.is_finished:  # a job that had nothing to do changes no file
+        if new or not out.is_finished:  # repeating a finished job changes no file
             out.finish(summary | now)
     print(text, file=sys.stderr)
     return summary | now
 
 
-def work(job: Job, wanted: dict[str, list[dict[str, Any]]]) -> int:
-    """Measure what is not done yet, model by model; returns how many rows are new."""
+def work(job: Job, planned: dict[str, list[dict[str, Any]]]) -> int:
+    """Measure the missing rows, model by model; returns how many rows are new."""
     out = Output(job.config.output)
     done = rows.done(out.uri)
-    total = sum(len(cases) for cases in wanted.values())
-    left = {model: [case for case in cases if case["id"] not in done] for model, cases in wanted.items()}
+    total = sum(len(cases) for cases in planned.values())
+    left = {model: [case for case in cases if case["id"] not in done] for model, cases in planned.items()}
     fresh = sum(len(cases) for cases in left.values())
     if fresh or not out.is_finished:
         out.claim(job.identity)
@@ -205,10 +204,10 @@ def work(job: Job, wanted: dict[str, list[dict[str, Any]]]) -> int:
 
 
 def tag(label: str) -> str:
-    """A variant as a part of a metric's name in MLflow, which takes few characters; of a path its last name."""
+    """A variant's label in characters that MLflow allows in a metric's name; of a path, only the last name."""
     return "".join(c if c.isalnum() or c in "_-. " else "_" for c in label.rsplit("/", 1)[-1])
 
 
 def rounded(cell: "report.Value") -> list[float | None]:
-    """[value, low, high] for the summary; null where there is none."""
+    """[value, low, high] for the summary; None instead of NaN."""
     return [None if number != number else round(number, 6) for number in (cell.value, cell.low, cell.high)]

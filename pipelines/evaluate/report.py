@@ -1,6 +1,6 @@
-"""Rows -> a table with intervals, the paper's numbers in a column of their own.
+"""Rows -> a table of metrics with intervals, and the paper's numbers in a separate column.
 
-Knows what each metric is called and how rows become its value. The same rows give the same report.
+The same rows give the same report.
 """
 
 import io
@@ -16,7 +16,7 @@ from cinemo.metrics import statistics
 from pipelines.evaluate.config import REAL, EvaluateConfig, Variant
 
 Row = dict[str, Any]
-ROUNDS, SET_ROUNDS = 1000, 20  # resamples of the bootstrap: of a mean, and of a distance of sets
+ROUNDS, SET_ROUNDS = 1000, 20  # resamples of the bootstrap: for a mean, and for a distance between sets
 SPLITS = 10  # of the inception score
 PAPER = "published in the paper (not measured here)"
 # Table 1, as printed. Method -> metric -> value.
@@ -41,7 +41,7 @@ TABLE_1: dict[str, dict[str, dict[str, float]]] = {
 
 
 class Value(NamedTuple):
-    """One cell: a metric of a variant, its 95 % interval, how many clips, and why there is none."""
+    """One cell: a metric of a variant, its 95 % interval, the number of clips, and why there is no value."""
 
     variant: str
     metric: str
@@ -53,19 +53,19 @@ class Value(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """A line of the table: the metric that asks for it, its text, and the column that a row needs to count."""
+    """A line of the table. asked: the --metrics name that selects it. needs: column without which a row is skipped."""
 
     name: str
     asked: str
     text: str
     needs: str
-    # Its value from rows and the real rows; None: the mean of the column, or of a list's values after its first.
+    # Value computed from rows and real rows; None: the mean of the column, or of lists without their first value.
     of: Callable[[Sequence[Row], Sequence[Row]], float] | None = None
     sets: bool = False  # compares sets with the real clips
 
 
 def features(rows: Sequence[Row], column: str, width: int) -> np.ndarray:
-    """(clips, width), or every frame's one below the other."""
+    """Stack features of clips (clips, width), or of all their frames (clips * N, width)."""
     return np.concatenate([np.asarray(row[column], np.float32).reshape(-1, width) for row in rows])
 
 
@@ -81,8 +81,8 @@ def frechet_corrected(column: str, width: int) -> Callable[[Sequence[Row], Seque
 
 def fidelity(field: str) -> Callable[[Sequence[Row], Sequence[Row]], float]:
     def value(rows: Sequence[Row], real: Sequence[Row]) -> float:
-        asked, found = ([row[name] for row in rows] for name in ("requested_bucket", "measured_bucket"))
-        return float(getattr(statistics.motion_fidelity(asked, found), field))
+        requested, measured = ([row[name] for row in rows] for name in ("requested_bucket", "measured_bucket"))
+        return float(getattr(statistics.motion_fidelity(requested, measured), field))
 
     return value
 
@@ -114,24 +114,24 @@ METRICS = (
 
 
 def values(config: EvaluateConfig, variants: Sequence[Variant], rows: Sequence[Row]) -> list[Value]:
-    """Every cell of the table. What cannot be computed of these rows has a note that says why."""
+    """Compute every cell of the table. A value that cannot be computed from these rows has a note that says why."""
     by_variant = {v.label: [row for row in rows if row["variant"] == v.label] for v in variants}
     real = by_variant[REAL]
-    found = []
+    cells = []
     for metric in METRICS:
         if metric.asked not in config.measured:
             continue
-        for label, own in by_variant.items():
-            having = [row for row in own if row[metric.needs] is not None]
+        for label, group in by_variant.items():
+            measured = [row for row in group if row[metric.needs] is not None]
             reference = [row for row in real if row[metric.needs] is not None]
-            if not having or (metric.sets and label == REAL):
+            if not measured or (metric.sets and label == REAL):
                 continue
-            found.append(cell(metric, label, having, reference))
-    return found
+            cells.append(cell(metric, label, measured, reference))
+    return cells
 
 
 def cell(metric: Metric, label: str, rows: Sequence[Row], real: Sequence[Row]) -> Value:
-    """One value with its interval: cases are drawn with repetition, and the real ones beside them stay as they are."""
+    """Compute one value with its interval by resampling the cases; the real clips are not resampled."""
     of = metric.of
     if of is None:
         each = np.array([np.mean(v[1:]) if isinstance(v := row[metric.needs], list) else v for row in rows], np.float64)
@@ -206,7 +206,7 @@ def markdown(
 
 
 def table_1(config: EvaluateConfig) -> list[str]:
-    """The paper's own table of this dataset, whole."""
+    """Lines of the paper's whole table for this dataset."""
     methods = published(config)
     names = list(dict.fromkeys(name for row in methods.values() for name in row))
     lines = [f"| method | {' | '.join(name.upper() for name in names)} |", f"| --- |{' ---: |' * len(names)}"]
@@ -225,7 +225,7 @@ def shown(cell: Value | None) -> str:
 
 
 def parquet(cells: Sequence[Value], config: EvaluateConfig) -> bytes:
-    """The table in long form, the paper's numbers among it under a variant that says so."""
+    """The table in long form as Parquet, with the paper's numbers as variants marked as published."""
     rows = [cell._asdict() for cell in cells]
     for method, numbers in published(config).items():
         for metric, value in numbers.items():

@@ -1,7 +1,6 @@
 """The rows of an evaluation: their schema, OUT/rows and OUT/rejects, and which of them are done.
 
-One row for each case under each variant, in one of the two, known by an id that changes with whatever changes the row.
-Knows Parquet files. Knows nothing of how a row is measured.
+Each case under each variant has one row, in one of the two; its id is a hash of everything that the row depends on.
 """
 
 import uuid
@@ -14,7 +13,7 @@ from pipelines.core import storage
 from pipelines.core.output import FAULT, write_part
 
 _NAMESPACE = uuid.UUID("1f6f1a6e-0e0c-5c0e-8f5f-6b7a2f1d3c55")
-FEATURES = ("i3d", "c3d", "inception")  # of networks; float32, in rows because a metric of sets needs them all
+FEATURES = ("i3d", "c3d", "inception")  # float32; kept in rows because metrics of sets need all of them
 
 ROW = pa.schema(
     [
@@ -34,14 +33,14 @@ ROW = pa.schema(
         ("lpips", pa.float64()),
         ("smoothness", pa.float64()),
         ("abruptness", pa.float64()),
-        ("colour_drift", pa.list_(pa.float64())),  # by frame, as the next
+        ("colour_drift", pa.list_(pa.float64())),  # by frame, as is mean_colour_drift
         ("mean_colour_drift", pa.list_(pa.float64())),
         ("consistency", pa.float64()),
         ("right", pa.float64()),
         ("down", pa.float64()),
         ("outward", pa.float64()),
         ("clockwise", pa.float64()),
-        ("agrees", pa.bool_()),  # null: the prompt names no direction that is known
+        ("agrees", pa.bool_()),  # null: the prompt has no known direction
         ("clipsim", pa.float64()),
         ("clip_consistency", pa.float64()),
         *((name, pa.list_(pa.float32())) for name in FEATURES),  # inception: every frame's, one after the other
@@ -59,7 +58,7 @@ def row_id(case: Mapping[str, Any], variant: str, fingerprint: str, settings: st
 
 
 def write(rows: list[dict[str, Any]], output: str) -> None:
-    """Rows as files below OUT/rows and OUT/rejects, each named by the ids in it: the same rows, the same files."""
+    """Write rows to files below OUT/rows and OUT/rejects, each named by a hash of its ids."""
     for folder, schema, part in (
         ("rows", ROW, [row for row in rows if not row["reason"]]),
         ("rejects", REJECT, [row for row in rows if row["reason"]]),
@@ -73,16 +72,16 @@ def write(rows: list[dict[str, Any]], output: str) -> None:
 
 
 def done(output: str) -> set[str]:
-    """Ids of all rows that are written, rejects among them."""
+    """Ids of all rows that are written, including rejects."""
     only = pa.schema([ROW.field("id")])
     folders = (storage.join(output, name) for name in ("rows", "rejects"))
     return {row for folder in folders for table in storage.scan(folder, only) for row in table["id"].to_pylist()}
 
 
 def read(output: str, wanted: Iterable[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The measured rows and the rejects with these ids, in the order of the ids asked for; each once."""
+    """Read the measured rows and the rejects with the ids `wanted`, in that order, each once."""
     order = {name: place for place, name in enumerate(wanted)}
-    found = []
+    results = []
     for folder, schema in (("rows", ROW), ("rejects", REJECT)):
         rows = {
             row["id"]: row
@@ -90,7 +89,7 @@ def read(output: str, wanted: Iterable[str]) -> tuple[list[dict[str, Any]], list
             for row in table.to_pylist()
             if row["id"] in order
         }
-        found.append(sorted(rows.values(), key=lambda row: order[row["id"]]))
-    measured, rejects = found
+        results.append(sorted(rows.values(), key=lambda row: order[row["id"]]))
+    measured, rejects = results
     known = {row["id"] for row in measured}
     return measured, [row for row in rejects if row["id"] not in known]

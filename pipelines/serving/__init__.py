@@ -1,5 +1,6 @@
-"""The HTTP service: animations that are queued in a database, made by replicas, and fetched when they are done.
+"""The HTTP service: animations are queued in a database, made by replicas, and downloaded when they are done.
 
-A request: api.py checks it (schema.py, body.py), store.py keeps it, dispatch.py hands its id to a replica, replica.py
-makes the video and results.py writes it; then any ingress answers for it. deploy.py binds all that to Ray Serve.
+The way of a request: api.py checks it (schema.py, body.py), store.py keeps it as a job, dispatch.py sends the job's id
+to a replica, replica.py makes the video, results.py writes it; then any ingress can serve it. deploy.py connects these
+to Ray Serve.
 """

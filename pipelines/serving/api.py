@@ -1,6 +1,6 @@
-"""The HTTP API, in the shape of the OpenAI Videos API with this project's settings: routes and status codes.
+"""The HTTP API, modelled on the OpenAI Videos API with this project's settings: routes and status codes.
 
-What a route does is in service.py. Nothing here knows Ray, or how a video is made.
+The work of the routes is in service.py.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from pipelines.serving.served_models import Served
 from pipelines.serving.service import Service
 from pipelines.serving.store import Job
 
-POLL_S = 0.2  # how often an event stream looks for news
+POLL_S = 0.2  # seconds between an event stream's queries
 Variant = Literal["video", "thumbnail", "spritesheet"]
 ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"model": schema.ErrorBody} for code in (400, 401, 404, 405, 409, 410, 413, 415, 422, 429, 503)
@@ -29,8 +29,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 CONTENT: dict[int | str, dict[str, Any]] = {
     200: {"content": dict.fromkeys(results.MEDIA.values(), BINARY)},
-    206: {"description": "the bytes that Range asks for"},
-    416: {"description": "Range asks for bytes that are not there"},
+    206: {"description": "the requested Range of bytes"},
+    416: {"description": "the requested Range is outside the file"},
 }
 PAGE_POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'"
 
@@ -40,7 +40,7 @@ operations = APIRouter(tags=["operations"])
 
 
 def create_app(service: Service, metrics: Metrics, ready: Any) -> FastAPI:
-    """The application. ready: an async function that names the models without a replica."""
+    """Create the application. ready: async function that returns the names of models without a ready replica."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -64,10 +64,10 @@ def create_app(service: Service, metrics: Metrics, ready: Any) -> FastAPI:
 
 
 async def observe_and_guard(request: Request, call_next: Any) -> Response:
-    """Middleware: counts and times every answer, and adds the headers that protect browsers."""
-    began, metrics = time.perf_counter(), request.app.state.metrics  # Gradio's application takes its place later
+    """Middleware: count and time every response, and add the headers that protect browsers."""
+    began, metrics = time.perf_counter(), request.app.state.metrics  # Gradio's application replaces request.app
     response = refused(request) or await call_next(request)
-    route = getattr(request.scope.get("route"), "path", "other")  # the pattern: one series a route
+    route = getattr(request.scope.get("route"), "path", "other")  # the pattern, so that each route is one series
     seconds = time.perf_counter() - began
     metrics.answered(request.method, route, response.status_code, seconds)
     response.headers["X-Content-Type-Options"] = "nosniff"
@@ -79,9 +79,10 @@ async def observe_and_guard(request: Request, call_next: Any) -> Response:
 
 
 def refused(request: Request) -> Response | None:
-    """The answer to a request for the page that goes no further; None for any other. The routes look for themselves.
+    """Response that refuses a request below /ui without a valid key or of excessive length; None for all others.
 
-    Gradio's own routes take uploads and calls of any size from anybody, and hand out files.
+    Gradio's own routes would accept uploads and calls of any size from anybody, and serve files. The API's routes have
+    their own checks.
     """
     if not request.url.path.startswith("/ui"):
         return None
@@ -131,7 +132,7 @@ IdempotencyKey = Annotated[
 async def create(
     request: Request, service: Shared, owner: Owner, idempotency_key: IdempotencyKey = None
 ) -> schema.Video:
-    """Animate an image. Answers at once; poll the video, or read its events, until it is completed."""
+    """Queue an animation of an image. Returns at once; poll the video, or read its events, until it is completed."""
     fields, image = await body.read(request, service.settings.limits.max_bytes)
     return schema.to_video(await service.submit(fields, image, owner, idempotency_key))
 
@@ -143,7 +144,7 @@ async def create(
     openapi_extra=schema.request_body(),
 )
 async def create_and_wait(request: Request, service: Shared, owner: Owner) -> FileResponse:
-    """Animate an image, and answer with the mp4. A client that goes away cancels it."""
+    """Animate an image and return the mp4. Disconnecting cancels it."""
     fields, image = await body.read(request, service.settings.limits.max_bytes)
     job = await service.submit(fields, image, owner)
     end = asyncio.create_task(service.dispatcher.ended(job.id))
@@ -155,7 +156,7 @@ async def create_and_wait(request: Request, service: Shared, owner: Owner) -> Fi
     finally:
         if not end.done():
             end.cancel()
-            await asyncio.shield(service.cancel(job.id, "the client went away"))
+            await asyncio.shield(service.cancel(job.id, "the client disconnected"))
     job = await service.find(job.id, owner)
     if job.error is not None:
         raise ApiError(500 if job.error["code"] == "server_error" else 409, job.error["message"], code="failed")
@@ -167,20 +168,20 @@ async def create_and_wait(request: Request, service: Shared, owner: Owner) -> Fi
 async def page(
     service: Shared,
     owner: Owner,
-    after: Annotated[str | None, Query(description="id of the last video of the page before")] = None,
-    limit: Annotated[int, Query(ge=1, le=100, description="videos a page, at most")] = 20,
-    order: Annotated[Literal["asc", "desc"], Query(description="by time: desc has the newest first")] = "desc",
+    after: Annotated[str | None, Query(description="id of the last video of the previous page")] = None,
+    limit: Annotated[int, Query(ge=1, le=100, description="largest number of videos per page")] = 20,
+    order: Annotated[Literal["asc", "desc"], Query(description="by creation time; desc: newest first")] = "desc",
 ) -> schema.VideoPage:
-    """The videos of an API key, a page at a time."""
+    """List the videos of an API key, page by page."""
     jobs, more = await asyncio.to_thread(service.store.page, owner, after, limit, order == "desc")
-    shown = [schema.to_video(job) for job in jobs]
-    first, last = (shown[0].id, shown[-1].id) if shown else (None, None)
-    return schema.VideoPage(data=shown, first_id=first, last_id=last, has_more=more)
+    listed = [schema.to_video(job) for job in jobs]
+    first, last = (listed[0].id, listed[-1].id) if listed else (None, None)
+    return schema.VideoPage(data=listed, first_id=first, last_id=last, has_more=more)
 
 
 @videos.get("/{video_id}", responses=ERRORS)
 async def retrieve(job: FoundJob) -> schema.Video:
-    """How far a video is."""
+    """Retrieve a video's status and progress."""
     return schema.to_video(job)
 
 
@@ -190,26 +191,26 @@ async def content(
     job: FoundJob,
     variant: Annotated[Variant, Query(description="video (mp4), thumbnail (webp) or spritesheet (jpg)")] = "video",
 ) -> FileResponse:
-    """A file of a completed video; Range is understood."""
+    """Download a file of a completed video; Range requests are supported."""
     path = await service.file(job, variant)
     return FileResponse(path, media_type=results.MEDIA[variant], filename=job.id + path.suffix)
 
 
 @videos.delete("/{video_id}", responses=ERRORS)
 async def delete(video_id: str, service: Shared, owner: Owner) -> schema.DeletedVideo:
-    """Cancel a video if it waits or runs, and delete all of it."""
+    """Delete a video and its files, cancelling it if it is queued or in progress."""
     await service.delete(video_id, owner)
     return schema.DeletedVideo(id=video_id)
 
 
 @videos.get("/{video_id}/events", responses=ERRORS, response_class=EventSourceResponse)
 async def events(service: Shared, job: FoundJob) -> AsyncIterator[ServerSentEvent]:
-    """Server-sent events: the video object at every change, until it is completed, failed or deleted."""
+    """Stream server-sent events: the video object at every change, until it is completed, failed or deleted."""
     last: Job | None = job
-    seen = None
+    sent = None
     while last is not None:
-        if (last.status, last.progress) != seen:
-            seen = (last.status, last.progress)
+        if (last.status, last.progress) != sent:
+            sent = (last.status, last.progress)
             yield ServerSentEvent(raw_data=schema.to_video(last).model_dump_json(), event=last.status)
         if not last.is_open:
             return
@@ -220,12 +221,12 @@ async def events(service: Shared, job: FoundJob) -> AsyncIterator[ServerSentEven
 
 @models.get("", name="models", responses={401: ERRORS[401]})
 async def list_models(service: Shared, owner: Owner) -> schema.ModelList:
-    """The models that are served; the first is the default."""
+    """List the models that are served; the first is the default."""
     return schema.ModelList(data=[to_model(served, service.began) for served in service.models.values()])
 
 
 def to_model(served: Served, began: int) -> schema.Model:
-    """The model object that clients see. began: seconds since 1970."""
+    """Convert to the API's model object. began: start of the service, in seconds since 1970."""
     return schema.Model(
         id=served.name,
         created=began,
@@ -239,13 +240,13 @@ def to_model(served: Served, began: int) -> schema.Model:
 
 @operations.get("/health/live")
 async def live() -> dict[str, str]:
-    """This process answers."""
+    """Liveness: this process responds."""
     return {"status": "live"}
 
 
 @operations.get("/health/ready", responses={503: ERRORS[503]})
 async def is_ready(request: Request, service: Shared) -> dict[str, Any]:
-    """The store answers, and every model that should have a replica has one."""
+    """Readiness: the database responds, and every model that should have a replica has one."""
     if waiting := await request.app.state.ready():
         raise ApiError(503, f"no replica is ready yet for {', '.join(waiting)}", headers={"Retry-After": "5"})
     return {"status": "ready", "jobs": await asyncio.to_thread(service.store.counts)}
@@ -253,13 +254,13 @@ async def is_ready(request: Request, service: Shared) -> dict[str, Any]:
 
 @operations.get("/metrics", response_class=Response)
 async def prometheus(request: Request, service: Shared) -> Response:
-    """Metrics in Prometheus's text format."""
-    data, kind = await asyncio.to_thread(request.app.state.metrics.text, service.store)
-    return Response(data, media_type=kind)
+    """Return the metrics in Prometheus's text format."""
+    data, media_type = await asyncio.to_thread(request.app.state.metrics.text, service.store)
+    return Response(data, media_type=media_type)
 
 
 @operations.get("/", include_in_schema=False)
 async def front(request: Request) -> RedirectResponse:
-    """Lead a browser to the page, or to the documentation where there is no page."""
+    """Redirect a browser to the page, or to the API's documentation if there is no page."""
     has_page = any(getattr(route, "path", "") == "/ui" for route in request.app.routes)
     return RedirectResponse("/ui" if has_page else "/docs")

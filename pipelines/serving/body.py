@@ -1,6 +1,6 @@
-"""The body of a request for a video: multipart or JSON, within limits -> settings and the bytes of the image.
+"""Parse the body of a request for a video: multipart or JSON, within limits -> settings and the bytes of the image.
 
-Knows bytes and forms. Knows nothing of what settings mean. No URL is fetched, and no name from a client is a path.
+No URL is fetched, and no name from a client is used as a path.
 """
 
 import base64
@@ -19,25 +19,25 @@ MOST_FIELDS = 64
 
 
 async def read(request: Request, most: int) -> tuple[dict[str, Any], bytes]:
-    """(the fields but input_reference, the image's bytes) of a request. most: bytes of its body.
+    """Read a request: (its fields without input_reference, the image's bytes). most: bytes that the body may have.
 
-    A field of a form is text, whatever it stands for. Raises ApiError: 400 for a body that cannot be read, 413 for one
-    that is too large, 415 for another type, 422 for an image that is missing or no data.
+    All fields of a form are text. Raises ApiError: 400 for a body that cannot be read, 413 for one that is too large,
+    415 for another type, 422 for a missing or invalid image.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind not in ("multipart/form-data", "application/json"):
-        raise ApiError(415, f"content-type {kind or 'is missing'}: send multipart/form-data or application/json")
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type not in ("multipart/form-data", "application/json"):
+        raise ApiError(415, f"content-type {media_type or 'is missing'}: send multipart/form-data or application/json")
     body = await read_bytes(request, most)
-    fields = json_fields(body) if kind == "application/json" else await form_fields(request.headers, body)
-    given = fields.pop(IMAGE, None)
-    image = given if isinstance(given, bytes) else from_data_url(given)
+    fields = json_fields(body) if media_type == "application/json" else await form_fields(request.headers, body)
+    value = fields.pop(IMAGE, None)
+    image = value if isinstance(value, bytes) else from_data_url(value)
     if not image:
         raise ApiError(422, f"{IMAGE} is empty (0 bytes); send a JPEG, PNG or WebP file", IMAGE)
     return fields, image
 
 
 async def read_bytes(request: Request, most: int) -> bytes:
-    """The whole body, refused as soon as it is known to be too large."""
+    """Read the whole body. Raises ApiError (413) as soon as more than `most` bytes have arrived."""
     check_length(request, most)
     body = bytearray()
     async for part in request.stream():
@@ -48,30 +48,30 @@ async def read_bytes(request: Request, most: int) -> bytes:
 
 
 def check_length(request: Request, most: int) -> None:
-    """Raise ApiError (413) when a body says that it is longer than `most` bytes."""
+    """Raise ApiError (413) when Content-Length is more than `most` bytes."""
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and int(length) > most:
         raise too_large(most)
 
 
 def too_large(most: int) -> ApiError:
-    """The answer to a body of more than `most` bytes."""
+    """Error for a body of more than `most` bytes."""
     return ApiError(413, f"the body has more than {most:,} bytes; send a smaller image", IMAGE)
 
 
 def json_fields(body: bytes) -> dict[str, Any]:
-    """The members of a JSON object."""
+    """Parse a JSON object. Raises ApiError (400)."""
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body is not JSON: {error}") from None
     if not isinstance(fields, dict):
-        raise ApiError(400, "the body is no JSON object")
+        raise ApiError(400, "the body is not a JSON object")
     return fields
 
 
 async def form_fields(headers: Headers, body: bytes) -> dict[str, Any]:
-    """The fields of a form: text, and for files their bytes."""
+    """Parse a multipart form: text fields as str, files as bytes. Raises ApiError (400, 422)."""
 
     async def once() -> Any:
         yield body
@@ -80,7 +80,7 @@ async def form_fields(headers: Headers, body: bytes) -> dict[str, Any]:
         parser = MultiPartParser(headers, once(), max_files=1, max_fields=MOST_FIELDS, max_part_size=len(body) + 1)
         form = await parser.parse()
     except (MultiPartException, KeyError, ValueError, LookupError) as error:
-        problem = getattr(error, "message", None) or "it is no multipart form"
+        problem = getattr(error, "message", None) or "it is not a multipart form"
         raise ApiError(400, f"the body cannot be read: {problem}") from None
     fields: dict[str, Any] = {}
     for name, value in form.multi_items():
@@ -89,19 +89,19 @@ async def form_fields(headers: Headers, body: bytes) -> dict[str, Any]:
         fields[name] = await value.read() if isinstance(value, UploadFile) else value
     await form.close()
     if not fields:
-        raise ApiError(400, "the body has no complete part; was it cut off?")
+        raise ApiError(400, "the body has no complete part; send it again, it may have been cut off")
     return fields
 
 
-def from_data_url(given: Any) -> bytes:
-    """The bytes of `data:image/png;base64,...`, alone or as {"image_url": ...}. Raises ApiError."""
-    if isinstance(given, dict) and set(given) <= {"image_url", "file_id"}:
-        given = given.get("image_url")
-    if given is None:
+def from_data_url(value: Any) -> bytes:
+    """Decode `data:image/png;base64,...`, alone or as {"image_url": ...}. Raises ApiError (422)."""
+    if isinstance(value, dict) and set(value) <= {"image_url", "file_id"}:
+        value = value.get("image_url")
+    if value is None:
         raise ApiError(422, f"{IMAGE} is required: an image file, or its data: URL", IMAGE)
-    if not isinstance(given, str) or not given.lower().startswith("data:"):
+    if not isinstance(value, str) or not value.lower().startswith("data:"):
         raise ApiError(422, f"{IMAGE} should be a file, or a data: URL; other URLs are not fetched", IMAGE)
-    head, comma, data = given.partition(",")
+    head, comma, data = value.partition(",")
     if not comma or not head.lower().endswith(";base64"):
         raise ApiError(422, f"{IMAGE} should be data:TYPE;base64,DATA", IMAGE)
     try:

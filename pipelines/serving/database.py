@@ -1,4 +1,4 @@
-"""The connection to the service's database, SQLite or PostgreSQL: patient while it is away, bounded when it hangs."""
+"""The service's database, SQLite or PostgreSQL: operations retry while it is away, and time out when it hangs."""
 
 import os
 import socket
@@ -12,18 +12,18 @@ import sqlalchemy as sa
 import tenacity
 from sqlalchemy.exc import DBAPIError
 
-HANGING_S = 5.0  # a database that does not answer for so long is taken to be away
-# Seconds since 1970, by the database's clock. clock_timestamp() goes on within a transaction, as now() does not.
+HANGING_S = 5.0  # a database that does not respond for this long counts as unavailable
+# Seconds since 1970, by the database's clock. clock_timestamp() advances within a transaction, unlike now().
 POSTGRES_NOW = "extract(epoch from clock_timestamp())::float8"
 SQLITE_NOW = "((julianday('now') - 2440587.5) * 86400.0)"
 Result = TypeVar("Result")
 
 
 class Database:
-    """An engine, and ways to use it that may be called from any thread.
+    """A SQLAlchemy engine; its methods may be called from any thread.
 
-    now: the time as SQL, seconds since 1970; the clocks of ingresses and replicas differ, and leases need one.
-    patience: seconds that a database which is away is waited for; then SQLAlchemy's DBAPIError is raised.
+    now: the time as SQL, seconds since 1970. Leases need one clock, and those of ingresses and replicas differ.
+    patience: seconds to retry while the database is unavailable; then SQLAlchemy's DBAPIError is raised.
     """
 
     def __init__(self, url: str, patience: float) -> None:
@@ -32,16 +32,16 @@ class Database:
         if self.is_sqlite and (path := sa.make_url(url).database):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
         self.now: sa.ColumnElement[float] = sa.literal_column(SQLITE_NOW if self.is_sqlite else POSTGRES_NOW, sa.Float)
-        # No ping before each use, which nothing bounds: a connection that broke is replaced at its first error.
+        # No pool_pre_ping, because it has no time limit: a broken connection is replaced at its first error.
         of_server = {"pool_size": 10, "connect_args": {"client_encoding": "utf8", "connect_timeout": 5}}
-        # Errors are logged, and parameters are prompts and images of users.
+        # Errors are logged, so parameters, users' prompts and images, are hidden.
         self.engine = sa.create_engine(url, hide_parameters=True, **({} if self.is_sqlite else of_server))
         if self.is_sqlite:
             sa.event.listen(self.engine, "connect", _set_up_sqlite)
             sa.event.listen(self.engine, "begin", _begin_sqlite)
 
     def patiently(self, act: Callable[[], Result]) -> Result:
-        """Call `act`, and again while the database is away or another process was first; returns its result."""
+        """Call `act`, retrying while the database is unavailable or locked; returns its result."""
         return tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(DBAPIError),
             wait=tenacity.wait_exponential_jitter(initial=0.05, max=1.0),
@@ -51,7 +51,7 @@ class Database:
 
     @contextmanager
     def transaction(self, only_reads: bool = False) -> Iterator[sa.Connection]:
-        """A connection in a transaction, which is committed at the end of the block."""
+        """Open a connection in a transaction, which is committed at the end of the block."""
         with (
             self.engine.connect().execution_options(only_reads=only_reads) as connection,
             self._bounded(connection),
@@ -60,23 +60,23 @@ class Database:
             yield connection
 
     def change(self, statement: Any) -> int:
-        """Execute a statement; returns how many rows it changed."""
+        """Execute a statement; returns the number of rows changed."""
         with self.transaction() as connection:
             return connection.execute(statement).rowcount
 
     def first(self, statement: Any) -> Any:
-        """The first row of a query, None when there is none."""
+        """Fetch the first row of a query; None when there is none."""
         return next(iter(self.all(statement)), None)
 
     def all(self, statement: Any) -> Sequence[Any]:
-        """The rows of a query."""
+        """Fetch the rows of a query."""
         with self.transaction(only_reads=True) as connection:
             return connection.execute(statement).all()
 
     @contextmanager
     def _bounded(self, connection: sa.Connection) -> Iterator[None]:
-        """Break the connection after HANGING_S: a server that hangs keeps its sockets open, and answers nothing."""
-        if self.is_sqlite:  # it has its busy timeout
+        """Break the connection after HANGING_S: a server that hangs keeps its sockets open but does not respond."""
+        if self.is_sqlite:  # has its own busy timeout
             yield
             return
         file = connection.connection.dbapi_connection.fileno()  # type: ignore[union-attr]
@@ -95,13 +95,13 @@ class Database:
 
 
 def _set_up_sqlite(connection: Any, _: Any) -> None:
-    connection.isolation_level = None  # the driver's own idea of when a transaction begins
-    # FULL: what was answered is on the disk, even when the machine loses its power.
+    connection.isolation_level = None  # turn off the driver's implicit transactions
+    # FULL: acknowledged jobs are on disk, even after a power loss.
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000"):
         connection.execute(f"PRAGMA {pragma}")
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
-    # A transaction that writes takes its lock at once: one that has read before cannot wait for it.
+    # A transaction that writes takes its lock at once: after a read, SQLite would fail instead of waiting for it.
     reads = connection.get_execution_options().get("only_reads")
     connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")

@@ -1,7 +1,4 @@
-"""The service as Ray Serve runs it: one deployment for each model, and the ingress that answers HTTP.
-
-Knows Ray Serve. Knows nothing of routes, jobs or videos.
-"""
+"""The Ray Serve application: one deployment for each model, and the ingress that answers HTTP."""
 
 import asyncio
 import logging
@@ -25,11 +22,14 @@ from pipelines.serving.tracker import Tracker
 
 logger = logging.getLogger("ray.serve")
 
-AS_JSON = {"encoding": "JSON", "enable_access_log": False}  # our metrics count requests; a line of log has its job
+AS_JSON = {
+    "encoding": "JSON",
+    "enable_access_log": False,
+}  # requests are counted in our metrics; log lines carry the job's id
 
 
 class Ingress:
-    """Answers HTTP, and sees its jobs through."""
+    """Answers HTTP, and watches its jobs until they end."""
 
     def __init__(
         self,
@@ -60,13 +60,13 @@ class Ingress:
         return app
 
     def ended(self, job: Job, facts: dict[str, Any]) -> None:
-        """A job that this process saw to has ended; facts as its replica told them."""
+        """Record that a job watched by this process has ended. facts: as its replica returned them."""
         self.metrics.ended(job, facts)
         if self.tracker is not None:
             self.tracker.ended(job)
 
     async def not_ready(self) -> list[str]:
-        """Models that should have a replica, and have none that answers."""
+        """Names of models that should have a replica but have none that responds."""
         if not self.settings.replicas.min_replicas:
             return []
         for name in set(self.animators) - self.answered:
@@ -79,18 +79,18 @@ class Ingress:
 
 
 def build(settings: ServeSettings) -> serve.Application:
-    """The application that `serve run` and `serve deploy` start. Raises ValueError for a model that is not there."""
+    """Build the application for `serve run` and `serve deploy`. Raises ValueError for a model that does not exist."""
     known_keys = keys.from_environment(settings.require_keys)
     served = {
         name: models.absolute(model, settings.tracking_uri, settings.place) for name, model in settings.served.items()
     }
     for model in served.values():
-        models.resolve(model)  # a name that is wrong is said now, not by replicas that die one after another
-    given, replicas = (
+        models.resolve(model)  # report a wrong name now, rather than by replicas that die one after another
+    shared, replicas = (
         {**settings.model_dump(), "output": settings.place, "store": settings.store_url},
         settings.replicas,
     )
-    given = {**given, "model": "builtin:tiny", "models": {}}  # replicas are told their own
+    shared = {**shared, "model": "builtin:tiny", "models": {}}  # each replica gets its own model
     animators = {}
     for number, (name, model) in enumerate(served.items()):
         animators[name] = (
@@ -105,7 +105,7 @@ def build(settings: ServeSettings) -> serve.Application:
                     "upscale_delay_s": replicas.upscale_delay_s,
                     "downscale_delay_s": replicas.downscale_delay_s,
                 },
-                # A batch that runs, and the next one, which waits here so that no replica is ever idle.
+                # The running batch and the next one, which waits here so that the replica is never idle.
                 max_ongoing_requests=2 * replicas.batch,
                 max_queued_requests=-1,  # the store bounds the queue
                 graceful_shutdown_timeout_s=replicas.drain_s,
@@ -115,17 +115,17 @@ def build(settings: ServeSettings) -> serve.Application:
                 ray_actor_options={"num_cpus": replicas.num_cpus, "num_gpus": replicas.num_gpus},
                 logging_config=AS_JSON,
             )
-            .bind(given, name, model)
+            .bind(shared, name, model)
         )
     return (
         serve.deployment(serve.ingress()(Ingress))
         .options(
             name="ingress",
             num_replicas=settings.ingress_replicas,
-            max_ongoing_requests=1000,  # most of them wait: event streams, and /v1/videos/sync
+            max_ongoing_requests=1000,  # most of them are waiting: event streams, and /v1/videos/sync
             ray_actor_options={"num_cpus": 0},
             health_check_period_s=5,
             logging_config=AS_JSON,
         )
-        .bind(given, served, animators, known_keys)
+        .bind(shared, served, animators, known_keys)
     )

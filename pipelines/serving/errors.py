@@ -1,6 +1,6 @@
-"""What a client is told when something is wrong: OpenAI's error object, naming the field.
+"""Error responses: OpenAI's error object, naming the field.
 
-Knows status codes and sentences. An error that nobody foresaw says nothing of this service's insides.
+The response to an unexpected error reveals nothing about the service's internals.
 """
 
 import logging
@@ -20,7 +20,7 @@ TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_e
 
 
 class ApiError(Exception):
-    """An answer that is no success. status: of HTTP. param: the field that was wrong."""
+    """An error response. status: HTTP status code. param: the field that was wrong."""
 
     def __init__(
         self,
@@ -35,14 +35,14 @@ class ApiError(Exception):
 
 
 def answer(error: ApiError) -> JSONResponse:
-    """The response to an error."""
-    kind = TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
-    detail = {"message": error.message, "type": kind, "param": error.param, "code": error.code}
+    """Convert an error to a response."""
+    error_type = TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
+    detail = {"message": error.message, "type": error_type, "param": error.param, "code": error.code}
     return JSONResponse({"error": detail}, error.status, dict(error.headers or {}))
 
 
 def from_validation(problems: Any) -> ApiError:
-    """What pydantic found, as one error about the first field."""
+    """Convert pydantic's problems to one error (422) about the first field."""
     first = problems[0]
     names = [str(part) for part in first["loc"] if part not in ("query", "path", "body", "header")]
     name = ".".join(names) or None
@@ -54,7 +54,7 @@ def from_validation(problems: Any) -> ApiError:
 
 
 def install(app: FastAPI) -> None:
-    """Have the application answer every error in this shape."""
+    """Make the application answer every error with an error object."""
 
     @app.exception_handler(ApiError)
     async def known(_: Request, error: ApiError) -> JSONResponse:
@@ -74,11 +74,11 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(DBAPIError)
     async def no_store(_: Request, error: DBAPIError) -> JSONResponse:
-        logger.error("the store does not answer: %s", error)
-        message = "the store of jobs does not answer; send the request again, with the same Idempotency-Key"
+        logger.error("the database does not respond: %s", error)
+        message = "the database does not respond; send the request again, with the same Idempotency-Key"
         return answer(ApiError(503, message, headers={"Retry-After": "5"}))
 
     @app.exception_handler(Exception)
-    async def unforeseen(_: Request, error: Exception) -> JSONResponse:
-        logger.exception("unforeseen", exc_info=error)
-        return answer(ApiError(500, "an error that was not foreseen; the service's log has it"))
+    async def unexpected(_: Request, error: Exception) -> JSONResponse:
+        logger.exception("unexpected error", exc_info=error)
+        return answer(ApiError(500, "an unexpected error; see the service's log"))

@@ -1,6 +1,6 @@
-"""API keys: their hashes, what a request carries, and whose jobs it may see.
+"""API keys: their hashes, the key of a request, and the owner whose jobs it may see.
 
-The driver reads CINEMO_API_KEYS and passes hashes on, so that a service has its keys on whichever node it answers.
+The driver reads CINEMO_API_KEYS and passes hashes on, so that ingresses on every node know the same keys.
 """
 
 import base64
@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 from pipelines.serving.errors import ApiError
 
-EVERYONE = "everyone"  # owner of all jobs where no keys are set
+EVERYONE = "everyone"  # owner of all jobs if no keys are set
 
 
 def from_environment(required: bool) -> list[str]:
-    """SHA-256 of each key in CINEMO_API_KEYS, which commas separate. Raises ValueError for none where required."""
+    """SHA-256 of each key in CINEMO_API_KEYS, separated by commas. Raises ValueError if required and there is none."""
     keys = [key.strip() for key in os.environ.get("CINEMO_API_KEYS", "").split(",") if key.strip()]
     if required and not keys:
         raise ValueError("require_keys: CINEMO_API_KEYS is empty; set it to KEY,KEY,... where the service is started")
@@ -29,11 +29,11 @@ def digest(key: str) -> str:
 
 
 def in_header(authorization: str | None) -> str:
-    """The key of "Bearer KEY", or of "Basic ..." as browsers send it, whose password it is; "" where there is none."""
-    kind, _, value = (authorization or "").partition(" ")
-    if kind.lower() == "bearer":
+    """The key in "Bearer KEY", or the password in "Basic ..." as browsers send it; "" if there is none."""
+    scheme, _, value = (authorization or "").partition(" ")
+    if scheme.lower() == "bearer":
         return value.strip()
-    if kind.lower() == "basic":
+    if scheme.lower() == "basic":
         try:
             return base64.b64decode(value, validate=True).decode().partition(":")[2]
         except (binascii.Error, UnicodeDecodeError):
@@ -42,11 +42,11 @@ def in_header(authorization: str | None) -> str:
 
 
 def owner(authorization: str | None, known: Sequence[str]) -> str:
-    """The owner whose jobs a request sees. known: hashes. Raises ApiError (401) for a key that is not among them."""
+    """The owner whose jobs a request may see. known: hashes of keys. Raises ApiError (401) for an unknown key."""
     if not known:
         return EVERYONE
-    given = digest(in_header(authorization))
-    matches = [hmac.compare_digest(given, one) for one in known]  # all of them: the time does not tell which
+    hashed = digest(in_header(authorization))
+    matches = [hmac.compare_digest(hashed, key) for key in known]  # compare with all, so that the time reveals nothing
     if not any(matches):
         raise ApiError(401, "send Authorization: Bearer KEY with a key of this service", code="invalid_api_key")
-    return given[:32]
+    return hashed[:32]

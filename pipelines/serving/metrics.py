@@ -1,7 +1,6 @@
-"""What Prometheus is told: requests, jobs, and times of this process; the length of the queue from the store.
+"""Prometheus metrics: requests, jobs and times of this process, and the length of the queue from the store.
 
-Knows names and buckets. Knows nothing of routes. With several ingress processes each tells its own counts: scrape by
-process, or sum over time.
+Each of several ingress processes reports only its own counts.
 """
 
 from typing import Any
@@ -18,24 +17,24 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        own: dict[str, Any] = {"registry": self.registry}
-        self.requests = Counter("cinemo_http_requests_total", "answers", ["method", "route", "status"], **own)
-        self.answers = Histogram("cinemo_http_seconds", "time to answer", ["route"], buckets=SECONDS, **own)
-        self.videos = Counter("cinemo_videos_total", "videos that ended", ["model", "outcome"], **own)
-        self.queue = Gauge("cinemo_jobs", "videos in the store", ["status"], **own)
-        self.batch = Histogram("cinemo_batch_size", "videos made at once", buckets=(1, 2, 4, 8, 16, 32, 64), **own)
-        self.step = Histogram("cinemo_step_seconds", "a denoising step", buckets=SECONDS, **own)
-        self.first = Histogram("cinemo_first_step_seconds", "request to first step done", buckets=SECONDS, **own)
-        self.result = Histogram("cinemo_result_seconds", "request to finished video", buckets=SECONDS, **own)
-        self.memory = Gauge("cinemo_gpu_memory_bytes", "most that a replica's GPU held", ["model"], **own)
+        shared: dict[str, Any] = {"registry": self.registry}
+        self.requests = Counter("cinemo_http_requests_total", "answers", ["method", "route", "status"], **shared)
+        self.answers = Histogram("cinemo_http_seconds", "time to answer", ["route"], buckets=SECONDS, **shared)
+        self.videos = Counter("cinemo_videos_total", "videos that ended", ["model", "outcome"], **shared)
+        self.queue = Gauge("cinemo_jobs", "videos in the store", ["status"], **shared)
+        self.batch = Histogram("cinemo_batch_size", "videos made at once", buckets=(1, 2, 4, 8, 16, 32, 64), **shared)
+        self.step = Histogram("cinemo_step_seconds", "a denoising step", buckets=SECONDS, **shared)
+        self.first = Histogram("cinemo_first_step_seconds", "request to first step done", buckets=SECONDS, **shared)
+        self.result = Histogram("cinemo_result_seconds", "request to finished video", buckets=SECONDS, **shared)
+        self.memory = Gauge("cinemo_gpu_memory_bytes", "peak memory of a replica's GPU", ["model"], **shared)
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
-        """An HTTP request was answered. route: its pattern, not its path."""
+        """Record an HTTP response. route: its pattern, not its path."""
         self.requests.labels(method, route, status).inc()
         self.answers.labels(route).observe(seconds)
 
     def ended(self, job: Job, facts: dict[str, Any]) -> None:
-        """A job ended. facts: what the replica said, {} when it said nothing."""
+        """Record the end of a job. facts: as the replica returned them, or {}."""
         outcome = job.error["code"] if job.error else job.status
         self.videos.labels(job.model, outcome).inc()
         if job.status == "completed" and job.ended_at:
@@ -48,7 +47,7 @@ class Metrics:
                 self.memory.labels(job.model).set(facts["gpu_memory_bytes"])
 
     def text(self, store: Store) -> tuple[bytes, str]:
-        """(all numbers, their media type)."""
+        """All metrics as text, and its media type."""
         counts = store.counts()
         for status in ("queued", "in_progress", "completed", "failed"):
             self.queue.labels(status).set(counts.get(status, 0))

@@ -1,7 +1,7 @@
 """The page at /ui, made with Gradio: a photo, a prompt and a slider become a video.
 
-It runs in the ingress's process and calls the same service as the routes. It loads nothing from elsewhere: no fonts, no
-analytics.
+It runs in the ingress's process and calls the same service as the routes. It loads nothing from other sites: no fonts,
+no analytics.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from pipelines.serving.store import Job
 
 PATH = "/ui"
 POLL_S = 0.3
-EXAMPLES = (  # scikit-image's own photos, which travel with it
+EXAMPLES = (  # photos that are part of scikit-image
     ("chelsea.png", "the camera zooms in"),
     ("coffee.png", "the camera pans left"),
     ("rocket.jpg", "the camera pans up"),
@@ -32,13 +32,13 @@ ADVANCED = (  # fields of a request, in the order of their widgets
     "dct_timestep",
 )  # fmt: skip
 SHOWN = 12  # videos in the history
-CACHE_S = 3600  # how long gradio keeps what was uploaded or shown
+CACHE_S = 3600  # seconds for which gradio keeps uploaded and shown files
 HEAD = """# Cinemo
 A photo and a sentence become a short animation. Motion goes from 0 (still) to 19."""
 
 
 def mount(app: FastAPI, service: Service) -> None:
-    """Serve the page below PATH of an application."""
+    """Add the page to an application, below PATH."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     fonts = ("ui-sans-serif", "system-ui", "sans-serif")
@@ -83,7 +83,7 @@ class Page:
         self.blocks.queue(default_concurrency_limit=20)
 
     def add_inputs(self) -> None:
-        """Photo, prompt, motion, the advanced settings in the order of ADVANCED, and the two buttons."""
+        """Add photo, prompt, motion, the advanced settings in the order of ADVANCED, and the two buttons."""
         default, limits = next(iter(self.service.models.values())), self.service.settings.limits
         self.image = gr.Image(type="filepath", image_mode=None, label="Photo", elem_id="photo", sources=["upload"])
         self.prompt = gr.Textbox(label="What should happen", value=EXAMPLES[0][1], elem_id="prompt")
@@ -105,7 +105,7 @@ class Page:
             self.cancel_button = gr.Button("Cancel", elem_id="cancel")
 
     def add_outputs(self) -> None:
-        """Status line, video, and the photo beside the first frame."""
+        """Add the status line, the video, and the photo next to the first frame."""
         self.status = gr.Markdown("Choose a photo, or one of the examples below.", elem_id="status")
         self.video = gr.Video(label="Animation", autoplay=True, loop=True, interactive=False, elem_id="video")
         buttons: Any = ["download", "fullscreen"]
@@ -114,7 +114,7 @@ class Page:
             self.first = gr.Image(label="First frame", interactive=False, buttons=buttons, elem_id="first")
 
     def connect(self) -> None:
-        """Tie the handlers to the buttons, the gallery and the loading of the page."""
+        """Connect the handlers to the buttons, the gallery and the loading of the page."""
         private: dict[str, Any] = {"api_visibility": "private"}
         self.animate_button.click(
             self.animate,
@@ -156,12 +156,12 @@ class Page:
         yield {self.job_id: "", **await self.result(job), **await self.past(owner)}
 
     async def cancel(self, job_id: str) -> None:
-        """Cancel the job that is shown, if one is under way."""
+        """Cancel the job that is shown, if it is still open."""
         if job_id:
             await self.service.cancel(job_id, "cancelled on the page")
 
     async def list_history(self, request: gr.Request) -> dict[Any, Any]:
-        """The videos of an API key, when the page loads."""
+        """Show the videos of an API key when the page loads."""
         return await self.past(self.owner(request))
 
     async def open(self, ids: list[str], chosen: gr.SelectData, request: gr.Request) -> dict[Any, Any]:
@@ -172,11 +172,11 @@ class Page:
             return {self.status: f"**{error.message}**"}
 
     def owner(self, request: gr.Request) -> str:
-        """The owner whose jobs a browser sees; without a valid key its request came no further than the middleware."""
+        """The owner whose jobs a browser may see. The middleware has already refused requests without a valid key."""
         return self.service.owner(request.headers.get("authorization"))
 
     async def result(self, job: Job) -> dict[Any, Any]:
-        """A finished job's video, first frame and status."""
+        """Show a finished job's video, first frame and status."""
         return {
             self.video: str(await self.service.file(job, "video")),
             self.first: str(await self.service.file(job, "thumbnail")),
@@ -184,7 +184,7 @@ class Page:
         }
 
     async def past(self, owner: str) -> dict[Any, Any]:
-        """The newest finished videos of an owner, as pictures of the gallery."""
+        """Show the newest finished videos of an owner in the gallery."""
         jobs, _ = await asyncio.to_thread(self.service.store.page, owner, None, SHOWN, True)
         done = [job for job in jobs if job.status == "completed"]
         pictures = [(str(await self.service.file(job, "thumbnail")), job.request["prompt"]) for job in done]
@@ -192,7 +192,7 @@ class Page:
 
 
 def example(name: str) -> Path | None:
-    """Path of one of scikit-image's photos, None where it is not installed."""
+    """Path of one of scikit-image's photos; None if it is not installed."""
     import skimage
 
     path = Path(skimage.__file__).parent / "data" / name
@@ -212,11 +212,11 @@ def line(job: Job | None) -> str:
         return f"**{'Cancelled' if job.error['code'] == 'cancelled' else 'Failed'}**: {job.error['message']}"
     seconds = (job.ended_at or 0) - job.created_at
     return (
-        f"Motion **{video.measured_motion_bucket}** measured, {video.motion_bucket} asked for; "
+        f"Motion **{video.measured_motion_bucket}** measured, {video.motion_bucket} requested; "
         f"seed {video.seed}, {video.num_inference_steps} steps, {seconds:.1f} s"
     )
 
 
 def sentence_of(error: ApiError | ValidationError) -> str:
-    """The sentence that says what is wrong with a request."""
+    """Message that says what is wrong with a request."""
     return error.message if isinstance(error, ApiError) else errors.from_validation(error.errors()).message

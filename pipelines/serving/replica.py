@@ -1,7 +1,6 @@
-"""A replica: loads one model, and makes the videos whose ids it is given, several of one shape at once.
+"""A replica: loads one model and makes the videos of the jobs it is sent, several of the same shape at once.
 
-Knows the pipeline, the store and the files of a result. Knows nothing of HTTP or of other replicas. What a job asks for
-is read from the store, and nothing counts until it is written there: a replica may die at any line.
+Requests are read from the store, and a result counts only once it is written there: a replica may die at any line.
 """
 
 import asyncio
@@ -24,20 +23,20 @@ from pipelines.serving.store import Job, Store
 
 logger = logging.getLogger("ray.serve")
 
-PATIENCE_S = 300.0  # a finished video waits this long for a database or a storage that is away
-HEALTH_EVERY_S = 60.0  # an idle replica proves that often that it still animates
+PATIENCE_S = 300.0  # seconds that a finished video waits for an unavailable database or storage
+HEALTH_EVERY_S = 60.0  # seconds after which an idle replica animates a test image
 
 
 class StoppedError(Exception):
-    """Nobody wants any of the videos that are being made."""
+    """All videos of the batch were cancelled, or restarted elsewhere."""
 
 
 class StorageAwayError(Exception):
-    """The storage took no files for PATIENCE_S, which is no job's fault."""
+    """The storage accepted no files for PATIENCE_S, which is not the job's fault."""
 
 
 class Waiting(NamedTuple):
-    """A job that was given to this replica."""
+    """A job that was sent to this replica."""
 
     job_id: str
     shape: str
@@ -45,10 +44,10 @@ class Waiting(NamedTuple):
 
 
 class Animator:
-    """Loads the model and animates once before it is ready."""
+    """The deployment of one model: loads it, and animates once before it is ready."""
 
     def __init__(self, settings: dict[str, Any], name: str, model: str) -> None:
-        """settings: ServeSettings as a dict. name: what clients call the model. Raises ValueError for no model."""
+        """settings: ServeSettings as a dict. name: of the model in the API. Raises ValueError for an unknown MODEL."""
         self.settings = ServeSettings(**settings)
         replicas, self.name = self.settings.replicas, name
         directory = models.resolve(model)
@@ -60,14 +59,14 @@ class Animator:
         self.store = Store(self.settings.store_url, PATIENCE_S)
         self.waiting: list[Waiting] = []
         self.worker: asyncio.Task[None] | None = None
-        self.thread = ThreadPoolExecutor(1, "animate")  # a batch at a time; the event loop stays free
+        self.thread = ThreadPoolExecutor(1, "animate")  # one batch at a time, outside the event loop
         self.running: set[str] = set()
         self.sign_of_life = time.monotonic()
         threading.Thread(target=self._keep_leases, daemon=True).start()
         self.animate_once()
 
     def animate_once(self) -> None:
-        """One denoising step of a grey picture: proof that the model works, and what a first call would wait for."""
+        """Run one denoising step on a grey picture, to test the model and to warm it up."""
         card = self.pipe.card
         height, width = card.sizes[0] if card.sizes else (64, 64)
         grey = np.full((height, width, 3), 127, np.uint8)
@@ -76,7 +75,7 @@ class Animator:
         self.sign_of_life = time.monotonic()
 
     async def check_health(self) -> None:
-        """Raises when a step takes as long as twenty leases, or when this replica cannot animate any more."""
+        """Raise when a step takes longer than twenty leases, or when an idle replica can no longer animate."""
         silent = time.monotonic() - self.sign_of_life
         if self.running:
             if silent > 20 * self.settings.lease_s:
@@ -93,49 +92,49 @@ class Animator:
         return await waiting.done
 
     async def ready(self) -> bool:
-        """Answered by a replica that has loaded its model."""
+        """Return True: Serve calls it only once the model is loaded."""
         return True
 
     async def _work(self) -> None:
         while self.waiting:
-            # The oldest, and those behind it of the same shape.
+            # The oldest job, and later ones of the same shape.
             same = [waiting for waiting in self.waiting if waiting.shape == self.waiting[0].shape]
             batch = same[: self.settings.replicas.batch]
             self.waiting = [waiting for waiting in self.waiting if waiting not in batch]
-            wanted = [waiting for waiting in batch if not waiting.done.done()]
+            pending = [waiting for waiting in batch if not waiting.done.done()]
             facts: dict[str, dict[str, Any]] = {}
             failure: Exception | None = None
             try:
                 facts = await asyncio.get_running_loop().run_in_executor(
-                    self.thread, self._make, [waiting.job_id for waiting in wanted]
+                    self.thread, self._make, [waiting.job_id for waiting in pending]
                 )
-            except Exception as error:  # database or storage are away for longer than they are waited for
+            except Exception as error:  # database or storage stayed unavailable for longer than PATIENCE_S
                 failure = error
-            for waiting in wanted:
+            for waiting in pending:
                 if waiting.done.done():
                     continue
                 if failure is None:
                     waiting.done.set_result(facts.get(waiting.job_id, {}))
-                else:  # whoever gave the job to this replica gives it to one again
+                else:  # the dispatcher sends the job to a replica again
                     waiting.done.set_exception(failure)
 
     def _make(self, job_ids: list[str]) -> dict[str, dict[str, Any]]:
-        """In the thread: the videos of a batch; facts by job, of those that were finished."""
+        """Make the videos of a batch, in the thread; returns facts of the finished ones, by job."""
         self.running, self.sign_of_life = set(job_ids), time.monotonic()
         claimed: list[tuple[Job, bytes]] = []
         try:
-            found = (self.store.claim(job_id, self.settings.lease_s) for job_id in job_ids)
-            claimed = [(job, image) for job, image in filter(None, found) if self._may_begin(job)]
+            claims = (self.store.claim(job_id, self.settings.lease_s) for job_id in job_ids)
+            claimed = [(job, image) for job, image in filter(None, claims) if self._may_begin(job)]
             return self._animate(claimed) if claimed else {}
         except StoppedError:
             return {}
         except StorageAwayError:
-            raise  # the dispatcher hands the job out again
+            raise  # the dispatcher sends the job to a replica again
         except Exception:
             logger.exception("a batch failed", extra={"jobs": job_ids})
             if self.pipe.device.type == "cuda":
                 torch.cuda.empty_cache()
-            if len(claimed) > 1:  # one of them, or too many at once: each by itself
+            if len(claimed) > 1:  # one job is at fault, or the batch is too large: try each alone
                 return {name: facts for job, _ in claimed for name, facts in self._make([job.id]).items()}
             for job, _ in claimed:
                 message = f"the animation failed; the service's log says why, under {job.id}"
@@ -147,29 +146,29 @@ class Animator:
     def _may_begin(self, job: Job) -> bool:
         if job.attempt <= self.settings.max_attempts:
             return True
-        message = f"given up after {self.settings.max_attempts} attempts, none of which came to an end"
+        message = f"given up after {self.settings.max_attempts} attempts, none of which finished"
         self.store.fail(job.id, job.attempt, "server_error", message, self.settings.ttl_s)
         return False
 
     def _animate(self, claimed: list[tuple[Job, bytes]]) -> dict[str, dict[str, Any]]:
         jobs, began = [job for job, _ in claimed], time.time()
-        asked = [job.request for job in jobs]
-        steps = asked[0]["num_inference_steps"]
+        requests = [job.request for job in jobs]
+        steps = requests[0]["num_inference_steps"]
         progress = Progress(self, jobs, steps)
         progress.advance(0)
         frames = self.pipe(
             [image for _, image in claimed],
-            [one["prompt"] for one in asked],
-            negative_prompt=[one["negative_prompt"] for one in asked],
-            motion_bucket=[one["motion_bucket"] for one in asked],
-            seed=[one["seed"] for one in asked],
-            guidance_scale=[one["guidance_scale"] for one in asked],
+            [each["prompt"] for each in requests],
+            negative_prompt=[each["negative_prompt"] for each in requests],
+            motion_bucket=[each["motion_bucket"] for each in requests],
+            seed=[each["seed"] for each in requests],
+            guidance_scale=[each["guidance_scale"] for each in requests],
             callback_on_step_end=progress.step_done,
-            **request.shared(asked[0]),
+            **request.shared(requests[0]),
         ).frames
         ended, done = time.time(), {}
         for job, video in zip(jobs, frames, strict=True):
-            if job.id not in progress.wanted:
+            if job.id not in progress.active:
                 continue
             timings = {
                 "queued_seconds": round(began - job.created_at, 3),
@@ -182,9 +181,9 @@ class Animator:
         return done
 
     def _complete(self, job: Job, video: np.ndarray, timings: dict[str, float], batch: int) -> dict[str, Any] | None:
-        """Write a video's files and end its job; returns facts for metrics, None when the attempt does not count.
+        """Write a video's files and complete its job; returns facts for metrics, None if the attempt was superseded.
 
-        The files are kept in memory while the storage is away. Raises StorageAwayError after PATIENCE_S.
+        The files are kept in memory while the storage is unavailable. Raises StorageAwayError after PATIENCE_S.
         """
         facts, files = results.encode(
             video,
@@ -211,22 +210,22 @@ class Animator:
         try:
             patiently(results.write, self.videos, job.id, job.attempt, files)
         except OSError as error:
-            raise StorageAwayError(f"{self.videos} took no file of {job.id} in {PATIENCE_S:.0f} s") from error
-        kept = {name: facts[name] for name in ("motion_score", "motion_bucket", "model_fingerprint", "timings")}
-        if not self.store.complete(job.id, job.attempt, kept, self.settings.ttl_s):
+            raise StorageAwayError(f"{self.videos} accepted no file of {job.id} in {PATIENCE_S:.0f} s") from error
+        result = {name: facts[name] for name in ("motion_score", "motion_bucket", "model_fingerprint", "timings")}
+        if not self.store.complete(job.id, job.attempt, result, self.settings.ttl_s):
             results.remove(self.videos, job.id, job.attempt)
             return None
         memory = torch.cuda.max_memory_allocated() if self.pipe.device.type == "cuda" else 0
         logger.info("completed", extra={"job": job.id, "seconds": timings["animate_seconds"]})
-        return {**kept, "batch": batch, "gpu_memory_bytes": memory}
+        return {**result, "batch": batch, "gpu_memory_bytes": memory}
 
     def _waits_for_storage(self, job: Job, state: tenacity.RetryCallState) -> None:
-        self.sign_of_life = time.monotonic()  # waiting is no reason to be replaced, which would lose the frames
+        self.sign_of_life = time.monotonic()  # a restart by the health check would lose the frames
         error = state.outcome.exception() if state.outcome else None
         logger.warning("its files wait for the storage: %s", error, extra={"job": job.id})
 
     def _keep_leases(self) -> None:
-        """The thread: a step may take longer than a lease."""
+        """Extend leases from a thread, because a step may take longer than a lease."""
         while True:
             time.sleep(self.settings.lease_s / 3)
             try:
@@ -236,28 +235,28 @@ class Animator:
 
 
 class Progress:
-    """Tells the store of every step of a batch, and stops the batch when nobody wants any of its videos."""
+    """Reports every step of a batch to the store, and stops the batch when none of its jobs is active any more."""
 
     def __init__(self, animator: Animator, jobs: list[Job], steps: int) -> None:
         """jobs: claimed by this replica. steps: denoising steps of the batch."""
         self.animator, self.jobs, self.steps = animator, jobs, steps
-        self.wanted = {job.id for job in jobs}  # neither cancelled nor begun again elsewhere
-        self.first_step = 0.0  # when it was done, in seconds since 1970
+        self.active = {job.id for job in jobs}  # neither cancelled nor restarted elsewhere
+        self.first_step = 0.0  # end of the first step, in seconds since 1970
 
     def advance(self, percent: int) -> None:
-        """Write how far the wanted jobs are. Raises StoppedError when none is wanted any more."""
+        """Store the progress of the active jobs. Raises StoppedError when none is active any more."""
         animator = self.animator
         animator.sign_of_life = time.monotonic()
         for job in self.jobs:
-            if job.id in self.wanted and not animator.store.advance(
+            if job.id in self.active and not animator.store.advance(
                 job.id, job.attempt, percent, animator.settings.lease_s
             ):
-                self.wanted.discard(job.id)
-        if not self.wanted:
+                self.active.discard(job.id)
+        if not self.active:
             raise StoppedError
 
     def step_done(self, pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
-        """callback_on_step_end of the pipeline."""
+        """callback_on_step_end of CinemoPipeline."""
         self.first_step = self.first_step or time.time()
         self.advance(min(99, 100 * (step + 1) // self.steps))
         return values

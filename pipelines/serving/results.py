@@ -1,7 +1,6 @@
 """The files of a finished video: mp4, thumbnail, spritesheet, and a sidecar that says how it was made.
 
-Every attempt writes files of its own name, so that two which do not know of each other never mix; the job's row names
-those that count. Knows frames and storage. Knows nothing of jobs' states or HTTP.
+Every attempt has its own file names, so that concurrent attempts never mix; the job's row says which attempt counts.
 """
 
 import json
@@ -19,14 +18,14 @@ NAME = re.compile(r"(?P<id>video_\w+)-(?P<attempt>\d+)\.(mp4|webp|jpg|json)")
 
 
 def name(job_id: str, attempt: int, variant: str) -> str:
-    """The name of a file of an attempt."""
+    """File name of a variant of an attempt."""
     return f"{job_id}-{attempt}{ENDINGS[variant]}"
 
 
 def encode(frames: np.ndarray, fps: float, facts: dict[str, Any]) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Frames, uint8 (N, H, W, 3) -> (facts with the measured motion, bytes of the files by variant).
+    """Encode frames, uint8 (N, H, W, 3): (facts with the measured motion, bytes of the files by variant).
 
-    facts: JSON, for the sidecar.
+    facts: JSON for the sidecar.
     """
     facts = {**facts, **videos.measured(frames)}
     files = {
@@ -47,13 +46,13 @@ def write(output: str, job_id: str, attempt: int, files: dict[str, bytes]) -> No
 
 
 def remove(output: str, job_id: str, attempt: int) -> None:
-    """Delete the files of an attempt, as far as there are any."""
+    """Delete the files of an attempt, if there are any."""
     for variant in ENDINGS:
         storage.remove(storage.join(output, name(job_id, attempt, variant)))
 
 
 def attempts(output: str) -> set[tuple[str, int]]:
-    """(job, attempt) of all files that are there."""
+    """List (job id, attempt) of all files in the output."""
     files = storage.list_files(output, tuple(ENDINGS.values()))
-    found = (NAME.fullmatch(file.rsplit("/", 1)[-1]) for file in files)
-    return {(match["id"], int(match["attempt"])) for match in found if match}
+    matches = (NAME.fullmatch(file.rsplit("/", 1)[-1]) for file in files)
+    return {(match["id"], int(match["attempt"])) for match in matches if match}

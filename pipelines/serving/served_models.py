@@ -1,7 +1,4 @@
-"""The models that are served, as a request is checked against them: sizes, lengths, defaults. Loads no weights.
-
-Knows model directories. Knows nothing of replicas or HTTP.
-"""
+"""The models that are served: sizes, lengths and defaults, to check requests against. Loads no weights."""
 
 import secrets
 from dataclasses import dataclass
@@ -16,26 +13,26 @@ from pipelines.serving.settings import Limits
 
 @dataclass(frozen=True)
 class Served(models.Facts):
-    """What is known of a model without loading it, and what clients call it."""
+    """Properties of a model that are known without loading it, and its name in the API."""
 
     name: str
 
 
 def look_up(name: str, model: str) -> Served:
-    """Read what a model directory says of itself. Raises ValueError when there is none."""
+    """Read the properties of a MODEL. Raises ValueError when there is no such model."""
     return Served(**vars(models.look_up(model)), name=name)
 
 
 def complete(asked: VideoRequest, served: Served, limits: Limits) -> dict[str, Any]:
-    """A request in which nothing is left open, as the store keeps it. Raises ApiError (422), naming the field."""
+    """Complete a request with defaults, as the store keeps it. Raises ApiError (422), naming the field."""
     if len(asked.prompt) > limits.max_prompt or len(asked.negative_prompt) > limits.max_prompt:
         name = "prompt" if len(asked.prompt) > limits.max_prompt else "negative_prompt"
         raise ApiError(422, f"{name} has more than {limits.max_prompt} characters", name)
-    usual: dict[str, Any] = {"seed": secrets.randbelow(request.MAX_SEED)} if asked.seed is None else {}
+    defaults: dict[str, Any] = {"seed": secrets.randbelow(request.MAX_SEED)} if asked.seed is None else {}
     if asked.num_inference_steps is None and asked.speed is None:
-        usual["num_inference_steps"] = min(served.card.steps, limits.max_steps)
+        defaults["num_inference_steps"] = min(served.card.steps, limits.max_steps)
     try:
-        full = request.complete(asked.model_copy(update=usual), asked.prompt, served)
+        full = request.complete(asked.model_copy(update=defaults), asked.prompt, served)
     except request.SettingError as error:
         raise ApiError(422, f"{error.field}: {error}", error.field) from None
     if (steps := full["num_inference_steps"]) > limits.max_steps:
@@ -45,7 +42,7 @@ def complete(asked: VideoRequest, served: Served, limits: Limits) -> dict[str, A
 
 
 def frames_a_second(asked: VideoRequest, frames: int) -> float:
-    """How fast the video plays: as fps says, or so that it lasts `seconds`. Raises ApiError when the two disagree."""
+    """Frame rate of the video: fps, or so that it lasts `seconds`. Raises ApiError (422) when the two disagree."""
     if asked.seconds is None:
         return asked.fps or request.FPS
     fps = frames / asked.seconds

@@ -1,7 +1,6 @@
-"""The service behind the routes: takes requests as jobs, finds and deletes them, hands out their files.
+"""The service behind the API and the page: accepts requests as jobs, finds and deletes them, returns their files.
 
-Every route and the page share it. It knows the store, the dispatcher and the files, and neither HTTP nor replicas; its
-errors carry the status code that a route answers with.
+Its errors carry the HTTP status code that a route answers with.
 """
 
 import asyncio
@@ -25,7 +24,7 @@ from pipelines.serving.store import Job, OtherRequestError, QueueFullError, Stor
 
 
 class Service:
-    """What the routes and the page share."""
+    """The operations that the API's routes and the page share."""
 
     def __init__(
         self,
@@ -35,15 +34,15 @@ class Service:
         models: Mapping[str, Served],
         known_keys: Sequence[str] = (),
     ) -> None:
-        """known_keys: hashes of the API keys; where there are none, those of this process's CINEMO_API_KEYS."""
+        """known_keys: hashes of the API keys; without any, those of this process's CINEMO_API_KEYS."""
         self.settings, self.store, self.dispatcher, self.models = settings, store, dispatcher, models
         self.videos = storage.join(settings.place, "videos")
         self.keys = list(known_keys) or keys.from_environment(settings.require_keys)
         self.began = schema.now()
-        self.copies = Path(tempfile.mkdtemp(prefix="cinemo-"))  # of files in object storage
+        self.copies = Path(tempfile.mkdtemp(prefix="cinemo-"))  # local copies of files in object storage
 
     def owner(self, authorization: str | None) -> str:
-        """The owner whose jobs a request with this header sees. Raises ApiError (401) for an unknown key."""
+        """The owner whose jobs a request with this header may see. Raises ApiError (401) for an unknown key."""
         return keys.owner(authorization, self.keys)
 
     async def submit(
@@ -54,7 +53,7 @@ class Service:
         name = asked.model or next(iter(self.models))
         if name not in self.models:
             known = ", ".join(self.models)
-            raise ApiError(404, f"model {name[:100]} is not served; there is {known}", "model", "model_not_found")
+            raise ApiError(404, f"model {name[:100]} is not served; use {known}", "model", "model_not_found")
         request = complete(asked, self.models[name], self.settings.limits)
         await asyncio.to_thread(check_image, image, self.settings.limits.max_pixels)
         now = time.time()
@@ -65,29 +64,30 @@ class Service:
             request_digest=digest,
         )  # fmt: skip
         limits = self.settings.limits
-        most = limits.max_queue_per_key or limits.max_queue
+        per_key = limits.max_queue_per_key or limits.max_queue
         try:
-            job, is_new = await asyncio.to_thread(self.store.create, job, image, limits.max_queue, most)
+            job, is_new = await asyncio.to_thread(self.store.create, job, image, limits.max_queue, per_key)
         except OtherRequestError:
-            raise ApiError(409, "this Idempotency-Key came with another request before", "Idempotency-Key") from None
+            sentence = "this Idempotency-Key was used for another request; send a new key"
+            raise ApiError(409, sentence, "Idempotency-Key") from None
         except QueueFullError as full:
             seconds = str(self.dispatcher.retry_after(full.args[0]))
-            sentence = f"{full.args[0]} videos wait or run already; send it again in {seconds} s"
+            sentence = f"{full.args[0]} videos are queued or in progress; send the request again in {seconds} s"
             raise ApiError(429, sentence, code="queue_full", headers={"Retry-After": seconds}) from None
         if is_new:
             self.dispatcher.submit(job)
         return job
 
     async def find(self, job_id: str, owner: str) -> Job:
-        """A job of this owner. Raises ApiError: 410 for one that was deleted, 404 for one that never was."""
+        """Find a job of this owner. Raises ApiError: 410 if it was deleted or has expired, 404 if it never existed."""
         if (job := await asyncio.to_thread(self.store.get, job_id, owner)) is not None:
             return job
         if await asyncio.to_thread(self.store.is_gone, job_id, owner):
-            raise ApiError(410, f"video {job_id} was deleted, or its time was over", "video_id", "video_gone")
-        raise ApiError(404, f"there is no video {job_id[:80]}", "video_id", "video_not_found")
+            raise ApiError(410, f"video {job_id} was deleted or has expired", "video_id", "video_gone")
+        raise ApiError(404, f"video {job_id[:80]} does not exist", "video_id", "video_not_found")
 
     async def delete(self, job_id: str, owner: str) -> None:
-        """Delete a job and its files; a replica that works on it stops at the next step. Raises ApiError as find."""
+        """Delete a job and its files; a replica that works on it stops at the next step. Raises ApiError like find."""
         await self.find(job_id, owner)
         if (job := await asyncio.to_thread(self.store.delete, job_id, owner)) is not None:
             await asyncio.to_thread(results.remove, self.videos, job.id, job.attempt)
@@ -97,7 +97,7 @@ class Service:
         await asyncio.to_thread(self.store.fail, job_id, None, "cancelled", message, self.settings.ttl_s)
 
     async def file(self, job: Job, variant: str) -> Path:
-        """A file of a finished job, on this machine. Raises ApiError: 409 before that, 410 when it is gone."""
+        """Local path of a completed job's file. Raises ApiError: 409 if the job is not completed, 410 if it is gone."""
         if job.status != "completed":
             why = f"failed: {job.error['message']}" if job.error else f"is {job.status}, {job.progress} % done"
             raise ApiError(409, f"video {job.id} {why}", "video_id", "video_not_ready")

@@ -1,7 +1,4 @@
-"""What the service takes: models, replicas, places, limits; the schema of `serve run` and of its YAML.
-
-Knows names, units and ranges. Knows nothing of Ray or HTTP.
-"""
+"""Settings of the service: models, replicas, places, limits; the schema of `serve run`'s arguments and its YAML."""
 
 import re
 from typing import Literal
@@ -12,18 +9,20 @@ from pipelines.core import storage
 
 
 class Replicas(BaseModel, frozen=True, extra="forbid"):
-    """How many replicas of a model there are, and what each of them takes."""
+    """Number of replicas of a model, and the resources of each."""
 
-    min_replicas: int = Field(1, ge=0, description="replicas that are always there; 0: the first request waits for one")
-    max_replicas: int = Field(1, ge=1, description="most replicas")
-    target_requests: float = Field(2, gt=0, description="waiting or running videos a replica that call for another one")
-    upscale_delay_s: float = Field(10, ge=0, description="seconds of more load before replicas are added")
-    downscale_delay_s: float = Field(300, ge=0, description="seconds of less load before replicas are taken away")
+    min_replicas: int = Field(1, ge=0, description="replicas that always run; 0: the first request waits for one")
+    max_replicas: int = Field(1, ge=1, description="largest number of replicas")
+    target_requests: float = Field(2, gt=0, description="videos per replica above which another replica is started")
+    upscale_delay_s: float = Field(10, ge=0, description="seconds of higher load before replicas are added")
+    downscale_delay_s: float = Field(300, ge=0, description="seconds of lower load before replicas are removed")
     num_cpus: float = Field(1, ge=0, description="CPUs that a replica reserves, and threads that it computes with")
     num_gpus: float = Field(0, ge=0, description="GPUs that a replica reserves; 0.5: two replicas share one")
-    max_batch: int = Field(0, ge=0, le=64, description="most videos made at once; 0: 4 with a GPU, 1 without")
+    max_batch: int = Field(
+        0, ge=0, le=64, description="largest number of videos made at once; 0: 4 with a GPU, 1 without"
+    )
     precision: Literal["float32", "bfloat16", "float16"] = Field("float32", description="arithmetic of a replica")
-    drain_s: float = Field(600, ge=0, description="seconds that a replica has to finish its videos when it is removed")
+    drain_s: float = Field(600, ge=0, description="seconds that a removed replica has to finish its videos")
 
     @model_validator(mode="after")
     def _in_order(self) -> "Replicas":
@@ -33,46 +32,48 @@ class Replicas(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def batch(self) -> int:
-        """Most videos that a replica makes at once."""
+        """Largest number of videos that a replica makes at once."""
         return self.max_batch or (4 if self.num_gpus else 1)
 
 
 class Limits(BaseModel, frozen=True, extra="forbid"):
-    """What one request, and all of them together, may ask for."""
+    """Limits of one request, and of all open requests together."""
 
     max_bytes: int = Field(20_000_000, ge=1, description="bytes of a request's body")
     max_pixels: int = Field(40_000_000, ge=64, description="pixels of an image")
     max_prompt: int = Field(2000, ge=1, description="characters of a prompt")
     max_steps: int = Field(100, ge=1, le=999, description="denoising steps")
-    max_queue: int = Field(100, ge=1, description="videos that wait or run at a time; past it requests get 429")
-    max_queue_per_key: int = Field(0, ge=0, description="of these, videos of one API key; 0: as many as of all")
+    max_queue: int = Field(100, ge=1, description="queued and running videos; beyond it requests get 429")
+    max_queue_per_key: int = Field(0, ge=0, description="queued and running videos of one API key; 0: max_queue")
 
 
 class ServeSettings(BaseModel, frozen=True, extra="forbid"):
-    """What `serve run serve_app:app NAME=VALUE ...` and the args of a Serve configuration take."""
+    """Arguments of `serve run serve_app:app NAME=VALUE ...`, and `args` of a Serve configuration."""
 
     model: str = Field(
         "builtin:tiny", description="MODEL to serve: builtin:tiny, a directory, a hub id, models:/NAME@X"
     )
     models: dict[str, str] = Field(
-        default_factory=dict, description="several: NAME that clients ask for -> MODEL; the first is the default"
+        default_factory=dict, description="several models: NAME in the API -> MODEL; the first is the default"
     )
     output: str = Field("out/serve", description="folder or URI of the videos")
     store: str | None = Field(
-        None, description="database of jobs, as SQLAlchemy names it; default: jobs.db in a local output"
+        None, description="SQLAlchemy URL of the database of jobs; default: jobs.db in a local output"
     )
     require_keys: bool = Field(False, description="refuse to start without API keys in CINEMO_API_KEYS")
-    page: bool = Field(True, description="serve the page at /ui, where gradio is installed")
+    page: bool = Field(True, description="serve the page at /ui, if gradio is installed")
     tracking_uri: str | None = Field(
-        None, description="MLflow server or database of models:/ names and of runs; default: MLFLOW_TRACKING_URI"
+        None, description="MLflow server or database for models:/ names and runs; default: MLFLOW_TRACKING_URI"
     )
     track: bool = Field(False, description="log each finished video in MLflow: request, model, timings, motion")
     ingress_replicas: int = Field(1, ge=1, description="processes that answer HTTP; more than one needs PostgreSQL")
-    lease_s: float = Field(30, gt=0, description="seconds without a sign of life after which a video is begun again")
-    max_attempts: int = Field(10, ge=1, description="beginnings of a video before it fails")
+    lease_s: float = Field(30, gt=0, description="seconds without a sign of life after which a video is restarted")
+    max_attempts: int = Field(10, ge=1, description="attempts at a video before it fails")
     ttl_s: float = Field(86_400, gt=0, description="seconds that a finished video is kept")
-    replicas: Replicas = Field(default_factory=lambda: Replicas.model_validate({}), description="of each model")
-    limits: Limits = Field(default_factory=lambda: Limits.model_validate({}), description="of requests")
+    replicas: Replicas = Field(
+        default_factory=lambda: Replicas.model_validate({}), description="replicas of each model"
+    )
+    limits: Limits = Field(default_factory=lambda: Limits.model_validate({}), description="limits of requests")
 
     @model_validator(mode="after")
     def _fits_together(self) -> "ServeSettings":
@@ -84,32 +85,33 @@ class ServeSettings(BaseModel, frozen=True, extra="forbid"):
             )
         if self.ingress_replicas > 1 and self.store_url.startswith("sqlite"):
             raise ValueError(
-                "ingress_replicas above 1 may run on several nodes, and SQLite is a file of one; set store to postgresql://"
+                f"ingress_replicas {self.ingress_replicas} may run on several nodes, but SQLite is a file on one; set "
+                "store to postgresql://..."
             )
         return self
 
     @property
     def served(self) -> dict[str, str]:
-        """Names that clients ask for -> MODEL; the first is the default."""
+        """Name in the API -> MODEL; the first is the default."""
         return self.models or {public_name(self.model): self.model}
 
     @property
     def place(self) -> str:
-        """The output, the same for every process."""
+        """The output as an absolute path or URI, the same for every process."""
         return storage.absolute(self.output)
 
     @property
     def store_url(self) -> str:
-        """The database as SQLAlchemy opens it; PostgreSQL with the driver that we install."""
+        """SQLAlchemy's URL of the database, for PostgreSQL with the driver that we install."""
         if self.store is None:
             return f"sqlite:///{storage.join(self.place, 'jobs.db')}"
         return re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", self.store)
 
 
 def public_name(model: str) -> str:
-    """What clients call a MODEL: never a path. Of owner/name and of a directory the last part.
+    """Name of a MODEL in the API, never a path: the last part of owner/name or of a directory.
 
-    Of models:/NAME@ALIAS and models:/NAME/VERSION the name alone: requests outlive a change of the version.
+    For models:/NAME@ALIAS and models:/NAME/VERSION only NAME, so that requests stay valid when the version changes.
     """
     if model.startswith("builtin:"):
         return model

@@ -1,8 +1,8 @@
-"""Jobs in a SQL database: kept before they are begun, finished exactly once, whoever dies in between.
+"""Jobs in a SQL database: stored before they begin, finished exactly once, whichever process dies in between.
 
-A job is queued, then in progress, then completed or failed, and from there it never changes. One process sees to it,
-the owner of its lease. Whoever works on it claims an attempt; what an older attempt says is not heard. A lease that ran
-out means that nobody works on it, and another process takes it. Knows nothing of HTTP, Ray or videos.
+A job is queued, then in progress, then completed or failed, and from then on it never changes. One process, the owner
+of its lease, watches it. A replica that works on it claims an attempt; reports of older attempts are ignored. When the
+lease runs out, nobody works on the job, and another process takes it over.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from pipelines.serving.database import Database
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
 OPEN: tuple[Status, ...] = ("queued", "in_progress")
-KEPT_TOMBSTONES_S = 30 * 86_400  # how long a deleted id is told from one that never was
+KEPT_TOMBSTONES_S = 30 * 86_400  # for this long, a deleted id is distinguished from one that never existed
 
 metadata = sa.MetaData()
 # Times are seconds since 1970. The number in the names is the version of these columns.
@@ -31,7 +31,7 @@ jobs = sa.Table(
     sa.Column("status", sa.String(16), nullable=False),
     sa.Column("progress", sa.Integer, nullable=False, default=0),  # percent
     sa.Column("request", sa.Text, nullable=False),  # JSON
-    sa.Column("image", sa.LargeBinary),  # as it was sent; gone when the job ends
+    sa.Column("image", sa.LargeBinary),  # as uploaded; removed when the job ends
     sa.Column("attempt", sa.Integer, nullable=False, default=0),
     sa.Column("keeper", sa.String(64), key="lease_owner", nullable=False),
     sa.Column("lease_until", sa.Float, nullable=False),
@@ -40,7 +40,7 @@ jobs = sa.Table(
     sa.Column("ended_at", sa.Float),
     sa.Column("expires_at", sa.Float),
     sa.Column("error", sa.Text),  # JSON: code, message
-    sa.Column("result", sa.Text),  # JSON: what results.py wrote
+    sa.Column("result", sa.Text),  # JSON: measured motion, fingerprint, timings
     sa.Column("idempotency_key", sa.String(255)),
     sa.Column("request_digest", sa.String(64)),
     sa.UniqueConstraint("owner", "idempotency_key"),
@@ -59,7 +59,7 @@ COLUMNS = [column for column in jobs.c if column.name != "image"]
 
 
 class QueueFullError(Exception):
-    """More jobs are open than may be. args: how many are."""
+    """Too many jobs are open. args: their number."""
 
 
 class OtherRequestError(Exception):
@@ -90,31 +90,33 @@ class Job:
 
     @property
     def is_open(self) -> bool:
-        """Whether it is still to be finished."""
+        """Whether the job has not ended yet."""
         return self.status in OPEN
 
 
 class Store:
-    """The jobs of a database. Methods may be called from any thread, and again when they are not known to have worked.
+    """The jobs of a database. Methods may be called from any thread, and repeated if it is unknown whether they worked.
 
-    patience: seconds that a database which is away is waited for; then SQLAlchemy's DBAPIError is raised.
+    patience: seconds to retry while the database is unavailable; then SQLAlchemy's DBAPIError is raised.
     """
 
     def __init__(self, url: str, patience: float = 10.0) -> None:
         self.database = Database(url, patience)
-        self.database.patiently(lambda: metadata.create_all(self.database.engine))  # another process may be doing it
+        self.database.patiently(
+            lambda: metadata.create_all(self.database.engine)
+        )  # retried, because another process may be creating them
 
     def create(self, job: Job, image: bytes, most: int, most_of_owner: int) -> tuple[Job, bool]:
-        """Keep a job; returns (the job that there is now, whether it is this one and new).
+        """Store a job; returns (the stored job, whether it is new).
 
-        A job of the same owner with the same idempotency key is returned in its place. Raises QueueFullError when
-        `most` jobs are open, or `most_of_owner` of this owner, and OtherRequestError when the key came with another
+        If the owner already has a job with the same idempotency key, that one is returned. Raises QueueFullError when
+        `most` jobs are open, or `most_of_owner` of this owner, and OtherRequestError when the key belongs to another
         request.
         """
 
         def insert() -> tuple[Job, bool]:
             with self.database.transaction() as connection:
-                if not self.database.is_sqlite:  # counting and adding are one step; SQLite's transactions are so anyway
+                if not self.database.is_sqlite:  # makes counting and adding atomic, as in SQLite
                     connection.execute(sa.text("SELECT pg_advisory_xact_lock(20260214)"))
                 same = sa.and_(jobs.c.owner == job.owner, jobs.c.idempotency_key == job.idempotency_key)
                 first = jobs.c.id == job.id if job.idempotency_key is None else sa.or_(jobs.c.id == job.id, same)
@@ -123,67 +125,66 @@ class Store:
                         raise OtherRequestError
                     return _job(row), row.id == job.id
                 count = sa.select(sa.func.count()).where(jobs.c.status.in_(OPEN))
-                opened = connection.scalar(count) or 0
-                if opened >= most or (connection.scalar(count.where(jobs.c.owner == job.owner)) or 0) >= most_of_owner:
-                    raise QueueFullError(opened)
-                left = job.lease_until - time.time()  # by the clock of this machine
-                values = {**_row(job), "image": image, "lease_until": self.database.now + left}
+                num_open = connection.scalar(count) or 0
+                of_owner = connection.scalar(count.where(jobs.c.owner == job.owner)) or 0
+                if num_open >= most or of_owner >= most_of_owner:
+                    raise QueueFullError(num_open)
+                lease_s = job.lease_until - time.time()  # by this machine's clock
+                values = {**_row(job), "image": image, "lease_until": self.database.now + lease_s}
                 connection.execute(jobs.insert().values(values))
                 return job, True
 
         return self.database.patiently(insert)
 
     def get(self, job_id: str, owner: str | None = None) -> Job | None:
-        """A job, None when there is none, or none of this owner."""
-        chosen = sa.select(*COLUMNS).where(jobs.c.id == job_id)
-        chosen = chosen if owner is None else chosen.where(jobs.c.owner == owner)
-        row = self.database.patiently(lambda: self.database.first(chosen))
+        """Get a job; None when there is none, or it has another owner."""
+        query = sa.select(*COLUMNS).where(jobs.c.id == job_id)
+        query = query if owner is None else query.where(jobs.c.owner == owner)
+        row = self.database.patiently(lambda: self.database.first(query))
         return None if row is None else _job(row)
 
     def is_gone(self, job_id: str, owner: str) -> bool:
-        """Whether there was a job of this owner that was deleted or kept long enough."""
-        chosen = sa.select(gone.c.id).where(gone.c.id == job_id, gone.c.owner == owner)
-        return self.database.patiently(lambda: self.database.first(chosen)) is not None
+        """Whether a job of this owner was deleted or has expired."""
+        query = sa.select(gone.c.id).where(gone.c.id == job_id, gone.c.owner == owner)
+        return self.database.patiently(lambda: self.database.first(query)) is not None
 
     def was_deleted(self, job_id: str) -> bool:
-        """Whether there was a job, of any owner, that was deleted or kept long enough."""
-        return (
-            self.database.patiently(lambda: self.database.first(sa.select(gone.c.id).where(gone.c.id == job_id)))
-            is not None
-        )
+        """Whether a job of any owner was deleted or has expired."""
+        query = sa.select(gone.c.id).where(gone.c.id == job_id)
+        return self.database.patiently(lambda: self.database.first(query)) is not None
 
     def page(self, owner: str, after: str | None, limit: int, newest_first: bool) -> tuple[list[Job], bool]:
-        """(jobs of an owner that come after the one of this id, whether there are more)."""
-        place = sa.tuple_(jobs.c.created_at, jobs.c.id)
-        chosen = sa.select(*COLUMNS).where(jobs.c.owner == owner)
+        """List (jobs of an owner after the one with the id `after`, whether there are more)."""
+        position = sa.tuple_(jobs.c.created_at, jobs.c.id)
+        query = sa.select(*COLUMNS).where(jobs.c.owner == owner)
         if after is not None:
-            start = sa.select(jobs.c.created_at, jobs.c.id).where(jobs.c.id == after, jobs.c.owner == owner)
-            found = self.database.patiently(lambda: self.database.first(start))
-            if found is None:
+            start_query = sa.select(jobs.c.created_at, jobs.c.id).where(jobs.c.id == after, jobs.c.owner == owner)
+            start = self.database.patiently(lambda: self.database.first(start_query))
+            if start is None:
                 return [], False
-            chosen = chosen.where(place < tuple(found) if newest_first else place > tuple(found))
+            query = query.where(position < tuple(start) if newest_first else position > tuple(start))
         order = [sa.desc(c) if newest_first else sa.asc(c) for c in (jobs.c.created_at, jobs.c.id)]
-        rows = self.database.patiently(lambda: self.database.all(chosen.order_by(*order).limit(limit + 1)))
+        rows = self.database.patiently(lambda: self.database.all(query.order_by(*order).limit(limit + 1)))
         return [_job(row) for row in rows[:limit]], len(rows) > limit
 
     def counts(self) -> dict[str, int]:
-        """How many jobs there are, by status."""
+        """Number of jobs by status."""
         rows = self.database.patiently(
             lambda: self.database.all(sa.select(jobs.c.status, sa.func.count()).group_by(jobs.c.status))
         )
         return {row[0]: row[1] for row in rows}
 
     def claim(self, job_id: str, lease_s: float) -> tuple[Job, bytes] | None:
-        """Begin an attempt: (the job, with the attempt's number, and its image), None when it is not open any more."""
+        """Begin an attempt; returns (the job, with the attempt's number, its image), None if it is no longer open."""
 
         def take() -> tuple[Job, bytes] | None:
             with self.database.transaction() as connection:
-                done = connection.execute(
+                updated = connection.execute(
                     jobs.update()
                     .where(jobs.c.id == job_id, jobs.c.status.in_(OPEN))
                     .values(attempt=jobs.c.attempt + 1, progress=0, lease_until=self.database.now + lease_s)
                 )
-                if not done.rowcount:
+                if not updated.rowcount:
                     return None
                 row = connection.execute(sa.select(*COLUMNS, jobs.c.image).where(jobs.c.id == job_id)).one()
                 return _job(row), row.image
@@ -191,7 +192,7 @@ class Store:
         return self.database.patiently(take)
 
     def advance(self, job_id: str, attempt: int, progress: int, lease_s: float) -> bool:
-        """A step of an attempt is done, percent in all; False when it is to be given up: cancelled, or begun again."""
+        """Store an attempt's progress in percent; False if the attempt must stop: job ended, deleted, or restarted."""
         change = (
             jobs.update()
             .where(jobs.c.id == job_id, jobs.c.attempt == attempt, jobs.c.status.in_(OPEN))
@@ -205,16 +206,16 @@ class Store:
         return self.database.patiently(lambda: self.database.change(change)) > 0
 
     def complete(self, job_id: str, attempt: int, result: Mapping[str, Any], ttl_s: float) -> bool:
-        """End a job with its result; False when it is not this attempt's to end."""
+        """End a job with its result; False if the job has ended already, or has a newer attempt."""
         return self._end(job_id, attempt, ttl_s, status="completed", progress=100, result=json.dumps(result))
 
     def fail(self, job_id: str, attempt: int | None, code: str, message: str, ttl_s: float) -> bool:
-        """End a job with an error, whatever the attempt when it is None; False when it had ended or is another's."""
+        """End a job with an error; False as in complete. attempt None: end it whatever its attempt."""
         error = json.dumps({"code": code, "message": message})
         return self._end(job_id, attempt, ttl_s, status="failed", error=error)
 
     def extend(self, job_ids: Sequence[str], lease_s: float, lease_owner: str | None = None) -> None:
-        """Somebody still works on these jobs; with lease_owner, those of them that are still its own."""
+        """Extend the leases of these jobs; with lease_owner, only of those that it still owns."""
         if not job_ids:
             return
         mine = sa.true() if lease_owner is None else jobs.c.lease_owner == lease_owner
@@ -222,14 +223,14 @@ class Store:
         self.database.patiently(lambda: self.database.change(change.values(lease_until=self.database.now + lease_s)))
 
     def take_abandoned(self, lease_owner: str, lease_s: float) -> list[Job]:
-        """Jobs that nobody works on, with a new lease and a new owner; of several callers one gets each."""
-        left = (
+        """Take over jobs whose lease ran out; returns them with the new lease. Each goes to one caller."""
+        abandoned = (
             sa.select(*COLUMNS)
             .where(jobs.c.status.in_(OPEN), jobs.c.lease_until < self.database.now)
             .order_by(jobs.c.created_at)
         )
         taken = []
-        for row in self.database.patiently(lambda: self.database.all(left)):
+        for row in self.database.patiently(lambda: self.database.all(abandoned)):
             change = jobs.update().where(jobs.c.id == row.id, jobs.c.lease_until == row.lease_until)
             change = change.where(jobs.c.status.in_(OPEN)).values(
                 lease_owner=lease_owner, lease_until=self.database.now + lease_s
@@ -239,11 +240,11 @@ class Store:
         return taken
 
     def delete(self, job_id: str, owner: str) -> Job | None:
-        """Take a job out, running or not; returns what it was, None when there was none of this owner."""
+        """Delete a job, running or not; returns it, or None if the owner has no such job."""
         return next(iter(self._delete_with_tombstone(sa.and_(jobs.c.id == job_id, jobs.c.owner == owner))), None)
 
     def delete_expired(self) -> list[Job]:
-        """Take out the jobs whose time is over; returns what they were. Ids deleted long ago are forgotten."""
+        """Delete expired jobs, and return them; delete old tombstones too."""
         self.database.patiently(
             lambda: self.database.change(gone.delete().where(gone.c.at < self.database.now - KEPT_TOMBSTONES_S))
         )
@@ -266,7 +267,7 @@ class Store:
         change = change.values(ended_at=self.database.now, expires_at=self.database.now + ttl_s, image=None, **values)
         again = sa.select(jobs.c.id).where(which, *(jobs.c[name] == value for name, value in values.items()))
 
-        def end() -> bool:  # the same end twice is one: the first answer may have been lost
+        def end() -> bool:  # may be repeated with the same values: the first answer may have been lost
             return self.database.change(change) > 0 or (attempt is not None and self.database.first(again) is not None)
 
         return self.database.patiently(end)

@@ -1,7 +1,6 @@
-"""Finished videos in MLflow, a run each, for services that want them there.
+"""Log finished videos in MLflow, one run each, if the service is set to `track`.
 
-Knows jobs and core/tracking.py. A thread of its own logs, so that a server which is slow or away holds up nothing;
-what is not logged still stands in the video's sidecar.
+A separate thread logs, so that a slow or unavailable server delays nothing; the video's sidecar has the same facts.
 """
 
 import logging
@@ -14,7 +13,7 @@ from pipelines.serving.store import Job
 
 logger = logging.getLogger("ray.serve")
 
-MOST_WAITING = 1000  # videos; beyond these MLflow is too slow for the service
+MOST_WAITING = 1000  # videos to be logged; further ones are dropped
 
 
 class Tracker:
@@ -26,7 +25,7 @@ class Tracker:
         threading.Thread(target=self._work, name="mlflow", daemon=True).start()
 
     def ended(self, job: Job) -> None:
-        """A video ended. Returns at once."""
+        """Queue an ended video for logging; returns at once."""
         if job.result is None:
             return
         try:

@@ -1,9 +1,9 @@
-"""What the U-Net must be given so that its videos measure the bucket that was asked for: a table in the card.
+"""Calibrate motion: find the number to give the U-Net for each requested bucket, and write the table to the card.
 
     python recipes/builtin_tiny/calibrate.py --model cinemo/builtin/tiny --photos out/photos
 
-Animates training photos over a range of numbers, takes the mean response over those that can move so much, and inverts
-it. Takes five minutes on one core.
+Animates training photos over a range of numbers, and inverts the median response of those that can move enough. Takes
+five minutes on one core.
 """
 
 import argparse
@@ -24,11 +24,11 @@ from recipes.builtin_tiny.scenes import crop
 IDS = (-0.5, -0.2, 0.2, 0.7, 1.5, 2.5, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0, 16.0, 18.0, 19.5)
 PROMPTS = ("the camera pans left", "the camera zooms in", "the picture rotates clockwise", "the camera pans down")
 SIZE = (320, 512)
-STILL = 0.05  # of a bucket: what bucket 0 is to measure
+STILL = 0.05  # target measurement of bucket 0, in buckets
 
 
 def respond(pipe: CinemoPipeline, photos: Path, pictures: int) -> np.ndarray:
-    """What is measured for each of IDS, in buckets: (clips, len(IDS))."""
+    """Measure the motion of clips made with each of IDS, in buckets: (clips, len(IDS))."""
     names = training_photos(photos)
     rng = np.random.default_rng(5)
     rows = []
@@ -48,14 +48,14 @@ def respond(pipe: CinemoPipeline, photos: Path, pictures: int) -> np.ndarray:
 
 
 def invert(response: np.ndarray) -> list[float]:
-    """The number for each bucket: where the mean of the clips that reach it is the bucket's middle."""
+    """For each bucket, find the number at which the median of the clips that can reach it is the bucket's middle."""
     ids = np.array(IDS)
     table = []
     for bucket in range(NUM_BUCKETS):
-        wanted = bucket + 0.5 if bucket else STILL
-        able = response[np.maximum.accumulate(response, 1)[:, -1] >= min(wanted, np.median(response[:, -1]))]
-        curve = np.maximum.accumulate(np.median(able, axis=0))
-        table.append(float(np.interp(wanted, curve + 1e-6 * ids, ids)))
+        target = bucket + 0.5 if bucket else STILL
+        reaching = response[np.maximum.accumulate(response, 1)[:, -1] >= min(target, np.median(response[:, -1]))]
+        curve = np.maximum.accumulate(np.median(reaching, axis=0))
+        table.append(float(np.interp(target, curve + 1e-6 * ids, ids)))
     return [round(number, 2) for number in np.maximum.accumulate(table)]
 
 

@@ -1,7 +1,4 @@
-"""What both training stages share: the device, checkpoint files, the average of the weights, the log.
-
-Knows tensors and files. Knows nothing of the models or of their data.
-"""
+"""Parts of a training: the device, checkpoint files, optimizer and average of the weights, the log."""
 
 import csv
 import math
@@ -15,20 +12,20 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-MAX_FILE_BYTES = 15 * 2**20  # checkpoint files travel one by one: each stays under 16 MiB
+MAX_FILE_BYTES = 15 * 2**20  # keeps each checkpoint file under 16 MiB
 LOG_SECONDS = 20.0
 
 
 def pick_device() -> torch.device:
-    """CUDA where there is one, else the CPU."""
+    """CUDA if available, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def save_checkpoint(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Write the tensors to folder/part-0.safetensors and so on, in files under 16 MiB.
 
-    A stop at any moment leaves the old checkpoint or the new one: the files are written to a folder beside it, and the
-    folders are then exchanged. Raises ValueError for one tensor that is larger than a file may be.
+    A stop at any moment leaves the old checkpoint or the new one: the files are written to a second folder, which then
+    replaces the first. Raises ValueError for a tensor that is too large for one file.
     """
     parts: list[dict[str, torch.Tensor]] = [{}]
     used = 0
@@ -54,8 +51,8 @@ def save_checkpoint(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def load_checkpoint(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors that save_checkpoint wrote; empty where there is no checkpoint."""
-    if not folder.exists():  # a stop between the two renames leaves the last one under its other name
+    """Load the tensors that save_checkpoint wrote; empty if there is no checkpoint."""
+    if not folder.exists():  # a stop between the two renames leaves the checkpoint under this name
         folder = folder.with_name(folder.name + ".old")
     tensors: dict[str, torch.Tensor] = {}
     for path in sorted(folder.glob("part-*.safetensors")):
@@ -64,7 +61,7 @@ def load_checkpoint(folder: Path) -> dict[str, torch.Tensor]:
 
 
 class Training:
-    """Parameters, AdamW and the running average of one stage: steps, and becomes a checkpoint and back."""
+    """Parameters, AdamW and the running average of the weights; can be saved and restored."""
 
     def __init__(
         self,
@@ -73,7 +70,7 @@ class Training:
         betas: tuple[float, float],
         shares: Mapping[str, float],
     ) -> None:
-        """shares: of the learning rate, of the parameters whose names begin so; the others have all of it."""
+        """shares: prefix of parameter names -> their share of the learning rate; 1 for all others."""
         self.parameters = {name: p for name, p in parameters if p.requires_grad}
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
         groups: dict[float, list[torch.nn.Parameter]] = {}
@@ -84,11 +81,11 @@ class Training:
             [{"params": members, "share": share} for share, members in groups.items()],
             lr=lr, betas=betas, weight_decay=0.01,
         )  # fmt: skip
-        self.samples = 0  # seen so far: schedules count samples, so that any batch size follows the same curve
+        self.samples = 0  # seen so far: schedules count samples, so that they do not depend on the batch size
         self.steps = 0
 
     def step(self, loss: torch.Tensor, lr: float, batch_size: int, ema_samples: float, max_norm: float = 1.0) -> float:
-        """One update from a scalar loss; returns the gradient's norm. The average spans about ema_samples samples."""
+        """Update from a scalar loss; returns the gradient's norm. The average spans about ema_samples samples."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), max_norm)
@@ -97,7 +94,7 @@ class Training:
         self.optimizer.step()
         self.steps += 1
         self.samples += batch_size
-        # Early on, the window is a tenth of what was seen: an average that still holds random weights is no use.
+        # Early on, the window is a tenth of the samples, so that the average forgets the random first weights.
         window = min(ema_samples, self.samples / 10) / batch_size
         share = min(1.0, 1.0 / max(window, 1.0))
         with torch.no_grad():
@@ -105,10 +102,10 @@ class Training:
         return float(norm)
 
     def state(self, finished: bool = False) -> dict[str, torch.Tensor]:
-        """What a restart needs, in half precision; of a finished training the averaged weights alone.
+        """State for a restart, in half precision; if the training is finished, only the averaged weights.
 
-        Adam's second moments have a wide range, so they are bfloat16. The first ones span ten steps: they are left out,
-        which makes the files a quarter smaller and the first steps after a restart shorter.
+        Adam's second moments have a wide range, so they are bfloat16. First moments span only ten steps and are left
+        out, which makes the files a quarter smaller and the first steps after a restart shorter.
         """
         tensors = {"counters": torch.tensor([self.samples, self.steps])}
         tensors |= {f"average.{name}": p.half() for name, p in self.average.items()}
@@ -120,7 +117,7 @@ class Training:
         return tensors
 
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Continue from state(). Raises ValueError when the checkpoint is of another model."""
+        """Restore what state() returned. Raises ValueError if the checkpoint is of another model."""
         missing = [name for name in self.parameters if f"average.{name}" not in tensors]
         if missing:
             raise ValueError(f"the checkpoint lacks {missing[0]}: it is of another model; choose another --out folder")
@@ -139,7 +136,7 @@ class Training:
 
 
 def learning_rate(samples: int, total: int, peak: float, warmup: int, hold: float = 0.0) -> float:
-    """Linear warm-up, the peak until a share `hold` of all samples, then a cosine down to a fiftieth of the peak."""
+    """Learning rate: linear warm-up, the peak until a share `hold` of all samples, then a cosine down to peak / 50."""
     if samples < warmup:
         return peak * (samples + 1) / warmup
     start = max(warmup, hold * total)
@@ -148,7 +145,7 @@ def learning_rate(samples: int, total: int, peak: float, warmup: int, hold: floa
 
 
 class Log:
-    """A CSV file with a line about every 20 seconds: means of what was noted since the last line, NaN left out."""
+    """A CSV file with a line about every 20 seconds: means of the values since the last line, without NaN."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -156,7 +153,7 @@ class Log:
         self.noted: dict[str, list[float]] = {}
 
     def note(self, samples: int, **values: float) -> None:
-        """Remember values of one step; write and print a line when it is time."""
+        """Add values of one step; write and print a line when it is due."""
         for key, value in values.items():
             self.noted.setdefault(key, []).append(value)
         if time.monotonic() - self.last >= LOG_SECONDS:

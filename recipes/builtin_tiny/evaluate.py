@@ -1,10 +1,10 @@
-"""The numbers of docs/model-card.md: how well a built-in model animates photos it never saw, beside what is wanted.
+"""Measure the numbers of docs/model-card.md: how well a built-in model animates unseen photos, against targets.
 
     python recipes/builtin_tiny/evaluate.py --model builtin:tiny --images ../shared/images --clips ../shared/clips
 
-Measures pixels of finished animations (cinemo.metrics), and a cold process. Photos are chelsea, coffee and rocket, and
-those in --images; videos of --clips go through the autoencoder and the inversion. Takes about fifteen minutes on two
-cores.
+Measures pixels of finished animations (cinemo.metrics), and the time of a cold process. Photos are chelsea, coffee and
+rocket, and those in --images; the videos in --clips test the autoencoder and the inversion. Takes about fifteen minutes
+on two cores.
 """
 
 import argparse
@@ -59,14 +59,14 @@ class Number(NamedTuple):
 
 
 def load_photos(folder: Path | None) -> dict[str, np.ndarray]:
-    """The bundled held-out photos and those of a folder, as they are: name -> uint8 (H, W, 3)."""
+    """Read the bundled held-out photos and those of a folder, at their own sizes: name -> uint8 (H, W, 3)."""
     raw: dict[str, Any] = {Path(name).stem: photo(name) for name in HELD_OUT_PHOTOS}
     raw |= {path.stem: str(path) for path in sorted(folder.glob("*.jpg"))} if folder else {}
     return {name: read_image(image) for name, image in raw.items()}
 
 
 def animate(pipe: Any, jobs: Sequence[dict[str, Any]], batch: int = 4, **settings: Any) -> list[np.ndarray]:
-    """Frames of many animations; a job holds image, prompt, motion_bucket and seed."""
+    """Make many animations; a job holds image, prompt, motion_bucket and seed. Returns their frames."""
     settings = {"num_inference_steps": pipe.card.steps, "guidance_scale": pipe.card.guidance, **settings}
     clips: list[np.ndarray] = []
     for start in range(0, len(jobs), batch):
@@ -77,7 +77,7 @@ def animate(pipe: Any, jobs: Sequence[dict[str, Any]], batch: int = 4, **setting
 
 
 def direction(pipe: Any, photos: dict[str, np.ndarray], seeds: int, bucket: int = 8) -> Iterable[Number]:
-    """Whether optical flow goes the way of the prompt, and what the last frame keeps of the photo under pans."""
+    """Measure how often the motion has the prompt's direction, and how much of the photo a pan's last frame keeps."""
     jobs = [
         {"image": image, "prompt": plain_caption(*move), "motion_bucket": bucket, "seed": seed}
         for move in MOVES
@@ -108,9 +108,9 @@ def direction(pipe: Any, photos: dict[str, np.ndarray], seeds: int, bucket: int 
 
 
 def overlap(first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What both pictures show, moved onto each other (phase correlation, cubic): twice uint8 (h, w, 3).
+    """Align the part that both pictures show (phase correlation, cubic): twice uint8 (h, w, 3).
 
-    Both are moved half of the way, so that both are interpolated once.
+    Each is moved half of the way, so that both are interpolated once.
     """
     moved, _, _ = phase_cross_correlation(rgb2gray(first), rgb2gray(last), upsample_factor=20)
     whole = np.round(moved).astype(int)
@@ -126,7 +126,7 @@ def overlap(first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def motion_control(pipe: Any, photos: dict[str, np.ndarray]) -> Iterable[Number]:
-    """Requested against measured buckets, over photos and prompts, and how still bucket 0 is."""
+    """Compare requested with measured buckets, over photos and prompts, and measure how still bucket 0 is."""
     prompts = [plain_caption(*move) for move in (MOVES[0], MOVES[4], MOVES[6])]
     jobs = [
         {"image": image, "prompt": prompt, "motion_bucket": bucket, "seed": 0}
@@ -135,47 +135,47 @@ def motion_control(pipe: Any, photos: dict[str, np.ndarray]) -> Iterable[Number]
         for prompt in prompts
     ]
     scores = [motion_score(clip) for clip in animate(pipe, jobs)]
-    asked = np.array([job["motion_bucket"] for job in jobs])
-    found = np.array([motion_bucket(score) for score in scores])
-    rank = float(spearmanr(asked, found).statistic)
+    requested = np.array([job["motion_bucket"] for job in jobs])
+    measured = np.array([motion_bucket(score) for score in scores])
+    rank = float(spearmanr(requested, measured).statistic)
     yield Number(
         f"Spearman of requested and measured bucket, 0 to 16, {len(jobs)} animations",
         f"{rank:.3f}",
         "0.95",
         rank >= 0.95,
     )
-    low = asked <= 12
-    error = float(np.abs(asked - found)[low].mean())
+    low = requested <= 12
+    error = float(np.abs(requested - measured)[low].mean())
     yield Number("mean absolute bucket error, 0 to 12", f"{error:.2f}", "1.0", error <= 1.0)
-    means = ", ".join(f"{found[asked == bucket].mean():.1f}" for bucket in BUCKETS)
+    means = ", ".join(f"{measured[requested == bucket].mean():.1f}" for bucket in BUCKETS)
     yield Number(
         f"mean measured bucket when {', '.join(map(str, BUCKETS))} is asked for", means, "the same", error <= 1.0
     )
-    still = min(score for score, bucket in zip(scores, asked, strict=True) if bucket == 0)
+    still = min(score for score, bucket in zip(scores, requested, strict=True) if bucket == 0)
     yield Number("SSIM of neighbours at bucket 0, worst photo and prompt", f"{still:.3f}", "0.99", still >= 0.99)
 
 
 def reachable(photos: dict[str, np.ndarray]) -> Iterable[Number]:
-    """The same of a camera without a fault, at the speed that comes nearest to each bucket.
+    """Measure the same for a perfect camera, at the speed that comes closest to each bucket.
 
-    Buckets are of SSIM, and what that falls to is as much the photo's doing as the motion's: half of rocket is sky.
+    It shows which buckets can be reached: SSIM depends on the photo as much as on the motion; half of rocket is sky.
     """
-    asked: list[int] = []
-    found: list[int] = []
+    requested: list[int] = []
+    measured: list[int] = []
     for image in photos.values():
         pixels = fit_pixels(image, *SIZE)[0]
         for kind, way in (MOVES[0], MOVES[4], MOVES[6]):
             moved = [camera(np.random.default_rng(0), kind, speed, way) for speed in SPEEDS]
-            able = np.array([motion_bucket(min(1.0, score_of(pixels, motion, {}))) for motion in moved])
-            asked += BUCKETS
-            found += [int(able[np.abs(able - bucket).argmin()]) for bucket in BUCKETS]
-    error = np.abs(np.array(asked) - np.array(found))[np.array(asked) <= 12].mean()
+            buckets = np.array([motion_bucket(min(1.0, score_of(pixels, motion, {}))) for motion in moved])
+            requested += BUCKETS
+            measured += [int(buckets[np.abs(buckets - bucket).argmin()]) for bucket in BUCKETS]
+    error = np.abs(np.array(requested) - np.array(measured))[np.array(requested) <= 12].mean()
     what = "a camera without a fault on these photos: Spearman, mean absolute bucket error"
-    yield Number(what, f"{spearmanr(asked, found).statistic:.3f}, {error:.2f}", "0.95, 1.0", False)
+    yield Number(what, f"{spearmanr(requested, measured).statistic:.3f}, {error:.2f}", "0.95, 1.0", False)
 
 
 def first_frame(pipe: Any, photos: dict[str, np.ndarray]) -> Iterable[Number]:
-    """The first frame against the photo."""
+    """Compare the first frame with the photo."""
     jobs: list[dict[str, Any]] = [
         {"image": image, "prompt": "", "motion_bucket": 4, "seed": 0} for image in photos.values()
     ]
@@ -187,7 +187,7 @@ def first_frame(pipe: Any, photos: dict[str, np.ndarray]) -> Iterable[Number]:
 
 
 def real_clips(pipe: Any, folder: Path) -> Iterable[Number]:
-    """Videos through the autoencoder, and through inversion and sampling."""
+    """Measure how well videos survive the autoencoder, and inversion with sampling."""
     kept, repeated, errors = [], [], []
     for path in sorted(folder.glob("*.mp4")):
         for interval in INTERVALS:
@@ -201,8 +201,8 @@ def real_clips(pipe: Any, folder: Path) -> Iterable[Number]:
             repeated.append(psnr(frames[1:], frames[:1]))
             if interval == 1:
                 bucket = motion_bucket(motion_score(frames))
-                made = edit_video(pipe, frames, frames[0], "", motion_bucket=bucket, num_inference_steps=25)
-                errors.append(psnr(coded[1:], made[1:]))
+                edited = edit_video(pipe, frames, frames[0], "", motion_bucket=bucket, num_inference_steps=25)
+                errors.append(psnr(coded[1:], edited[1:]))
     if not kept:
         return
     mean, gain = float(np.mean(kept)), float(np.mean(kept) - np.mean(repeated))
@@ -220,7 +220,7 @@ def real_clips(pipe: Any, folder: Path) -> Iterable[Number]:
 
 
 def local_motion(pipe: Any, folders: list[Path]) -> Iterable[Number]:
-    """How much of the motion lies in the region that the words name."""
+    """Measure how much of the motion is in the region that the prompt names."""
     shares = regions.measure(pipe, folders, animate)
     good = sum(share >= 0.7 for share in shares.values())
     listed = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
@@ -229,7 +229,7 @@ def local_motion(pipe: Any, folders: list[Path]) -> Iterable[Number]:
 
 
 def initial_noise(pipe: Any, photos: dict[str, np.ndarray], seeds: int) -> Iterable[Number]:
-    """DCTInit against none and against its FFT variant, on the same photos, prompts and noise (Fig. 3 and 5)."""
+    """Compare DCTInit with none and with its FFT variant, on the same photos, prompts and noise (Fig. 3 and 5)."""
     jobs = [
         {"image": image, "prompt": plain_caption(*move), "motion_bucket": 8, "seed": seed}
         for seed in range(seeds)
@@ -254,7 +254,7 @@ print(peak_rss())
 
 
 def costs(pipe: Any, model: str) -> Iterable[Number]:
-    """Seconds of one animation, warm and from the start of Python to the written file; memory."""
+    """Measure the seconds of one animation, warm and from a cold process to the written file, and its memory."""
     job = {"image": photo("coffee.png"), "prompt": "the camera pans left", "motion_bucket": 8, "seed": 0}
     seconds = []
     for _ in range(5):
@@ -286,8 +286,8 @@ def main() -> None:
     parser.add_argument("--model", default="builtin:tiny", help="builtin:tiny or a model directory")
     parser.add_argument("--images", type=Path, help="folder of further photos (.jpg)")
     parser.add_argument("--clips", type=Path, help="folder of videos (.mp4)")
-    parser.add_argument("--photos", type=Path, help="folder that photos.py filled, for motion of sky and water")
-    parser.add_argument("--seeds", type=int, default=4, metavar="N", help="animations of each photo and move")
+    parser.add_argument("--photos", type=Path, help="folder written by photos.py, for motion of sky and water")
+    parser.add_argument("--seeds", type=int, default=4, metavar="N", help="animations per photo and motion")
     arguments = parser.parse_args()
     pipe = CinemoPipeline.from_pretrained(arguments.model)
     pipe.set_progress_bar_config(disable=True)

@@ -1,8 +1,6 @@
-"""From a checkpoint to the model directory that ships.
+"""Export a checkpoint as the model directory that ships.
 
-    python recipes/builtin_tiny/export.py --out out/tiny --model cinemo/builtin/tiny
-
-Trains nothing.
+python recipes/builtin_tiny/export.py --out out/tiny --model cinemo/builtin/tiny
 """
 
 import argparse
@@ -26,13 +24,13 @@ SAMPLING = {"num_inference_steps": 2, "guidance_scale": 1.0}
 
 
 def make_card(samples: int) -> ModelCard:
-    """The card without a calibration, which calibrate.py adds."""
+    """Make the card without the motion calibration, which calibrate.py adds."""
     lineage = {"recipe": "recipes/builtin_tiny", "samples": samples}
     return ModelCard(sizes=list(SIZES), lengths=[NUM_FRAMES], sampling=dict(SAMPLING), lineage=lineage)
 
 
 def write_model(out: Path, directory: Path) -> None:
-    """Write the averaged weights of the checkpoint in `out` as a model directory, float16, replacing what is there."""
+    """Write the averaged weights of the checkpoint in `out` as a model directory in float16, replacing an old one."""
     _, text_encoder, unet, samples = load_trained(out)
     aside = directory.with_name(directory.name + ".new")
     shutil.rmtree(aside, ignore_errors=True)
@@ -43,13 +41,13 @@ def write_model(out: Path, directory: Path) -> None:
     DDIMScheduler(**SCHEDULER).save_pretrained(aside / "scheduler")
     write_card(aside, make_card(samples))
     for path in aside.rglob("*.safetensors"):
-        path.chmod(0o644)  # safetensors writes files that their owner alone can read
+        path.chmod(0o644)  # safetensors writes files that only their owner can read
     shutil.rmtree(directory, ignore_errors=True)
     aside.rename(directory)
 
 
 def load_pipeline(out: Path, device: torch.device | str = "cpu") -> CinemoPipeline:
-    """The pipeline of the checkpoint in `out`, without a model directory between."""
+    """Load the checkpoint in `out` as a pipeline, without a model directory."""
     tokenizer, text_encoder, unet, samples = load_trained(out)
     parts = [part.to(device) for part in (AutoencoderMotion(), text_encoder, unet)]
     pipe = CinemoPipeline(parts[0], parts[1], tokenizer, parts[2], DDIMScheduler(**SCHEDULER), make_card(samples))

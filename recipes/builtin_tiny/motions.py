@@ -1,6 +1,6 @@
-"""Motions that the built-in model learns: what the camera does, what moves by itself, and the words for it.
+"""Motions that the built-in model learns: of the camera and of what moves by itself, and their wordings.
 
-Displacements are those of cinemo.autoencoder: where a pixel's content lies in the first frame, less where it is, in
+Displacements are those of cinemo.autoencoder: they lead from a pixel to its content's place in the first frame, in
 pixels. "The camera pans left" shows what lies to the left: displacements are negative, content moves to the right.
 "Clouds drift left" moves the clouds themselves to the left: displacements are positive.
 """
@@ -20,34 +20,34 @@ WAYS = {
     "rotate": ("clockwise", "counterclockwise"),
     "clouds": ("left", "right"),
 }
-# What swings begins at rest and has one phase, so that words and picture say all of it; a phase that no word says would
-# have to be drawn by the sampler, and few steps draw badly. Form, waves a height, radians a frame, largest amplitude.
+# Oscillations begin at rest and have a fixed phase, so that words and picture determine them: a random phase would have
+# to be sampled, which few steps do badly. Form, waves per height, radians a frame, largest amplitude.
 WAVES = {
     "sway": ("rows", 1.0, 0.5, 0.12),
     "ripple": ("rings", 1.5, 0.5, 0.05),
     "breathe": ("breath", 1.0, 0.45, 0.10),
     "water": ("rows", 3.0, 0.5, 0.06),
 }
-SHAKE = (0.7, 1.3, 0.9, 1.5, 0.0, 1.0, 2.0, 3.0)  # of either axis: radians a frame of two waves, and their phases
-# How often each is drawn: of pictures without masks, and of those with.
+SHAKE = (0.7, 1.3, 0.9, 1.5, 0.0, 1.0, 2.0, 3.0)  # two waves for each axis: radians a frame; phases
+# How often each kind is drawn: for pictures without masks, and with masks.
 WHOLE = {
     "pan": 0.34, "zoom": 0.14, "rotate": 0.11, "both": 0.12, "shake": 0.07, "still": 0.06, "sway": 0.06, "ripple": 0.05,
     "breathe": 0.05,
 }  # fmt: skip
 MASKED = {"region": 0.70, "camera and region": 0.12, "pan": 0.08, "zoom": 0.05, "still": 0.05}
-REFERENCE = 320.0  # pixels: the height at which speeds are counted
+REFERENCE = 320.0  # pixels: the height that speeds refer to
 SLOWEST, FASTEST = 0.1, 24.0  # pixels a frame
 ARM = 150.0  # pixels: the distance from the middle at which a zoom or a turn has its speed
-MOST_ZOOM_IN, MOST_ZOOM_OUT, MOST_TURN = 0.075, 0.045, 0.06  # a frame; fifteen frames must leave something to see
-PACE_SHARE = 0.25  # of the captions name the pace
+MOST_ZOOM_IN, MOST_ZOOM_OUT, MOST_TURN = 0.075, 0.045, 0.06  # a frame; after fifteen, something must still be in view
+PACE_SHARE = 0.25  # share of the captions that name the pace
 
 
 @dataclass(frozen=True)
 class Motion:
     """One motion. Lengths are in heights of 320 pixels, times in frames."""
 
-    parts: tuple[tuple[str, str], ...]  # what is said: (kind, way), each of them
-    speed: float  # pixels a frame at 320 rows, of the fastest part
+    parts: tuple[tuple[str, str], ...]  # (kind, direction) of each part, for the caption
+    speed: float  # of the fastest part, pixels a frame at 320 rows
     velocity: tuple[float, float] = (0.0, 0.0)
     zoom: float = 0.0  # growth of the log magnification a frame
     turn: float = 0.0  # radians a frame, clockwise
@@ -55,16 +55,16 @@ class Motion:
     drift: tuple[float, float] = (0.0, 0.0)  # of the region's content
     wave: float = 0.0  # amplitude
     shape: str = ""  # of the wave, a name of WAVES
-    region: str = ""  # "sky" or "water", where what moves by itself is; "" is everywhere
+    region: str = ""  # "sky" or "water": where something moves by itself; "" is everywhere
 
     @property
     def oscillates(self) -> bool:
-        """Whether neighbouring frames differ more at some times than at others."""
+        """Whether the speed varies over time."""
         return bool(self.shake or self.wave)
 
 
 def draw_motion(rng: np.random.Generator, regions: tuple[str, ...] = ()) -> Motion:
-    """A random motion for a picture with such regions ("sky", "water")."""
+    """Draw a random motion for a picture with these regions ("sky", "water")."""
     shares = MASKED if regions else WHOLE
     kind = str(rng.choice(list(shares), p=list(shares.values())))
     speed = float(np.exp(rng.uniform(np.log(SLOWEST), np.log(FASTEST))))
@@ -79,32 +79,32 @@ def draw_motion(rng: np.random.Generator, regions: tuple[str, ...] = ()) -> Moti
     if kind == "region":
         return regional(rng, str(rng.choice(regions)), min(speed, 12.0))
     if kind == "camera and region":
-        own = regional(rng, str(rng.choice(regions)), min(speed, 6.0))
+        local = regional(rng, str(rng.choice(regions)), min(speed, 6.0))
         moved = camera(rng, str(rng.choice(["pan", "zoom"])), min(speed, 6.0))
-        return replace(own, parts=moved.parts + own.parts, velocity=moved.velocity, zoom=moved.zoom)
+        return replace(local, parts=moved.parts + local.parts, velocity=moved.velocity, zoom=moved.zoom)
     if kind in ("sway", "ripple", "breathe"):
         return waving(kind, min(speed, 10.0))
     return camera(rng, kind, speed)
 
 
 def camera(rng: np.random.Generator, kind: str, speed: float, way: str = "") -> Motion:
-    """A motion of the camera: pan, zoom, rotate, shake, or still."""
+    """Make a motion of the camera: pan, zoom, rotate, shake, or still."""
     way = way or (str(rng.choice(WAYS[kind])) if kind in WAYS else "")
-    made = Motion(((kind, way),), speed)
+    motion = Motion(((kind, way),), speed)
     if kind == "pan":
-        return replace(made, velocity=(VECTORS[way][0] * speed / REFERENCE, VECTORS[way][1] * speed / REFERENCE))
+        return replace(motion, velocity=(VECTORS[way][0] * speed / REFERENCE, VECTORS[way][1] * speed / REFERENCE))
     if kind == "zoom":
         most = MOST_ZOOM_IN if way == "in" else MOST_ZOOM_OUT
-        return replace(made, zoom=min(speed / ARM, most) * (1 if way == "in" else -1))
+        return replace(motion, zoom=min(speed / ARM, most) * (1 if way == "in" else -1))
     if kind == "rotate":
-        return replace(made, turn=min(speed / ARM, MOST_TURN) * (1 if way == "clockwise" else -1))
+        return replace(motion, turn=min(speed / ARM, MOST_TURN) * (1 if way == "clockwise" else -1))
     if kind == "shake":
-        return replace(made, shake=min(1.6 * speed / REFERENCE, 0.08))
-    return replace(made, speed=0.0)
+        return replace(motion, shake=min(1.6 * speed / REFERENCE, 0.08))
+    return replace(motion, speed=0.0)
 
 
 def regional(rng: np.random.Generator, region: str, speed: float) -> Motion:
-    """Clouds that drift in the sky, or waves on water."""
+    """Make clouds drift in the sky, or waves on water."""
     if region == "sky":
         way = str(rng.choice(WAYS["clouds"]))
         return Motion((("clouds", way),), speed, drift=(VECTORS[way][0] * speed / REFERENCE, 0.0), region=region)
@@ -112,34 +112,34 @@ def regional(rng: np.random.Generator, region: str, speed: float) -> Motion:
 
 
 def waving(kind: str, speed: float) -> Motion:
-    """What swings: rows of the picture, rings around its middle, a breath, or water."""
+    """Make an oscillation: of rows of the picture, rings around its middle, a breath, or water."""
     _, _, pace, most = WAVES[kind]
     return Motion(((kind, ""),), speed, wave=min(1.6 * speed / pace / REFERENCE, most), shape=kind)
 
 
 def camera_displacement(motion: Motion, times: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Of the camera: times (T,), places x, y (h, w) in heights from the middle -> (T, 2, h, w) in heights."""
+    """Displacement by the camera: times (T,), x, y (h, w) in heights from the middle -> (T, 2, h, w) in heights."""
     t = times.float()[:, None, None]
     if motion.shake:
         speeds, phases = torch.tensor(SHAKE, device=x.device).view(2, 2, 2, 1, 1, 1)  # axis, wave
         swing = motion.shake * (torch.sin(speeds * t + phases) - torch.sin(phases)).sum(dim=1) / 2
         return swing.transpose(0, 1).expand(-1, -1, *x.shape)
     scale = torch.exp(-motion.zoom * t)
-    # The content turns by +angle, so the place that a pixel shows is found by turning back.
+    # The content turns by +angle, so the lookup turns by -angle.
     cos, sin = torch.cos(motion.turn * t) * scale, torch.sin(motion.turn * t) * scale
     across = cos * x + sin * y - x + motion.velocity[0] * t
     return torch.stack([across, cos * y - sin * x - y + motion.velocity[1] * t], 1)
 
 
 def local_displacement(motion: Motion, times: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Of what moves by itself, were it everywhere: shapes as in camera_displacement."""
+    """Displacement by what moves by itself, before masking: shapes as in camera_displacement."""
     t = times.float()[:, None, None]
     if not motion.wave:
         drift = torch.tensor(motion.drift, device=x.device).view(1, 2, 1, 1)
         return -drift * t[:, None].expand(-1, 2, *x.shape)
     form, number, pace, _ = WAVES[motion.shape]
     radius = torch.hypot(x, y)
-    if form == "breath":  # grows and shrinks around the middle, and stands still at the borders
+    if form == "breath":  # expands and contracts around the middle, and is still at the borders
         weight = -motion.wave * torch.exp(-4 * radius**2) * torch.sin(pace * t)
         return torch.stack([weight * x, weight * y], 1)
     along = 2 * np.pi * number * (radius if form == "rings" else y)
@@ -151,7 +151,7 @@ def local_displacement(motion: Motion, times: Tensor, x: Tensor, y: Tensor) -> T
 
 
 def grid(rows: int, columns: int, step: float) -> tuple[Tensor, Tensor]:
-    """x and y of the middles of parts of `step` pixels, in heights of 320 pixels from the middle: twice (h, w)."""
+    """Coordinates x and y of blocks of `step` pixels, in heights of 320 pixels from the middle: twice (h, w)."""
     y, x = torch.meshgrid(
         (torch.arange(rows) + 0.5 - rows / 2) * step / REFERENCE,
         (torch.arange(columns) + 0.5 - columns / 2) * step / REFERENCE,
@@ -217,19 +217,19 @@ JOINTS = (" and ", ", ", " while ", " and then ")
 
 
 def phrases(kind: str, way: str) -> tuple[str, ...]:
-    """Every wording of a motion, the plain one first."""
+    """All wordings of a motion, the plain one first."""
     if kind != "pan":
         return PHRASES[kind, way]
     return tuple(text.format(way=way) for text in (PANS + TILTS if way in ("up", "down") else PANS))
 
 
 def describe(motion: Motion, rng: np.random.Generator) -> str:
-    """A caption. A pace is named where the motion has it."""
-    said = []
+    """Draw a caption. Some captions name the pace, if the motion is slow or fast."""
+    parts = []
     for kind, way in motion.parts:
         choices = phrases(kind, way)
-        said.append(choices[0] if rng.random() < 0.35 else choices[rng.integers(len(choices))])
-    text = JOINTS[rng.integers(len(JOINTS))].join(said)
+        parts.append(choices[0] if rng.random() < 0.35 else choices[rng.integers(len(choices))])
+    text = JOINTS[rng.integers(len(JOINTS))].join(parts)
     if rng.random() < PACE_SHARE and motion.speed:
         pace = "slow" if motion.speed < 1.5 else "fast" if motion.speed > 6 else None
         text += f" {PACES[pace][rng.integers(len(PACES[pace]))]}" if pace else ""
@@ -240,7 +240,7 @@ def describe(motion: Motion, rng: np.random.Generator) -> str:
 
 
 def all_words() -> list[str]:
-    """Every text that captions are made of: what the tokenizer should know as whole words."""
+    """All texts that captions are made of, to train the tokenizer on."""
     texts = [text for (kind, way) in PHRASES for text in phrases(kind, way)]
     texts += [text for way in VECTORS for text in phrases("pan", way)]
     return [

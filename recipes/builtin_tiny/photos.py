@@ -1,10 +1,10 @@
-"""The photos that the built-in model learns from, and those that judge it.
+"""The photos that the built-in model is trained on, and those that it is tested on.
 
     python recipes/builtin_tiny/photos.py --photos out/photos
 
-fetches Debian's packages of wallpapers (mate-backgrounds, CC BY-SA and GPL, and plasma-workspace-wallpapers, GPL; each
-file's author and licence stand in the package's copyright file) and keeps the photographs among them. The rest are
-scikit-image's own. Photos that judge are never trained on.
+downloads Debian's wallpaper packages (mate-backgrounds, CC BY-SA and GPL, and plasma-workspace-wallpapers, GPL; each
+file's author and licence are in the package's copyright file) and keeps the photographs among them. The other photos
+are scikit-image's. Photos in JUDGING are never trained on.
 """
 
 import argparse
@@ -37,7 +37,7 @@ JUDGING = {
     "mate-backgrounds": ("Dune",),
     "plasma-workspace-wallpapers": ("BytheWater", "ColdRipple", "EveningGlow", "summer_1am"),
 }
-SKIES = {"Kite": 1.0, "Storm": 0.55, "DarkestHour": 0.5}  # the part from the top that is sky
+SKIES = {"Kite": 1.0, "Storm": 0.55, "DarkestHour": 0.5}  # share of the height, from the top, that is sky
 
 
 def fetch(folder: Path) -> None:

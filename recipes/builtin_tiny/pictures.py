@@ -1,4 +1,4 @@
-"""The animations at the top of README.md and in docs/model-card.md: docs/*.webp, and a sheet of all camera motions.
+"""Make the animations of README.md and docs/model-card.md, docs/*.webp, and a sheet of all camera motions.
 
 python recipes/builtin_tiny/pictures.py --model builtin:tiny --docs docs [--photos out/photos]
 """
@@ -31,7 +31,7 @@ FPS = 8
 
 
 def write_webp(path: Path, frames: np.ndarray) -> None:
-    """An endless animation, forward and back again, WIDTH pixels wide."""
+    """Write an endless animation, forwards and backwards, WIDTH pixels wide."""
     size = (WIDTH, WIDTH * frames.shape[1] // frames.shape[2])
     pictures = [Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS) for frame in loop(frames)]
     pictures[0].save(
@@ -55,7 +55,7 @@ def main() -> None:
         for move, image in zip(MOVES, [*photos.values()] * 3, strict=False)
     ]
     rows = [
-        (f"{job['prompt']}: bucket 8 asked, {motion_bucket(motion_score(clip))} measured", clip)
+        (f"{job['prompt']}: bucket 8 requested, {motion_bucket(motion_score(clip))} measured", clip)
         for job, clip in zip(jobs, animate(pipe, jobs), strict=True)
     ]
     contact_sheet(rows).save(arguments.docs / "builtin.webp", quality=80)

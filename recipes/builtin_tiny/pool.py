@@ -1,9 +1,9 @@
-"""Clips to learn from, as the latents of their first frame, their motion and their bucket. No frame is kept.
+"""Make clips to train on: the latents of their first frames, their motions and their buckets. No frames are stored.
 
     python recipes/builtin_tiny/pool.py --photos out/photos --pool out/pool --pictures 1200
 
-A motion is a formula, so its residuals are computed when it is drawn for training; pixels are needed for the bucket
-alone. A picture is a file, written aside and renamed: a stop loses one picture, and the next call goes on.
+A motion is a formula, so its residuals are computed during training; pixels are rendered only to measure the bucket.
+Each picture is one file, written under a temporary name: a stop loses one picture, and the next call continues.
 """
 
 import argparse
@@ -40,13 +40,13 @@ from recipes.builtin_tiny.scenes import composed, picture
 NUM_FRAMES = 16
 SIZES = ((320, 512), (512, 320), (416, 416), (192, 320))
 SIZE_SHARES = (0.7, 0.1, 0.1, 0.1)
-MOTIONS = 8  # of a picture
+MOTIONS = 8  # per picture
 PART = ch.CELL // ch.LOCAL
 REFERENCE = 320.0
 
 
 def fields(motion: Motion, times: Tensor, rows: int, columns: int, masks: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Displacement of the camera (T, 2, h, w) and beside it (T, 2, 2h, 2w), in pixels, of cells and their parts."""
+    """Displacement by the camera (T, 2, h, w) and the local one (T, 2, 2h, 2w), in pixels, of cells and their parts."""
     camera = camera_displacement(motion, times, *grid(rows, columns, ch.CELL)) * REFERENCE
     local = local_displacement(motion, times, *grid(2 * rows, 2 * columns, PART)) * REFERENCE
     if motion.region:
@@ -55,7 +55,7 @@ def fields(motion: Motion, times: Tensor, rows: int, columns: int, masks: dict[s
 
 
 def frames_at(image: Tensor, motion: Motion, times: Tensor, masks: dict[str, Tensor]) -> Tensor:
-    """Frames (T, 3, H, W) of the image (3, H, W) under a motion, as the autoencoder would decode them."""
+    """Render frames (T, 3, H, W) of the image (3, H, W) under a motion, as the autoencoder would decode them."""
     height, width = image.shape[-2:]
     camera = camera_displacement(motion, times, *grid(height, width, 1)) * REFERENCE
     total = camera
@@ -67,7 +67,7 @@ def frames_at(image: Tensor, motion: Motion, times: Tensor, masks: dict[str, Ten
 
 
 def score_of(image: Tensor, motion: Motion, masks: dict[str, Tensor]) -> float:
-    """The motion score of the clip, estimated from a few pairs of neighbouring frames."""
+    """Estimate the motion score of the clip from a few pairs of neighbouring frames."""
     starts = [0, 5, 10, 14] if motion.oscillates else [0, 7, 14]
     pairs = torch.tensor([time for start in starts for time in (start, start + 1)])
     frames = to_frames(frames_at(image, motion, pairs, masks))
@@ -75,13 +75,13 @@ def score_of(image: Tensor, motion: Motion, masks: dict[str, Tensor]) -> float:
 
 
 def make_item(index: int, folder: Path, names: list[str], vae: AutoencoderMotion) -> dict:
-    """Picture number `index` and its motions: always the same."""
+    """Make picture number `index` and its motions, always the same."""
     rng = np.random.default_rng([77, index])
     size = SIZES[rng.choice(len(SIZES), p=SIZE_SHARES)]
     masks: dict[str, Tensor] = {}
     if index % 5 < 2:
-        pixels, shown = composed(rng, size, folder, names)
-        masks = {name: F.avg_pool2d(torch.tensor(mask)[None, None], PART)[0, 0] for name, mask in shown.items()}
+        pixels, regions = composed(rng, size, folder, names)
+        masks = {name: F.avg_pool2d(torch.tensor(mask)[None, None], PART)[0, 0] for name, mask in regions.items()}
     else:
         pixels = picture(rng, size, folder, names)
     image = to_pixels(pixels[None])[0]
@@ -91,7 +91,7 @@ def make_item(index: int, folder: Path, names: list[str], vae: AutoencoderMotion
 
 
 def make_pool(folder: Path, photos: Path, pictures: int, first: int = 0) -> None:
-    """Write the pictures that are not there yet."""
+    """Write the pictures that do not exist yet."""
     folder.mkdir(parents=True, exist_ok=True)
     names, vae, began = training_photos(photos), AutoencoderMotion(), time.monotonic()
     for index in range(first, pictures):
@@ -106,7 +106,7 @@ def make_pool(folder: Path, photos: Path, pictures: int, first: int = 0) -> None
 
 @dataclass
 class Batch:
-    """latents: (B, C, N, h, w). captions: of each. bucket: (B,)."""
+    """A training batch. latents: (B, C, N, h, w). captions: one per clip. bucket: (B,)."""
 
     latents: Tensor
     captions: list[str]
@@ -114,7 +114,7 @@ class Batch:
 
 
 class Pool:
-    """The pictures in a folder, as many as are there; reload() finds those that came since."""
+    """The pictures in a folder; reload() adds those that were written since."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -124,7 +124,7 @@ class Pool:
         self.reload()
 
     def reload(self) -> None:
-        """Read the files that are new."""
+        """Read new files."""
         for path in sorted(self.folder.glob("*.pt")):
             if path.name not in self.seen:
                 self.seen.add(path.name)
@@ -132,14 +132,14 @@ class Pool:
         self.weigh(self.emphasis)
 
     def weigh(self, emphasis: Callable[[Motion], float] | None) -> None:
-        """Draw rare buckets more often, and a motion as often as `emphasis` says, beside the others."""
+        """Weight the draws: rare buckets more often, and motions by the relative frequency `emphasis`."""
         self.emphasis = emphasis
         self.by_size: dict[tuple[int, int], list[tuple[dict, Motion, float]]] = {}
         for item in self.items:
             shape = tuple(item["latents"].shape[-2:])
             clips = self.by_size.setdefault(shape, [])
             clips += [
-                (item, motion, NUM_BUCKETS * (1 - min(1.0, score)) - 0.5)  # whole numbers are the middles of buckets
+                (item, motion, NUM_BUCKETS * (1 - min(1.0, score)) - 0.5)  # a whole number is the middle of its bucket
                 for motion, score in zip(item["motions"], item["scores"], strict=True)
             ]
         self.shapes = list(self.by_size)
@@ -157,31 +157,31 @@ class Pool:
         return sum(len(clips) for clips in self.by_size.values())
 
     def draw(self, batch: int, times: Tensor, rng: np.random.Generator) -> Batch:
-        """A batch of one size: frame 0 and the motion frames in `times`, mirrored and recoloured at random."""
+        """Draw a batch of one size: frame 0 and the motion frames in `times`, randomly mirrored and recoloured."""
         shape = self.shapes[rng.choice(len(self.shapes), p=self.shares)]
         clips = self.by_size[shape]
         chosen = rng.choice(len(clips), batch, p=self.weights[shape])
-        made = [augmented(clips[number][0], clips[number][1], times, rng) for number in chosen]
+        drawn = [augmented(clips[number][0], clips[number][1], times, rng) for number in chosen]
         bucket = torch.tensor([clips[number][2] for number in chosen], dtype=torch.float32)
-        return Batch(torch.stack([latents for latents, _ in made]), [caption for _, caption in made], bucket)
+        return Batch(torch.stack([latents for latents, _ in drawn]), [caption for _, caption in drawn], bucket)
 
 
 def residuals_of(motion: Motion, latents: Tensor, masks: dict[str, Tensor], times: Tensor) -> Tensor:
-    """Motion residuals (T, C, h, w) of the frames in `times` (none of them 0) over a first frame (C, h, w)."""
+    """Compute motion residuals (T, C, h, w) of the frames in `times` (without 0) for a first frame (C, h, w)."""
     rows, columns = latents.shape[-2:]
     whole = torch.arange(1, NUM_FRAMES)
     camera, local = fields(motion, whole, rows, columns, masks)
     camera = camera / whole.view(-1, 1, 1, 1)
     speed = ch.speed_of(camera, local)
-    made = torch.zeros(len(times), ch.CHANNELS, rows, columns)
-    made[:, ch.PACE.start :] = ch.motion_channels(camera[times - 1], local[times - 1], speed)
-    return made
+    residuals = torch.zeros(len(times), ch.CHANNELS, rows, columns)
+    residuals[:, ch.PACE.start :] = ch.motion_channels(camera[times - 1], local[times - 1], speed)
+    return residuals
 
 
 def augmented(item: dict, motion: Motion, times: Tensor, rng: np.random.Generator) -> tuple[Tensor, str]:
-    """Latents (C, N, h, w) of frame 0 and the frames in `times`, and a caption: of a mirrored picture in other colours.
+    """Augment a clip: latents (C, N, h, w) of frame 0 and the frames in `times`, and a caption.
 
-    The motion stays what it is.
+    The picture is mirrored and recoloured at random; the motion stays the same.
     """
     first, masks = item["latents"].float(), item["masks"]
     first[ch.CODE] = recoloured(first[ch.CODE], rng)
@@ -194,16 +194,16 @@ def augmented(item: dict, motion: Motion, times: Tensor, rng: np.random.Generato
 
 
 def mirrored(first: Tensor, axis: int) -> Tensor:
-    """Latents (C, h, w) of the mirrored picture; axis: -1 exchanges left and right, -2 up and down."""
-    made = first.clone()
+    """Mirror the picture of latents (C, h, w); axis: -1 exchanges left and right, -2 up and down."""
+    flipped = first.clone()
     luma, chroma = slice(0, ch.LUMA**2), slice(ch.LUMA**2, ch.CODE.stop)
     for span, factor in ((luma, ch.LUMA), (chroma, ch.CHROMA), (ch.LIKENESS, 1)):
-        made[span] = F.pixel_unshuffle(F.pixel_shuffle(first[span], factor).flip(axis), factor)
-    return made
+        flipped[span] = F.pixel_unshuffle(F.pixel_shuffle(first[span], factor).flip(axis), factor)
+    return flipped
 
 
 def recoloured(code: Tensor, rng: np.random.Generator) -> Tensor:
-    """The code of a first frame (24, h, w) in other colours: another hue, another contrast."""
+    """Change hue and contrast of a first frame's code (24, h, w) at random."""
     angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0.0, 1.3)
     turn = strength * torch.tensor([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]).float()
     chroma = torch.einsum("oc,cphw->ophw", turn, code[16:].unflatten(0, (2, 4))).flatten(0, 1)
@@ -213,7 +213,7 @@ def recoloured(code: Tensor, rng: np.random.Generator) -> Tensor:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, required=True, help="folder that photos.py filled")
+    parser.add_argument("--photos", type=Path, required=True, help="folder written by photos.py")
     parser.add_argument("--pool", type=Path, required=True, help="folder of the pool")
     parser.add_argument("--pictures", type=int, default=1200, metavar="N", help="pictures in the whole pool")
     arguments = parser.parse_args()

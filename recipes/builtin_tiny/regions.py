@@ -1,6 +1,6 @@
-"""Whether what the words name moves, and nothing else: sky and water, masked by hand, on photos never trained on.
+"""Measure whether only the region that the prompt names moves: sky and water, masked by hand, on held-out photos.
 
-Motion is the displacement that the autoencoder decodes: where there is no texture, no optical flow could tell.
+Motion is the displacement that the autoencoder decodes, because optical flow fails where there is no texture.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from cinemo.synthetic.images import photo
 
 SIZE = (320, 512)
 PROMPTS = {"sky": "clouds drift to the left", "water": "waves on the water"}
-# Polygons of x, y in pixels of 320 x 512: the region, and what stands before it.
+# Polygons of x, y in pixels of 320 x 512: the region, and things in front of it.
 RECTANGLE = ((0, 0), (512, 0))
 MASKS: dict[tuple[str, str], tuple[tuple[tuple[int, int], ...], ...]] = {
     ("BytheWater", "sky"): ((*RECTANGLE, (512, 50), (400, 58), (0, 60)),),
@@ -46,7 +46,7 @@ MASKS: dict[tuple[str, str], tuple[tuple[tuple[int, int], ...], ...]] = {
 
 
 def mask_of(polygons: tuple[tuple[tuple[int, int], ...], ...]) -> np.ndarray:
-    """The first polygon without the others: float (320, 512)."""
+    """Mask of the first polygon without the others: float (320, 512)."""
     image = Image.new("L", SIZE[::-1])
     draw = ImageDraw.Draw(image)
     draw.polygon(polygons[0], 1)
@@ -56,15 +56,15 @@ def mask_of(polygons: tuple[tuple[tuple[int, int], ...], ...]) -> np.ndarray:
 
 
 def load(name: str, folders: list[Path]) -> np.ndarray | None:
-    """A judging photo, fitted: uint8 (320, 512, 3); None where it is nowhere."""
-    found = [folder / f"{name}.jpg" for folder in folders if (folder / f"{name}.jpg").exists()]
-    if not found and name != "rocket":
+    """Read a held-out photo, fitted: uint8 (320, 512, 3); None if it is in no folder."""
+    paths = [folder / f"{name}.jpg" for folder in folders if (folder / f"{name}.jpg").exists()]
+    if not paths and name != "rocket":
         return None
-    return to_frames(fit_pixels(read_image(str(found[0]) if found else photo("rocket.jpg")), *SIZE))[0]
+    return to_frames(fit_pixels(read_image(str(paths[0]) if paths else photo("rocket.jpg")), *SIZE))[0]
 
 
 def measure(pipe: Any, folders: list[Path], animate: Callable[..., list[Any]], bucket: int = 3) -> dict[str, float]:
-    """The share of the motion that lies in the region which the prompt names, of each photo that is there."""
+    """Share of the motion that is in the region named by the prompt, for each available photo."""
     shares = {}
     for (name, region), polygons in MASKS.items():
         image = load(name, folders)

@@ -1,6 +1,6 @@
-"""Pictures to move: crops of photos, drawn pictures, and scenes composed of sky, water, land and things before them.
+"""Pictures to animate: crops of photos, drawn pictures, and composed scenes of sky, water, land and foreground objects.
 
-Composed scenes come with masks of their sky and water. Knows nothing of motion.
+Composed scenes come with masks of their sky and water.
 """
 
 from pathlib import Path
@@ -30,7 +30,7 @@ WATER_TONES = (
 
 
 def crop(pixels: np.ndarray, rng: np.random.Generator, size: tuple[int, int], least: float = 0.45) -> np.ndarray:
-    """A random crop of uint8 (H, W, 3) at the size's aspect, from `least` of the largest on, resized."""
+    """Crop uint8 (H, W, 3) at random to the aspect ratio of `size`, at least `least` of the largest crop; resize it."""
     height, width = pixels.shape[:2]
     scale = min(height / size[0], width / size[1]) * rng.uniform(least, 1.0)
     h, w = size[0] * scale, size[1] * scale
@@ -40,7 +40,7 @@ def crop(pixels: np.ndarray, rng: np.random.Generator, size: tuple[int, int], le
 
 
 def picture(rng: np.random.Generator, size: tuple[int, int], folder: Path, names: list[str]) -> np.ndarray:
-    """A picture without masks: seven of ten are crops of photos, the others are drawn."""
+    """Make a picture without masks: seven of ten are crops of photos, the others are drawn."""
     if rng.random() < 0.7:
         return crop(load(folder, names[rng.integers(len(names))]), rng, size)
     draw = (fractal_noise, dead_leaves, gradients)[rng.choice(3, p=[0.3, 0.5, 0.2])]
@@ -50,9 +50,9 @@ def picture(rng: np.random.Generator, size: tuple[int, int], folder: Path, names
 def composed(
     rng: np.random.Generator, size: tuple[int, int], folder: Path, names: list[str]
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """A scene of land with a sky over it or water in it, or both, and things before them, as uint8 (H, W, 3).
+    """Compose a scene of land, sky or water or both, and foreground objects: uint8 (H, W, 3), and masks.
 
-    Also the masks of "sky" and "water", float (H, W): where each is seen.
+    masks: "sky" and "water", float (H, W), 1 where it is visible; only those that cover more than a tenth.
     """
     height, width = size
     y = np.arange(height)[:, None] / height
@@ -72,16 +72,16 @@ def composed(
         masks["water"] = water
         if "sky" in masks:
             masks["sky"] = masks["sky"] & ~water
-    before = things(rng, size)
-    if before.any():
+    front = foreground(rng, size)
+    if front.any():
         texture = picture(rng, size, folder, names) / 255.0 * rng.choice([0.15, 0.5, 1.0])
-        pixels = np.where(before[..., None], texture, pixels)
-    shown = {name: (mask & ~before).astype(np.float32) for name, mask in masks.items()}
-    return (pixels.clip(0, 1) * 255).round().astype(np.uint8), {k: m for k, m in shown.items() if m.mean() > 0.1}
+        pixels = np.where(front[..., None], texture, pixels)
+    visible = {name: (mask & ~front).astype(np.float32) for name, mask in masks.items()}
+    return (pixels.clip(0, 1) * 255).round().astype(np.uint8), {k: m for k, m in visible.items() if m.mean() > 0.1}
 
 
 def skyline(rng: np.random.Generator, width: int, base: float, rough: float) -> np.ndarray:
-    """A horizon, in heights from the top: (width,). Hills, and now and then roofs."""
+    """Draw a horizon, in heights from the top: (width,). Hills, and sometimes roofs."""
     x = np.linspace(0, 1, width)
     line = np.full(width, base)
     for wave in range(1, 6):
@@ -94,7 +94,7 @@ def skyline(rng: np.random.Generator, width: int, base: float, rough: float) -> 
 
 
 def noise(rng: np.random.Generator, size: tuple[int, int], stretch: float, power: float) -> np.ndarray:
-    """1/f^power noise of mean 0 and deviation 1, stretched along x where stretch > 1: (H, W)."""
+    """Draw 1/f^power noise with mean 0 and deviation 1, stretched along x for stretch > 1: (H, W)."""
     height, width = size
     fy, fx = np.fft.fftfreq(height)[:, None] / stretch**0.5, np.fft.rfftfreq(width)[None] * stretch**0.5
     spectrum = 1 / np.maximum(np.hypot(fy, fx), 1 / height) ** power
@@ -103,7 +103,7 @@ def noise(rng: np.random.Generator, size: tuple[int, int], stretch: float, power
 
 
 def sky_texture(rng: np.random.Generator, size: tuple[int, int], folder: Path) -> np.ndarray:
-    """A sky as float (H, W, 3): a photo's, or a gradient with clouds of noise."""
+    """Make a sky, float (H, W, 3): from a photo, or a gradient with clouds of noise."""
     if rng.random() < 0.45:
         name = list(SKIES)[rng.integers(len(SKIES))]
         pixels = load(folder, name)
@@ -117,7 +117,7 @@ def sky_texture(rng: np.random.Generator, size: tuple[int, int], folder: Path) -
 
 
 def water_texture(rng: np.random.Generator, size: tuple[int, int], above: np.ndarray, shore: float) -> np.ndarray:
-    """Water as float (H, W, 3): waves of noise over a tone, or over what stands above it, mirrored."""
+    """Make water, float (H, W, 3): waves of noise over a tone, partly with a reflection of what is above it."""
     tone = np.array(WATER_TONES[rng.integers(len(WATER_TONES))]) + rng.normal(0, 0.05, 3)
     waves = noise(rng, size, rng.uniform(2, 8), rng.uniform(0.7, 1.4))[..., None] * rng.choice([0.01, 0.04, 0.1])
     row = int(shore * size[0])
@@ -126,8 +126,8 @@ def water_texture(rng: np.random.Generator, size: tuple[int, int], above: np.nda
     return np.clip(tone * (1 - share) + mirrored * share * 0.9 + waves, 0, 1)
 
 
-def things(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    """What stands before the scene, as a mask (H, W): poles, towers, trees, heads, at most three of them."""
+def foreground(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    """Draw a mask (H, W) of at most three foreground objects: poles, towers, trees, heads."""
     height, width = size
     mask = Image.new("L", (width, height))
     draw = ImageDraw.Draw(mask)

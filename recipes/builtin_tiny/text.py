@@ -1,7 +1,6 @@
 """The tokenizer and the text encoder of the built-in model.
 
-Knows the caption grammar and CLIP's file formats. The tokenizer is byte-level: it accepts any text, and merely knows
-the grammar's words better than others.
+The tokenizer is byte-level: it accepts any text, but only words of the caption grammar are single tokens.
 """
 
 import json
@@ -21,20 +20,22 @@ SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 
 
 def byte_characters() -> list[str]:
-    """CLIP's 256 printable characters, each standing for one byte, in its vocabulary's order."""
+    """CLIP's 256 printable characters, one for each byte, in the order of its vocabulary."""
     visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     return [chr(b) for b in visible] + [chr(256 + n) for n in range(256 - len(visible))]
 
 
 def learn_merges(texts: list[str]) -> list[tuple[str, str]]:
-    """Byte-pair merges, the most frequent first, until every word of the texts is one token."""
+    """Learn byte-pair merges, the most frequent first, until every word of the texts is one token."""
     words = {word: [*word[:-1], word[-1] + END] for word in sorted({w for t in texts for w in t.lower().split()})}
     merges: list[tuple[str, str]] = []
     while True:
         pairs = Counter(pair for parts in words.values() for pair in pairwise(parts))
         if not pairs:
             return merges
-        best = min(pairs, key=lambda pair: (-pairs[pair], pair))  # ties by spelling: the same merges on any machine
+        best = min(
+            pairs, key=lambda pair: (-pairs[pair], pair)
+        )  # ties broken by spelling, so that merges are the same on any machine
         merges.append(best)
         for word, parts in words.items():
             joined: list[str] = []
@@ -65,7 +66,7 @@ def write_tokenizer(directory: Path) -> CLIPTokenizer:
 
 
 def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """An untrained text encoder: 2 layers, trained together with the U-Net."""
+    """Make an untrained text encoder of 2 layers, which is trained together with the U-Net."""
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -86,10 +87,10 @@ def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 @torch.no_grad()
 def start_as_bag_of_words(text_encoder: CLIPTextModel, pad: int) -> None:
-    """Set first weights with which every token's feature is the sum of the caption's words, positions ignored.
+    """Initialize the weights so that every token's feature is the sum of the caption's words, without positions.
 
-    With the usual ones, "left" in place of "right" changes the 70 padding tokens by a tenth, and a U-Net that cannot
-    yet move anything takes thousands of steps to notice. Positions are learned from there.
+    With the usual initialization, "left" instead of "right" changes the 70 padding tokens by only a tenth, and an
+    untrained U-Net takes thousands of steps to notice. Positions are learned during training.
     """
     parameters = dict(text_encoder.named_parameters())
     for name, parameter in parameters.items():

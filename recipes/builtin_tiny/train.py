@@ -1,4 +1,4 @@
-"""Train the text encoder and the U-Net on the pool (Algorithm 1); call it again to go on.
+"""Train the text encoder and the U-Net on the pool (Algorithm 1); call it again to continue.
 
     python recipes/builtin_tiny/train.py --pool out/pool --out out/tiny --minutes 60
 
@@ -32,7 +32,7 @@ from recipes.builtin_tiny.text import WIDTH, make_text_encoder, write_tokenizer
 WIDTHS = (64, 96, 128)
 TOTAL = 36_000  # clips
 LEARNING_RATE, WARMUP = 1e-3, 400  # the latter in clips
-TEXT_FROM = 0.35  # of the clips: until then the text encoder stands still
+TEXT_FROM = 0.35  # share of the clips until which the text encoder is frozen
 TEXT_RATE = 0.1  # of the U-Net's learning rate
 SAVE_SECONDS = 120.0
 PREDICTS = "v_prediction"
@@ -48,7 +48,7 @@ SCHEDULER = {
     "rescale_betas_zero_snr": True,
     "timestep_spacing": "trailing",
 }
-# (motion frames, clips a step): how they are mixed. Few frames teach words and pictures for a third of the price.
+# (motion frames, clips) of a step, and the share of steps with all frames. Few frames teach at a third of the cost.
 FEW, ALL, ALL_SHARE = (3, 6), (NUM_FRAMES - 1, 2), 0.12
 DROP_PROMPT = 0.1
 # Share of the clips until which what moves by itself is rare: it is noise to a network that still looks for zooms and
@@ -61,9 +61,9 @@ ONLY_NOISE = 0.65
 
 
 def channel_weights() -> Tensor:
-    """How much the squared error of each channel counts: (C,)."""
+    """Weights of the channels' squared errors: (C,)."""
     weights = torch.full((ch.CHANNELS,), 0.15)
-    weights[ch.LIKENESS] = 0.02  # no residual has it
+    weights[ch.LIKENESS] = 0.02  # always 0 in residuals
     weights[ch.PACE] = 4.0
     weights[ch.CAMERA] = 2.0
     weights[ch.MOVES] = 0.6
@@ -71,7 +71,7 @@ def channel_weights() -> Tensor:
 
 
 def make_unet() -> CinemoUNet:
-    """An untrained U-Net of three levels."""
+    """Make an untrained U-Net of three levels."""
     unet = CinemoUNet(
         in_channels=ch.CHANNELS,
         out_channels=ch.CHANNELS,
@@ -84,7 +84,7 @@ def make_unet() -> CinemoUNet:
         down_block_types=("CrossAttnDownBlock3D",) * len(WIDTHS),
         up_block_types=("CrossAttnUpBlock3D",) * len(WIDTHS),
     )
-    # The method starts these at zero to keep an image model's knowledge. There is none here, and zeros learn slowly.
+    # The method initializes these with zeros to keep a pretrained image model intact. Here is none; zeros learn slowly.
     for name, module in unet.named_modules():
         if name.endswith(("attn_temp.to_out.0", "add_embedding.linear_2")):
             nn.init.xavier_uniform_(module.weight)
@@ -92,7 +92,7 @@ def make_unet() -> CinemoUNet:
 
 
 def make_models() -> tuple[CLIPTokenizer, CLIPTextModel, CinemoUNet]:
-    """Tokenizer, text encoder and U-Net at their start, the same every time."""
+    """Make tokenizer, text encoder and U-Net with their initial weights, always the same."""
     torch.manual_seed(0)
     with TemporaryDirectory() as folder:
         tokenizer = write_tokenizer(Path(folder) / "tokenizer")
@@ -100,7 +100,7 @@ def make_models() -> tuple[CLIPTokenizer, CLIPTextModel, CinemoUNet]:
 
 
 def named_parameters(text_encoder: nn.Module, unet: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Parameters of both, as they are called in the checkpoint."""
+    """Parameters of both, by their names in the checkpoint."""
     return [
         *((f"text_encoder.{name}", p) for name, p in text_encoder.named_parameters()),
         *((f"unet.{name}", p) for name, p in unet.named_parameters()),
@@ -108,7 +108,8 @@ def named_parameters(text_encoder: nn.Module, unet: nn.Module) -> list[tuple[str
 
 
 def load_trained(out: Path) -> tuple[CLIPTokenizer, CLIPTextModel, CinemoUNet, int]:
-    """Tokenizer, text encoder and U-Net with averaged weights, and clips seen. Raises ValueError without any."""
+    """Load tokenizer, text encoder and U-Net with averaged weights, and clips seen. Raises ValueError if there is no
+    checkpoint."""
     tokenizer, text_encoder, unet = make_models()
     saved = load_checkpoint(out / "checkpoint")
     if not saved:
@@ -120,12 +121,12 @@ def load_trained(out: Path) -> tuple[CLIPTokenizer, CLIPTextModel, CinemoUNet, i
 
 
 def draw_timesteps(batch: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Timesteps of 0..count - 1: int64 (batch,). A share is the last, nothing but noise; the others are any."""
+    """Draw timesteps of 0..count - 1: int64 (batch,). A share of ONLY_NOISE is the last, which is pure noise."""
     return np.where(rng.random(batch) < ONLY_NOISE, count - 1, (count * rng.random(batch) ** 0.8).astype(np.int64))
 
 
 def camera_first(motion: Motion) -> float:
-    """How often a motion is drawn at the beginning of the training."""
+    """Relative frequency of a motion at the beginning of the training."""
     kinds = {kind for kind, _ in motion.parts}
     if kinds & {"zoom", "rotate"}:
         return OFTEN
@@ -138,9 +139,9 @@ def regions_then(motion: Motion) -> float:
 
 
 def train(pool: Pool, out: Path, minutes: float, total: int, follow: bool) -> int:
-    """Train for at most `minutes` or until `total` clips were seen since the very start; returns clips seen.
+    """Train for at most `minutes`, or until `total` clips were seen since the first call; returns clips seen.
 
-    follow: whether the pool still grows, and is read anew now and then.
+    follow: reload the pool every minute, because it still grows.
     """
     deadline = time.monotonic() + 60 * minutes
     device = pick_device()
@@ -179,7 +180,7 @@ def train(pool: Pool, out: Path, minutes: float, total: int, follow: bool) -> in
         blind = timesteps == len(alphas) - 1
         log.note(
             training.samples,
-            some_signal=per_clip[~blind].mean().item(),  # not a number where the step had none
+            some_signal=per_clip[~blind].mean().item(),  # NaN if the step had none
             only_noise=per_clip[blind].mean().item(),
             norm=norm,
             clips=len(pool),
@@ -196,11 +197,11 @@ def train(pool: Pool, out: Path, minutes: float, total: int, follow: bool) -> in
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pool", type=Path, required=True, help="folder that pool.py fills")
+    parser.add_argument("--pool", type=Path, required=True, help="folder written by pool.py")
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint and log")
-    parser.add_argument("--minutes", type=float, required=True, help="stop after so long, and be continued later")
+    parser.add_argument("--minutes", type=float, required=True, help="stop after this time; the next call continues")
     parser.add_argument("--clips", type=int, default=TOTAL, help="clips in the whole training")
-    parser.add_argument("--follow", action="store_true", help="the pool still grows: look for more now and then")
+    parser.add_argument("--follow", action="store_true", help="reload the pool while pool.py still writes to it")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()

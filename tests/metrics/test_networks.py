@@ -140,7 +140,7 @@ def test_clipsim_is_the_mean_cosine_of_prompt_and_frames(clip: np.ndarray, tmp_p
     ("load", "file", "words"),
     [
         ("load_i3d", "none.pt", "does not exist; pass a TorchScript file"),
-        ("load_i3d", "text.pt", "is no TorchScript file, which I3D needs"),
+        ("load_i3d", "text.pt", "is not a TorchScript file, which I3D needs"),
         ("load_i3d", "wide.pt", "it gives 512 numbers for a clip, I3D gives 400"),
         ("load_i3d", "c3d.pt", "is not I3D: it does not take its input"),
         ("load_c3d", "i3d.pt", "is not C3D: it gives 400 numbers"),

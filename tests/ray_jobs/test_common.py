@@ -57,7 +57,7 @@ def test_what_is_wrong_is_one_sentence_with_the_flag(arguments: list[str], sente
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
-    [("a: [", "cannot be read"), ("- a", "is no mapping"), ("inputs: x", "--inputs is no setting of this job")],
+    [("a: [", "cannot be read"), ("- a", "is not a mapping"), ("inputs: x", "--inputs is not a setting of this job")],
 )
 def test_a_config_file_that_is_none_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
     file = tmp_path / "job.yaml"

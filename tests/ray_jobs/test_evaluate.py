@@ -16,11 +16,11 @@ SMALL = {"height": 64, "width": 64, "num_frames": 4, "num_inference_steps": 2, "
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--dataset", "synthetic:0"], "--dataset synthetic:0: it is no number of clips"),
+        (["--dataset", "synthetic:0"], "--dataset synthetic:0: it has no number of clips"),
         (["--dataset", "ucf101:."], "it is not UCF-101 as it is published"),
         (["--dataset", "synthetic:2", "--metrics", "fun"], "fun is unknown; use fvd, fid"),
         (["--dataset", "synthetic:2", "--i3d", "none.pt"], "none.pt does not exist; pass a TorchScript file"),
-        (["--dataset", "synthetic:2", "--ablate", "init=dst"], "dst is no way to start"),
+        (["--dataset", "synthetic:2", "--ablate", "init=dst"], "init dst is unknown"),
         (["--dataset", "synthetic:2", "--num-frames", "8"], "num_frames 8 was not trained by this model; it takes 16"),
         ([], "--dataset is required"),
     ],

@@ -132,7 +132,7 @@ def test_a_stopped_training_is_finished_by_the_same_command(
     done = cluster.shell(f"ray job stop {first}")
     assert done.returncode == 0, done.stderr
     assert cluster.wait(first).status == "STOPPED"
-    assert "stopped; the same command goes on from here" in cluster.client.get_job_logs(first)
+    assert "stopped; the same command continues from here" in cluster.client.get_job_logs(first)
 
     kept = steps()
     again = cluster.submit("train", *flags, str(kept + 10))

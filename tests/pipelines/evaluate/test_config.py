@@ -36,9 +36,9 @@ def test_an_ablation_varies_cinemo_models_alone() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"ablate": "init=dst"}, "dst is no way to start; use dct, fft, none"),
-        ({"ablate": "colour=red"}, "colour=red varies nothing"),
-        ({"ablate": "guidance_scale=high"}, "high is no value of guidance_scale"),
+        ({"ablate": "init=dst"}, "init dst is unknown; use dct, fft, none"),
+        ({"ablate": "colour=red"}, "colour=red is not an ablation"),
+        ({"ablate": "guidance_scale=high"}, "high is not a valid guidance_scale; give a number"),
         ({"metrics": "fvd,fun"}, "fun is unknown; use fvd, fid"),
         ({"num_frames": 2}, "num_frames"),
     ],

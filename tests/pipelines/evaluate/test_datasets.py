@@ -81,7 +81,7 @@ def test_any_source_of_captioned_videos_is_a_dataset(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("dataset", "words"),
     [
-        ("synthetic:many", "it is no number of clips"),
+        ("synthetic:many", "it has no number of clips"),
         ("synthetic:4:dance", r"kinds \('dance',\) holds"),
         ("ucf101:{folder}", "it is not UCF-101 as it is published"),
         ("msrvtt:{folder}", "it is not MSR-VTT as it is published"),

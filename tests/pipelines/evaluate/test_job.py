@@ -137,9 +137,9 @@ def test_other_settings_do_not_mix_with_what_is_there(config: EvaluateConfig, su
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"dataset": "synthetic:x"}, "it is no number of clips"),
+        ({"dataset": "synthetic:x"}, "it has no number of clips"),
         ({"dataset": "nowhere"}, "nowhere does not exist"),
-        ({"i3d": __file__}, "is no TorchScript file, which I3D needs"),
+        ({"i3d": __file__}, "is not a TorchScript file, which I3D needs"),
         ({"num_frames": 8}, "FVD needs clips of at least 10 frames, got 8"),
         ({"model": ["builtin:tiny"]}, "64 x 64 was not trained by this model; it takes 320 x 512, "),
         ({"model": ["videos:nowhere"]}, "there is no video in it"),
