@@ -31,7 +31,7 @@ from pipelines.train.engine import start_engine, take_step
 from pipelines.train.export import export
 from pipelines.train.losses import csv_lines, read_losses
 from pipelines.train.samples import SHOWN, show_samples
-from pipelines.train.state import restore, save
+from pipelines.train.state import restore_checkpoint, save_checkpoint
 
 
 def loop(settings: dict[str, Any]) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def loop(settings: dict[str, Any]) -> dict[str, Any]:
     rounds, micro = shares(config.total_batch, config.micro_batch, world)
     engine, optimizer = start_engine(config, weights.load_unet(config), world)
     unet = in_precision(engine)
-    state = restore(engine, optimizer, config, world)
+    state = restore_checkpoint(engine, optimizer, config, world)
     start, bad_steps = state.get("steps", 0), state.get("bad_steps", [])
     if rank == 0:
         clips.begin(start * config.total_batch, state.get("cursor"))
@@ -151,7 +151,7 @@ def loop(settings: dict[str, Any]) -> dict[str, Any]:
                 storage.put(storage.join(output, "losses.csv"), csv_lines(losses))
             cursor = clips.cursor((step + 1) * config.total_batch)
             done = {"steps": step + 1, "loss": losses[-1], "bad_steps": bad_steps, "cursor": cursor}
-            save(engine, config, world, done)
+            save_checkpoint(engine, config, world, done)
             if samples and rank == 0 and not last:
                 with ray.train.get_checkpoint().as_directory() as folder:
                     show(folder, step + 1)
