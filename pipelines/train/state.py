@@ -31,7 +31,7 @@ Shard = tuple[dict[str, Any], list[tuple[str, int, int]]]
 
 
 def layout(config: TrainConfig, world_size: int) -> str:
-    """Name of all that decides how DeepSpeed shards the run and names its files."""
+    """Name of everything that determines how DeepSpeed shards the run and names its files."""
     offload = f"{config.offload_optimizer}-{config.offload_params}"
     own = hashlib.sha256(json.dumps(read_file(config.deepspeed)).encode()).hexdigest()[:8] if config.deepspeed else "no"
     return f"zero{config.zero_stage}-x{world_size}-{config.precision}-{offload}-{own}"
