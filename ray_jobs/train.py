@@ -11,7 +11,7 @@ from ray_jobs import common
 
 
 def needs_cpus(config: TrainConfig) -> int:
-    """One CPU for each worker that there has to be; and, to make clips of videos, one for decoding and encoding."""
+    """CPUs that a run needs at once: one for each worker, and one more to make clips of videos."""
     return config.workers[0] + data.is_stream(config.dataset)
 
 

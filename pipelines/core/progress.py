@@ -1,4 +1,4 @@
-"""One readable line of progress every few seconds, on stderr; stdout belongs to the summary.
+"""Progress of a job: one readable line every few seconds, on stderr, because stdout is for the summary.
 
 Knows counting and the clock. Knows nothing of what is counted.
 """
@@ -11,12 +11,15 @@ _BAR = 20  # characters
 
 
 def to_stderr(line: str) -> None:
-    """Show a line to whoever watches the job."""
+    """Show a line to the person who watches the job."""
     print(line, file=sys.stderr, flush=True)
 
 
 class Progress:
-    """Counts towards a total and says how fast it goes; `began` were done before, and do not count for the speed."""
+    """Counts units towards a total, and shows a line every `every_s` seconds.
+
+    began: units that were done before; they do not count towards the speed. show: takes a line.
+    """
 
     def __init__(
         self,
@@ -29,14 +32,14 @@ class Progress:
     ) -> None:
         self.job, self.unit, self.total, self.began, self.every_s, self.show = job, unit, total, began, every_s, show
         self.count = began
-        self.start = self.spoken = time.monotonic()
+        self.start = self.last_shown = time.monotonic()
 
     def add(self, count: int, note: str = "") -> None:
-        """`count` more are done; says so when the last line is old enough, or when all is done."""
+        """Add finished units; shows a line when the last one is `every_s` seconds old, or when all units are done."""
         self.count += count
         now = time.monotonic()
-        if now - self.spoken >= self.every_s or self.count >= self.total:
-            self.spoken = now
+        if now - self.last_shown >= self.every_s or self.count >= self.total:
+            self.last_shown = now
             self.show(self.line(note))
 
     def rate(self) -> float:
@@ -44,7 +47,7 @@ class Progress:
         return (self.count - self.began) / max(1e-9, time.monotonic() - self.start)
 
     def line(self, note: str = "") -> str:
-        """Such as "train  [####------]  40/100 steps  loss 0.412  3.1 steps/s  ETA 0:19"."""
+        """Format the progress: "train  [####------]  40/100 steps  loss 0.412  3.1 steps/s  ETA 0:19"."""
         rate = self.rate()
         left = int((self.total - self.count) / rate) if rate else 0
         full = _BAR * self.count // max(1, self.total)

@@ -1,1 +1,1 @@
-"""What the prepare job writes and training reads: list of videos, schemas and ids, Parquet files, clips in order."""
+"""The dataset, which prepare writes and train reads: list of videos, schemas and ids, Parquet files, clips in order."""

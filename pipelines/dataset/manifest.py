@@ -1,6 +1,6 @@
-"""The list of what a job works on, kept with its output: read once from the source, then in slices by any worker.
+"""Manifest: the list of a job's inputs, stored with its output. It is made once from the source, and read in slices.
 
-Knows Parquet files and slices of rows. Knows nothing of what the source was, or of what is done with a row.
+Knows Parquet files and slices of rows. Knows nothing of the source, or of how a row is used.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,17 +13,17 @@ import pyarrow.parquet as pq
 from pipelines.core import hashing, storage
 from pipelines.core.output import write_part
 
-_GROUP = 1024  # rows that a reader loads for a slice, at least
-_LARGEST = 1024  # rows in a slice: what a lost worker makes do again
+_GROUP = 1024  # rows in a row group: a reader loads at least these for a slice
+_LARGEST = 1024  # rows in a slice, at most: rows redone after a worker is lost
 
 SLICE = pa.schema([("file", pa.string()), ("first", pa.int64()), ("count", pa.int64())])
 
 
 def write(tables: Iterable[pa.Table], folder: str, name: str = "uri") -> tuple[dict[str, int], np.ndarray]:
-    """Store the rows; returns the files with their number of rows, and the sorted hashes of the rows' names.
+    """Store the rows; returns the number of rows of each file, and the sorted hashes of the rows' names.
 
-    name: the column of text that names a row. Files are named by their content: the same rows again change nothing, and
-    files of other ones are removed.
+    name: text column that names a row. Files are named by their content: writing the same rows again changes nothing,
+    and files of other rows are removed.
     """
     kept, hashes = {}, [np.empty(0, np.uint64)]
     for table in tables:
@@ -35,9 +35,10 @@ def write(tables: Iterable[pa.Table], folder: str, name: str = "uri") -> tuple[d
 
 
 def slices(files: dict[str, int], smallest: int = 4, wanted: int = 256) -> pa.Table:
-    """A table of slices (SLICE) that covers files of so many rows each, in order.
+    """Make a table of slices (SLICE) that covers the files in order.
 
-    smallest: rows in a slice, at least. wanted: slices, as far as that and _LARGEST allow; every core needs work.
+    files: their numbers of rows. smallest: rows in a slice, at least. wanted: number of slices to aim at, within
+    `smallest` and _LARGEST, so that every core has work.
     """
     step = min(_LARGEST, max(smallest, sum(files.values()) // wanted))
     rows = [(uri, first, min(step, total - first)) for uri, total in files.items() for first in range(0, total, step)]
@@ -45,7 +46,7 @@ def slices(files: dict[str, int], smallest: int = 4, wanted: int = 256) -> pa.Ta
 
 
 def read_slice(file: str, first: int, count: int) -> Iterator[dict[str, Any]]:
-    """The rows of a slice, one by one; reads the row groups that it touches."""
+    """Iterate over the rows of a slice; loads the row groups that contain them."""
     files, path = storage.filesystem(file)
     parquet = pq.ParquetFile(path, filesystem=files)
     groups = range(first // _GROUP, (first + count - 1) // _GROUP + 1)

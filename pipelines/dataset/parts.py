@@ -1,7 +1,7 @@
-"""The files of a dataset: OUT/data and OUT/rejects, written exactly once, and what they say is done.
+"""The files of a dataset (OUT/data and OUT/rejects), and a survey of the rows in them, which are done.
 
-Knows Parquet files and keys of rows. Knows nothing of decoding, models or Ray. What it remembers of a row is 8 bytes,
-so that a survey of millions of rows fits the driver's memory.
+Knows Parquet files and keys of rows. Knows nothing of decoding, models or Ray. A survey holds 8 bytes for each row, so
+that one of millions of rows fits into the driver's memory.
 """
 
 import uuid
@@ -30,37 +30,37 @@ _GOOD = pa.schema(
     ]
 )
 _BAD = pa.schema([("uri", pa.string()), ("start_frame", pa.int64()), ("reason", pa.string())])
-# A training step reads single clips in random order: a row group is what it reads at a time.
+# Training reads single clips in random order, and a row group at a time: small groups read little for one clip.
 _ROW_GROUP_BYTES = 1 << 20
 
 
 def keys(rows: Iterable[Mapping[str, Any]]) -> np.ndarray:
-    """What rows are known by among the done ones, uint64, whether spans or rejects of a whole video."""
+    """Hash rows to their keys, uint64 (N,), by uri and start frame; rejects of a whole video have no start frame."""
     return hashing.hash64(f"{row['uri']}\n{row.get('start_frame')}" for row in rows)
 
 
 @dataclass
 class Survey:
-    """What is written, in counts and hashes."""
+    """Counts and hashes of the rows that are written."""
 
     clips: int = 0
     rejected_videos: int = 0  # rejects of a whole video
     reasons: Counter[str] = field(default_factory=Counter)
     buckets: list[int] = field(default_factory=lambda: [0] * NUM_BUCKETS)
-    examples: dict[int, dict[str, Any]] = field(default_factory=dict)  # bucket -> its clip of the smallest id
-    identity: int = 0  # the same for the same rows, in whatever files and order
-    keys: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))  # sorted, of every row
-    videos: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))  # sorted hashes of their uris, unique
-    rows_of: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # rows of each of these videos
-    whole: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))  # sorted: videos rejected as a whole
+    examples: dict[int, dict[str, Any]] = field(default_factory=dict)  # bucket -> its clip with the smallest id
+    identity: int = 0  # hash of the rows, whatever files they are in and in whatever order
+    keys: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))  # keys of all rows, sorted
+    videos: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))  # hashes of uris, sorted and unique
+    rows_of: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # number of rows of each of `videos`
+    whole: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))  # hashes of videos rejected as a whole
 
     def finished(self, clips_per_video: int) -> np.ndarray:
-        """Sorted hashes of the uris of videos that need not even be opened: all their clips are there, or none can."""
+        """Sorted hashes of the uris of finished videos: those with all their clips, or rejected as a whole."""
         return np.union1d(self.videos[self.rows_of >= clips_per_video], self.whole)
 
 
 def survey(output: str) -> Survey:
-    """Read what is written in OUT/data and OUT/rejects; pixels and latents are not read."""
+    """Survey OUT/data and OUT/rejects; pixels and latents are not read."""
     found = Survey()
     known, videos, whole = [found.keys], [found.videos], [found.whole]
     for folder, schema in zip(_FOLDERS, (_GOOD, _BAD), strict=True):
@@ -93,9 +93,9 @@ def _count_clips(found: Survey, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write(rows: Sequence[Mapping[str, Any]], output: str, num_frames: int, size: tuple[int, int]) -> tuple[int, int]:
-    """Write rows of records.ROW as one part and one reject file; returns how many of each.
+    """Write rows of schema records.ROW as one file of clips and one of rejects; returns the number of each.
 
-    size: (H, W) in pixels. A task that runs twice writes the same names with the same bytes.
+    size: (H, W) in pixels. A task that runs twice writes the same files with the same bytes.
     """
     good = [row for row in rows if not row["reason"]]
     bad = [row for row in rows if row["reason"]]
@@ -107,7 +107,7 @@ def write(rows: Sequence[Mapping[str, Any]], output: str, num_frames: int, size:
 
 
 def drop_duplicates(output: str) -> None:
-    """Keep each row once. A worker that outlives its killed driver may write a clip that the rerun writes as well."""
+    """Keep one of each row. A worker that outlives its killed driver can write a clip that the rerun writes too."""
     for folder in _FOLDERS:
         seen = np.empty(0, np.uint64)
         for uri in storage.list_files(storage.join(output, folder), (".parquet",)):

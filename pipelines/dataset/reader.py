@@ -1,13 +1,13 @@
-"""A prepared dataset, as training reads it: its description, what is held out, and clips by position and in order.
+"""A prepared dataset, as training reads it: its description, the videos held out, and clips by position and in order.
 
-Reads single clips from Parquet when they are needed, so that a worker's memory does not grow with the dataset. The
+Single clips are read from Parquet when they are needed, so that a worker's memory does not grow with the dataset. The
 order depends on (seed, epoch) alone: not on files, workers or speed. Knows nothing of models.
 """
 
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,15 +15,15 @@ import pyarrow.parquet as pq
 from pipelines.core import hashing, storage
 from pipelines.dataset import records
 
-_SPLIT = 1_000_000  # a share of videos is that many of so many parts
+_SPLIT = 1_000_000  # parts that the hashes of all videos are divided into; a share of the videos is some of them
 
 
 @dataclass(frozen=True)
 class Clip:
     """One training clip.
 
-    latents: float32 (N, C, h, w), scaled. text_embeds: float32 (T, D), if they were prepared. first_frame: as WebP, if
-    it was kept.
+    latents: float32 (N, C, h, w), scaled. text_embeds: float32 (T, D), or None when the dataset has none. first_frame:
+    a WebP file, or None when the dataset has none.
     """
 
     clip_id: str
@@ -34,8 +34,33 @@ class Clip:
     first_frame: bytes | None = None
 
 
+class Clips(Protocol):
+    """Clips to train on, by number: those of a prepared dataset (ClipReader) or of a stream of videos.
+
+    A clip has one number for the whole run, in every worker. Numbers of clips that are held out are never in a batch.
+    """
+
+    def begin(self, number: int, cursor: Sequence[int] | None) -> None:
+        """Prepare to read from clip `number` on. One worker calls this before any worker reads a clip.
+
+        cursor: what `cursor(number)` returned, as it comes out of a checkpoint; None at the first clip.
+        """
+
+    def cursor(self, number: int) -> Sequence[int] | None:
+        """Return what `begin` needs, besides the number, to go to clip `number`: a value that JSON can hold."""
+
+    def positions(self, total_batch: int, seed: int, step: int) -> list[int]:
+        """Numbers of the clips of a step's whole batch, over all workers; steps count from 0."""
+
+    def held_out(self, most: int) -> list[int]:
+        """Numbers of the clips to validate on, `most` at most; after `begin`."""
+
+    def __getitem__(self, number: int) -> Clip:
+        """Read a clip."""
+
+
 def read_description(uri: str) -> dict[str, Any]:
-    """dataset.json. Raises ValueError when there is none, or it is of another schema version."""
+    """Read dataset.json. Raises ValueError when there is none, or its schema version is another."""
     found = storage.read_json(storage.join(uri, "dataset.json"))
     if found is None:
         raise ValueError(f"--dataset {uri} holds no dataset.json; run or finish ray_jobs/prepare.py with this output")
@@ -48,7 +73,7 @@ def read_description(uri: str) -> dict[str, Any]:
 
 
 def clip_of_row(row: Mapping[str, Any]) -> Clip:
-    """A row on its way (records.ROW, encoded) as training takes it: the same as when it is written and read again."""
+    """Make a clip of an encoded row (records.ROW): the clip that reading the row from a dataset would give."""
     tensors = {
         name: np.frombuffer(row[name], np.float16).reshape(row[shape]).astype(np.float32)
         for name, shape in (("latents", "latents_shape"), ("text_embeds", "text_shape"))
@@ -59,12 +84,15 @@ def clip_of_row(row: Mapping[str, Any]) -> Clip:
 
 
 def is_held_out(hashes: np.ndarray, share: float) -> np.ndarray:
-    """Which videos are kept for validation: that share of all, by the hashes of their uris alone (hashing.hash64)."""
+    """Choose the videos to hold out for validation, by the hashes of their uris alone (hashing.hash64).
+
+    share: of all videos. Returns a boolean for each hash.
+    """
     return hashes % np.uint64(_SPLIT) < np.uint64(round(share * _SPLIT))
 
 
 def count_clips(uri: str, share: float, enough: int) -> int:
-    """Clips to train on, when that share of the videos is held out; ends to count at `enough`."""
+    """Count the clips to train on when a share of the videos is held out; stops counting at `enough`."""
     count = 0
     for name in storage.list_files(storage.join(uri, "data"), (".parquet",)):
         uris = _open(name).read(columns=["uri"])["uri"].to_pylist()
@@ -75,12 +103,13 @@ def count_clips(uri: str, share: float, enough: int) -> int:
 
 
 class ClipReader:
-    """Clips by position, 0..len-1 in the order of their ids, whatever files they are in.
+    """Clips of a prepared dataset by position: 0..len-1 in the order of their ids, whatever files they are in.
 
-    share: of the videos, are held out: their clips have the positions from len on, and no step's batch has them.
+    Clips of videos that are held out have the positions from len on. Implements Clips.
     """
 
     def __init__(self, uri: str, share: float = 0.0) -> None:
+        """uri: the dataset. share: part of its videos to hold out."""
         self.files = storage.list_files(storage.join(uri, "data"), (".parquet",))
         ids: list[str] = []
         held_out = [np.empty(0, bool)]
@@ -96,25 +125,25 @@ class ClipReader:
         held = np.concatenate(held_out)
         self.places = np.array(places, np.int32).reshape(-1, 3)[np.lexsort((np.array(ids), held))]
         self.count = len(ids) - int(held.sum())
-        # Enough to hold the row groups of a few steps; neighbours in a group are rarely wanted together.
+        # Holds the row groups of a few steps. More would not help: clips of one group are rarely read together.
         self._group = functools.lru_cache(maxsize=32)(self._read_group)
 
     def __len__(self) -> int:
         return self.count
 
     def held_out(self, most: int) -> list[int]:
-        """Positions of the first clips that are held out."""
+        """Positions of the first clips that are held out, `most` at most."""
         return list(range(len(self), len(self.places)))[:most]
 
-    def begin(self, number: int, cursor: Any) -> None:
-        """Nothing: any clip can be read at any time."""
+    def begin(self, number: int, cursor: Sequence[int] | None) -> None:
+        """Do nothing: any clip can be read at any time."""
 
     def positions(self, total_batch: int, seed: int, step: int) -> list[int]:
         """Positions of the clips of a step's whole batch, over all workers."""
         return batch_positions(len(self), total_batch, seed, step)
 
     def cursor(self, number: int) -> None:
-        """Nothing: a position says it all."""
+        """Return None: a position is enough to read a clip."""
 
     def __getitem__(self, position: int) -> Clip:
         number, group, row = (int(value) for value in self.places[position])
@@ -139,18 +168,21 @@ def _tensor(table: Any, name: str, row: int) -> np.ndarray:
 
 
 def batch_positions(count: int, total_batch: int, seed: int, step: int) -> list[int]:
-    """Positions of the clips of one step's whole batch, over all workers; step counts from 0.
+    """Positions of the clips of one step's whole batch, over all workers; steps count from 0.
 
-    Clips come in epochs, each a permutation of all of them by (seed, epoch); a batch may reach into the next epoch.
+    Each epoch is a permutation of all clips by (seed, epoch); a batch may extend into the next epoch.
     """
     places = range(step * total_batch, (step + 1) * total_batch)
     return [int(_permutation(count, seed, place // count)[place % count]) for place in places]
 
 
-def share(batch: Sequence[int], rank: int, world: int, micro_batch: int) -> list[list[int]]:
-    """What one worker takes of a step's batch: one list of micro_batch positions for each accumulation round."""
-    rounds = range(0, len(batch), world * micro_batch)
-    return [list(batch[start + rank * micro_batch : start + (rank + 1) * micro_batch]) for start in rounds]
+def micro_batches(batch: Sequence[int], rank: int, world_size: int, size: int) -> list[list[int]]:
+    """Positions that one worker takes of a step's batch: a list of `size` for each gradient accumulation step.
+
+    Where the batch does not divide, the last lists are shorter, or empty.
+    """
+    starts = range(0, len(batch), world_size * size)
+    return [list(batch[start + rank * size : start + (rank + 1) * size]) for start in starts]
 
 
 @functools.lru_cache(maxsize=2)

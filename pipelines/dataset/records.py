@@ -1,7 +1,7 @@
 """The rows of a dataset: Arrow schemas, their version, and content ids.
 
-Knows Arrow and names. Knows nothing of files, of Ray, or of how a row comes about. Tensor columns are Arrow's native
-fixed-shape tensors, so that plain pyarrow reads them without Ray.
+Tensor columns are Arrow's native fixed-shape tensors, which plain pyarrow reads without Ray. Knows Arrow and names.
+Knows nothing of files, of Ray, or of how a row is made.
 """
 
 import uuid
@@ -15,7 +15,7 @@ from pipelines.core.output import FAULT
 
 SCHEMA_VERSION = 1
 
-# A fixed namespace of this project: the same clip has the same id on every machine, forever.
+# Namespace of this project's ids. It never changes, so that a clip has the same id on every machine.
 _NAMESPACE = uuid.UUID("5f3c1d52-58a7-5b0e-9c55-3f7f0d6c1a10")
 
 
@@ -28,8 +28,8 @@ REJECT = pa.schema(
     metadata={"cinemo.schema_version": str(SCHEMA_VERSION)},
 )
 
-# A row on its way through the job. Pixels and latents travel as bytes, which may be null: a reject travels in the same
-# table to the same writer, and no stage needs to know the shapes of another.
+# Schema of rows between the stages of the prepare job. Pixels and latents are bytes, which may be null: rejects pass
+# through the same tables to the same writer, and no stage needs to know the shapes of another.
 ROW = pa.schema(
     [
         ("uri", pa.string()),
@@ -43,7 +43,7 @@ ROW = pa.schema(
         ("frames", pa.large_binary()),  # uint8 (N, H, W, 3)
         ("latents", pa.large_binary()),  # float16, of latents_shape (N, C, h, w)
         ("latents_shape", pa.list_(pa.int32())),
-        ("latents_logvar", pa.large_binary()),  # float16, of latents_shape; only where it is asked for
+        ("latents_logvar", pa.large_binary()),  # float16, of latents_shape; null unless it is stored
         ("text_embeds", pa.large_binary()),  # float16, of text_shape (T, D)
         ("text_shape", pa.list_(pa.int32())),
         ("first_frame", pa.binary()),  # WebP
@@ -60,18 +60,21 @@ _TENSORS = {"latents": "latents_shape", "latents_logvar": "latents_shape", "text
 
 
 def clip_id(uri: str, start: int, interval: int, num_frames: int, size: tuple[int, int], sampling_version: str) -> str:
-    """The id of a clip, a uuid5 of what it shows: frames start, start + interval, ... of uri at size (H, W) pixels."""
+    """Make the id of a clip: a uuid5 of all that determines its pixels.
+
+    start, interval: in frames of the video. size: (H, W) in pixels.
+    """
     height, width = size
     key = f"{uri}\n{start}\n{interval}\n{num_frames}\n{height}x{width}\n{sampling_version}"
     return str(uuid.uuid5(_NAMESPACE, key))
 
 
 def clip_schema(tensors: Mapping[str, Sequence[int]]) -> pa.Schema:
-    """Schema of `data/*.parquet`. tensors: name -> shape of those that are stored, all of them float16.
+    """Schema of `data/*.parquet`. tensors: name -> shape of the tensors that are stored, all of them float16.
 
     latents (N, C, h, w): posterior mean, scaled. latents_logvar (N, C, h, w): the log-variance around it, scaled too.
-    text_embeds (T, D). A dataset of scores alone has none of them. first_frame: the clip's first frame, as WebP, for
-    people and for decoders that move it; null without latents, and missing in parts written before there was one.
+    text_embeds (T, D). A dataset of scores alone has no tensors. first_frame: the clip's first frame, as WebP, for
+    people and for decoders that move it; null without latents, and missing in files of older versions.
     """
     fields = [
         pa.field("clip_id", pa.string()),
@@ -92,20 +95,20 @@ def clip_schema(tensors: Mapping[str, Sequence[int]]) -> pa.Schema:
 
 
 def iter_rows(table: pa.Table) -> Iterator[dict[str, Any]]:
-    """Rows of a table one by one, so that the pixels of one clip are in Python's memory at a time."""
+    """Iterate over the rows of a table, with the pixels of one clip at a time in Python's memory."""
     for index in range(table.num_rows):
         yield table.slice(index, 1).to_pylist()[0]
 
 
 def row_table(row: Mapping[str, Any]) -> pa.Table:
-    """One row on its way as a table of schema ROW; names it lacks are null."""
+    """Make a table of schema ROW with one row; missing names are null."""
     return pa.Table.from_pylist([dict(row)], schema=ROW)
 
 
 def clip_table(rows: Iterable[Mapping[str, Any]], num_frames: int, size: tuple[int, int]) -> pa.Table:
-    """Clips among the rows of ROW as the table that is stored; sorted, so that equal rows are equal bytes.
+    """Make the table of clips that is stored, of rows of schema ROW; sorted, so that equal rows make equal files.
 
-    size is (H, W) in pixels. All rows have the tensors and the shapes of the first; raises ValueError if one has not.
+    size: (H, W) in pixels. Raises ValueError unless all rows have the tensors and shapes of the first.
     """
     rows = sorted(rows, key=lambda row: row["clip_id"])
     constants = {"num_frames": num_frames, "height": size[0], "width": size[1]}
@@ -122,7 +125,7 @@ def clip_table(rows: Iterable[Mapping[str, Any]], num_frames: int, size: tuple[i
 
 
 def reject_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """Rows of ROW that carry a reason, as the table that is stored, sorted by video and frame."""
+    """Make the table of rejects that is stored, of rows of schema ROW with a reason; sorted by video and frame."""
     rows = sorted(rows, key=lambda row: (row["uri"], -1 if row["start_frame"] is None else row["start_frame"]))
     return pa.Table.from_pylist([{name: row[name] for name in REJECT.names} for row in rows], schema=REJECT)
 

@@ -1,5 +1,5 @@
-"""The train job: config.py is its flags, job.py its driver, trainer.py what each worker does.
+"""The train job: config.py is its flags, job.py its driver, trainer.py the training loop of each worker.
 
-On the driver: data.py (what is trained on) and stream.py (clips of videos). On every worker: trainer.py, and what it
-calls. Importing config.py or data.py loads neither torch nor DeepSpeed.
+data.py (a dataset, or a stream of videos) and stream.py (clips of videos) serve both sides; workers load the other
+modules. Importing config.py, data.py or job.py loads neither torch nor DeepSpeed.
 """

@@ -1,7 +1,7 @@
-"""Clips to the tensors that a loss takes: latents, text, motion, timestep and noise.
+"""Batches: clips -> the tensors that the training loss takes (latents, text, motion ids, timesteps and noise).
 
-What is drawn derives from a text that names the draw, never from a global state or an order. Knows clips and tensors.
-Knows nothing of models in training, workers or files.
+Every random number derives from a text that names the draw, never from a global state or an order. Knows clips and
+tensors. Knows nothing of models in training, workers or files.
 """
 
 import functools
@@ -18,43 +18,49 @@ from cinemo.motion import motion_id
 from pipelines.dataset.reader import Clip
 from pipelines.train.config import TrainConfig
 
-Text = Callable[[str], torch.Tensor]
-Inputs = tuple[torch.Tensor, ...]  # (latents, text, motion_bucket, timesteps, noise) of training_loss, on the CPU
+TextFeatures = Callable[[str], torch.Tensor]  # caption -> text features (T, D)
+Inputs = tuple[torch.Tensor, ...]  # (latents, text, motion ids, timesteps, noise) of training_loss, on the CPU
 
 
-def text_features(source: Path, device: torch.device) -> Text:
-    """A function from caption to text features (T, D), float32 on the CPU; repeated captions are encoded once."""
+def text_features(source: Path, device: torch.device) -> TextFeatures:
+    """Load a text encoder as a function: caption -> features (T, D), float32, on the CPU. Captions are cached."""
     tokenizer, encoder = checkpoint.load_text(source, device=str(device))
     return functools.lru_cache(maxsize=4096)(lambda caption: encode_prompts(tokenizer, encoder, [caption])[0].cpu())
 
 
 def draw_batch(
-    config: TrainConfig, step: int, batch: Sequence[Clip], embed: Text, motion: dict[str, str], timesteps: int
+    config: TrainConfig,
+    step: int,
+    batch: Sequence[Clip],
+    embed: TextFeatures,
+    motion: dict[str, str],
+    num_train_timesteps: int,
 ) -> Inputs:
-    """What some clips are trained with at a step: by (seed, step, clip id) alone."""
+    """Draw the inputs of clips at a training step; those of a clip depend on (seed, step, clip id) alone."""
     rows = []
     for clip in batch:
         generator = named_generator(f"{config.seed}\n{step}\n{clip.clip_id}")
-        chosen = torch.randint(0, timesteps, (), generator=generator)
-        drops = torch.rand((), generator=generator).item() < config.prompt_drop
-        rows.append(inputs(clip, embed("") if drops else features(clip, embed), chosen, generator, motion))
+        timestep = torch.randint(0, num_train_timesteps, (), generator=generator)
+        drops_prompt = torch.rand((), generator=generator).item() < config.prompt_drop
+        text = embed("") if drops_prompt else caption_features(clip, embed)
+        rows.append(inputs(clip, text, timestep, generator, motion))
     return stack(rows)
 
 
 def named_generator(name: str) -> torch.Generator:
-    """A generator on the CPU whose numbers are those of its name."""
+    """Make a generator on the CPU that is seeded with a hash of a name."""
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1)
 
 
-def features(clip: Clip, embed: Text) -> torch.Tensor:
-    """The caption's text features (T, D): the prepared ones, else encoded now."""
+def caption_features(clip: Clip, embed: TextFeatures) -> torch.Tensor:
+    """Text features (T, D) of a clip's caption: from the dataset, or encoded now where it has none."""
     return embed(clip.caption) if clip.text_embeds is None else torch.from_numpy(clip.text_embeds)
 
 
 def inputs(
     clip: Clip, text: torch.Tensor, timestep: torch.Tensor, generator: torch.Generator, motion: dict[str, str]
 ) -> Inputs:
-    """What one clip gives to a batch; the noise is the generator's next numbers."""
+    """Inputs of one clip, without the batch dimension. The noise is drawn from the generator."""
     latents = torch.from_numpy(np.ascontiguousarray(clip.latents.swapaxes(0, 1)))
     channels, frames, height, width = latents.shape
     noise = torch.randn((channels, frames - 1, height, width), generator=generator)
@@ -62,5 +68,5 @@ def inputs(
 
 
 def stack(rows: Iterable[Inputs]) -> Inputs:
-    """Clips to a batch."""
+    """Stack the inputs of single clips into those of a batch."""
     return tuple(torch.stack(column) for column in zip(*rows, strict=True))

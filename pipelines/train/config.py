@@ -7,11 +7,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_va
 from pipelines.core import models
 from pipelines.prepare.config import ExtractConfig
 
-# What a preset changes of the defaults below; a flag or a line of YAML wins over both.
+# Defaults that a preset replaces; a flag or a line of YAML wins over them.
 PRESETS: dict[str, dict[str, Any]] = {
-    # Minutes on two cores: the built-in model's architecture.
+    # The built-in model's architecture: a run takes minutes on two cores.
     "tiny": {},
-    # The paper's run (section 4.1): all parameters from LaVie's weights, batch 80. 320 x 512 is the dataset's size.
+    # The paper's run (section 4.1): all weights from LaVie, batch 80, on a dataset of 320 x 512 pixels.
     "base": {
         "init": "lavie:lavie_base.pt",
         "components": "maxin-cn/Cinemo",
@@ -25,7 +25,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def _worker_range(given: Any) -> Any:
-    """A count as the number that it is; "LOW:HIGH" stays text. Raises ValueError for anything else."""
+    """Parse a count to a number, and check a range "LOW:HIGH", which stays text. Raises ValueError."""
     low, colon, high = str(given).partition(":")
     if not low.isdecimal() or (colon and not high.isdecimal()):
         raise ValueError("should be a number such as 2, or a range such as 1:8")
@@ -35,59 +35,68 @@ def _worker_range(given: Any) -> Any:
 
 
 class TrainConfig(BaseModel, frozen=True, extra="forbid", populate_by_name=True):
-    """What the train job takes."""
+    """Settings of the train job."""
 
     dataset: str = Field(
-        description="folder or URI that ray_jobs/prepare.py wrote; or videos, as its --input, to stream clips from"
+        description="output of ray_jobs/prepare.py (folder or URI); or videos, as for its --input, to stream clips from"
     )
     stream: ExtractConfig = Field(
         default_factory=lambda: ExtractConfig.model_validate({}),
         description="how clips are made when --dataset names videos",
     )
-    output: str = Field(description="folder or URI of the run; the same command again goes on from its last checkpoint")
+    output: str = Field(description="folder or URI of the run; the same command resumes it from its last checkpoint")
     preset: Literal["tiny", "base"] = Field("tiny", description="defaults for a small run, or for the paper's")
-    init: str = Field("builtin:tiny", description="where the U-Net starts: a model, lavie:PATH, or none for random")
-    components: str = Field("builtin:tiny", description="model that gives all else when init is none or lavie:PATH")
-    zero_stage: int = Field(2, ge=0, le=3, description="what DeepSpeed ZeRO shards over the workers; may change")
+    init: str = Field("builtin:tiny", description="initial weights of the U-Net: a model, lavie:PATH, or none (random)")
+    components: str = Field("builtin:tiny", description="model of the other parts when --init is none or lavie:PATH")
+    zero_stage: int = Field(2, ge=0, le=3, description="DeepSpeed ZeRO stage; may change when a run is resumed")
     num_workers: Annotated[int | str, BeforeValidator(_worker_range)] = Field(
-        2, description="training processes; LOW:HIGH takes what the cluster has, and follows it; may change"
+        2, description="training processes; LOW:HIGH follows the size of the cluster; may change when a run is resumed"
     )
     resize_every: float = Field(
-        60, gt=0, description="seconds between looks at whether a LOW:HIGH run may grow, which costs a restart"
+        60, gt=0, description="seconds between checks whether a LOW:HIGH run can grow, which needs a restart"
     )
-    gpu: bool = Field(False, description="one GPU for each worker")
-    max_steps: int = Field(100, ge=1, description="optimizer steps in all, those before a resume included")
+    gpu: bool = Field(False, description="use one GPU for each worker")
+    max_steps: int = Field(100, ge=1, description="optimizer steps of the whole run, including those before a resume")
     prediction_type: Literal["auto", "epsilon", "v_prediction", "sample"] = Field(
         "auto",
-        description="what the U-Net learns to predict; auto: as init's model, and from nothing the noise (Eq. 3)",
+        description="what the U-Net learns to predict; auto: as the model of --init, or the noise (Eq. 3) without one",
     )
-    total_batch: int = Field(8, ge=1, description="clips in a step, over all workers and accumulation rounds")
-    micro_batch: int = Field(4, ge=1, description="most clips that a worker takes at once; the rest is accumulated")
-    learning_rate: float = Field(2e-3, gt=0, description="Adam's, after the warm-up; 1e-4 from trained weights")
+    total_batch: int = Field(8, ge=1, description="clips in a step, over all workers and gradient accumulation steps")
+    micro_batch: int = Field(
+        4, ge=1, description="most clips that a worker computes at once; gradients are accumulated"
+    )
+    learning_rate: float = Field(
+        2e-3, gt=0, description="Adam's, after the warm-up; 1e-4 by default from trained weights"
+    )
     warmup_steps: int = Field(5, ge=0, description="steps over which the learning rate rises to its value")
-    grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    grad_clip: float = Field(1.0, gt=0, description="norm that the gradient is clipped to")
     ema_decay: float = Field(
-        0.999, ge=0, lt=1, description="moving average of the weights, which is what is exported; 0: the last weights"
+        0.999,
+        ge=0,
+        lt=1,
+        description="decay of the moving average of the weights, which is exported; 0: no average",
     )
     prompt_drop: float = Field(0.5, ge=0, le=1, description="share of prompts replaced by the empty one (paper: 0.5)")
-    seed: int = Field(0, ge=0, description="noise, timesteps, prompt drops and order come from (seed, step, clip)")
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="arithmetic; weights are kept in fp32 too")
+    seed: int = Field(0, ge=0, description="seed of noise, timesteps, prompt drops and order")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="precision of the arithmetic; the weights are kept in fp32, too"
+    )
     gradient_checkpointing: bool = Field(False, description="compute activations twice: less memory, a third slower")
-    offload_optimizer: Literal["none", "cpu"] = Field("none", description="where Adam's state lives (ZeRO 1 to 3)")
-    offload_params: Literal["none", "cpu"] = Field("none", description="where idle weights live (ZeRO 3)")
+    offload_optimizer: Literal["none", "cpu"] = Field("none", description="where Adam's state is kept (ZeRO 1 to 3)")
+    offload_params: Literal["none", "cpu"] = Field("none", description="where weights not in use are kept (ZeRO 3)")
     deepspeed: str | None = Field(None, description="JSON file of DeepSpeed settings, merged over this job's")
     checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints; the last step always has one")
     validation_share: float = Field(
-        0.05, ge=0, lt=1, description="share of the videos that are never trained on, but judged by; 0: none"
+        0.05, ge=0, lt=1, description="share of the videos that are held out for validation; 0: none"
     )
-    validation_clips: int = Field(64, ge=1, description="most clips of these videos that the loss is computed on")
-    validate_every: int = Field(0, ge=0, description="steps between these losses; 0: with each checkpoint")
+    validation_clips: int = Field(64, ge=1, description="largest number of clips to validate on")
+    validate_every: int = Field(0, ge=0, description="steps between validations; 0: with each checkpoint")
     sample_every: int = Field(
-        0, ge=0, description="steps between sheets of animations, each with a checkpoint; 0: at the end alone"
+        0, ge=0, description="steps between sample sheets, each with a checkpoint; 0: only at the end"
     )
-    max_failures: int = Field(2, ge=0, description="lost workers that the run gets over by itself")
+    max_failures: int = Field(2, ge=0, description="how often the run restarts by itself after a worker has failed")
     max_bad_steps: int = Field(
-        10, ge=0, description="steps without a finite loss and gradient, all left out, before the run stops"
+        10, ge=0, description="steps without a finite loss and gradient to skip before the run stops"
     )
     tracking_uri: str | None = Field(None, description="MLflow server or database; default: mlflow.db beside output")
     register_as: Annotated[str, AfterValidator(models.check_name)] | None = Field(
@@ -100,7 +109,7 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", populate_by_name=True)
     @classmethod
     def _preset_gives_defaults(cls, given: dict[str, Any]) -> dict[str, Any]:
         chosen = {**PRESETS.get(given.get("preset", "tiny"), {}), **given}
-        if chosen.get("init", "builtin:tiny") != "none":  # trained weights are nudged, not thrown about
+        if chosen.get("init", "builtin:tiny") != "none":  # trained weights need a smaller one
             chosen.setdefault("learning_rate", 1e-4)
         return chosen
 
@@ -114,25 +123,25 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", populate_by_name=True)
         if self.precision == "fp16" and not (self.gpu and self.zero_stage):
             raise ValueError("--precision fp16 needs --gpu and --zero-stage 1, 2 or 3; use bf16, which needs neither")
         if self.offload_optimizer != "none" and not self.zero_stage:
-            raise ValueError("--offload-optimizer needs --zero-stage 1, 2 or 3: at 0 nothing is taken apart")
+            raise ValueError("--offload-optimizer needs --zero-stage 1, 2 or 3: stage 0 shards nothing")
         if self.offload_params != "none" and self.zero_stage != 3:
             raise ValueError("--offload-params needs --zero-stage 3, which alone shards the weights")
         if self.stream.score_only:
-            raise ValueError("--stream.score-only leaves nothing to train on; leave it out")
+            raise ValueError("--stream.score-only leaves nothing to train on; remove it")
         return self
 
     @property
     def workers(self) -> tuple[int, int]:
-        """The fewest and the most workers."""
+        """Smallest and largest number of workers."""
         low, _, high = str(self.num_workers).partition(":")
         return int(low), int(high or low)
 
     @property
     def has_model(self) -> bool:
-        """Whether the U-Net starts from a model directory, not from nothing or LaVie's weights."""
+        """True when the U-Net starts from a model directory, not from random or LaVie's weights."""
         return self.init != "none" and not self.init.startswith("lavie:")
 
     @property
     def source_model(self) -> str:
-        """The MODEL that gives everything but, perhaps, the U-Net's weights."""
+        """Name of the model that gives all parts but, perhaps, the U-Net's weights."""
         return self.init if self.has_model else self.components

@@ -1,6 +1,6 @@
-"""What a run trains on: a dataset that the prepare job wrote, or videos, whose clips are made on the way.
+"""Training data: a dataset that the prepare job wrote, or videos, whose clips are made while the model trains.
 
-Knows how to tell the two apart, to describe them alike, and to open either. Knows nothing of steps or engines.
+Knows how to tell the two apart, describe them alike, and open either. Knows nothing of steps or engines.
 """
 
 import hashlib
@@ -16,12 +16,12 @@ from pipelines.train.config import TrainConfig
 
 
 def is_stream(uri: str) -> bool:
-    """Whether --dataset names videos. A dataset that is not finished is none, and not videos either."""
+    """Return True when --dataset names videos, False when it names a dataset, finished or not."""
     return not any(storage.exists(storage.join(uri, name)) for name in ("dataset.json", "settings.json"))
 
 
 def check(config: TrainConfig) -> None:
-    """Raises ValueError when --dataset is neither a finished dataset nor a source of videos."""
+    """Check that --dataset is a finished dataset or a source of videos. Raises ValueError."""
     if not is_stream(config.dataset):
         reader.read_description(config.dataset)
         return
@@ -30,26 +30,26 @@ def check(config: TrainConfig) -> None:
     except ValueError as error:
         problem = str(error).removeprefix(f"--input {config.dataset}: ")
         raise ValueError(
-            f"--dataset {config.dataset} holds no dataset.json, so it is no output of ray_jobs/prepare.py; "
-            f"and as a source of videos: {problem}"
+            f"--dataset {config.dataset} holds no dataset.json, so it is not an output of ray_jobs/prepare.py; "
+            f"as a source of videos: {problem}"
         ) from error
 
 
 def describe(config: TrainConfig) -> dict[str, Any]:
-    """dataset.json of what the prepare job wrote; of videos what it would say, without counts. Raises ValueError."""
+    """Read dataset.json; for videos, make what it would contain, without counts. Raises ValueError."""
     if not is_stream(config.dataset):
         return reader.read_description(config.dataset)
-    found = {"input": storage.absolute(config.dataset), **flow.identity(extraction(config))}
-    return {**found, "fingerprint": hashlib.sha256(json.dumps(found).encode()).hexdigest()}
+    description = {"input": storage.absolute(config.dataset), **flow.identity(extract_config(config))}
+    return {**description, "fingerprint": hashlib.sha256(json.dumps(description).encode()).hexdigest()}
 
 
-def extraction(config: TrainConfig) -> ExtractConfig:
-    """How clips of a stream are made: as --stream says, with the VAE of the model that is trained."""
+def extract_config(config: TrainConfig) -> ExtractConfig:
+    """Settings of the clips of a stream: those of --stream, with the VAE of the model that is trained."""
     return config.stream.model_copy(update={"model": config.source_model})
 
 
 def start(config: TrainConfig, output: str) -> Any:
-    """The driver's part: an actor that makes clips of videos (stream.py), or None for a prepared dataset."""
+    """Start the actor that makes clips of videos (stream.py), on the driver; returns None for a prepared dataset."""
     if not is_stream(config.dataset):
         return None
     import ray
@@ -60,14 +60,16 @@ def start(config: TrainConfig, output: str) -> Any:
     videos = sources.iter_videos(config.dataset, stream.uri_column, stream.caption_column)
     files, hashes = manifest.write(videos, storage.join(output, "videos"))
     held_out = reader.is_held_out(hashes, config.validation_share)
-    # It outlives the workers, and a node: then it starts anew, and the workers say where to begin.
+    # The actor outlives the workers. When its node is lost, Ray starts it anew, and a worker calls `begin` again.
     actor = ray.remote(num_cpus=0, max_restarts=-1)(Stream)
-    videos_of = (hashes[~held_out], hashes[held_out])
-    return actor.remote(extraction(config), files, videos_of, config.validation_clips, config.total_batch, config.seed)
+    hashes_of = (hashes[~held_out], hashes[held_out])
+    return actor.remote(
+        extract_config(config), files, hashes_of, config.validation_clips, config.total_batch, config.seed
+    )
 
 
-def open_clips(config: TrainConfig, stream: Any) -> Any:
-    """The worker's part: a reader.ClipReader, or a reader of the stream with the same methods."""
+def open_clips(config: TrainConfig, stream: Any) -> reader.Clips:
+    """Open the clips on a worker. stream: what `start` returned on the driver."""
     if stream is None:
         return reader.ClipReader(config.dataset, config.validation_share)
     from pipelines.train.stream import StreamReader

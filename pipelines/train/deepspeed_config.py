@@ -1,7 +1,7 @@
-"""DeepSpeed's JSON: what this job's flags make of it, and a user's own file over that.
+"""DeepSpeed's configuration: made of this job's flags, with a user's own JSON file merged over it.
 
 Knows names and values of DeepSpeed's configuration. Knows nothing of engines, so that the driver can refuse a file
-before there is a cluster.
+before a cluster starts.
 """
 
 import json
@@ -12,28 +12,29 @@ from typing import Any
 from pipelines.train.config import TrainConfig
 
 
-def shares(total_batch: int, micro_batch: int, world: int) -> tuple[int, int]:
-    """(accumulation rounds, clips that a worker takes in one) at a world size; at most micro_batch, as even as can be.
+def gradient_accumulation(total_batch: int, micro_batch: int, world_size: int) -> tuple[int, int]:
+    """Split a batch into (gradient accumulation steps, clips of a worker in each of them), as evenly as possible.
 
-    Where the batch does not divide, the last workers of a round take fewer clips, or none.
+    micro_batch: largest number of clips of a worker. Where the batch does not divide, the last workers of an
+    accumulation step take fewer clips, or none.
     """
-    rounds = math.ceil(total_batch / (micro_batch * world))
-    return rounds, math.ceil(total_batch / (rounds * world))
+    steps = math.ceil(total_batch / (micro_batch * world_size))
+    return steps, math.ceil(total_batch / (steps * world_size))
 
 
-def deepspeed_config(config: TrainConfig, world: int) -> dict[str, Any]:
-    """The whole configuration of an engine among `world` workers. Raises ValueError as check_deepspeed does."""
-    rounds, micro = shares(config.total_batch, config.micro_batch, world)
+def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Any]:
+    """Make the whole configuration of an engine. Raises ValueError when the user's file cannot be read."""
+    accumulation_steps, micro_batch_size = gradient_accumulation(config.total_batch, config.micro_batch, world_size)
     zero: dict[str, Any] = {"stage": config.zero_stage}
-    for name, place in (("offload_optimizer", config.offload_optimizer), ("offload_param", config.offload_params)):
-        if place != "none":
-            zero[name] = {"device": place, "pin_memory": config.gpu}
+    for name, device in (("offload_optimizer", config.offload_optimizer), ("offload_param", config.offload_params)):
+        if device != "none":
+            zero[name] = {"device": device, "pin_memory": config.gpu}
     ours: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": rounds,
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": accumulation_steps,
         "gradient_clipping": config.grad_clip,
         "zero_optimization": zero,
-        # torch's Adam needs no compiler, and works at every stage and place.
+        # PyTorch's Adam needs no compiler, and works at every stage, offloaded or not.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
@@ -49,18 +50,18 @@ def deepspeed_config(config: TrainConfig, world: int) -> dict[str, Any]:
 
 
 def read_file(path: str) -> dict[str, Any]:
-    """A user's DeepSpeed JSON. Raises ValueError when it is none."""
+    """Read a user's DeepSpeed JSON. Raises ValueError when it is not a JSON object."""
     try:
-        found = json.loads(Path(path).read_text())
+        settings = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"--deepspeed {path} cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"--deepspeed {path} is no JSON object; see DeepSpeed's configuration reference")
-    return found
+    if not isinstance(settings, dict):
+        raise ValueError(f"--deepspeed {path} is not a JSON object; see DeepSpeed's configuration reference")
+    return settings
 
 
 def merge(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
-    """`theirs` over `ours`, section by section; "auto" leaves ours."""
+    """Merge `theirs` over `ours`, section by section; "auto" keeps the value of `ours`."""
     merged = dict(ours)
     for name, value in theirs.items():
         if isinstance(value, dict) and isinstance(ours.get(name), dict):
@@ -71,11 +72,11 @@ def merge(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_deepspeed(config: TrainConfig) -> None:
-    """Refuse a --deepspeed file that says what a flag of this job says: raises one ValueError that names them all."""
+    """Refuse a --deepspeed file that contradicts flags of this job. Raises one ValueError that names all of them."""
     if config.deepspeed is None:
         return
     given = read_file(config.deepspeed)
-    # What each of DeepSpeed's names has to be; None: nothing but "auto", because the job computes it.
+    # The flag and the only accepted value of each name, besides "auto"; None: only "auto", as the job computes it.
     flags: dict[str, tuple[str, Any]] = {
         "train_batch_size": ("--total-batch", config.total_batch),
         "train_micro_batch_size_per_gpu": ("--micro-batch", None),
@@ -92,10 +93,10 @@ def check_deepspeed(config: TrainConfig) -> None:
     }
     conflicts = []
     for name, (flag, value) in flags.items():
-        found: Any = given
+        own: Any = given
         for part in name.split("."):
-            found = found.get(part, "auto") if isinstance(found, dict) else "auto"
-        if found != "auto" and (value is None or found != value):
+            own = own.get(part, "auto") if isinstance(own, dict) else "auto"
+        if own != "auto" and (value is None or own != value):
             conflicts.append(f"{name} ({flag} sets it{'' if value is None else f' to {value}'})")
     if conflicts:
-        raise ValueError(f"--deepspeed {config.deepspeed}: take out {', '.join(conflicts)}")
+        raise ValueError(f"--deepspeed {config.deepspeed}: remove {', '.join(conflicts)}")

@@ -1,8 +1,8 @@
-"""Adam that also keeps a moving average of the weights, beside its moments.
+"""Adam that also keeps an exponential moving average of the weights (EMA), beside its moments.
 
 DeepSpeed runs an optimizer on the float32 weights that a worker owns, whatever the ZeRO stage, and shards, offloads
-and saves its state. An average that is part of this state is sharded, exact and saved without a line more, and costs
-no communication.
+and saves its state. An average that is part of this state is sharded, offloaded and saved with it, and needs no
+communication.
 """
 
 from collections.abc import Callable
@@ -12,9 +12,9 @@ import torch
 
 
 class AdamWithAverage(torch.optim.Adam):
-    """torch.optim.Adam with state["ema"]: the average of every weight after each step, decay rising to `decay`.
+    """torch.optim.Adam with state["ema"]: the average of each weight after every step.
 
-    The decay at step n is min(decay, (1 + n) / (10 + n)), so that the first weights are soon forgotten. decay 0 keeps
+    The decay at step n is min(decay, (1 + n) / (10 + n)), so that the first weights soon stop counting. decay 0 keeps
     no average. With `skip` set, a step does nothing.
     """
 
@@ -24,12 +24,18 @@ class AdamWithAverage(torch.optim.Adam):
 
     @property
     def state_names(self) -> list[str]:
-        """The tensors that the state of every weight has, besides "step"."""
+        """Names of the tensors in the state of each weight, besides "step"."""
         return ["exp_avg", "exp_avg_sq", *(["ema"] if self.decay else [])]
+
+    def create_state(self, weight: torch.Tensor, steps: int) -> None:
+        """Make the state of a weight after `steps` steps, with zeros in place of its moments and average."""
+        # The fused Adam needs its step count on the device of the weight.
+        step = torch.tensor(float(steps), device=weight.device)
+        self.state[weight] = {"step": step, **{name: torch.zeros_like(weight) for name in self.state_names}}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of Adam, then of the average."""
+        """Take a step of Adam, then update the average."""
         if self.skip:
             return None
         result = super().step(closure)
@@ -39,7 +45,7 @@ class AdamWithAverage(torch.optim.Adam):
         for weight in weights:
             self.state[weight].setdefault("ema", weight.detach().clone())
         if weights:
-            done = int(self.state[weights[0]]["step"])
-            share = 1 - min(self.decay, (1 + done) / (10 + done))
-            torch._foreach_lerp_([self.state[weight]["ema"] for weight in weights], weights, share)
+            steps = int(self.state[weights[0]]["step"])
+            decay = min(self.decay, (1 + steps) / (10 + steps))
+            torch._foreach_lerp_([self.state[weight]["ema"] for weight in weights], weights, 1 - decay)
         return result

@@ -1,4 +1,4 @@
-"""A checkpoint of a run -> a model directory: the trained U-Net with the parts of its source, and where it came from.
+"""Export: a checkpoint of a run -> a model directory with the trained U-Net, the source's other parts and the lineage.
 
 Knows checkpoints and model directories. Knows nothing of engines or steps.
 """
@@ -14,34 +14,36 @@ from cinemo.unet import CinemoUNet
 from pipelines.core import models, storage
 from pipelines.train import data, weights
 from pipelines.train.config import TrainConfig
-from pipelines.train.state import read_pieces
+from pipelines.train.state import read_fragments
 
 
 def trained_unet(config: TrainConfig, saved: str | Path) -> CinemoUNet:
-    """The U-Net of a checkpoint's folder: the average of its weights, or the last ones when the run keeps none."""
-    config_of = weights.directory(config) / "unet" if not config.init.startswith("lavie:") else None
-    unet = CinemoUNet.from_config(CinemoUNet.load_config(config_of)) if config_of else CinemoUNet()
-    pieces, steps = read_pieces(saved)
-    kind = "ema" if config.ema_decay and steps else "fp32"
+    """Load the U-Net of a checkpoint's folder: the moving average of its weights, or the last ones without average."""
+    if config.init.startswith("lavie:"):
+        unet = CinemoUNet()
+    else:
+        unet = CinemoUNet.from_config(CinemoUNet.load_config(weights.directory(config) / "unet"))
+    fragments, steps = read_fragments(saved)
+    key = "ema" if config.ema_decay and steps else "fp32"
     with torch.no_grad():
         for name, weight in unet.named_parameters():
-            weight.copy_(torch.cat(pieces[name][kind]).view_as(weight))
+            weight.copy_(torch.cat(fragments[name][key]).view_as(weight))
     return unet
 
 
 def export(config: TrainConfig, saved: str | Path, motion: dict[str, str], run_id: str | None, output: str) -> str:
     """Write OUTPUT/model from a checkpoint's folder; returns the model's fingerprint."""
     source, unet = weights.directory(config), trained_unet(config, saved)
-    made_from = data.describe(config)
+    dataset = data.describe(config)
     card = checkpoint.ModelCard(
         motion=motion,
-        sizes=[(made_from["height"], made_from["width"])],
-        lengths=[made_from["num_frames"]],
+        sizes=[(dataset["height"], dataset["width"])],
+        lengths=[dataset["num_frames"]],
         sampling=checkpoint.read_card(source).sampling if config.has_model else {},
         lineage={
             "dataset": config.dataset,
-            "dataset_fingerprint": made_from["fingerprint"],
-            "sources": made_from["input"],
+            "dataset_fingerprint": dataset["fingerprint"],
+            "sources": dataset["input"],
             "init": config.init,
             **({"init_fingerprint": models.fingerprint(source)} if config.has_model else {}),
             "output": config.output,

@@ -1,8 +1,8 @@
-"""What a training step needs of each GPU's memory, by part: from the shapes alone, before there is a GPU.
+"""Memory that a training step needs on each GPU, by part: computed from shapes alone, without a GPU.
 
 Weights, gradients, optimizer and average are counted as DeepSpeed's ZeRO keeps them (Rajbhandari et al. 2020, section
-5) under this job's settings; activations are the tensors of a forward and backward pass, run without their contents.
-Knows bytes. Knows nothing of clips, nor of what the libraries below PyTorch take for themselves.
+5) under this job's settings; activations are the tensors of a forward and backward pass on fake tensors. Knows bytes.
+Knows nothing of clips, nor of the memory that libraries below PyTorch use.
 """
 
 import math
@@ -17,57 +17,59 @@ from torch.utils._pytree import tree_iter
 from cinemo.residual import training_loss
 from cinemo.unet import CinemoUNet, attention
 
-# DeepSpeed's defaults, in elements: what is reduced at once, and how far ahead a gathered weight must be needed again.
+# DeepSpeed's defaults, in elements: a bucket that is reduced at once, how soon a gathered weight must be needed again
+# to be kept, and a bucket that is gathered ahead.
 REDUCE_BUCKET, REUSE_DISTANCE, PREFETCH_BUCKET = 500_000_000, 1_000_000_000, 50_000_000
 
 
 class States(NamedTuple):
-    """Bytes on one rank. The first four stay from step to step; of the last three, one at a time is needed."""
+    """Bytes on one rank. The first four are held from step to step, the others for a part of each step."""
 
     weights: int
-    gradients: int  # the sum of the rounds of a step
+    gradients: int  # the sum over the gradient accumulation steps
     optimizer: int
     average: int
-    buffers: int  # of communication, while a round is computed
-    fresh: int  # gradients of a round, which come as its activations go
-    step: int  # what the optimizer's step makes and drops
+    buffers: int  # of communication, during a forward and backward pass
+    new_gradients: int  # of one backward pass, which come as its activations go
+    step: int  # temporary tensors of the optimizer's step
 
     def peak(self, activations: int) -> int:
-        """The most that is needed at once, with these bytes of activations."""
-        stay = self.weights + self.gradients + self.optimizer + self.average
-        return stay + max(self.buffers + max(activations, self.fresh), self.step)
+        """Largest number of bytes needed at once, given those of the activations."""
+        held = self.weights + self.gradients + self.optimizer + self.average
+        return held + max(self.buffers + max(activations, self.new_gradients), self.step)
 
 
 def states(
-    parameters: int, stage: int, precision: str, world: int, bucket: int = REDUCE_BUCKET, gpu: bool = True
+    parameters: int, stage: int, precision: str, world_size: int, bucket: int = REDUCE_BUCKET, gpu: bool = True
 ) -> States:
-    """What a model needs on each of `world` ranks, beside its activations, when a step has several rounds.
+    """Compute the memory of a model on each rank, beside its activations, when gradients are accumulated.
 
     precision: "fp32" or "bf16"; at stage 0, bf16 is autocast over float32 weights. bucket: DeepSpeed's
-    reduce_bucket_size, in elements. gpu: Adam's step is then computed for all weights at once.
+    reduce_bucket_size, in elements. gpu: whether Adam's step is computed for all weights at once.
     """
     low = 2 if precision == "bf16" and stage > 0 else 4  # bytes of a weight as the U-Net computes with it
-    share = math.ceil(parameters / world)
+    share = math.ceil(parameters / world_size)
     if stage == 0:
         return States(4 * parameters, 4 * parameters, 8 * parameters, 4 * parameters, 0, 0, 4 * parameters * gpu)
-    # Beside the two moments, stages 1 and 2 keep a master copy of float32 weights too; stage 3 updates these in place.
+    # Beside the two moments, stages 1 and 2 keep a second copy of float32 weights; stage 3 updates them in place.
     optimizer = (8 if stage == 3 and low == 4 else 12) * share
-    # The sum is float32. A round of stage 1 in float32 is added to it as it is computed, and one of stage 3 with each
-    # bucket; others need a place until the round is over.
+    # The sum is float32. Stage 1 in float32 adds new gradients to it as they are computed, and stage 3 with each
+    # bucket; otherwise they are held until the backward pass is over.
     gradients = 4 * (parameters if stage == 1 else share)
-    fresh = {1: low * parameters if low == 2 else 0, 2: low * share, 3: 0}[stage]
+    new_gradients = {1: low * parameters if low == 2 else 0, 2: low * share, 3: 0}[stage]
     gathered = min(parameters, REUSE_DISTANCE // 2 + PREFETCH_BUCKET) if stage == 3 else 0
     buffers = 0 if (stage, low) == (1, 2) else low * (gathered + bucket)
-    # The gradients laid end to end, and a root of the second moments; a CPU has two of the latter for a moment.
+    # The gradients laid end to end, and the square root of the second moments, of which a CPU briefly holds two.
     step = 4 * share + (4 if gpu else 8) * share
-    return States(low * (share if stage == 3 else parameters), gradients, optimizer, 4 * share, buffers, fresh, step)
+    weights = low * (share if stage == 3 else parameters)
+    return States(weights, gradients, optimizer, 4 * share, buffers, new_gradients, step)
 
 
 class Live(TorchDispatchMode):
-    """Counts the bytes of all tensors that were made under it and still live; `peak` is the most there were."""
+    """Counts the bytes of all live tensors that were made under it: `now`, and `peak`, the largest number so far."""
 
     def __init__(self, known: list[torch.Tensor]) -> None:
-        """known: tensors that do not count."""
+        """known: tensors that are not counted."""
         super().__init__()
         self.held: dict[int, Any] = {id(tensor.untyped_storage()): None for tensor in known}
         self.now = self.peak = 0
@@ -99,11 +101,11 @@ def activations(
     autocast: bool = False,
     text: tuple[int, int] = (77, 768),
 ) -> int:
-    """Bytes at the worst moment of one forward and backward pass, beside weights and gradients.
+    """Compute the peak bytes of one forward and backward pass, beside weights and gradients.
 
-    latents: (B, C, N, h, w). precision: "fp32" or "bf16", of the weights, or of autocast over float32 weights.
-    The pass runs PyTorch's own code on tensors that have no contents, and on no device but the CPU; attention keeps no
-    matrix of scores, as on a GPU.
+    latents: shape (B, C, N, h, w). precision: "fp32" or "bf16", of the weights, or of autocast over float32 weights.
+    text: shape (T, D) of a prompt's features. The pass runs PyTorch's own code on fake tensors on the CPU; attention
+    keeps no matrix of scores, as on a GPU.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 

@@ -1,7 +1,7 @@
-"""Animations by a model in training, beside the clips they should resemble, as one picture.
+"""Sample sheets: animations by a model in training beside the clips that they should resemble, as one picture.
 
-The weights are read from a checkpoint as they would be exported, so that neither ZeRO's stage nor another worker
-matters. Knows checkpoints, clips and the pipeline. Knows nothing of engines or steps.
+The weights are read from a checkpoint, as for an export, so that neither the ZeRO stage nor other workers matter.
+Knows checkpoints, clips and the pipeline. Knows nothing of engines or steps.
 """
 
 import io
@@ -22,8 +22,8 @@ from pipelines.train.batch import named_generator
 from pipelines.train.config import TrainConfig
 from pipelines.train.export import trained_unet
 
-SHOWN = 3  # clips
-STEPS = 10  # enough to see motion; a picture of progress is no evaluation
+SHOWN = 3  # clips on a sheet
+STEPS = 10  # inference steps: enough to see motion
 CHUNK = 4  # frames that the VAE decodes at once, in the memory that training leaves
 
 
@@ -37,12 +37,13 @@ def show_samples(
     output: str,
     log: tracking.Log,
 ) -> str | None:
-    """OUTPUT/samples/step_000100.png from a checkpoint's folder, and in MLflow; returns why there is none.
+    """Draw a sheet from a checkpoint's folder to OUTPUT/samples/step_000100.png and MLflow.
 
-    clips: those whose first frames are animated. Global random state is left as it was.
+    clips: their first frames are animated. Returns None, or the reason why there is no sheet. Leaves the global random
+    state as it was.
     """
     try:
-        with torch.random.fork_rng(devices=[]):  # a network begins random, before it gets its weights
+        with torch.random.fork_rng(devices=[]):  # making a network draws random weights, before it loads its own
             picture = draw_sheet(config, saved, clips, motion, device)
     except torch.OutOfMemoryError:
         return f"no samples of step {step}: training leaves too little memory on {device}"
@@ -65,8 +66,8 @@ def draw_sheet(
     motion: dict[str, str],
     device: torch.device,
 ) -> Image.Image:
-    """Two rows a clip: the clip as the VAE decodes it, and its first frame animated with its caption and bucket."""
-    from cinemo.pipeline import CinemoPipeline  # 1.3 s to import, and only rank 0 draws
+    """Draw two rows for each clip: as the VAE decodes it, and its first frame animated by its caption and bucket."""
+    from cinemo.pipeline import CinemoPipeline  # takes 1.3 s to import, and only rank 0 needs it
 
     source = weights.directory(config)
     tokenizer, text_encoder = checkpoint.load_text(source, device=str(device))
@@ -79,10 +80,9 @@ def draw_sheet(
         card=checkpoint.ModelCard(motion=motion),
     )
     rows = []
-    for clip in clips:  # one at a time: a sheet takes the memory of one animation
+    for clip in clips:  # one at a time: a sheet needs the memory of one animation
         latents = torch.from_numpy(clip.latents).to(device).transpose(0, 1)[None]
         size = [side * checkpoint.vae_factor(pipe.vae.config) for side in latents.shape[-2:]]
-        # Without guidance, which would enlarge the mistakes of a model that is still learning.
         image, pixels = None, None
         if clip.first_frame is not None:
             image = read_image(clip.first_frame)
@@ -93,7 +93,7 @@ def draw_sheet(
             motion_bucket=clip.bucket,
             num_frames=latents.shape[2],
             num_inference_steps=STEPS,
-            guidance_scale=1.0,
+            guidance_scale=1.0,  # guidance amplifies the errors of a model that is still learning
             seed=named_generator(clip.clip_id).initial_seed(),
             image_latents=latents[:, :, :1],
             decode_chunk_size=CHUNK,

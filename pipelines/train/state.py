@@ -1,16 +1,18 @@
-"""Checkpoints of a training run: every worker's shard, and any shards read into any engine.
+"""Checkpoints of a training run: each worker's shard, and shards of any layout loaded into any engine.
 
-A checkpoint is what DeepSpeed saves, in a folder named after its layout (ZeRO stage, workers, precision, places), and
-state.json, which names that folder: shards that another layout left in a reused directory are never looked at. The
-same layout is loaded by DeepSpeed. Another one is read here, weight by weight: DeepSpeed's own way, the universal
-checkpoint, writes everything twice first, and loads only at the stage it came from, without the moving average and
-without a stage 0. Knows DeepSpeed's files and optimizers. Knows nothing of clips or models.
+A checkpoint is what DeepSpeed saves, in a folder named after its layout (ZeRO stage, workers, precision, offloading),
+and state.json, which names that folder: shards that another layout left in a reused directory are never read.
+DeepSpeed itself loads a checkpoint of the same layout. One of another layout is loaded here, weight by weight, because
+DeepSpeed's universal checkpoint writes every tensor twice first, loads only at the stage that it came from, and leaves
+out stage 0 and the moving average. Knows DeepSpeed's files and optimizers. Knows nothing of clips or models.
 """
 
 import hashlib
 import json
+import math
 import tempfile
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,153 +24,184 @@ from pipelines.train.config import TrainConfig
 from pipelines.train.deepspeed_config import read_file
 from pipelines.train.ema import AdamWithAverage
 
-# name of a weight -> "fp32" or a state of its optimizer -> consecutive pieces of the flattened tensor, on the CPU
-Pieces = dict[str, dict[str, list[torch.Tensor]]]
+# name of a weight -> "fp32" or a name in its optimizer state -> consecutive fragments of the flat tensor, on the CPU
+Fragments = dict[str, dict[str, list[torch.Tensor]]]
+# (tensors by name, each of them weights laid end to end; where each weight is in them, as name, start and count)
+Shard = tuple[dict[str, Any], list[tuple[str, int, int]]]
 
 
-def layout(config: TrainConfig, world: int) -> str:
-    """The name of all that decides how DeepSpeed cuts and names its shards."""
-    places = f"{config.offload_optimizer}-{config.offload_params}"
+def layout(config: TrainConfig, world_size: int) -> str:
+    """Name of everything that determines how DeepSpeed shards the run and names its files."""
+    offload = f"{config.offload_optimizer}-{config.offload_params}"
     own = hashlib.sha256(json.dumps(read_file(config.deepspeed)).encode()).hexdigest()[:8] if config.deepspeed else "no"
-    return f"zero{config.zero_stage}-x{world}-{config.precision}-{places}-{own}"
+    return f"zero{config.zero_stage}-x{world_size}-{config.precision}-{offload}-{own}"
 
 
-def save(engine: Any, config: TrainConfig, world: int, done: dict[str, Any]) -> None:
-    """Report every worker's shard as one Ray Train checkpoint. done: steps, loss, bad_steps. Raises OSError."""
-    tag = layout(config, world)
-    state = {**done, "zero_stage": config.zero_stage, "world_size": world, "layout": tag}
+def save_checkpoint(engine: Any, config: TrainConfig, world_size: int, progress: dict[str, Any]) -> None:
+    """Report the shards of all workers as one Ray Train checkpoint.
+
+    progress: steps, loss, bad_steps and cursor. Raises OSError when a shard cannot be written.
+    """
+    tag = layout(config, world_size)
+    state = {**progress, "zero_stage": config.zero_stage, "world_size": world_size, "layout": tag}
     try:
         with tempfile.TemporaryDirectory() as folder:
             engine.save_checkpoint(folder, tag=tag, save_latest=False)
             if torch.distributed.get_rank() == 0:
                 (Path(folder) / "state.json").write_text(json.dumps(state) + "\n")
             ray.train.report(
-                done,
+                progress,
                 checkpoint=ray.train.Checkpoint.from_directory(folder),
-                checkpoint_dir_name=f"step_{done['steps']:07d}",
+                checkpoint_dir_name=f"step_{progress['steps']:07d}",
             )
-    except (OSError, RuntimeError) as error:  # torch says RuntimeError when a disk is full
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError when a disk is full
         last_line = str(error).strip().split("\n")[-1]
         raise OSError(
-            f"the checkpoint of step {done['steps']} cannot be written ({last_line}); the one before it is kept: "
+            f"the checkpoint of step {progress['steps']} cannot be written ({last_line}); the one before it is kept: "
             "make room, and give the same command again"
         ) from error
 
 
-def restore(engine: Any, optimizer: AdamWithAverage, config: TrainConfig, world: int) -> dict[str, Any]:
-    """Go back to the last checkpoint, whatever layout it has; returns its state.json, {} when there is none."""
+def restore_checkpoint(engine: Any, optimizer: AdamWithAverage, config: TrainConfig, world_size: int) -> dict[str, Any]:
+    """Load the last checkpoint, whatever its layout; returns its state.json, {} when there is no checkpoint."""
     last = ray.train.get_checkpoint()
     if last is None:
         return {}
     with last.as_directory() as folder:
         state = read_state(folder)
-        if state["layout"] == layout(config, world):
+        if state["layout"] == layout(config, world_size):
             engine.load_checkpoint(folder, tag=state["layout"])
         else:
-            load_pieces(engine, optimizer, *read_pieces(folder))
+            load_fragments(engine, optimizer, *read_fragments(folder))
     return state
 
 
 def read_state(folder: str | Path) -> dict[str, Any]:
-    """What state.json of a checkpoint says."""
+    """Read state.json of a checkpoint."""
     return json.loads((Path(folder) / "state.json").read_text())
 
 
-def read_pieces(folder: str | Path) -> tuple[Pieces, int]:
-    """(the pieces of every weight and of its optimizer's state, steps that the optimizer made) of a checkpoint.
+def read_fragments(folder: str | Path) -> tuple[Fragments, int]:
+    """Read (fragments of each weight and of its optimizer state, steps that the optimizer took) of a checkpoint.
 
-    Files are mapped, not read: only what is looked at is loaded.
+    Reads DeepSpeed's files by their keys: its own reader (zero_to_fp32) leaves out stage 0 and the optimizer state.
+    Files are mapped into memory, and only what is used is read.
     """
     state = read_state(folder)
-    shards = Path(folder) / state["layout"]
-    pieces: Pieces = defaultdict(lambda: defaultdict(list))
+    read = {0: _read_unsharded, 1: _read_ranges, 2: _read_ranges, 3: _read_parts}[state["zero_stage"]]
+    fragments: Fragments = defaultdict(lambda: defaultdict(list))
     steps = 0
+    for tensors, places in read(Path(folder) / state["layout"], state["world_size"]):
+        steps = max(steps, int(tensors.get("step", 0)))
+        flat = {key: value.flatten() for key, value in tensors.items() if torch.is_tensor(value) and value.dim() > 0}
+        for name, start, count in places:
+            for key, value in flat.items():
+                fragments[name][key].append(value.narrow(0, start, count))
+    return fragments, steps
 
-    def load(path: Path) -> Any:
-        return torch.load(path, map_location="cpu", mmap=True, weights_only=False)
 
-    def tensors(values: dict[str, Any]) -> dict[str, torch.Tensor]:
-        nonlocal steps
-        steps = max(steps, int(values.get("step", 0)))
-        return {name: value for name, value in values.items() if torch.is_tensor(value) and value.dim() > 0}
+def _read_unsharded(folder: Path, world_size: int) -> Iterator[Shard]:
+    """Stage 0: rank 0 saved each weight as a whole."""
+    model = _load(folder / "mp_rank_00_model_states.pt")
+    optimizer_state = model["optimizer"]["state"]
+    names = [name for name in model["module"] if name not in model["buffer_names"]]
+    for index, name in enumerate(names):
+        weight = model["module"][name]
+        yield {"fp32": weight, **optimizer_state.get(index, {})}, [(name, 0, weight.numel())]
 
-    if state["zero_stage"] == 0:
-        model = load(shards / "mp_rank_00_model_states.pt")
-        moments = model["optimizer"]["state"]
-        names = [name for name in model["module"] if name not in model["buffer_names"]]
-        for index, name in enumerate(names):
-            for key, value in {"fp32": model["module"][name], **tensors(moments.get(index, {}))}.items():
-                pieces[name][key].append(value.flatten())
-        return pieces, steps
 
-    for rank in range(state["world_size"]):
-        (path,) = shards.glob(f"*zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
-        optimizer = load(path)["optimizer_state_dict"]
-        if state["zero_stage"] < 3:
-            # Every worker owns a range of all weights laid end to end; the mapping says what of a weight is in it.
-            moments = optimizer["base_optimizer_state"]["state"]
-            for group, mapping in enumerate(optimizer["param_slice_mappings"]):
-                values = {"fp32": optimizer["single_partition_of_fp32_groups"][group]}
-                values |= tensors(moments.get(group, {}))
-                for name, place in mapping.items():
-                    for key, value in values.items():
-                        pieces[name][key].append(value.narrow(0, place.start, place.numel))
-            continue
-        # Every worker owns an equal part of each weight, the last one padded, in groups laid end to end.
-        shapes = load(shards / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt")["param_shapes"]
-        moments = optimizer["optimizer_state_dict"]["state"]
-        for group, names in enumerate(shapes):
-            values = {"fp32": optimizer["fp32_flat_groups"][group], **tensors(moments.get(group, {}))}
-            start = 0
-            for name, shape in names.items():
-                part = -(-shape.numel() // state["world_size"])
-                kept = max(0, min(part, shape.numel() - rank * part))
-                for key, value in values.items():
-                    pieces[name][key].append(value.narrow(0, start, kept))
+def _read_ranges(folder: Path, world_size: int) -> Iterator[Shard]:
+    """Stages 1 and 2: each worker saved one range of all weights laid end to end."""
+    for rank in range(world_size):
+        saved = _load_optimizer(folder, rank)
+        optimizer_state = saved["base_optimizer_state"]["state"]
+        for group, mapping in enumerate(saved["param_slice_mappings"]):
+            tensors = {"fp32": saved["single_partition_of_fp32_groups"][group], **optimizer_state.get(group, {})}
+            yield tensors, [(name, place.start, place.numel) for name, place in mapping.items()]
+
+
+def _read_parts(folder: Path, world_size: int) -> Iterator[Shard]:
+    """Stage 3: each worker saved an equal part of every weight, padded at the end of the weight."""
+    for rank in range(world_size):
+        saved = _load_optimizer(folder, rank)
+        optimizer_state = saved["optimizer_state_dict"]["state"]
+        shapes = _load(folder / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt")["param_shapes"]
+        for group, shape_of in enumerate(shapes):
+            places, start = [], 0
+            for name, shape in shape_of.items():
+                part = math.ceil(shape.numel() / world_size)
+                places.append((name, start, max(0, min(part, shape.numel() - rank * part))))
                 start += part
-    return pieces, steps
+            yield {"fp32": saved["fp32_flat_groups"][group], **optimizer_state.get(group, {})}, places
 
 
-def load_pieces(engine: Any, optimizer: AdamWithAverage, pieces: Pieces, steps: int) -> None:
-    """Set an engine's weights and its optimizer's state: every worker takes what it owns under its own layout."""
-    names = {id(weight): name for name, weight in engine.module.named_parameters()}
+def _load_optimizer(folder: Path, rank: int) -> dict[str, Any]:
+    (path,) = folder.glob(f"*zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
+    return _load(path)["optimizer_state_dict"]
 
-    def blank(flat: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Room for the state of the weights in `flat`, and `flat` itself."""
-        state = {name: torch.zeros_like(flat) for name in optimizer.state_names} if steps else {}
-        # Adam is fused, and wants its step count where the weights are.
-        step = torch.tensor(float(steps), device=flat.device)
-        optimizer.state[flat] = {"step": step, **state} if steps else {}
-        return {"fp32": flat.data, **state}
+
+def _load(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", mmap=True, weights_only=False)
+
+
+def load_fragments(engine: Any, optimizer: AdamWithAverage, fragments: Fragments, steps: int) -> None:
+    """Set an engine's weights and its optimizer's state; each worker keeps what its own layout assigns to it."""
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
     stage = engine.zero_optimization_stage()
-    if stage == 0:
-        for name, weight in engine.module.named_parameters():
-            for key, target in blank(weight).items():
-                target.copy_(torch.cat(pieces[name][key]).view_as(target))
-        return
-    if stage < 3:
-        targets = [blank(group["params"][0]) for group in optimizer.param_groups]
-        for name, weight in engine.module.named_parameters():
-            if (mapping := weight._hp_mapping) is None:
-                continue  # all of it belongs to other workers
-            wanted, place = mapping.lp_fragment_address, mapping.hp_fragment_address
-            for key, target in targets[mapping.param_group_index].items():
-                mine = torch.cat(pieces[name][key]).narrow(0, wanted.start, wanted.numel)
-                target.narrow(0, place.start, place.numel).copy_(mine)
-        engine.optimizer.update_lp_params()
-        return
-    rank, zero = torch.distributed.get_rank(), engine.optimizer
-    zero.checkpoint_event_prologue()  # small weights too are in pieces from here
-    for group, flat in zip(zero.fp16_groups, zero.fp32_partitioned_groups_flat, strict=True):
-        targets_of_group, start = blank(flat), 0
-        for weight in group:
-            part = weight.ds_tensor.numel()
-            for key, target in targets_of_group.items():
-                whole = torch.cat(pieces[names[id(weight)]][key])
-                mine = whole[rank * part : (rank + 1) * part]
-                target.narrow(0, start, mine.numel()).copy_(mine)
-                if key == "fp32":
-                    weight.ds_tensor.data.narrow(0, 0, mine.numel()).copy_(mine)
-            start += part
-    zero.checkpoint_event_epilogue()
+    if steps:
+        _create_optimizer_state(engine, optimizer, steps)
+    if stage == 3:
+        engine.optimizer.checkpoint_event_prologue()  # shards the small weights too, which every worker has whole
+    for name, weight in engine.module.named_parameters():
+        values = torch.cat(fragments[name]["fp32"])
+        state = {key: torch.cat(fragments[name][key]) for key in optimizer.state_names} if steps else {}
+        if stage == 0:  # nothing is sharded, and deepspeed.utils has nothing to set
+            weight.data.copy_(values.view_as(weight))
+            for key, value in state.items():
+                optimizer.state[weight][key].copy_(value.view_as(weight))
+        elif stage < 3:
+            safe_set_full_fp32_param(weight, values)
+            for key, value in state.items():
+                safe_set_full_optimizer_state(weight, value, key)
+        else:
+            _set_part(weight, values, state)
+    if stage in (1, 2):
+        engine.optimizer.update_lp_params()  # safe_set_full_fp32_param leaves the weights of the module as they were
+    if stage == 3:
+        engine.optimizer.checkpoint_event_epilogue()  # gathers the small weights again
+
+
+def _create_optimizer_state(engine: Any, optimizer: AdamWithAverage, steps: int) -> None:
+    """Make the optimizer's state after `steps` steps, filled with zeros: deepspeed.utils sets only what is there."""
+    from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+    if engine.zero_optimization_stage() == 3:
+        # Between steps, stage 3 takes the tensors out of the optimizer's groups; no public function returns them.
+        sharded = engine.optimizer.fp32_partitioned_groups_flat
+    else:
+        sharded = [tensor for group in optimizer.param_groups for tensor in group["params"]]
+    for tensor in sharded:
+        optimizer.create_state(tensor, steps)
+    if engine.zero_optimization_stage() in (1, 2):
+        (flat,) = sharded  # there is one group of weights
+        lazy_init_hp_params_optimizer_state(list(engine.module.parameters()), flat, optimizer.state)
+
+
+def _set_part(weight: Any, values: torch.Tensor, state: dict[str, torch.Tensor]) -> None:
+    """Set this worker's part of a weight at stage 3, and of its optimizer state, from the whole flat tensors."""
+    from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+
+    # safe_set_full_* fail where a weight does not divide among the workers: the last part is padded.
+    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    count = weight.ds_tensor.numel()
+
+    def own_part(whole: torch.Tensor) -> torch.Tensor:
+        padded = torch.nn.functional.pad(whole, (0, world_size * count - whole.numel()))
+        return padded[rank * count : (rank + 1) * count]
+
+    safe_set_local_fp32_param(weight, own_part(values))
+    for key, value in state.items():
+        safe_set_local_optimizer_state(weight, own_part(value), key)
+    # The part that the module computes with: GatheredParameters would set it too, but needs two collectives a weight.
+    weight.ds_tensor.data.copy_(own_part(values))

@@ -1,16 +1,16 @@
 """Clips for training straight from videos: decoded, scored and encoded while the model trains, and never written.
 
 One actor runs the dataflow of prepare/flow.py and hands out numbered clips to all workers. Clip n of a run is the same
-whenever it is asked for: videos come in a permutation of their slices by (seed, epoch), clips in the order of their
-videos, rejects left out. A cursor says where clip n comes from, so that a resumed run decodes nothing twice. Knows Ray
-and rows. Knows nothing of models in training.
+whenever it is requested: slices of the list of videos come in a permutation by (seed, epoch), clips in the order of
+their videos, without rejects. A cursor is the place of clip n in the videos, so that a resumed run decodes nothing
+twice. Knows Ray and rows. Knows nothing of models in training.
 """
 
 import itertools
 import queue
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,11 +22,11 @@ from pipelines.dataset import manifest, reader, records
 from pipelines.prepare import flow
 from pipelines.prepare.config import ExtractConfig
 
-AHEAD = 2  # batches that are ready before they are asked for
+PREFETCH = 2  # batches that are ready before a worker requests them
 
 
 class Cursor(NamedTuple):
-    """Where the next clip comes from: epoch, place of the slice in its permutation, clips of that slice before it."""
+    """Source of the next clip: epoch, place of the slice in its permutation, clips of that slice before it."""
 
     epoch: int = 0
     place: int = 0
@@ -34,7 +34,7 @@ class Cursor(NamedTuple):
 
 
 class Stream:
-    """The actor: numbered clips, from a cursor on. Raises ValueError when a whole epoch yields no clip."""
+    """Actor that makes numbered clips, from a cursor on. Raises ValueError when a whole epoch yields no clip."""
 
     def __init__(
         self,
@@ -45,9 +45,10 @@ class Stream:
         batch: int,
         seed: int,
     ) -> None:
-        """files: those of the manifest. videos: sorted hashes of the uris of those to train on, and of those held out.
+        """files: files of the manifest and their rows. batch: clips of a step.
 
-        most_held_out: clips that are made of the latter. batch: clips of a step.
+        videos: sorted hashes of the uris of the videos to train on, and of those held out. most_held_out: largest
+        number of clips made of the videos held out.
         """
         ray.data.DataContext.get_current().enable_progress_bars = False
         self.config, self.batch, self.seed = config, batch, seed
@@ -59,20 +60,20 @@ class Stream:
         self.next = 0  # number of the clip that comes out of the queue next
         self.clips: dict[int, reader.Clip] = {}
         self.cursors: dict[int, Cursor] = {}  # of the same clips, and of the next one
-        self.generation = 0  # threads of an earlier beginning end when they see another one
+        self.generation = 0  # number of `begin` calls: the thread of an earlier one ends when it sees another number
 
     def begin(self, number: int, cursor: Cursor) -> None:
-        """Go to clip `number`, which is at the cursor. One worker calls it before any asks for a clip."""
-        if self.validation is None:  # first, so that the two never wait for each other's processes
+        """Go to clip `number`, which is at the cursor. One worker calls this before any requests a clip."""
+        if self.validation is None:  # before training clips, so that the two never wait for each other's processes
             self.validation = list(itertools.islice(self._held_out(), self.most_held_out))
         self.generation += 1
         self.next, self.clips, self.cursors = number, {}, {number: Cursor(*cursor)}
-        self.ready = queue.Queue(maxsize=AHEAD * self.batch)
+        self.ready = queue.Queue(maxsize=PREFETCH * self.batch)
         arguments = (self.generation, self.ready, Cursor(*cursor))
         threading.Thread(target=self._fill, args=arguments, daemon=True).start()
 
     def clip(self, number: int) -> reader.Clip:
-        """Clip `number`; those of more than two batches before the newest are forgotten. Below 0: a clip held out."""
+        """Return clip `number`; a number below 0 is a clip held out. Only the newest two batches are kept."""
         if number < 0 and self.validation is not None:
             return self.validation[-1 - number]
         while number not in self.clips:
@@ -80,32 +81,32 @@ class Stream:
         return self.clips[number]
 
     def held_out(self) -> int:
-        """How many clips are held out; after `begin`."""
+        """Count the clips held out; after `begin`."""
         return len(self.validation or [])
 
     def cursor(self, number: int) -> Cursor:
-        """Where clip `number` comes from; the number is at most one past the newest."""
+        """Return the cursor of a clip; the number is at most one past the newest."""
         return self.cursors[number]
 
     def _next(self) -> None:
-        found = self.ready.get()
-        if isinstance(found, BaseException):
-            raise found
+        item = self.ready.get()
+        if isinstance(item, BaseException):
+            raise item
         newest = self.next
-        self.clips[newest], self.cursors[newest + 1] = found
+        self.clips[newest], self.cursors[newest + 1] = item
         self.next += 1
         self.clips.pop(newest - 2 * self.batch, None)
         self.cursors.pop(newest - 2 * self.batch, None)
 
     def _fill(self, generation: int, ready: "queue.Queue[Any]", cursor: Cursor) -> None:
-        """The thread: rows of epoch after epoch into the queue, until another beginning."""
+        """Put clips and cursors of epoch after epoch into the queue, in a thread, until `begin` is called again."""
         try:
-            for found in self._clips(cursor):
+            for item in self._clips(cursor):
                 while True:
                     if generation != self.generation:
                         return
                     try:
-                        ready.put(found, timeout=1.0)
+                        ready.put(item, timeout=1.0)
                         break
                     except queue.Full:
                         continue
@@ -113,7 +114,7 @@ class Stream:
             ready.put(error)
 
     def _held_out(self) -> Iterator[reader.Clip]:
-        """Clips of the videos held out, in the order of the manifest."""
+        """Make the clips of the videos held out, in the order of the manifest."""
         if not len(self.left_out):
             return
         rows = flow.extract(self.config, self.slices, np.empty(0, np.uint64), self.trained_on, in_order=True)
@@ -121,13 +122,13 @@ class Stream:
             yield from (reader.clip_of_row(row) for row in records.iter_rows(batch) if not row["reason"])
 
     def _clips(self, cursor: Cursor) -> Iterator[tuple[reader.Clip, Cursor]]:
-        """Each clip and the cursor after it, for ever."""
+        """Make each clip and the cursor after it, without end."""
         while True:
-            some = cursor != Cursor(cursor.epoch)
+            found_any = cursor != Cursor(cursor.epoch)
             for clip, after in self._epoch(cursor):
-                some = True
+                found_any = True
                 yield clip, after
-            if not some:
+            if not found_any:
                 raise ValueError(f"no clip of {self.slices.num_rows} slices of videos is usable: {dict(self.rejects)}")
             cursor = Cursor(cursor.epoch + 1)
 
@@ -156,25 +157,25 @@ class Stream:
 
 
 class StreamReader:
-    """A worker's view of the actor, with what reader.ClipReader offers."""
+    """Clips of the actor, as a worker reads them. Implements reader.Clips."""
 
     def __init__(self, actor: Any) -> None:
         self.actor = actor
 
-    def begin(self, number: int, cursor: Any) -> None:
-        """Go to clip `number`, at the cursor that a checkpoint holds; for one worker to call."""
+    def begin(self, number: int, cursor: Sequence[int] | None) -> None:
+        """Go to clip `number`, at the cursor of a checkpoint. One worker calls this before any reads a clip."""
         ray.get(self.actor.begin.remote(number, cursor or Cursor()))
 
     def positions(self, total_batch: int, seed: int, step: int) -> list[int]:
-        """Numbers of the clips of a step's whole batch, over all workers; the seed is the stream's own."""
+        """Numbers of the clips of a step's whole batch, over all workers. The seed is that of the actor."""
         return list(range(step * total_batch, (step + 1) * total_batch))
 
     def held_out(self, most: int) -> list[int]:
-        """Numbers of the first clips that are held out, all below 0; after one worker called `begin`."""
-        return [-1 - place for place in range(ray.get(self.actor.held_out.remote()))][:most]
+        """Numbers of the first clips held out, all below 0; after one worker called `begin`."""
+        return [-1 - index for index in range(ray.get(self.actor.held_out.remote()))][:most]
 
     def cursor(self, number: int) -> Cursor:
-        """What `begin` needs to go to clip `number`."""
+        """Return what `begin` needs to go to clip `number`."""
         return ray.get(self.actor.cursor.remote(number))
 
     def __getitem__(self, number: int) -> reader.Clip:

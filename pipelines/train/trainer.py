@@ -1,15 +1,15 @@
-"""What one training worker does: clips in, steps, progress, checkpoints, and the model at the end.
+"""Training on one worker: clips in, optimizer steps, validation, checkpoints, and the model at the end.
 
-Nothing derives from a global random state (batch.py), so that the losses do not depend on ZeRO's stage, on the
-number of workers, on a resume, or on how often the model is judged. Imported by workers only: the driver needs no
-DeepSpeed.
+Nothing derives from a global random state (batch.py), so that the losses depend neither on the ZeRO stage, nor on the
+number of workers, nor on a resume, nor on how often the model is validated. Only workers load DeepSpeed: the driver
+needs none.
 """
 
-import functools
 import math
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import ray.train
 import ray.train.torch
@@ -22,179 +22,275 @@ from cinemo.motion import UNIFORM_MOTION
 from cinemo.residual import training_loss
 from pipelines.core import storage, tracking
 from pipelines.core.progress import Progress
-from pipelines.dataset import reader
+from pipelines.dataset.reader import Clip, Clips, micro_batches
 from pipelines.train import data, validation, weights
 from pipelines.train.batch import Inputs, draw_batch, text_features
 from pipelines.train.config import TrainConfig
-from pipelines.train.deepspeed_config import shares
+from pipelines.train.deepspeed_config import gradient_accumulation
 from pipelines.train.engine import start_engine, take_step
 from pipelines.train.export import export
 from pipelines.train.losses import csv_lines, read_losses
 from pipelines.train.samples import SHOWN, show_samples
-from pipelines.train.state import restore, save
+from pipelines.train.state import restore_checkpoint, save_checkpoint
+
+LOG_EVERY = 20  # steps whose metrics go to MLflow in one request
 
 
-def loop(settings: dict[str, Any]) -> dict[str, Any]:
-    """Train to the last step, then export. Runs on every worker; returns rank 0's summary.
+class StopTraining(RuntimeError):  # noqa: N818
+    """Ends a run that would end in the same way if it were tried again."""
 
-    settings: config (TrainConfig as a dict), output (absolute), reporter (actor for progress), stream (actor that makes
-    clips, or None), tracking (uri, run id).
-    A run that has to stop for its bad steps returns the sentence as "stopped": nothing would change if it were tried
-    again, as a run is whose worker raised.
+
+def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
+    """Train on one worker; Ray Train calls this function on each. Returns rank 0's summary, {} on the others.
+
+    settings: config (TrainConfig as a dict), output (absolute), reporter (actor that shows progress), stream (actor
+    that makes clips, or None), tracking (MLflow's address and the id of the run).
     """
-    config, output = TrainConfig(**settings["config"]), settings["output"]
-    rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
-    device = ray.train.torch.get_device()
-    source = weights.directory(config)
-    motion = checkpoint.read_card(source).motion if config.has_model else UNIFORM_MOTION
-    predicts = weights.prediction_type(config)
-    schedule = checkpoint.load_scheduler(source, predicts)
-    embed = text_features(source, device)
-    clips = data.open_clips(config, settings["stream"])
-    rounds, micro = shares(config.total_batch, config.micro_batch, world)
-    engine, optimizer = start_engine(config, weights.load_unet(config), world)
-    unet = in_precision(engine)
-    state = restore(engine, optimizer, config, world)
-    start, bad_steps = state.get("steps", 0), state.get("bad_steps", [])
-    if rank == 0:
-        clips.begin(start * config.total_batch, state.get("cursor"))
-    torch.distributed.barrier()
-    losses = read_losses(output)[:start]
-    judged = [row for row in validation.read_rows(output) if row["step"] <= start]
-    held_out = clips.held_out(config.validation_clips)
-    say = settings["reporter"].log.remote if rank == 0 else lambda line: None
-    if config.validation_share and not held_out:
-        say(f"no clip fell into --validation-share {config.validation_share}: there is no validation loss")
-    timesteps = schedule.config.num_train_timesteps
-    draw = functools.partial(validation.draw, embed=embed, motion=motion, timesteps=timesteps)
-    shown_at = (held_out or clips.positions(config.total_batch, config.seed, start))[:SHOWN] if rank == 0 else []
-    shown = [clips[position] for position in shown_at]
-    log = tracking.join(*settings["tracking"]) if rank == 0 else tracking.Log()
-    progress = Progress("train", "steps", config.max_steps, began=start, show=settings["reporter"].report.remote)
-    unsent: list[tuple[int, dict[str, float]]] = []
+    config = TrainConfig(**settings["config"])
+    trainer = Trainer(config, settings["output"], settings["reporter"], settings["stream"], settings["tracking"])
+    try:
+        return trainer.run()
+    except StopTraining as error:
+        # Ray Train retries whatever a worker raises (FailureConfig), so the driver gets the message and raises it.
+        return {"stopped": str(error)}
 
-    def loss_of(inputs: Inputs) -> torch.Tensor:
-        latents, text, ids, chosen, noise = (tensor.to(device) for tensor in inputs)
-        alphas = schedule.alphas_cumprod
-        return training_loss(unet, latents, text, ids, chosen, noise, alphas, predicts, "none")
 
-    def show(folder: str, steps: int) -> None:
-        problem = show_samples(config, folder, steps, shown, motion, device, output, log)
-        if problem is not None:
-            say(problem)
+class StepResult(NamedTuple):
+    """Numbers of one optimizer step; all but data_wait_share are the same on all workers."""
 
-    def judge(step: int) -> None:
-        engine.eval()
-        means = validation.validate(loss_of, draw, clips, held_out, config.micro_batch, device)
-        engine.train()
-        judged.append({"step": step, **means})
-        if rank == 0:
-            validation.write_rows(output, judged)
-            log.series([(step, means)])
+    loss: float  # mean over the clips of the whole batch
+    grad_norm: float  # before clipping
+    learning_rate: float
+    data_wait_share: float  # share of the step's time in which this worker waited for clips
 
-    if held_out and not judged:
-        judge(start)  # what the run began with, so that what it brings can be read
-    for step in range(start, config.max_steps):
-        began, waited = time.perf_counter(), 0.0
-        rate = learning_rate(config, step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        positions = clips.positions(config.total_batch, config.seed, step)
-        total, unfit, norm = torch.zeros((), device=device), [], math.nan
-        for number, mine in enumerate(reader.share(positions, rank, world, micro), 1):
-            waits_since = time.perf_counter()
-            # A worker without a clip of its own takes part all the same: its collectives are waited for.
-            batch = [clips[position] for position in mine or positions[:1]]
-            inputs = draw_batch(config, step, batch, embed, motion, timesteps)
-            waited += time.perf_counter() - waits_since
-            each = loss_of(inputs)[: len(mine)]
-            part = each.sum() / config.total_batch
-            engine.backward(part * world * rounds)  # DeepSpeed takes the mean over workers and rounds
-            if number == rounds:
-                norm = take_step(engine, optimizer)
-            else:
-                engine.step()
-            total += part.detach()
-            unfit += [clip.clip_id for clip, loss in zip(batch, each.tolist(), strict=False) if not math.isfinite(loss)]
-        torch.distributed.all_reduce(total)
-        losses.append(total.item())
 
-        if not math.isfinite(losses[-1]) or (not math.isfinite(norm) and config.precision != "fp16"):
-            # fp16 leaves out a step now and then to find its loss scale: only its losses have to be finite.
-            bad_steps.append({"step": step + 1, "clips": gather_ids(unfit) or [clips[at].clip_id for at in positions]})
-            if len(bad_steps) > config.max_bad_steps:
-                return {"stopped": stopped(config, bad_steps)}
-        last = step + 1 == config.max_steps
-        if rank == 0:
-            speed = progress.rate() * config.total_batch
-            note = f"  {len(bad_steps)} bad steps left out" if bad_steps else ""
-            progress.add(1, f"loss {losses[-1]:.4f}  {speed:.1f} clips/s{note}")
-            values = {
-                "loss": losses[-1],
-                "learning_rate": rate,
-                "grad_norm": norm,
-                "clips_per_second": speed,
-                "data_wait_share": waited / (time.perf_counter() - began),
-                "memory_mib": memory_mib(device),
-                "bad_steps": float(len(bad_steps)),
-            }
-            unsent.append((step + 1, {name: value for name, value in values.items() if math.isfinite(value)}))
-            if len(unsent) >= 20 or last:
-                log.series(unsent)
-                unsent = []
-        samples = config.sample_every > 0 and (step + 1) % config.sample_every == 0
-        saves = last or samples or (step + 1) % config.checkpoint_every == 0
-        if held_out and (last or (step + 1) % config.validate_every == 0 if config.validate_every else saves):
-            judge(step + 1)
-        if saves:
-            if rank == 0:
-                storage.put(storage.join(output, "losses.csv"), csv_lines(losses))
-            cursor = clips.cursor((step + 1) * config.total_batch)
-            done = {"steps": step + 1, "loss": losses[-1], "bad_steps": bad_steps, "cursor": cursor}
-            save(engine, config, world, done)
-            if samples and rank == 0 and not last:
+class Trainer:
+    """Trains the U-Net on this worker, together with the other workers of the run: all take the same steps."""
+
+    # Set by `setup`. The first three hold the whole run, the steps before a resume included.
+    losses: list[float]
+    bad_steps: list[dict[str, Any]]  # steps without a finite loss and gradient: "step", and "clips" by id
+    validation_rows: list[dict[str, float]]
+    first_step: int
+    held_out: Sequence[int]  # numbers of the clips to validate on
+    sample_clips: list[Clip]  # clips whose first frames are animated; empty except on rank 0
+    progress: Progress
+
+    def __init__(
+        self, config: TrainConfig, output: str, reporter: Any, stream: Any, run: tuple[str | None, str | None]
+    ) -> None:
+        """Load the model and start its engine. The arguments are the settings of train_loop."""
+        self.config, self.output, self.reporter = config, output, reporter
+        self.rank: int = ray.train.get_context().get_world_rank()
+        self.world_size: int = ray.train.get_context().get_world_size()
+        self.device: torch.device = ray.train.torch.get_device()
+        source = weights.directory(config)
+        self.motion: dict[str, str] = checkpoint.read_card(source).motion if config.has_model else UNIFORM_MOTION
+        self.prediction_type: str = weights.prediction_type(config)
+        self.schedule: Any = checkpoint.load_scheduler(source, self.prediction_type)
+        self.num_train_timesteps: int = self.schedule.config.num_train_timesteps
+        self.text_features = text_features(source, self.device)
+        self.clips: Clips = data.open_clips(config, stream)
+        self.gradient_accumulation_steps, self.micro_batch_size = gradient_accumulation(
+            config.total_batch, config.micro_batch, self.world_size
+        )
+        self.engine, self.optimizer = start_engine(config, weights.load_unet(config), self.world_size)
+        self.unet = cast_inputs(self.engine)
+        self.tracking = tracking.join(*run) if self.rank == 0 else tracking.Log()
+        self.pending_metrics: list[tuple[int, dict[str, float]]] = []
+
+    def setup(self) -> None:
+        """Load the last checkpoint, go to the clip that comes next, and choose the clips to validate on."""
+        config = self.config
+        state = restore_checkpoint(self.engine, self.optimizer, config, self.world_size)
+        self.first_step, self.bad_steps = state.get("steps", 0), state.get("bad_steps", [])
+        if self.rank == 0:
+            self.clips.begin(self.first_step * config.total_batch, state.get("cursor"))
+        torch.distributed.barrier()
+        self.losses = read_losses(self.output)[: self.first_step]
+        self.validation_rows = [row for row in validation.read_rows(self.output) if row["step"] <= self.first_step]
+        self.held_out = self.clips.held_out(config.validation_clips)
+        if config.validation_share and not self.held_out:
+            self.log(f"no clip fell into --validation-share {config.validation_share}: there is no validation loss")
+        self.sample_clips = []
+        if self.rank == 0:
+            shown = self.held_out or self.clips.positions(config.total_batch, config.seed, self.first_step)
+            self.sample_clips = [self.clips[number] for number in shown[:SHOWN]]
+        show = self.reporter.report.remote
+        self.progress = Progress("train", "steps", config.max_steps, began=self.first_step, show=show)
+
+    def run(self) -> dict[str, Any]:
+        """Train to the last step and export the model. Returns rank 0's summary, {} on the others.
+
+        Raises StopTraining after more than max_bad_steps steps without a finite loss and gradient.
+        """
+        config = self.config
+        self.setup()
+        if self.held_out and not self.validation_rows:
+            self.validate(self.first_step)  # the loss before training, for comparison
+        for step in range(self.first_step, config.max_steps):
+            result = self.step(step)
+            done = step + 1
+            last = done == config.max_steps
+            if self.rank == 0:
+                self.log_step(done, result)
+            samples = config.sample_every > 0 and done % config.sample_every == 0
+            saves = last or samples or done % config.checkpoint_every == 0
+            validates = last or done % config.validate_every == 0 if config.validate_every else saves
+            if self.held_out and validates:
+                self.validate(done)
+            if saves:
+                self.save(done)
+            if samples and self.rank == 0 and not last:
                 with ray.train.get_checkpoint().as_directory() as folder:
-                    show(folder, step + 1)
+                    self.show_samples(folder, done)
+        return self.finish() if self.rank == 0 else {}
 
-    if rank > 0:
-        return {}
-    with ray.train.get_checkpoint().as_directory() as folder:
-        fingerprint = export(config, folder, motion, log.run_id, output)
-        show(folder, config.max_steps)
-    validation_loss = judged[-1].get(validation.TOTAL) if judged else None
-    return {"model_fingerprint": fingerprint, "validation_loss": validation_loss, "bad_steps": bad_steps}
+    def step(self, step: int) -> StepResult:
+        """Take one optimizer step with this worker's share of a batch; steps count from 0. Raises StopTraining."""
+        config, began, data_wait = self.config, time.perf_counter(), 0.0
+        rate = learning_rate(config, step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        positions = self.clips.positions(config.total_batch, config.seed, step)
+        loss, grad_norm = torch.zeros((), device=self.device), math.nan
+        non_finite: list[str] = []
+        shares = micro_batches(positions, self.rank, self.world_size, self.micro_batch_size)
+        for number, micro_batch in enumerate(shares, 1):
+            waiting_since = time.perf_counter()
+            # A worker without a clip of its own computes one all the same: the others wait for its collectives.
+            batch = [self.clips[position] for position in micro_batch or positions[:1]]
+            inputs = draw_batch(config, step, batch, self.text_features, self.motion, self.num_train_timesteps)
+            data_wait += time.perf_counter() - waiting_since
+            clip_losses = self.compute_losses(inputs)[: len(micro_batch)]
+            partial_loss = clip_losses.sum() / config.total_batch
+            # DeepSpeed divides by the workers and by the accumulation steps; the loss is divided already.
+            self.engine.backward(partial_loss * self.world_size * self.gradient_accumulation_steps)
+            if number == self.gradient_accumulation_steps:
+                grad_norm = take_step(self.engine, self.optimizer)
+            else:
+                self.engine.step()
+            loss += partial_loss.detach()
+            pairs = zip(batch, clip_losses.tolist(), strict=False)
+            non_finite += [clip.clip_id for clip, clip_loss in pairs if not math.isfinite(clip_loss)]
+        torch.distributed.all_reduce(loss)
+        self.losses.append(loss.item())
+        # fp16 skips a step now and then to find its loss scale: there, only the loss has to be finite.
+        if not math.isfinite(self.losses[-1]) or (not math.isfinite(grad_norm) and config.precision != "fp16"):
+            self.add_bad_step(step + 1, positions, non_finite)
+        return StepResult(self.losses[-1], grad_norm, rate, data_wait / (time.perf_counter() - began))
+
+    def compute_losses(self, inputs: Inputs) -> torch.Tensor:
+        """Loss of each clip (B,), from the inputs that batch.py makes of clips."""
+        latents, text, motion_ids, timesteps, noise = (tensor.to(self.device) for tensor in inputs)
+        alphas = self.schedule.alphas_cumprod
+        return training_loss(
+            self.unet, latents, text, motion_ids, timesteps, noise, alphas, self.prediction_type, "none"
+        )
+
+    def add_bad_step(self, step: int, positions: Sequence[int], non_finite: list[str]) -> None:
+        """Record a step that changed nothing, with its clips; every worker calls it. Raises StopTraining.
+
+        non_finite: ids of this worker's clips without a finite loss. Where no worker has one, the whole batch is named.
+        """
+        clips = gather_ids(non_finite) or [self.clips[position].clip_id for position in positions]
+        self.bad_steps.append({"step": step, "clips": clips})
+        if len(self.bad_steps) > self.config.max_bad_steps:
+            raise StopTraining(
+                f"step {step} has no finite loss or gradient, as {len(self.bad_steps)} steps now have, more than "
+                f"--max-bad-steps {self.config.max_bad_steps}: look at the clips {', '.join(clips)}, or lower "
+                "--learning-rate; no such step changed the weights, and the last checkpoint is good"
+            )
+
+    def validate(self, steps: int) -> None:
+        """Compute the validation losses after so many steps; every worker calls it."""
+        self.engine.eval()
+        means = validation.validate(
+            self.compute_losses, self.draw_validation, self.clips, self.held_out, self.config.micro_batch, self.device
+        )
+        self.engine.train()
+        self.validation_rows.append({"step": steps, **means})
+        if self.rank == 0:
+            validation.write_rows(self.output, self.validation_rows)
+            self.tracking.series([(steps, means)])
+
+    def draw_validation(self, pairs: Sequence[tuple[Clip, int]]) -> Inputs:
+        """Draw the inputs of (clip, fifth of the timesteps) to validate on."""
+        return validation.draw(pairs, self.text_features, self.motion, self.num_train_timesteps)
+
+    def log(self, line: str) -> None:
+        """Show a line to the person who watches the job, once for all workers."""
+        if self.rank == 0:
+            self.reporter.log.remote(line)
+
+    def log_step(self, steps: int, result: StepResult) -> None:
+        """Show the progress after so many steps, and send metrics to MLflow, LOG_EVERY steps at a time."""
+        clips_per_second = self.progress.rate() * self.config.total_batch
+        note = f"  {len(self.bad_steps)} bad steps left out" if self.bad_steps else ""
+        self.progress.add(1, f"loss {result.loss:.4f}  {clips_per_second:.1f} clips/s{note}")
+        values = {
+            **result._asdict(),
+            "clips_per_second": clips_per_second,
+            "memory_mib": memory_mib(self.device),
+            "bad_steps": float(len(self.bad_steps)),
+        }
+        self.pending_metrics.append((steps, {name: value for name, value in values.items() if math.isfinite(value)}))
+        if len(self.pending_metrics) >= LOG_EVERY or steps == self.config.max_steps:
+            self.tracking.series(self.pending_metrics)
+            self.pending_metrics = []
+
+    def save(self, steps: int) -> None:
+        """Write losses.csv and a checkpoint, from which the run can be resumed; every worker calls it."""
+        if self.rank == 0:
+            storage.put(storage.join(self.output, "losses.csv"), csv_lines(self.losses))
+        progress = {
+            "steps": steps,
+            "loss": self.losses[-1],
+            "bad_steps": self.bad_steps,
+            "cursor": self.clips.cursor(steps * self.config.total_batch),
+        }
+        save_checkpoint(self.engine, self.config, self.world_size, progress)
+
+    def show_samples(self, folder: str | Path, steps: int) -> None:
+        """Animate the sample clips with the weights of the checkpoint in `folder`."""
+        problem = show_samples(
+            self.config, folder, steps, self.sample_clips, self.motion, self.device, self.output, self.tracking
+        )
+        if problem is not None:
+            self.log(problem)
+
+    def finish(self) -> dict[str, Any]:
+        """Export the model of the last checkpoint; returns the summary."""
+        with ray.train.get_checkpoint().as_directory() as folder:
+            fingerprint = export(self.config, folder, self.motion, self.tracking.run_id, self.output)
+            self.show_samples(folder, self.config.max_steps)
+        return {
+            "model_fingerprint": fingerprint,
+            "validation_loss": self.validation_rows[-1].get(validation.TOTAL) if self.validation_rows else None,
+            "bad_steps": self.bad_steps,
+        }
 
 
-def gather_ids(mine: list[str]) -> list[str]:
-    """What all workers found, sorted; every worker has to call it."""
+def gather_ids(own: list[str]) -> list[str]:
+    """Collect the ids of all workers, sorted; every worker has to call it."""
     found: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(found, mine)
+    torch.distributed.all_gather_object(found, own)
     return sorted(clip_id for ids in found for clip_id in ids)
 
 
-def stopped(config: TrainConfig, bad_steps: list[dict[str, Any]]) -> str:
-    """The sentence that ends a run with too many bad steps."""
-    last = bad_steps[-1]
-    return (
-        f"step {last['step']} has no finite loss or gradient, as {len(bad_steps)} steps now have, more than "
-        f"--max-bad-steps {config.max_bad_steps}: look at the clips {', '.join(last['clips'])}, or lower "
-        "--learning-rate; no such step changed the weights, and the last checkpoint is good"
-    )
-
-
 def memory_mib(device: torch.device) -> float:
-    """The most memory that this worker has had: the GPU's, or the process's."""
+    """Largest memory of this worker so far: the GPU's, or the process's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return peak_rss() / 2**20
 
 
-def in_precision(engine: Any) -> Callable[..., Any]:
-    """The engine, called with inputs of its weights' type: noising and loss stay float32."""
+def cast_inputs(engine: Any) -> Callable[..., Any]:
+    """Wrap an engine: its inputs are cast to the type of its weights, while noising and loss stay float32."""
     dtype = next(engine.module.parameters()).dtype
     return lambda *inputs: engine(*(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in inputs))
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear warm-up, then constant: a function of the step alone, so that a resume needs nothing else."""
+    """Learning rate of a step: a linear warm-up, then constant. It needs no state when a run is resumed."""
     return config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))

@@ -1,15 +1,14 @@
-"""The loss on clips of videos that are never trained on, by timestep and by motion, and how it is kept.
+"""Validation: the loss on clips of videos that are never trained on, by timestep and by motion, and validation.csv.
 
-Every clip is judged at five timesteps, one from each fifth of the schedule. They and the noise derive from the clip's
-id alone: two steps, two runs or two models are compared on the same draws, and every fifth has the same number of
-losses. The weights are those in training, not their moving average. Knows losses and clips. Knows nothing of engines.
+The loss of each clip is computed at five timesteps, one from each fifth of the schedule. Timesteps and noise derive
+from the clip's id alone, so that two steps, two runs or two models are compared on the same draws. The weights are
+those in training, not their moving average. Knows losses and clips. Knows nothing of engines.
 """
 
 import csv
 import functools
 import io
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,50 +16,53 @@ import torch.distributed
 
 from cinemo.motion import NUM_BUCKETS
 from pipelines.core import storage
-from pipelines.dataset import reader
-from pipelines.train.batch import Inputs, Text, features, inputs, named_generator, stack
+from pipelines.dataset.reader import Clip, Clips, micro_batches
+from pipelines.train.batch import Inputs, TextFeatures, caption_features, inputs, named_generator, stack
 
 FIFTHS = 5
-# Columns of validation.csv and names in MLflow. q1 has the least noise; a bucket without a clip has no number.
+# Columns of validation.csv and names in MLflow. q1 has the least noise; a bucket without clips has no value.
 TOTAL = "validation_loss"
 BY_FIFTH = [f"{TOTAL}_q{fifth + 1}" for fifth in range(FIFTHS)]
 BY_BUCKET = [f"{TOTAL}_bucket_{bucket:02d}" for bucket in range(NUM_BUCKETS)]
 
 
-def draw(pairs: Sequence[tuple[reader.Clip, int]], embed: Text, motion: dict[str, str], timesteps: int) -> Inputs:
-    """What clips are judged with, each in one fifth (0 to 4) of the schedule's timesteps."""
+def draw(
+    pairs: Sequence[tuple[Clip, int]], embed: TextFeatures, motion: dict[str, str], num_train_timesteps: int
+) -> Inputs:
+    """Draw the inputs of clips, each at a timestep in one fifth (0 to 4) of the schedule."""
     rows = []
     for clip, fifth in pairs:
         generator = named_generator(f"validation\n{fifth}\n{clip.clip_id}")
-        low, high = (timesteps * part // FIFTHS for part in (fifth, fifth + 1))
-        chosen = torch.randint(low, high, (), generator=generator)
-        rows.append(inputs(clip, features(clip, embed), chosen, generator, motion))
+        low, high = (num_train_timesteps * part // FIFTHS for part in (fifth, fifth + 1))
+        timestep = torch.randint(low, high, (), generator=generator)
+        rows.append(inputs(clip, caption_features(clip, embed), timestep, generator, motion))
     return stack(rows)
 
 
 @torch.no_grad()
 def validate(
-    loss_of: Callable[[Inputs], torch.Tensor],
-    draw: Callable[[Sequence[tuple[reader.Clip, int]]], Inputs],
-    clips: Any,
-    numbers: Sequence[int],
+    compute_losses: Callable[[Inputs], torch.Tensor],
+    draw: Callable[[Sequence[tuple[Clip, int]]], Inputs],
+    clips: Clips,
+    held_out: Sequence[int],
     micro_batch: int,
     device: torch.device,
 ) -> dict[str, float]:
-    """Mean losses by the names above; every worker calls it, takes its share, and gets the same numbers.
+    """Compute mean losses by the names above; every worker calls it, computes its share, and returns the same means.
 
-    loss_of: inputs -> the loss of each clip (B,), from a network in evaluation mode. draw: as above, bound to a model.
-    clips[number]: the clip. A clip whose latents are not finite does not count; a mean that is not finite is left out.
+    compute_losses: inputs -> loss of each clip (B,), from a network in evaluation mode. draw: (clip, fifth) -> inputs.
+    held_out: numbers of the clips. micro_batch: largest number of losses that a worker computes at once.
+    A clip whose latents are not finite does not count; a mean that is not finite is left out.
     """
-    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    clip_of = functools.lru_cache(maxsize=2)(lambda number: clips[number])  # its fifths come one after another
-    items = range(FIFTHS * len(numbers))
-    table = torch.zeros((2, FIFTHS, NUM_BUCKETS), dtype=torch.float64)  # sums of losses, and how many they are
-    for mine in reader.share(items, rank, world, micro_batch):
-        # A worker without an item of its own takes part all the same: sharded weights are gathered from all.
-        pairs = [(clip_of(numbers[item // FIFTHS]), item % FIFTHS) for item in mine or items[:1]]
-        each = loss_of(draw(pairs))[: len(mine)].tolist()
-        for (clip, fifth), loss in zip(pairs, each, strict=False):
+    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    read_clip = functools.lru_cache(maxsize=2)(lambda number: clips[number])  # a clip's fifths come one after another
+    items = range(FIFTHS * len(held_out))
+    table = torch.zeros((2, FIFTHS, NUM_BUCKETS), dtype=torch.float64)  # sums of the losses, and their counts
+    for share in micro_batches(items, rank, world_size, micro_batch):
+        # A worker without an item of its own computes one all the same: sharded weights are gathered from all workers.
+        pairs = [(read_clip(held_out[item // FIFTHS]), item % FIFTHS) for item in share or items[:1]]
+        losses = compute_losses(draw(pairs))[: len(share)].tolist()
+        for (clip, fifth), loss in zip(pairs, losses, strict=False):
             if np.isfinite(clip.latents).all():
                 table[:, fifth, clip.bucket] += torch.tensor([loss, 1.0])
     table = table.to(device)
@@ -72,13 +74,13 @@ def validate(
 
 
 def read_rows(output: str) -> list[dict[str, float]]:
-    """What validation.csv holds: "step", and the numbers that there are by their names. Empty when there is no file."""
+    """Read validation.csv: a row holds "step" and the losses by name. Returns an empty list when there is no file."""
     text = (storage.read(storage.join(output, "validation.csv")) or b"").decode()
     return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(io.StringIO(text))]
 
 
 def write_rows(output: str, rows: Sequence[dict[str, float]]) -> None:
-    """validation.csv, whole: a resumed run passes the rows up to its checkpoint."""
+    """Replace validation.csv. A resumed run passes the rows up to its checkpoint as well."""
     text = io.StringIO()
     writer = csv.DictWriter(text, ["step", TOTAL, *BY_FIFTH, *BY_BUCKET], lineterminator="\n")
     writer.writeheader()

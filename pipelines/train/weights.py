@@ -1,6 +1,6 @@
-"""What a run starts from: a model directory, what its U-Net predicts, and the U-Net itself.
+"""The start of a run: its model directory, the prediction type of its U-Net, and the U-Net itself.
 
-Loads neither torch nor DeepSpeed until weights are asked for.
+Importing this module loads neither torch nor DeepSpeed.
 """
 
 from pathlib import Path
@@ -10,24 +10,24 @@ from cinemo import checkpoint
 from pipelines.core import models
 from pipelines.train.config import TrainConfig
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # seconds to import, and `--help` does not need it
     from cinemo.unet import CinemoUNet
 
 
 def directory(config: TrainConfig) -> Path:
-    """This node's directory of the MODEL that gives all but, perhaps, the U-Net's weights. Raises ValueError."""
+    """Directory, on this node, of the model that the run starts from (source_model). Raises ValueError."""
     return models.resolve(config.source_model)
 
 
 def prediction_type(config: TrainConfig) -> str:
-    """What the U-Net predicts: "epsilon", "v_prediction" or "sample"."""
+    """Prediction type of the U-Net: "epsilon", "v_prediction" or "sample"."""
     if config.prediction_type != "auto":
         return config.prediction_type
     return checkpoint.load_scheduler(directory(config)).config.prediction_type if config.has_model else "epsilon"
 
 
 def load_unet(config: TrainConfig) -> "CinemoUNet":
-    """The U-Net as init says, in training mode: a model's, LaVie's, or random from the seed."""
+    """Load the U-Net that --init names, in training mode: a model's, LaVie's, or random weights from the seed."""
     import torch
 
     from cinemo.unet import CinemoUNet

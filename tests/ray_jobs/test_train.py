@@ -40,10 +40,10 @@ def test_bad_input_is_refused_with_one_sentence_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train.py", *NOWHERE, *more])
     assert common.main(TrainConfig, train.resolve, train.run, job.needs_cpus) == common.BAD_USAGE
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert sentence in said.err
-    assert said.err.count("\n") == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert sentence in captured.err
+    assert captured.err.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 

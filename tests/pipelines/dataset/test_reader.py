@@ -26,7 +26,7 @@ def test_every_epoch_takes_every_clip_once(count: int, batch: int, seed: int) ->
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
 def test_workers_share_a_batch_without_loss_or_overlap(world: int, micro: int, rounds: int) -> None:
     batch = list(range(100, 100 + world * micro * rounds))
-    shares = [reader.share(batch, rank, world, micro) for rank in range(world)]
+    shares = [reader.micro_batches(batch, rank, world, micro) for rank in range(world)]
     assert all(len(share) == rounds and all(len(part) == micro for part in share) for share in shares)
     assert sorted(position for share in shares for part in share for position in part) == batch
 

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from cinemo import checkpoint
+from cinemo.motion import UNIFORM_MOTION
 from cinemo.residual import training_loss
 from cinemo.unet import CinemoUNet
 from pipelines.dataset import reader
 from pipelines.train import weights
 from pipelines.train.batch import draw_batch, text_features
 from pipelines.train.config import TrainConfig
-from pipelines.train.trainer import UNIFORM_MOTION
 from tests.tiny import TINY
 
 
@@ -24,7 +24,7 @@ from tests.tiny import TINY
 class Plain:
     """Results of a plain run. weights, average: of the U-Net after the last step, by name.
 
-    kept: both, after each step that they were asked for; step 1 is the first.
+    kept: both, after each of the steps in `keep`; the first step is 1.
     """
 
     losses: list[float]
@@ -34,7 +34,7 @@ class Plain:
     kept: dict[int, tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]
 
     def distance(self, weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
-        """How far weights are from what was expected, as a share of the way that training went."""
+        """Distance of weights from the expected ones, as a share of the distance that training moved them."""
 
         def length(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
             return math.sqrt(sum((ours[name] - theirs[name]).double().square().sum().item() for name in self.start))
@@ -43,9 +43,9 @@ class Plain:
 
 
 def run_plain(config: TrainConfig, steps: int, clips: Any = None, keep: Collection[int] = ()) -> Plain:
-    """The first steps of a run. A step whose loss is not finite changes nothing; held-out clips are not looked at.
+    """Take the first steps of a run. A step whose loss is not finite changes nothing; held-out clips are not read.
 
-    clips: default the prepared ones. keep: steps whose weights and average are kept.
+    clips: by default those of the dataset. keep: steps after which weights and average are kept.
     """
     source = weights.directory(config)
     unet = weights.load_unet(config)
@@ -83,7 +83,7 @@ def run_plain(config: TrainConfig, steps: int, clips: Any = None, keep: Collecti
 
 
 def exported(model: str | Path) -> dict[str, torch.Tensor]:
-    """The weights of a model directory's U-Net, by name."""
+    """Load the weights of a model directory's U-Net, by name."""
     return {name: weight.detach() for name, weight in checkpoint.load_unet(model).named_parameters()}
 
 

@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from pipelines.dataset import reader
 from pipelines.train import job as train
 from pipelines.train.config import TrainConfig
-from pipelines.train.deepspeed_config import check_deepspeed, deepspeed_config, shares
+from pipelines.train.deepspeed_config import check_deepspeed, deepspeed_config, gradient_accumulation
 from tests.pipelines.conftest import rows
-from tests.pipelines.train.judged import held_out_rows, share_of
 from tests.pipelines.train.plain import small_config
+from tests.pipelines.train.validation_reference import held_out_rows, share_of
 
 
 @pytest.fixture(scope="module")
@@ -83,21 +83,21 @@ def test_flags_that_do_not_fit_together_are_refused(settings: dict[str, Any], se
 def test_a_deepspeed_file_is_merged_and_all_its_conflicts_are_named_at_once(tmp_path: Path) -> None:
     path = tmp_path / "own.json"
     path.write_text('{"zero_optimization": {"stage": "auto", "overlap_comm": false}, "gradient_clipping": 1.0}')
-    merged = deepspeed_config(TrainConfig(dataset="a", output="b", deepspeed=str(path)), world=2)
+    merged = deepspeed_config(TrainConfig(dataset="a", output="b", deepspeed=str(path)), world_size=2)
     assert merged["zero_optimization"] == {"stage": 2, "overlap_comm": False}
     path.write_text(
         '{"train_batch_size": 9, "zero_optimization": {"stage": 1}, "optimizer": {}, "bf16": {"enabled": true}}'
     )
-    with pytest.raises(ValueError, match="take out") as refused:
+    with pytest.raises(ValueError, match="remove") as refused:
         check_deepspeed(TrainConfig(dataset="a", output="b", deepspeed=str(path)))
-    said = str(refused.value)
+    message = str(refused.value)
     for part in (
         "train_batch_size (--total-batch sets it to 8)",
         "zero_optimization.stage (--zero-stage sets it to 2)",
         "optimizer (--learning-rate sets it)",
         "bf16.enabled (--precision sets it to False)",
     ):
-        assert part in said
+        assert part in message
     with pytest.raises(ValueError, match=r"--deepspeed nowhere.json cannot be read"):
         check_deepspeed(TrainConfig(dataset="a", output="b", deepspeed="nowhere.json"))
 
@@ -105,11 +105,11 @@ def test_a_deepspeed_file_is_merged_and_all_its_conflicts_are_named_at_once(tmp_
 @pytest.mark.parametrize("world", range(1, 9))
 @pytest.mark.parametrize("micro_batch", [1, 3, 4])
 def test_every_number_of_workers_shares_the_whole_batch_within_the_micro_batch(world: int, micro_batch: int) -> None:
-    rounds, micro = shares(8, micro_batch, world)
-    assert 1 <= micro <= micro_batch
-    taken = [reader.share(range(8), rank, world, micro) for rank in range(world)]
-    assert {len(mine) for mine in taken} == {rounds}
-    assert sorted(clip for mine in taken for batch in mine for clip in batch) == list(range(8))
+    steps, size = gradient_accumulation(8, micro_batch, world)
+    assert 1 <= size <= micro_batch
+    shares = [reader.micro_batches(range(8), rank, world, size) for rank in range(world)]
+    assert {len(share) for share in shares} == {steps}
+    assert sorted(clip for share in shares for batch in share for clip in batch) == list(range(8))
 
 
 def test_preset_base_is_the_papers_run_and_a_flag_wins_over_it() -> None:

@@ -1,7 +1,7 @@
 """Training on real DeepSpeed workers: exact at every ZeRO stage, after every hop to another layout, and after faults.
 
-The reference is a plain loop of PyTorch (plain.py), which never validates and draws no samples: what equals it was not
-changed by being judged.
+The reference is a plain loop of PyTorch (plain.py), which neither validates nor draws samples: a run that equals it was
+not changed by either.
 """
 
 import re
@@ -23,12 +23,13 @@ from pipelines.prepare.config import PrepareConfig
 from pipelines.train import job as train
 from pipelines.train.config import TrainConfig
 from pipelines.train.losses import read_losses
+from pipelines.train.trainer import StopTraining
 from pipelines.train.validation import TOTAL, read_rows
 from tests.pipelines.conftest import rows
 from tests.pipelines.prepare.plain import prepare_plain
 from tests.pipelines.train import faults
-from tests.pipelines.train.judged import Judge, held_out_rows, share_of
 from tests.pipelines.train.plain import Plain, exported, run_plain, small_config
+from tests.pipelines.train.validation_reference import ValidationReference, held_out_rows, share_of
 
 pytestmark = pytest.mark.ray
 EVERY = 2  # steps between checkpoints
@@ -50,11 +51,11 @@ LAST = HOPS[-1][2]
 class Reference:
     """Expected results of a run.
 
-    judged: rows of validation.csv by their step. bad: steps with the spoiled clip, up to well after the last hop.
+    validation: rows of validation.csv by their step. bad: steps with the spoiled clip, up to well after the last hop.
     """
 
     plain: Plain
-    judged: dict[int, dict[str, float]]
+    validation: dict[int, dict[str, float]]
     spoiled_clip: str
     bad: list[int]
 
@@ -83,10 +84,10 @@ def reference(config: TrainConfig, prepared: str) -> Reference:
     plain = run_plain(config, LAST, keep=range(EVERY, LAST + 1, EVERY))
     bad = [step for step, batch in enumerate(batches, 1) if 0 in batch]
     assert [step for step in bad if step <= LAST] == [n for n, loss in enumerate(plain.losses, 1) if np.isnan(loss)]
-    judge = Judge(config)
+    losses = ValidationReference(config).losses
     weights_at = {0: plain.start, **{step: weights for step, (weights, _) in plain.kept.items()}}
-    judged = {step: {"step": step, **judge.losses(weights)} for step, weights in weights_at.items()}
-    return Reference(plain, judged, spoiled, bad)
+    validation = {step: {"step": step, **losses(weights)} for step, weights in weights_at.items()}
+    return Reference(plain, validation, spoiled, bad)
 
 
 @pytest.fixture
@@ -107,26 +108,26 @@ def test_a_run_is_exact_after_every_hop_to_another_layout_with_a_lost_worker_a_s
     ray_cluster: None,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    run, said = Path(config.output), {}
+    run, summary = Path(config.output), {}
     for number, (stage, workers, steps) in enumerate(HOPS):
         hop = f"hop {number}: ZeRO {stage}, {workers} workers, to step {steps}"
         changes: dict[str, Any] = {"zero_stage": stage, "num_workers": workers, "max_steps": steps}
         if number == 0:
-            said = run_with_losses(config.model_copy(update={**changes, "tracking_uri": server.uri}), server)
+            summary = run_with_losses(config.model_copy(update={**changes, "tracking_uri": server.uri}), server)
             assert "not tracked in MLflow" in capfd.readouterr().err, hop
         else:
             faults.leave_stale_shards(run)
             faults.leave_a_stale_row(run)
             changed = config.model_copy(update=changes | {"sample_every": 2 * (number == SAMPLED)})
-            said = train.run(train.resolve(changed))
-        check_hop(hop, run, steps, said, reference)
+            summary = train.run(train.resolve(changed))
+        check_hop(hop, run, steps, summary, reference)
         if number == SAMPLED:
             check_samples(run, [*(last for _, _, last in HOPS[:number]), steps - 2, steps])
-            check_tracked(config, said, steps - HOPS[number - 1][2], stage)
+            check_tracked(config, summary, steps - HOPS[number - 1][2], stage)
 
     assert faults.last_state(run)["world_size"] == 3
-    assert reference.plain.distance(exported(said["model"]), reference.plain.weights) > 1e-2  # it is the average
-    check_export(config, said)
+    assert reference.plain.distance(exported(summary["model"]), reference.plain.weights) > 1e-2  # it is the average
+    check_export(config, summary)
     check_refusals(config)
     check_stop(config, reference)
 
@@ -141,54 +142,54 @@ def run_with_losses(config: TrainConfig, server: faults.Server) -> dict[str, Any
 
     state = Path(config.output) / "checkpoints" / f"step_{2 * EVERY:07d}" / "state.json"
     killer = faults.when(state.exists, lose)
-    said = train.run(train.resolve(config))
+    summary = train.run(train.resolve(config))
     killer.join(timeout=10)
     assert len(killed) == 1
-    return said
+    return summary
 
 
-def check_hop(hop: str, run: Path, steps: int, said: dict[str, Any], reference: Reference) -> None:
+def check_hop(hop: str, run: Path, steps: int, summary: dict[str, Any], reference: Reference) -> None:
     """Losses, exported average, validation and bad steps are those of the plain run at this step."""
     plain, bad = reference.plain, [step for step in reference.bad if step <= steps]
-    assert said["steps"] == steps, hop
+    assert summary["steps"] == steps, hop
     np.testing.assert_allclose(read_losses(str(run)), plain.losses[:steps], rtol=1e-4, err_msg=hop)
-    assert plain.distance(exported(said["model"]), plain.kept[steps][1]) < 1e-3, hop
-    assert said["bad_steps"] == [{"step": step, "clips": [reference.spoiled_clip]} for step in bad], hop
-    judged = read_rows(str(run))
-    assert [row["step"] for row in judged] == list(range(0, steps + 1, EVERY)), hop
-    for row in judged:
-        expected = reference.judged[int(row["step"])]
+    assert plain.distance(exported(summary["model"]), plain.kept[steps][1]) < 1e-3, hop
+    assert summary["bad_steps"] == [{"step": step, "clips": [reference.spoiled_clip]} for step in bad], hop
+    validation_rows = read_rows(str(run))
+    assert [row["step"] for row in validation_rows] == list(range(0, steps + 1, EVERY)), hop
+    for row in validation_rows:
+        expected = reference.validation[int(row["step"])]
         assert row.keys() == expected.keys(), hop
         np.testing.assert_allclose([row[name] for name in expected], list(expected.values()), rtol=1e-4, err_msg=hop)
-    assert said["validation_loss"] == judged[-1][TOTAL], hop
-    assert judged[-1][TOTAL] < judged[0][TOTAL], hop
+    assert summary["validation_loss"] == validation_rows[-1][TOTAL], hop
+    assert validation_rows[-1][TOTAL] < validation_rows[0][TOTAL], hop
 
 
-def check_export(config: TrainConfig, said: dict[str, Any]) -> None:
+def check_export(config: TrainConfig, summary: dict[str, Any]) -> None:
     """The exported directory is a whole model that animates, and says where it came from."""
-    card = model_directory.read_card(said["model"])
+    card = model_directory.read_card(summary["model"])
     assert (card.sizes, card.lengths) == ([(64, 64)], [4])
-    assert card.lineage["dataset_fingerprint"] == said["dataset_fingerprint"]
+    assert card.lineage["dataset_fingerprint"] == summary["dataset_fingerprint"]
     assert card.lineage["steps"] == LAST
-    run, data, *start = lineage.trace(said["model"]).came_from
-    assert (run.name, data.name, data.note) == (said["run_id"], config.dataset, None)
+    run, data, *start = lineage.trace(summary["model"]).came_from
+    assert (run.name, data.name, data.note) == (summary["run_id"], config.dataset, None)
     assert data.came_from[0].name == reader.read_description(config.dataset)["input"]
     assert [node.name for node in start] == ([] if config.init == "none" else [config.init])
-    assert said["model_fingerprint"] == model_directory.fingerprint(said["model"])
+    assert summary["model_fingerprint"] == model_directory.fingerprint(summary["model"])
     image = np.full((64, 64, 3), 128, np.uint8)
-    pipe = CinemoPipeline.from_pretrained(said["model"])
+    pipe = CinemoPipeline.from_pretrained(summary["model"])
     frames = pipe(image, "a photo", num_frames=4, height=64, width=64, num_inference_steps=2).frames
     assert frames.shape == (1, 4, 64, 64, 3)
 
 
-def check_tracked(config: TrainConfig, said: dict[str, Any], new: int, stage: int) -> None:
+def check_tracked(config: TrainConfig, summary: dict[str, Any], new: int, stage: int) -> None:
     """MLflow's database beside the output has the run with parameters, metrics, tags and curves of its `new` steps."""
     client = MlflowClient(f"sqlite:///{Path(config.output).parent / 'mlflow.db'}")
-    run = client.get_run(said["run_id"])
+    run = client.get_run(summary["run_id"])
     assert run.info.status == "FINISHED"
     assert run.data.params["zero_stage"] == str(stage)
-    assert run.data.tags["dataset_fingerprint"] == said["dataset_fingerprint"]
-    assert run.data.tags["model_fingerprint"] == said["model_fingerprint"]
+    assert run.data.tags["dataset_fingerprint"] == summary["dataset_fingerprint"]
+    assert run.data.tags["model_fingerprint"] == summary["model_fingerprint"]
     losses = dict(enumerate(read_losses(config.output), 1))
     curves = {
         "loss": {step: loss for step, loss in losses.items() if step > len(losses) - new and np.isfinite(loss)},
@@ -199,15 +200,15 @@ def check_tracked(config: TrainConfig, said: dict[str, Any], new: int, stage: in
         },
     }
     for name, curve in curves.items():
-        history = {metric.step: metric.value for metric in client.get_metric_history(said["run_id"], name)}
+        history = {metric.step: metric.value for metric in client.get_metric_history(summary["run_id"], name)}
         assert history == pytest.approx(curve)
         assert len(history) >= 2
     assert 0 < run.data.metrics["grad_norm"] < 10
     assert 0 < run.data.metrics["data_wait_share"] < 1
     assert 100 < run.data.metrics["memory_mib"] < 10_000
-    assert run.data.metrics["bad_steps"] == len(said["bad_steps"])
-    assert [file.path for file in client.list_artifacts(said["run_id"])] == ["images", "loss.png"]
-    images = [file.path for file in client.list_artifacts(said["run_id"], "images") if file.path.endswith(".png")]
+    assert run.data.metrics["bad_steps"] == len(summary["bad_steps"])
+    assert [file.path for file in client.list_artifacts(summary["run_id"])] == ["images", "loss.png"]
+    images = [file.path for file in client.list_artifacts(summary["run_id"], "images") if file.path.endswith(".png")]
     steps = sorted(int(step) for step in re.findall(r"samples\Wstep\W(\d+)\W", " ".join(images)))
     assert steps == [len(losses) - 2, len(losses)]
 
@@ -240,7 +241,7 @@ def check_stop(config: TrainConfig, reference: Reference) -> None:
     so_far = sum(step <= LAST for step in reference.bad)
     changes = {"max_steps": 2 * LAST, "max_bad_steps": so_far, "zero_stage": 2, "checkpoint_every": 2 * LAST}
     sentence = rf"step {reference.bad[so_far]} has no finite loss .* look at the clips {reference.spoiled_clip}, or"
-    with pytest.raises(RuntimeError, match=sentence):
+    with pytest.raises(StopTraining, match=sentence):
         train.run(train.resolve(config.model_copy(update=changes)))
     assert before.items() <= faults.written(Path(config.output)).items()
 
@@ -258,11 +259,11 @@ def test_low_precision_checkpointing_offload_and_own_settings_train_alike(
         ("offload", 3, {"offload_optimizer": "cpu", "offload_params": "cpu", "deepspeed": str(own)}),
     ):
         changes = {**more, "zero_stage": stage, "output": str(tmp_path / name)}
-        said = train.run(train.resolve(config.model_copy(update=changes)))
+        summary = train.run(train.resolve(config.model_copy(update=changes)))
         losses = read_losses(changes["output"])
         np.testing.assert_allclose(losses, plain.losses, rtol=2e-2)  # bf16 has eight bits
         assert not np.allclose(losses, plain.losses, rtol=1e-5)  # and is what was computed in
-        weights = exported(said["model"])
+        weights = exported(summary["model"])
         assert all(weight.dtype == torch.float32 for weight in weights.values())
         assert plain.distance(weights, plain.weights) < 0.5  # without an average, the last weights
 
@@ -280,11 +281,11 @@ def test_the_tiny_preset_halves_its_loss_in_a_hundred_steps_and_says_that_no_cli
     prepare_plain(prepare_config.model_copy(update={"output": prepared, "model": like}))
     changes = {"init": "none", "components": like, "total_batch": 4, "micro_batch": 2, "num_workers": 1}
     places = {"dataset": prepared, "output": str(tmp_path / "run"), "tracking_uri": tracking_uri}
-    said = train.run(train.resolve(TrainConfig(**places, **changes, validation_share=1e-6)))
-    assert said["steps"] == 100
-    assert said["loss_last_20"] < 0.5 * said["loss_first_20"]
+    summary = train.run(train.resolve(TrainConfig(**places, **changes, validation_share=1e-6)))
+    assert summary["steps"] == 100
+    assert summary["loss_last_20"] < 0.5 * summary["loss_first_20"]
 
-    assert said["validation_loss"] is None
+    assert summary["validation_loss"] is None
     assert capfd.readouterr().err.count("no clip fell into --validation-share 1e-06: there is no validation loss") == 1
     assert not (tmp_path / "run" / "validation.csv").exists()
     assert (tmp_path / "run" / "samples" / "step_000100.png").exists()

@@ -51,7 +51,7 @@ def test_a_real_run_takes_what_was_computed(
     parameters = sum(weight.numel() for weight in CinemoUNet(**UNET).parameters())
     assert parameters > 1e7
     live = activations(UNET, latents, precision, checkpointing, text=(77, 64))
-    computed = states(parameters, stage, precision, world=1, bucket=BUCKET, gpu=False).peak(live)
+    computed = states(parameters, stage, precision, world_size=1, bucket=BUCKET, gpu=False).peak(live)
     print(f"activations {live / computed:.0%} of {computed / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB")
     assert computed == pytest.approx(measured, rel=0.15)
 

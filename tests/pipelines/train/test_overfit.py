@@ -70,9 +70,9 @@ def test_a_model_that_overfits_four_clips_animates_their_images_with_25_db(tmp_p
         "num_workers": 1,
         "micro_batch": 4,
     }
-    said = train.run(train.resolve(small_config(prepared, tmp_path).model_copy(update=changes)))
+    summary = train.run(train.resolve(small_config(prepared, tmp_path).model_copy(update=changes)))
 
-    pipe = CinemoPipeline.from_pretrained(said["model"])
+    pipe = CinemoPipeline.from_pretrained(summary["model"])
     clips = rows(prepared)
     assert sorted(clip["caption"] for clip in clips) == sorted(WAVES)
     true = [sample_clip(clip["uri"], clip["start_frame"], INTERVAL, 4, (SIDE, SIDE)) for clip in clips]

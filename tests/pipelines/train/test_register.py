@@ -51,8 +51,8 @@ def test_a_training_without_its_server_is_registered_by_the_same_command_later_a
 
     # Its encoders ask the server, too: they may be on another node.
     changes = {"model": "models:/trained@candidate", "output": str(tmp_path / "ds"), "tracking_uri": server.uri}
-    said = prepare.run(prepare.resolve(prepare_config.model_copy(update={**changes, "clips_per_video": 1})))
-    assert said["counts"]["clips"] > 0
+    summary = prepare.run(prepare.resolve(prepare_config.model_copy(update={**changes, "clips_per_video": 1})))
+    assert summary["counts"]["clips"] > 0
     vaes = [
         storage.read_json(f"{output}/dataset.json")["vae_fingerprint"] for output in (tmp_path / "ds", config.dataset)
     ]

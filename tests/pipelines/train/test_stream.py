@@ -72,13 +72,13 @@ def test_a_run_that_is_resumed_goes_on_with_the_clips_that_come_next(
     changes = {"output": str(tmp_path / "run"), "num_workers": 1, "tracking_uri": tracking_uri}
     config = config.model_copy(update=changes)
     for steps in (3, 6):
-        said = train.run(train.resolve(config.model_copy(update={"max_steps": steps})))
-    assert said["steps"] == 6
+        summary = train.run(train.resolve(config.model_copy(update={"max_steps": steps})))
+    assert summary["steps"] == 6
     stream_reader = StreamReader(stream)
     stream_reader.begin(0, None)
     np.testing.assert_allclose(read_losses(config.output), run_plain(config, 6, stream_reader).losses, rtol=1e-4)
     card = json.loads((tmp_path / "run" / "model" / "cinemo.json").read_text())
-    assert card["lineage"]["dataset_fingerprint"] == said["dataset_fingerprint"]
+    assert card["lineage"]["dataset_fingerprint"] == summary["dataset_fingerprint"]
     with pytest.raises(ValueError, match=r"--stream.min-interval: .* with stream.min_interval 3, this job has 2"):
         train.resolve(config.model_copy(update={"stream": config.stream.model_copy(update={"min_interval": 2})}))
 

@@ -1,6 +1,6 @@
-"""Validation: means by timestep and by motion, and the clips that a stream judges by.
+"""Validation: means by timestep and by motion, and the clips that a stream holds out.
 
-That a run's numbers are right at every ZeRO stage and change nothing is held by test_job.py.
+test_job.py tests that the numbers of a run are right at every ZeRO stage, and that validating changes nothing.
 """
 
 import functools
@@ -20,24 +20,28 @@ from pipelines.train.batch import Inputs
 from pipelines.train.stream import StreamReader
 from pipelines.train.validation import draw, validate
 from tests.pipelines.conftest import SMALL, rows
-from tests.pipelines.train.judged import held_out_rows, share_of
 from tests.pipelines.train.plain import small_config
+from tests.pipelines.train.validation_reference import held_out_rows, share_of
 
 
 def test_means_are_taken_by_timestep_and_by_motion_and_leave_out_clips_that_are_no_numbers() -> None:
     def clip(bucket: int, value: float) -> reader.Clip:
         return reader.Clip(f"{bucket}", "", bucket, np.full((2, 1, 1, 1), value, np.float32), None)
 
-    def loss_of(inputs: Inputs) -> torch.Tensor:
-        """The bucket, and a tenth for every fifth of the timesteps that are done."""
+    def compute_losses(inputs: Inputs) -> torch.Tensor:
+        """Give the bucket plus a tenth of the number of the fifth."""
         latents, _, buckets, timesteps, _ = inputs
         return buckets + timesteps // 200 / 10 + 0 * latents.flatten(1).sum(1)
 
-    draws = functools.partial(draw, embed=lambda caption: torch.zeros(1, 1), motion=UNIFORM_MOTION, timesteps=1000)
+    draws = functools.partial(
+        draw, embed=lambda caption: torch.zeros(1, 1), motion=UNIFORM_MOTION, num_train_timesteps=1000
+    )
     clips = [clip(3, 1.0), clip(7, 1.0), clip(9, math.nan), clip(7, 2.0)]
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
-        found = [validate(loss_of, draws, clips, [0, 1, 2, 3], micro, torch.device("cpu")) for micro in (1, 3, 99)]
+        found = [
+            validate(compute_losses, draws, clips, [0, 1, 2, 3], micro, torch.device("cpu")) for micro in (1, 3, 99)
+        ]
     finally:
         torch.distributed.destroy_process_group()
     mean = (3 + 7 + 7) / 3

@@ -1,4 +1,4 @@
-"""Expected validation losses: of the held-out clips, computed one clip and one timestep at a time."""
+"""The reference for validation: losses of the held-out clips, computed one clip and one timestep at a time."""
 
 from typing import Any
 
@@ -17,21 +17,21 @@ from tests.pipelines.conftest import rows
 
 
 def share_of(uris: set[str], videos: int) -> float:
-    """The validation share that holds out exactly this number of videos; paths are hashed, so it is searched for."""
+    """Find the validation share that holds out exactly this number of videos."""
     hashes = hashing.hash64(sorted(uris))
     shares = (float(share) for share in np.linspace(0, 1, 10_001)[:-1])
     return next(share for share in shares if reader.is_held_out(hashes, share).sum() == videos)
 
 
 def held_out_rows(config: TrainConfig) -> list[dict[str, Any]]:
-    """Rows of a run's dataset whose videos are held out."""
+    """Read the rows of a run's dataset whose videos are held out."""
     found = rows(config.dataset)
     held_out = reader.is_held_out(hashing.hash64(row["uri"] for row in found), config.validation_share)
     return [row for row, held in zip(found, held_out, strict=True) if held]
 
 
-class Judge:
-    """Computes the validation losses of a run's U-Net from its weights."""
+class ValidationReference:
+    """Computes the validation losses of a run from the weights of its U-Net."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.rows = held_out_rows(config)
@@ -43,7 +43,7 @@ class Judge:
 
     @torch.no_grad()
     def losses(self, weights: dict[str, torch.Tensor]) -> dict[str, float]:
-        """Mean losses, by the column names of validation.csv."""
+        """Compute mean losses, by the column names of validation.csv."""
         for name, weight in self.unet.named_parameters():
             weight.copy_(weights[name])
         losses: dict[str, list[float]] = {}
