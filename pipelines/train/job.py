@@ -15,7 +15,7 @@ from typing import Any
 
 from cinemo import checkpoint
 from cinemo.motion import SCORE_DEFINITION
-from pipelines.core import models, plots, storage, tracking
+from pipelines.core import lease, models, plots, storage, tracking
 from pipelines.core.output import Output
 from pipelines.core.progress import to_stderr
 from pipelines.dataset import reader
@@ -157,13 +157,17 @@ def run(job: Job) -> dict[str, Any]:
     """Train, or resume the training; returns the summary. Needs a running Ray. Raises StopTraining and Ray's errors."""
     config, dataset = job.config, job.dataset
     output, began = config.output, time.monotonic()
-    with tracking.start("train", output, config.tracking_uri, config.model_dump()) as log:
+    with (
+        lease.hold(output) as held,
+        tracking.start("train", output, config.tracking_uri, config.model_dump()) as log,
+    ):
         log.tags({"dataset_fingerprint": dataset["fingerprint"], "init": config.init})
         log.came_from("prepare", "dataset_fingerprint", dataset["fingerprint"])
         if config.has_model:
             log.came_from("train", tracking.FINGERPRINT, models.fingerprint(weights.directory(config)))
         storage.put_json(storage.join(output, "settings.json"), job.identity)
         result = read_result(config) or fit(config, output, log)
+        held.confirm()
         storage.put_json(storage.join(output, "result.json"), {"steps": config.max_steps, **result})
         losses = read_losses(output)
         picture = plots.curve(losses, smooth(losses), "step", "loss")
