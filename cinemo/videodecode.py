@@ -11,6 +11,7 @@ from fractions import Fraction
 from typing import Any
 
 from cinemo.videofile import OpenVideo
+from cinemo.videotimes import packets_of
 
 
 def on_screen(timestamps: list[int], target: Fraction, ticks: Fraction) -> int | None:
@@ -73,7 +74,7 @@ def count_from_the_start(video: OpenVideo) -> Iterator[Any]:
 
 def decode(video: OpenVideo, targets: list[Fraction], seen: list[int] | None) -> Iterator[Any]:
     """Decoded frames from where the container stands; `seen` as in decode_from."""
-    decoder, packets = video.decoder, video.container.demux(video.stream)
+    decoder, packets = video.decoder, packets_of(video.container, video.stream)
     if seen is None:
         decoder.skip_frame = "DEFAULT"
         for packet in packets:

@@ -182,7 +182,8 @@ def check_size(source: Source, stream: Any, name: str) -> None:
     width, height = stream.width, stream.height
     if not width or not height:  # some decoders forget the size when it is over the limit: ask without decoding
         with open_container(source, name, skip_frame="all") as container:
-            width, height = container.streams[stream.index].width, container.streams[stream.index].height
+            sizes = [(other.width, other.height) for other in container.streams.video if other.index == stream.index]
+            width, height = sizes[0] if sizes else (0, 0)
     if width * height > MAX_FRAME_PIXELS:
         raise VideoError("too_large", f"video {name} is {width} x {height}; at most 8192 x 4608 is taken")
     if not width or not height:

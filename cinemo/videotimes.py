@@ -7,6 +7,7 @@ hides, and those before the first keyframe, which no decoder shows, are not coun
 
 import contextlib
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -60,11 +61,23 @@ def from_index(container: Any, stream: Any) -> FrameTimes | None:
         return None
     stamps = np.fromiter((entry.timestamp for entry in entries), np.int64, len(entries))
     length = (stamps[-1] - stamps[0]) * len(stamps) / (len(stamps) - 1)
-    if any(entry.is_discard for entry in entries) or (stream.duration or 0) > length + 2 * length / len(stamps):
-        return None  # an edit list hides frames; or fragments follow, which the index does not know yet
+    if (
+        length <= 0
+        or any(entry.is_discard for entry in entries)
+        or (stream.duration or 0) > length + 2 * length / len(stamps)
+    ):
+        return (
+            None  # an edit list hides frames; or fragments follow, which the index does not know yet; or it is damaged
+        )
     # The index has decoding times: where they are even, so are the times at which frames are shown.
     rate = even_rate(stamps, stream)
     return None if rate is None else evenly(stream, len(stamps), rate, stream.start_time or 0)
+
+
+def packets_of(container: Any, stream: Any) -> Iterator[Any]:
+    """The packets of a stream from where the container stands, and an empty one at the end."""
+    with contextlib.suppress(IndexError):  # PyAV's, at the end of a file in which further streams turned up on the way
+        yield from container.demux(stream)
 
 
 def from_packets(container: Any, stream: Any) -> FrameTimes:
@@ -72,7 +85,7 @@ def from_packets(container: Any, stream: Any) -> FrameTimes:
     times, begin, clock, unsure = array("q"), None, None, False
     earliest = None  # what is shown before the first keyframe needs frames that are not there
     with contextlib.suppress(av.FFmpegError):  # the file breaks off: what was read is what there is
-        for packet in container.demux(stream):
+        for packet in packets_of(container, stream):
             if not packet.size:
                 continue
             if begin is None and packet.is_keyframe:

@@ -1,6 +1,7 @@
 """How many frames a video shows, and when: whatever its header says."""
 
 import io
+import struct
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,14 @@ def test_sound_that_outlasts_the_pictures_adds_no_frames(tmp_path: Path, suffix:
 def test_a_recording_that_begins_between_keyframes_begins_at_one(tmp_path: Path, suffix: str) -> None:
     whole = encode(tmp_path / "whole.mp4", numbered(90), options={"x264-params": X264["B-frames"]})
     gives(copy_packets(whole, tmp_path / f"late{suffix}", without=35), list(range(60, 90)))
+
+
+def test_an_index_without_times_is_damaged(tmp_path: Path) -> None:
+    data = bytearray(encode(tmp_path / "a.mp4", numbered(24)).read_bytes())
+    struct.pack_into(">I", data, data.index(b"stts") + 16, 0)  # how long each frame is shown
+    (tmp_path / "a.mp4").write_bytes(data)
+    with pytest.raises(VideoError):
+        sample_clip(tmp_path / "a.mp4", 0, 1, 16)
 
 
 def test_recordings_put_end_to_end_are_one_video(tmp_path: Path) -> None:
