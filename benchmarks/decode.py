@@ -27,8 +27,10 @@ from PIL import Image
 from skimage.data import astronaut
 from timing import compare, ratio, report
 
-from cinemo.video import pick_frames, render_all, sample_clip, sample_clips
+from cinemo.video import sample_clip, sample_clips
+from cinemo.videodecode import pick_frames
 from cinemo.videofile import open_video
+from cinemo.videopixels import render_all
 
 WIDTH, HEIGHT, FPS, GOP = 1280, 720, 30, 250
 SECONDS = 600

@@ -45,23 +45,24 @@ def score(
 ) -> None:
     """Measure motion: mean SSIM of neighbouring frames (1 is still) and the motion bucket (0 is still, 19 the most)."""
     from cinemo.motion import motion_bucket, motion_score
-    from cinemo.video import read_clip
+    from cinemo.video import load_clip
 
     if num_frames < 2 or min(height, width) < 7:
         raise ValueError(f"num_frames {num_frames} at {height} x {width}: SSIM needs 2 frames and 7 x 7 pixels or more")
     failed = 0
     for path in videos:
         try:
-            frames, step = read_clip(path, start, interval, num_frames, (height, width))
-            value = motion_score(frames)
+            clip = load_clip(path, start, interval, num_frames, (height, width), shorten=True)
+            value = motion_score(clip.frames)
         except ValueError as error:
             failed += 1
             typer.echo(f"error: {error}", err=True)
             continue
         row = {"video": str(path), "score": value, "bucket": motion_bucket(value), "start": start,
-               "interval": step, "frames": num_frames}  # fmt: skip
-        last = start + step * (num_frames - 1)
-        line = f"{path}  SSIM {value:.4f}  bucket {row['bucket']:2d}  frames {start}..{last} by {step}"
+               "interval": clip.interval, "frames": num_frames, **clip.traits._asdict()}  # fmt: skip
+        last = start + clip.interval * (num_frames - 1)
+        line = f"{path}  SSIM {value:.4f}  bucket {row['bucket']:2d}  frames {start}..{last} by {clip.interval}"
+        line += f"  {clip.traits.describe()}"
         typer.echo(json.dumps(row) if as_json else line)
     if failed:
         raise typer.Exit(2)

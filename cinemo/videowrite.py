@@ -8,16 +8,19 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import ColorRange
 from PIL import Image
 
 CRF = 18  # visually lossless H.264
+HD_LINES = 720
+BT709, SMPTE170M = 1, 6  # of primaries, transfer and matrix alike (ITU-T H.273)
 
 
 def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: float = 8) -> None:
     """Write frames as .mp4 (H.264, plays while loading), .gif or .webp, by the path's ending.
 
     frames: uint8 (N, H, W, 3), RGB; an odd height or width gets one repeated row or column in mp4. The file appears
-    complete or not at all. Raises ValueError for other arrays, endings, or an fps outside 1..240.
+    complete or not at all. Raises ValueError for other arrays, endings, or an fps outside 1..240 (GIF 50, WebP 90).
     """
     path = check_output(path, fps)
     frames = np.asarray(frames)
@@ -41,27 +44,60 @@ def check_output(path: str | os.PathLike[str], fps: float) -> Path:
         raise ValueError(f"output {path} is a directory; name a file in it, such as {path / 'out.mp4'}")
     if path.suffix.lower() not in WRITERS:
         raise ValueError(f"output {path} ends in {path.suffix or 'nothing'}; use {', '.join(WRITERS)}")
-    if not 1 <= fps <= 240:
-        raise ValueError(f"fps {fps} is outside 1..240")
+    most = MOST_FPS[path.suffix.lower()]
+    if not 1 <= fps <= most:
+        slow = f": browsers would play a faster {path.suffix} at 10; use .mp4" if 1 <= fps <= MOST_FPS[".mp4"] else ""
+        raise ValueError(f"fps {fps:g} is outside 1..{most}{slow}")
     return path
 
 
 def write_mp4(path: str, frames: np.ndarray, fps: float) -> None:
+    """H.264 that says its colours: BT.709 from 720 lines on, else BT.601, as players assume where nothing is said."""
     _, height, width, _ = frames.shape
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    matrix, tag = ("ITU709", BT709) if height >= HD_LINES else ("ITU601", SMPTE170M)
     with av.open(path, "w", options={"movflags": "+faststart"}) as container:
         stream: Any = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": str(CRF)}
+        colours = stream.codec_context
+        colours.colorspace = colours.color_primaries = colours.color_trc = tag
+        colours.color_range = ColorRange.MPEG
         for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            rgb = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            container.mux(stream.encode(rgb.reformat(format="yuv420p", dst_colorspace=matrix, dst_color_range="MPEG")))
         container.mux(stream.encode())
 
 
 def write_animation(path: str, frames: np.ndarray, fps: float) -> None:
-    pictures = [Image.fromarray(frame) for frame in frames]
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0)
+    """GIF with the best palette of each frame, or WebP; a frame that equals the one before it is a frame as well."""
+    is_gif = path.endswith(".gif")
+    unit = Fraction(1, 100 if is_gif else 1000)  # in which the format counts
+    with av.open(path, "w", options={"loop": "0"}) as container:  # for ever
+        stream: Any = container.add_stream("gif" if is_gif else "libwebp", rate=Fraction(fps).limit_denominator(1001))
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "pal8" if is_gif else "bgra"
+        stream.codec_context.time_base = unit
+        stream.options = {} if is_gif else {"quality": "80"}
+        for k, array in enumerate(frames):
+            frame = with_palette(array) if is_gif else av.VideoFrame.from_ndarray(array, format="rgb24")
+            frame = frame.reformat(format=stream.pix_fmt)
+            frame.pts, frame.time_base = round(k / fps / unit), unit
+            frame.duration = round((k + 1) / fps / unit) - frame.pts
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def with_palette(picture: np.ndarray) -> av.VideoFrame:
+    """uint8 (H, W, 3) in 256 colours."""
+    reduced = Image.fromarray(picture).convert("P", palette=Image.Palette.ADAPTIVE)
+    colours = np.array(reduced.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    palette = np.zeros((256, 4), np.uint8)  # alpha, red, green, blue
+    palette[:, 0], palette[: len(colours), 1:] = 255, colours
+    return av.VideoFrame.from_ndarray((np.asarray(reduced), palette), format="pal8")
 
 
 WRITERS = {".mp4": write_mp4, ".gif": write_animation, ".webp": write_animation}
+# Browsers show a frame of a GIF for at least 20 ms, of a WebP for 11: what is shorter they show for 100.
+MOST_FPS = {".mp4": 240, ".gif": 50, ".webp": 90}

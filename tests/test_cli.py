@@ -14,6 +14,7 @@ from PIL import Image
 
 from cinemo.cli import main
 from cinemo.video import probe
+from tests.videos import encode, numbered
 
 
 class Result(NamedTuple):
@@ -127,6 +128,21 @@ def test_score_prints_a_line_a_video_and_goes_on_past_bad_ones(
     assert (rows[0]["frames"], rows[0]["interval"]) == (16, 3)
     assert 0 < rows[0]["score"] < 1
     assert "bucket" in cinemo("score", moving_video).out
+
+
+def test_score_says_how_a_video_is_stored(cinemo: Command, tmp_path: Path) -> None:
+    uneven = [0, 1, 2, 5, 6, 7, 8, 12, 13, 14, 15, 16, 17, 20, 21, 22]
+    options = {"x264-params": "tff=1:sar=4/3"}
+    odd = encode(tmp_path / "odd: one.mp4", numbered(16), times=uneven, options=options)
+    small = ("--height", 72, "--width", 96)
+    row = json.loads(cinemo("score", odd, *small, "--json").out)
+    assert row["fps"] == pytest.approx(24 * 15 / 22)
+    stored = {"variable_rate": True, "interlaced": True, "sample_aspect_ratio": pytest.approx(4 / 3), "transfer": None}
+    assert {name: row[name] for name in stored} == stored
+    assert (row["frames"], row["interval"]) == (16, 1)
+    assert cinemo("score", odd, *small).out.endswith("16.36 fps, variable, interlaced, pixels 1.33:1\n")
+    plain = encode(tmp_path / "plain.mp4", numbered(16))
+    assert cinemo("score", plain, *small).out.endswith("frames 0..15 by 1  24 fps\n")
 
 
 def test_info_shows_the_parts_and_the_fingerprint(cinemo: Command, checkpoint: Path) -> None:

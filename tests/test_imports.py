@@ -23,7 +23,16 @@ ALLOWED = {
 }
 # Packages of pipelines/, from the top floor to the bottom: each imports from floors below its own, and from itself.
 FLOORS = (("train", "evaluate", "serving"), ("animate", "prepare"), ("sources",), ("dataset",), ("core",))
-LEAVES = ("motion.py", "residual.py", "dctinit.py", "videofile.py", "videowrite.py", "image.py")
+LEAVES = (
+    "motion.py",
+    "residual.py",
+    "dctinit.py",
+    "hdr.py",
+    "animation.py",
+    "videotimes.py",
+    "videowrite.py",
+    "image.py",
+)
 
 
 def imported(path: Path) -> set[str]:

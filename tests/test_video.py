@@ -1,6 +1,5 @@
 """Sampling clips from video files: which frames, and their colours."""
 
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +7,11 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from PIL import Image
 
-from cinemo.video import VideoError, decode_from, probe, sample_clip, sample_clips
+from cinemo.video import VideoError, sample_clip, sample_clips
+from cinemo.videodecode import decode_from
 from cinemo.videofile import open_video
+from cinemo.videopixels import render_all
 from tests.videos import corners, encode, quadrants
 
 CORNERS = corners(quadrants())
@@ -34,8 +34,8 @@ def test_gives_exactly_the_frames_that_were_asked_for(
 
 def test_seeking_gives_the_same_pixels_as_decoding_everything(shared_clips: Path) -> None:
     for name in ("bikes.mp4", "nasa_13013.mp4", "arm_wrestling.mp4", "h265_10bits.mp4"):
-        with av.open(str(shared_clips / name)) as container:
-            every = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        with open_video(shared_clips / name) as video:
+            every = list(render_all(video.container.decode(video.stream), None, video.pixel_aspect))
         for start, interval in ((0, 1), (len(every) // 2, 1), (len(every) - 1 - 7, 1), (3, 3)):
             assert np.array_equal(sample_clip(shared_clips / name, start, interval, 8), every[start::interval][:8])
 
@@ -106,61 +106,12 @@ def test_full_range_white_is_255_and_grey_stays(tmp_path: Path, name: str, codec
         assert np.abs(np.subtract(corners(got), [[255] * 3, [16] * 3, [255] * 3, [235] * 3])).max() <= 2
 
 
-@pytest.mark.parametrize(
-    ("name", "codec", "pix_fmt"),
-    [("png.mov", "png", "rgba"), ("prores.mov", "prores_ks", "yuva444p10le"), ("ffv1.mkv", "ffv1", "yuva420p")],
-)
-def test_transparency_is_laid_over_white(tmp_path: Path, name: str, codec: str, pix_fmt: str) -> None:
-    picture = np.dstack([quadrants(), np.full((64, 96), 255, np.uint8)])
-    picture[:32, 48:, 3] = 0  # the black quarter becomes clear,
-    picture[32:, :48, 3] = 128  # the red one half so
-    path = encode(tmp_path / name, [picture] * 3, codec, pix_fmt)
-    half_red = [255, 127, 127]
-    for size in (None, (32, 48)):
-        got = corners(sample_clip(path, 0, 1, 2, size)[1])
-        assert np.abs(np.subtract(got, [CORNERS[0], CORNERS[0], half_red, CORNERS[3]])).max() <= 8
-
-
-def test_vp9_with_alpha_gives_its_opaque_colours(tmp_path: Path) -> None:
-    picture = np.dstack([quadrants(), np.full((64, 96), 255, np.uint8)])
-    options = {"crf": "4", "b": "0", "cpu-used": "8", "auto-alt-ref": "0"}
-    path = encode(tmp_path / "alpha.webm", [picture] * 3, "libvpx-vp9", "yuva420p", options=options)
-    assert np.abs(np.subtract(corners(sample_clip(path, 0, 1, 2)[1]), CORNERS)).max() <= 6
-
-
-def test_a_transparent_gif_is_over_white(tmp_path: Path) -> None:
-    pictures = [quadrants() for _ in range(3)]
-    for k, picture in enumerate(pictures):
-        picture[k, :10] = (0, 255, 0)  # frames that are the same would be written as one
-    frames = [Image.fromarray(picture).quantize(8) for picture in pictures]
-    clear = frames[0].getpixel((90, 5))  # the black quarter's palette entry
-    frames[0].save(
-        tmp_path / "clear.gif", save_all=True, append_images=frames[1:], transparency=clear, disposal=2, duration=100
-    )
-    got = corners(sample_clip(tmp_path / "clear.gif", 0, 1, 3)[0])
-    assert np.abs(np.subtract(got, [CORNERS[0], CORNERS[0], *CORNERS[2:]])).max() <= 1
-
-
 @pytest.mark.parametrize("shape", [(63, 95), (64, 97), (33, 2)])
 def test_odd_sizes_keep_every_row_and_column(tmp_path: Path, shape: tuple[int, int]) -> None:
     path = encode(tmp_path / "odd.mkv", [quadrants(*shape)] * 3, "ffv1", "yuv444p")
     clip = sample_clip(path, 0, 1, 2)
     assert clip.shape == (2, *shape, 3)
     assert np.abs(clip[0].astype(int) - quadrants(*shape)).max() <= 3
-
-
-def test_a_variable_frame_rate_goes_by_time(tmp_path: Path) -> None:
-    times = [0, 1, 2, 3, 12, 13, 14, 15, 20, 24]  # shown for uneven times: 10 frames in 25 ticks
-    levels = [20 * k for k in range(10)]
-    path = encode(
-        tmp_path / "vfr.mkv", [np.full((32, 32, 3), v, np.uint8) for v in levels], "ffv1", "bgr0", times=times
-    )
-    frame = 24 / probe(path).fps  # a frame at the average rate, in ticks
-    clip = sample_clip(path, 0, 1, 9)
-    for k, picture in enumerate(clip):
-        shown = max(i for i, time in enumerate(times) if time <= k * frame + frame / 2)
-        exact = [i for i, time in enumerate(times) if abs(time - k * frame) <= frame / 2]
-        assert picture[0, 0, 0] == levels[exact[0] if exact else shown]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +132,7 @@ def test_frames_nobody_needs_are_left_out_and_the_pixels_stay(
 ) -> None:
     path = encode(tmp_path / name, np.concatenate([moving_frames] * 3), options={"x264-params": params})
     with av.open(str(path)) as container:
-        every = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        every = list(render_all(container.decode(video=0), None))
     rng = np.random.default_rng(0)
     for _ in range(25):
         start, interval, count = (int(n) for n in rng.integers((0, 1, 1), (150, 9, 9)))
@@ -193,9 +144,8 @@ def test_only_needed_frames_are_decoded(tmp_path: Path, moving_frames: np.ndarra
     options = {"x264-params": "bframes=3:b-adapt=0:b-pyramid=none:keyint=250:scenecut=0"}
     path = encode(tmp_path / "long.mp4", np.concatenate([moving_frames] * 3), options=options)
     with open_video(path) as video:
-        ticks = 1 / (video.rate * video.stream.time_base)
-        targets = [(120 + 8 * k) * ticks for k in range(4)]
-        lean, full = (sum(1 for _ in decode_from(video, targets, ticks, seen)) for seen in ([], None))
+        targets = [video.times.at(120 + 8 * k) for k in range(4)]
+        lean, full = (sum(1 for _ in decode_from(video, targets, seen)) for seen in ([], None))
     assert full == 180  # this file is one group of pictures; the picker stops earlier, the decoder does not know where
     assert lean <= 145 // 4 + 6  # three frames of four are B-frames that no other refers to
 
@@ -246,21 +196,3 @@ print(resident() - before)
         [sys.executable, "-c", script, str(moving_video)], capture_output=True, text=True, check=True, timeout=300
     )
     assert float(done.stdout) < 8  # MiB; the clips together are 56
-
-
-@pytest.mark.parametrize(
-    ("matrix", "order"),
-    [((0, 1, -1, 0), (2, 0, 3, 1)), ((-1, 0, 0, -1), (3, 2, 1, 0)), ((0, -1, 1, 0), (1, 3, 0, 2))],
-    ids=["90 clockwise", "180", "90 counterclockwise"],
-)
-def test_rotated_pictures_stand_upright(tmp_path: Path, matrix: tuple[int, ...], order: tuple[int, ...]) -> None:
-    path = encode(tmp_path / "phone.mp4", [quadrants()] * 3, options={"crf": "1"})
-    data = bytearray(path.read_bytes())
-    at = data.index(b"tkhd") + 44  # the track's display matrix, 16.16 fixed point, in rows of three
-    a, b, c, d = (n * 65536 for n in matrix)
-    struct.pack_into(">6i", data, at, a, b, 0, c, d, 0)
-    path.write_bytes(data)
-    for size in (None, (40, 40)):
-        picture = sample_clip(path, 0, 1, 2, size)[1]
-        assert picture.shape[:2] == (size or ((96, 64) if matrix[0] == 0 else (64, 96)))
-        assert np.abs(np.subtract(corners(picture), [CORNERS[k] for k in order])).max() <= 4

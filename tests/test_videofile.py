@@ -5,6 +5,7 @@ import http.server
 import io
 import os
 import pickle
+import shutil
 import struct
 import tarfile
 import tempfile
@@ -19,8 +20,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cinemo.video import VideoError, probe, sample_clip
-from tests.videos import encode, quadrants
+from cinemo.video import VideoError, is_animated_webp, probe, sample_clip, write_video
+from tests.videos import encode, number_of, numbered, quadrants
 
 
 def reason(source: Any) -> tuple[str, str]:
@@ -220,6 +221,29 @@ def test_a_store_that_fails_while_decoding_does_not_call_the_video_corrupt(tmp_p
     with pytest.raises(VideoError, match=r"clip\.mp4 cannot be read.*connection lost") as caught:
         sample_clip(source, 0, 2, 15)
     assert caught.value.reason == "unreadable"
+
+
+def test_a_colon_in_a_name_is_no_protocol(tmp_path: Path, moving_video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = sample_clip(moving_video, 3, 2, 4)
+    monkeypatch.chdir(tmp_path)
+    for name in ("clip: take 1.mp4", "http:x.mp4", "concat:a.mp4|b.mp4", "file:x.mp4", "-i.mp4", "a%03d.mp4"):
+        shutil.copyfile(moving_video, Path(tmp_path, name))
+        assert np.array_equal(sample_clip(name, 3, 2, 4), expected)
+    write_video("take: 2.mp4", expected)
+    assert probe("take: 2.mp4").num_frames == 4
+
+
+def test_an_animated_webp_is_opened_within_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_video(tmp_path / "a.webp", np.stack(numbered(6)))
+    data = (tmp_path / "a.webp").read_bytes()
+    assert is_animated_webp(data[:21])
+    assert [number_of(picture) for picture in sample_clip(io.BytesIO(data), 1, 2, 3)] == [1, 3, 5]
+    Image.fromarray(quadrants()).save(tmp_path / "still.webp")
+    assert not is_animated_webp((tmp_path / "still.webp").read_bytes()[:21])
+    (tmp_path / "cut.webp").write_bytes(data[: len(data) // 2])
+    assert reason(tmp_path / "cut.webp")[0] == "corrupt"
+    monkeypatch.setattr("cinemo.videofile.MAX_ANIMATION_PIXELS", 6 * 64 * 96 - 1)
+    assert reason(tmp_path / "a.webp")[0] == "too_large"
 
 
 def test_a_file_object_of_no_video_is_named_as_well(moving_video: Path) -> None:

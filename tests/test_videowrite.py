@@ -2,18 +2,20 @@
 
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
+from PIL import Image, ImageSequence
 
-from cinemo.video import probe
+from cinemo.motion import motion_bucket, motion_score
+from cinemo.video import load_clip, probe, sample_clip
 from cinemo.videowrite import write_video
+from tests.videos import corners, numbered, quadrants
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".gif", ".webp"])
 @pytest.mark.parametrize("shape", [(5, 32, 48, 3), (2, 33, 47, 3)])
 def test_every_format_and_odd_sizes_are_written(tmp_path: Path, suffix: str, shape: tuple[int, ...]) -> None:
-    from PIL import Image
-
     path = tmp_path / "new" / f"clip{suffix}"
     frames = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     write_video(path, frames, fps=8)
@@ -25,7 +27,15 @@ def test_every_format_and_odd_sizes_are_written(tmp_path: Path, suffix: str, sha
 
 
 @pytest.mark.parametrize(
-    ("name", "fps", "words"), [("a.txt", 8, "ends in .txt"), ("a", 8, "ends in nothing"), ("a.mp4", 0, "fps 0")]
+    ("name", "fps", "words"),
+    [
+        ("a.txt", 8, "ends in .txt"),
+        ("a", 8, "ends in nothing"),
+        ("a.mp4", 0, "fps 0"),
+        ("a.gif", 60, "fps 60 is outside 1..50: browsers would play a faster .gif at 10; use .mp4"),
+        ("a.webp", 120, "fps 120 is outside 1..90: browsers"),
+        ("a.gif", 500, "fps 500 is outside 1..50$"),
+    ],
 )
 def test_bad_output_is_named_before_anything_is_written(tmp_path: Path, name: str, fps: float, words: str) -> None:
     with pytest.raises(ValueError, match=words):
@@ -39,3 +49,47 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="frames are"):
         write_video(path, np.zeros((2, 16, 16, 3), np.float32))
     assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif", ".webp"])
+def test_what_was_written_is_read_again(tmp_path: Path, suffix: str) -> None:
+    frames = np.stack(numbered(16))
+    write_video(tmp_path / f"o{suffix}", frames, 8)
+    clip = load_clip(tmp_path / f"o{suffix}", 0, 1, 16, None)
+    assert np.abs(clip.frames.astype(int) - frames).mean() < 4
+    assert motion_bucket(motion_score(clip.frames)) == motion_bucket(motion_score(frames))
+    assert clip.traits.fps == pytest.approx(8, rel=0.01)
+    assert not clip.traits.variable_rate
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+@pytest.mark.parametrize("fps", [8, 24, 50])
+def test_equal_frames_stay_frames_and_last_as_long_as_asked(tmp_path: Path, suffix: str, fps: int) -> None:
+    path = tmp_path / f"still{suffix}"
+    write_video(path, np.stack([quadrants()] * 16), fps)
+    with Image.open(path) as picture:
+        lengths = []
+        for frame in ImageSequence.Iterator(picture):
+            frame.load()  # its time is known only then
+            lengths.append(frame.info["duration"])
+        assert picture.info["loop"] == 0  # for ever
+    assert len(lengths) == 16
+    assert min(lengths) >= 20
+    assert sum(lengths) == pytest.approx(16_000 / fps, abs=10)
+    assert sample_clip(path, 0, 1, 16).shape == (16, 64, 96, 3)
+
+
+@pytest.mark.parametrize(("height", "number"), [(64, 6), (718, 6), (720, 1)])
+def test_mp4_says_which_colours_it_was_made_with(tmp_path: Path, height: int, number: int) -> None:
+    path = tmp_path / "o.mp4"
+    write_video(path, np.stack([quadrants(height, 96)] * 3))
+    with av.open(str(path)) as container:
+        frame = next(container.decode(video=0))
+        assert (frame.color_primaries, frame.color_trc, frame.colorspace, frame.color_range) == (*[number] * 3, 1)
+        plain = frame.reformat(format="rgb24", src_colorspace={1: "ITU709", 6: "ITU601"}[number]).to_ndarray()
+    data = path.read_bytes()
+    at = data.index(b"colr")  # the container says it too: nclx, primaries, transfer, matrix
+    assert data[at + 4 : at + 14] == b"nclx" + number.to_bytes(2) * 3
+    assert data.index(b"moov") < data.index(b"mdat")  # it plays while it loads
+    for picture in (plain, sample_clip(path, 0, 1, 2)[1]):
+        assert np.abs(np.subtract(corners(picture), corners(quadrants()))).max() <= 3

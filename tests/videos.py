@@ -55,3 +55,41 @@ def encode(
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
+
+
+def numbered(count: int, height: int = 64, width: int = 96) -> list[np.ndarray]:
+    """Moving stripes, uint8 (H, W, 3), whose upper edge says in black and white which frame it is: number_of."""
+    y, x = np.mgrid[:height, :width]
+    pictures = []
+    for k in range(count):
+        picture = np.repeat((128 + 100 * np.sin((x + y + 4 * k) / 7))[..., None], 3, axis=2).astype(np.uint8)
+        for bit in range(8):
+            picture[:8, 8 * bit : 8 * bit + 8] = 255 * (k >> bit & 1)
+        pictures.append(picture)
+    return pictures
+
+
+def number_of(picture: np.ndarray) -> int:
+    """Which of the numbered frames it is."""
+    return sum((int(picture[4, 8 * bit + 4].mean()) > 127) << bit for bit in range(8))
+
+
+def copy_packets(
+    source: Path, target: Any, earlier: float = 0, without: int = 0, container_options: dict[str, str] | None = None
+) -> Any:
+    """The packets of a video in another file, undecoded, their timestamps so many seconds earlier, the first left out.
+
+    In MP4 an edit list hides what comes to lie before 0, as `ffmpeg -ss N -c copy` leaves it.
+    """
+    name = str(target) if isinstance(target, Path) else target
+    kind = None if isinstance(target, Path) else "matroska"
+    with av.open(str(source)) as reader, av.open(name, "w", format=kind, options=container_options or {}) as writer:
+        stream = reader.streams.video[0]
+        copy = writer.add_stream_from_template(stream)
+        for packet in [packet for packet in reader.demux(stream) if packet.size][without:]:
+            assert packet.pts is not None
+            assert packet.dts is not None
+            shift = round(earlier / stream.time_base)
+            packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, copy
+            writer.mux(packet)
+    return target

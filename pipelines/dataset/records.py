@@ -28,6 +28,14 @@ REJECT = pa.schema(
     metadata={"cinemo.schema_version": str(SCHEMA_VERSION)},
 )
 
+# How the video is stored (cinemo.video.VideoTraits); null in rows that were written before these were known.
+TRAITS = (
+    ("variable_rate", pa.bool_()),
+    ("sample_aspect_ratio", pa.float32()),
+    ("transfer", pa.string()),
+    ("interlaced", pa.bool_()),
+)
+
 # Schema of rows between the stages of the prepare job. Pixels and latents are bytes, which may be null: rejects pass
 # through the same tables to the same writer, and no stage needs to know the shapes of another.
 ROW = pa.schema(
@@ -53,6 +61,7 @@ ROW = pa.schema(
         ("decode_s", pa.float32()),  # seconds that each stage worked on the row
         ("score_s", pa.float32()),
         ("encode_s", pa.float32()),
+        *TRAITS,
     ]
 )
 
@@ -74,7 +83,7 @@ def clip_schema(tensors: Mapping[str, Sequence[int]]) -> pa.Schema:
 
     latents (N, C, h, w): posterior mean, scaled. latents_logvar (N, C, h, w): the log-variance around it, scaled too.
     text_embeds (T, D). A dataset of scores alone has no tensors. first_frame: the clip's first frame, as WebP, for
-    people and for decoders that move it; null without latents, and missing in files of older versions.
+    people and for decoders that move it; null without latents. It and TRAITS are missing in files of older versions.
     """
     fields = [
         pa.field("clip_id", pa.string()),
@@ -90,6 +99,7 @@ def clip_schema(tensors: Mapping[str, Sequence[int]]) -> pa.Schema:
         pa.field("bucket", pa.uint8()),
         pa.field("first_frame", pa.binary()),
         *(pa.field(name, pa.fixed_shape_tensor(pa.float16(), shape)) for name, shape in tensors.items()),
+        *(pa.field(name, kind) for name, kind in TRAITS),
     ]
     return pa.schema(fields, metadata={"cinemo.schema_version": str(SCHEMA_VERSION)})
 

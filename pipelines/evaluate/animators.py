@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from cinemo.video import VIDEO_SUFFIXES, VideoError, probe, sample_clip
+from cinemo.video import ANIMATED_WEBP, VIDEO_SUFFIXES, VideoError, probe, sample_clip
 from pipelines.core import models
 from pipelines.evaluate.config import EvaluateConfig, scheme
 
@@ -27,6 +27,7 @@ class AnimationRequest(NamedTuple):
     num_frames: int
 
 
+FINISHED = ((ANIMATED_WEBP,), VIDEO_SUFFIXES)  # endings of finished videos; of one name, the last kind is taken
 Animator = Callable[[AnimationRequest, Mapping[str, Any]], np.ndarray]  # -> uint8 (N, H, W, 3)
 
 
@@ -157,7 +158,9 @@ def finished(place: str) -> Animator:
 
     @cache
     def files() -> dict[str, Path]:
-        return {path.stem: path for path in sorted(Path(place).rglob("*")) if path.suffix.lower() in VIDEO_SUFFIXES}
+        found = sorted(Path(place).rglob("*"))
+        # A .webp beside a video of its name is the video's thumbnail.
+        return {path.stem: path for kinds in FINISHED for path in found if path.suffix.lower() in kinds}
 
     def animate(request: AnimationRequest, varied: Mapping[str, Any]) -> np.ndarray:
         path = files().get(request.name)

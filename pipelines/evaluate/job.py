@@ -90,7 +90,7 @@ class Job:
 
 def resolve(config: EvaluateConfig) -> Job:
     """Refuse what cannot work, before a cluster is touched: raises ValueError for dataset, models, weights, output."""
-    from cinemo.video import VIDEO_SUFFIXES
+    from pipelines.evaluate.animators import FINISHED
     from pipelines.evaluate.measure import Networks
 
     config = placed(config)
@@ -107,7 +107,7 @@ def resolve(config: EvaluateConfig) -> Job:
             fits(facts[model], config, job.size)
         elif scheme(model) == REAL:
             raise ValueError(f"--model {model}: the dataset's own clips are measured anyway")
-        elif scheme(model) == "videos" and not storage.list_files(model.partition(":")[2], VIDEO_SUFFIXES):
+        elif scheme(model) == "videos" and not storage.list_files(model.partition(":")[2], sum(FINISHED, ())):
             raise ValueError(f"--model {model}: there is no video in it")
     Networks(config, "cpu")
     return job

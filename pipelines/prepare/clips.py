@@ -18,7 +18,7 @@ import pyarrow as pa
 from PIL import Image
 
 from cinemo.motion import motion_bucket, neighbour_ssim
-from cinemo.video import SAMPLING_VERSION, VideoError, VideoInfo, probe, sample_clip
+from cinemo.video import SAMPLING_VERSION, VideoError, VideoInfo, VideoTraits, load_clip, probe
 from pipelines import sources
 from pipelines.core import isolation
 from pipelines.core.isolation import Run
@@ -65,24 +65,24 @@ def directly(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def probe_video(uri: str) -> VideoInfo:
-    """What the header of a video says, wherever it is. Raises VideoError."""
+    """How many frames a video has, how fast and how large, wherever it is. Raises VideoError."""
     with sources.open_video(uri) as video:
         return probe(video)
 
 
 def read_clip(
     uri: str, start: int, interval: int, num_frames: int, size: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray, float, float]:
-    """A clip, the SSIM of its neighbouring frames, and the seconds that decoding and scoring took.
+) -> tuple[np.ndarray, np.ndarray, VideoTraits, float, float]:
+    """A clip, the SSIM of its neighbouring frames, how it is stored, and the seconds that decoding and scoring took.
 
-    Returns uint8 (N, H, W, 3) and float64 (N - 1,). Raises VideoError.
+    Returns uint8 (N, H, W, 3), float64 (N - 1,) and so on. Raises VideoError.
     """
     began = time.perf_counter()
     with sources.open_video(uri) as video:
-        frames = sample_clip(video, start, interval, num_frames=num_frames, size=size)
+        clip = load_clip(video, start, interval, num_frames, size)
     decoded = time.perf_counter()
-    similar = neighbour_ssim(frames)
-    return frames, similar, decoded - began, time.perf_counter() - decoded
+    similar = neighbour_ssim(clip.frames)
+    return clip.frames, similar, clip.traits, decoded - began, time.perf_counter() - decoded
 
 
 def make_spans(
@@ -90,7 +90,7 @@ def make_spans(
 ) -> list[Row]:
     """A video (uri, caption, fault) -> the rows of its clips, with ids; or one reject row for the whole video.
 
-    Reads the video's header. Two clips of one video never start at the same frame, so that (uri, start_frame) names a
+    Decodes nothing. Two clips of one video never start at the same frame, so that (uri, start_frame) names a
     clip among the rejects; a draw that repeats a start gives no further clip.
     """
     row = {"uri": video["uri"], "caption": video["caption"]}
@@ -125,7 +125,8 @@ def decode(row: Mapping[str, Any], sampling: SamplingConfig, size: tuple[int, in
         return dict(row)
     start, interval = row["start_frame"], row["interval"]
     try:
-        frames, similar, decode_s, score_s = run(read_clip, row["uri"], start, interval, sampling.num_frames, size)
+        span = (row["uri"], start, interval, sampling.num_frames, size)
+        frames, similar, traits, decode_s, score_s = run(read_clip, *span)
     except Exception as error:
         return fault(row, "decode", error)
     cut = int(similar.argmin())
@@ -135,7 +136,7 @@ def decode(row: Mapping[str, Any], sampling: SamplingConfig, size: tuple[int, in
         return reject(row, "score", Reason.SCENE_CUT, message)
     score = float(similar.mean())
     found = {"frames": frames.tobytes(), "score": score, "bucket": motion_bucket(score)}
-    return {**row, **found, "decode_s": decode_s, "score_s": score_s}
+    return {**row, **traits._asdict(), **found, "decode_s": decode_s, "score_s": score_s}
 
 
 def fault(row: Mapping[str, Any], stage: str, error: Exception) -> Row:

@@ -4,10 +4,11 @@ Knows files by their names and opens only captions. Holds the names of one folde
 that millions of files in many folders need little memory.
 """
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 
-from cinemo.video import VIDEO_SUFFIXES
+from cinemo.video import ANIMATED_WEBP, VIDEO_SUFFIXES, is_animated_webp
 from pipelines.sources import manifests, places
 from pipelines.sources.rows import Row, captioned
 
@@ -40,8 +41,8 @@ def kind(folder: str) -> str:
     if places.is_file(places.below(folder, CAPTIONS)):
         return VIDEOS
     seen = set()
-    for _, name, _ in walk(folder):
-        if name.lower().endswith(VIDEO_SUFFIXES):
+    for place, name, _ in walk(folder):
+        if wanted(place, name, VIDEO_SUFFIXES):
             return VIDEOS
         seen |= {suffix for suffix in (".tar", ".parquet") if name.lower().endswith(suffix)}
     return next((suffix for suffix in (".tar", ".parquet") if suffix in seen), "")
@@ -63,12 +64,25 @@ def rows(folder: str, uri_column: str | None, caption_column: str | None) -> Ite
 def captioned_files(folder: str, suffixes: tuple[str, ...]) -> Iterator[Row]:
     """Files below a folder that end in one of the suffixes, with the captions beside them, in the order of names."""
     found = (
-        (place, name, _beside(name, names)) for place, name, names in walk(folder) if name.lower().endswith(suffixes)
+        (place, name, _beside(name, names)) for place, name, names in walk(folder) if wanted(place, name, suffixes)
     )
     while batch := list(itertools.islice(found, _BATCH)):
         texts = iter(_fetch([places.below(place, beside) for place, _, beside in batch if beside]))
         for place, name, beside in batch:
             yield captioned(places.below(place, name), beside, next(texts) if beside else None)
+
+
+def wanted(place: str, name: str, suffixes: tuple[str, ...]) -> bool:
+    """Whether a file in a folder ends in one of the suffixes; among videos also whether it is animated WebP.
+
+    Most .webp files are photos, or thumbnails of the videos that they lie beside: their first bytes tell.
+    """
+    lower = name.lower()
+    if suffixes != VIDEO_SUFFIXES or not lower.endswith(ANIMATED_WEBP):
+        return lower.endswith(suffixes)
+    with contextlib.suppress(OSError), places.open_binary(places.below(place, name)) as file:
+        return is_animated_webp(file.read(21))
+    return False
 
 
 def _beside(name: str, names: set[str]) -> str:

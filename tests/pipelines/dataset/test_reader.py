@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.core import hashing
-from pipelines.dataset import parts, reader
+from pipelines.dataset import parts, reader, records
 from tests.pipelines.conftest import rows
 
 
@@ -43,13 +43,13 @@ def test_reader_gives_each_row_of_the_files_in_the_order_of_ids(prepared: str) -
         np.testing.assert_array_equal(clip.latents.ravel(), np.array(row["latents"], np.float32))
 
 
-def test_a_part_written_before_there_were_first_frames_is_read_and_its_clips_are_done(
+def test_a_part_written_before_there_were_first_frames_and_traits_is_read_and_its_clips_are_done(
     prepared: str, tmp_path: Path
 ) -> None:
     output = str(tmp_path / "dataset")
     shutil.copytree(prepared, output)
     old = min((tmp_path / "dataset" / "data").iterdir())
-    table = pq.read_table(old).drop_columns(["first_frame"])
+    table = pq.read_table(old).drop_columns(["first_frame", *(name for name, _ in records.TRAITS)])
     for path in (old, old.with_name("part-twice.parquet")):  # as a worker leaves it that outlived its driver
         pq.write_table(table, path)
     parts.drop_duplicates(output)

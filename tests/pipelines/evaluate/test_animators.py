@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cinemo.synthetic.images import photo
 from cinemo.video import VideoError, write_video
@@ -48,10 +49,13 @@ def test_finished_videos_are_found_by_the_case_s_name(wanted: animators.Animatio
     frames = np.random.default_rng(0).integers(0, 256, (1, 80, 80, 3), np.uint8).repeat(13, axis=0)
     frames[6:] = 0
     write_video(tmp_path / "case.mp4", frames)
+    write_video(tmp_path / "second.webp", np.stack([np.full((64, 64, 3), 20 * k, np.uint8) for k in range(4)]))
+    Image.new("RGB", (80, 80)).save(tmp_path / "case.webp")  # a thumbnail, which hides no video
     animate = animators.load(f"videos:{tmp_path}", config(), "cpu")
     found = animate(wanted, {})
     assert found.shape == (4, 64, 64, 3)
     assert found[0].mean() > 50 > found[-1].mean()  # spread over the whole video
+    assert abs(animate(wanted._replace(name="second"), {})[3].mean() - 60) < 3
     with pytest.raises(VideoError, match="there is no video other in"):
         animate(wanted._replace(name="other"), {})
     with pytest.raises(VideoError, match="ends before frame"):

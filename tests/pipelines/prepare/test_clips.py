@@ -17,8 +17,10 @@ from skimage.metrics import structural_similarity
 
 from cinemo.video import VideoError, sample_clip, write_video
 from pipelines.core.output import Reason
+from pipelines.dataset import records
 from pipelines.prepare import clips
 from pipelines.prepare.config import SamplingConfig
+from tests.videos import encode, numbered
 
 SIZE = (32, 48)
 
@@ -67,6 +69,17 @@ def test_decoded_rows_hold_the_frames_and_their_mean_ssim(moving_video: Path) ->
     expected = np.mean([structural_similarity(a, b, channel_axis=-1, data_range=255) for a, b in pairs])
     assert row["score"] == pytest.approx(expected, abs=1e-4)
     assert row["bucket"] == min(19, math.floor((1 - expected) * 20))
+
+
+def test_decoded_rows_say_how_their_video_is_stored(tmp_path: Path) -> None:
+    sampling = SamplingConfig(num_frames=4, min_interval=1)
+    path = encode(tmp_path / "odd.mp4", numbered(12), options={"x264-params": "bff=1:sar=8/9"})
+    span = clips.make_spans({"uri": str(path), "caption": "x", "fault": None}, sampling, SIZE)[0]
+    (row,) = records.row_table(clips.decode({**span, "reason": None}, sampling, SIZE)).to_pylist()
+    assert (row["interlaced"], row["variable_rate"], row["transfer"], row["fps"]) == (True, False, None, 24)
+    assert row["sample_aspect_ratio"] == pytest.approx(8 / 9)
+    (stored,) = records.clip_table([row], 4, SIZE).to_pylist()
+    assert {name: stored[name] for name, _ in records.TRAITS} == {name: row[name] for name, _ in records.TRAITS}
 
 
 @pytest.mark.parametrize(

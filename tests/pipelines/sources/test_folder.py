@@ -4,8 +4,11 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from cinemo.video import write_video
 from pipelines import sources
 from tests.pipelines.sources.conftest import Listed
 
@@ -84,3 +87,26 @@ def test_captions_csv_without_columns_is_refused(tmp_path: Path) -> None:
         sources.check(str(tmp_path))
     with pytest.raises(ValueError, match="found are film, words"):
         next(sources.iter_videos(str(tmp_path)))
+
+
+def test_videos_have_many_endings_and_animated_webp_is_told_from_pictures(tmp_path: Path, listed: Listed) -> None:
+    names = [
+        "a.MTS",
+        "b.m2ts",
+        "c.3gp",
+        "d.wmv",
+        "e.flv",
+        "f.ogv",
+        "g.mpg",
+        "h.MPEG",
+        "i.m4v",
+        "j.ts",
+        "k.gif",
+        "l.vob",
+    ]
+    for name in names:
+        (tmp_path / name).touch()
+    write_video(tmp_path / "moves.webp", np.stack([np.full((16, 16, 3), 9 * k, np.uint8) for k in range(3)]))
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.webp")  # a thumbnail
+    (tmp_path / "empty.webp").touch()
+    assert list(captions(listed(tmp_path))) == [*names, "moves.webp"]

@@ -1,0 +1,40 @@
+"""Animated pictures (WebP, PNG) as a video that FFmpeg reads: it decodes none of WebP, and cannot seek in PNG.
+
+Knows Pillow and one container. Knows nothing of which frames are wanted.
+"""
+
+import io
+from fractions import Fraction
+from typing import Any, BinaryIO
+
+import av
+import numpy as np
+from PIL import Image, ImageSequence
+
+KINDS = ("webp_pipe", "apng")  # as FFmpeg calls them
+
+
+def look(source: str | BinaryIO) -> tuple[int, int, int]:
+    """How many frames, and their width and height in pixels, by the header. Raises what Pillow raises."""
+    with Image.open(source) as picture:
+        return getattr(picture, "n_frames", 1), *picture.size
+
+
+def to_matroska(source: str | BinaryIO) -> io.BytesIO:
+    """Every frame without loss (FFV1), with its transparency and at its own time. Raises what Pillow raises."""
+    made = io.BytesIO()
+    milliseconds = Fraction(1, 1000)
+    with Image.open(source) as picture, av.open(made, "w", format="matroska") as container:
+        stream: Any = container.add_stream("ffv1", rate=25)
+        stream.width, stream.height = picture.size
+        stream.pix_fmt, stream.codec_context.time_base = "bgra", milliseconds
+        clock = 0.0
+        for shown in ImageSequence.Iterator(picture):
+            rgba = av.VideoFrame.from_ndarray(np.asarray(shown.convert("RGBA")), format="rgba")
+            frame = rgba.reformat(format="bgra")
+            frame.pts, frame.time_base = round(clock), milliseconds
+            container.mux(stream.encode(frame))
+            clock += max(1, shown.info.get("duration", 0))
+        container.mux(stream.encode())
+    made.seek(0)
+    return made

@@ -1,0 +1,133 @@
+"""When the frames of a video are shown: how many there are, and the timestamp of each.
+
+Knows packets, the index of a file, and what the two say of time. Knows nothing of pixels. A header is a hint: its frame
+rate is used where the timestamps agree with it, its counts and durations are not used at all. Frames that an edit list
+hides, and those before the first keyframe, which no decoder shows, are not counted.
+"""
+
+import contextlib
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+
+EVEN = 0.25  # of a frame: how far timestamps may be from even ones; containers round them, to milliseconds at worst
+
+
+@dataclass(frozen=True, eq=False)
+class FrameTimes:
+    """Timestamps of the frames in the order they are shown: frame k is the k-th that a player shows.
+
+    Timestamps are in units of the stream's time base.
+    """
+
+    count: int
+    rate: Fraction  # frames a second, on average
+    origin: int  # of the first frame
+    ticks: Fraction  # from a frame to the next; 1 where the frame rate varies
+    uneven: np.ndarray | None = None  # int64, of every frame, sorted: where the frame rate varies
+    by_place: bool = False  # the timestamps that decoders give are wrong or missing: frames must be counted
+
+    def at(self, frame: int) -> Fraction:
+        """The timestamp of a frame, 0 <= frame < count."""
+        return self.origin + frame * self.ticks if self.uneven is None else Fraction(int(self.uneven[frame]))
+
+
+def frame_times(container: Any, stream: Any) -> FrameTimes:
+    """The times of a stream's frames: by the index where it tells all, else by reading the packets to their end.
+
+    The container must stand at its beginning, and stands anywhere afterwards. Other streams should be discarded. A
+    file that breaks off has the frames before that. Raises OSError when a file object cannot be read.
+    """
+    return from_index(container, stream) or from_packets(container, stream)
+
+
+def from_index(container: Any, stream: Any) -> FrameTimes | None:
+    """By the index of MP4 or AVI, without reading a frame; None where that cannot say when each frame is shown."""
+    entries = stream.index_entries
+    if container.format.name == "avi":
+        # AVI stores no times. Where frames may be shown in another order, FFmpeg guesses them, and is wrong.
+        reordered = bool(stream.codec_context.has_b_frames) or stream.codec_context.name in ("h264", "hevc")
+        shown = sum(1 for entry in entries if entry.size)
+        if shown == 0 or (shown < len(entries) and not reordered):  # an empty entry repeats the frame before it
+            return None
+        even = evenly(stream, shown, header_rate(stream), stream.start_time or 0)
+        return replace(even, by_place=reordered)
+    if not container.format.name.startswith("mov") or not stream.frames or len(entries) < 2:
+        return None
+    stamps = np.fromiter((entry.timestamp for entry in entries), np.int64, len(entries))
+    length = (stamps[-1] - stamps[0]) * len(stamps) / (len(stamps) - 1)
+    if (
+        length <= 0
+        or any(entry.is_discard for entry in entries)
+        or (stream.duration or 0) > length + 2 * length / len(stamps)
+    ):
+        return (
+            None  # an edit list hides frames; or fragments follow, which the index does not know yet; or it is damaged
+        )
+    # The index has decoding times: where they are even, so are the times at which frames are shown.
+    rate = even_rate(stamps, stream)
+    return None if rate is None else evenly(stream, len(stamps), rate, stream.start_time or 0)
+
+
+def packets_of(container: Any, stream: Any) -> Iterator[Any]:
+    """The packets of a stream from where the container stands, and an empty one at the end."""
+    with contextlib.suppress(IndexError):  # PyAV's, at the end of a file in which further streams turned up on the way
+        yield from container.demux(stream)
+
+
+def from_packets(container: Any, stream: Any) -> FrameTimes:
+    """By the timestamps of all packets."""
+    times, begin, clock, unsure = array("q"), None, None, False
+    earliest = None  # what is shown before the first keyframe needs frames that are not there
+    with contextlib.suppress(av.FFmpegError):  # the file breaks off: what was read is what there is
+        for packet in packets_of(container, stream):
+            if not packet.size:
+                continue
+            if begin is None and packet.is_keyframe:
+                begin, earliest = len(times), packet.pts
+            if packet.is_discard:
+                continue
+            # No timestamps, as in a bare stream; or time runs backward, as where recordings were put end to end.
+            unsure |= packet.pts is None or (clock is not None and packet.dts is not None and packet.dts < clock)
+            clock = packet.dts if packet.dts is not None else clock
+            times.append(packet.pts or 0)
+    stamps = np.array(times, np.int64)[begin or 0 :]
+    if not unsure:
+        stamps = np.unique(stamps if earliest is None else stamps[stamps >= earliest])
+    if unsure or not len(stamps):
+        even = evenly(stream, len(stamps), header_rate(stream), stream.start_time or 0)
+        return replace(even, by_place=True)
+    rate = even_rate(stamps, stream)
+    if rate is not None:
+        return evenly(stream, len(stamps), rate, int(stamps[0]))
+    return FrameTimes(len(stamps), measured_rate(stamps, stream), int(stamps[0]), Fraction(1), stamps)
+
+
+def evenly(stream: Any, count: int, rate: Fraction, origin: int) -> FrameTimes:
+    """Frames at an even rate."""
+    return FrameTimes(count, rate, origin, 1 / (rate * stream.time_base))
+
+
+def even_rate(stamps: np.ndarray, stream: Any) -> Fraction | None:
+    """The frame rate of sorted timestamps, int64, where they are even: the header's, else as measured."""
+    rates = [header_rate(stream)] if len(stamps) < 2 else [header_rate(stream), measured_rate(stamps, stream)]
+    seconds = (stamps - stamps[0]) * float(stream.time_base)
+    for rate in rates:
+        if np.abs(seconds * float(rate) - np.arange(len(stamps))).max() <= EVEN:
+            return rate
+    return None
+
+
+def header_rate(stream: Any) -> Fraction:
+    """Frames a second, as the file says."""
+    return Fraction(stream.average_rate or stream.guessed_rate or 25)
+
+
+def measured_rate(stamps: np.ndarray, stream: Any) -> Fraction:
+    """Frames a second between the first and the last of at least two sorted timestamps."""
+    return Fraction(len(stamps) - 1) / (int(stamps[-1] - stamps[0]) * Fraction(stream.time_base))
