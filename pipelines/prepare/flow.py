@@ -5,6 +5,7 @@ known here: the prepare job writes them, training that streams takes them as the
 """
 
 from collections.abc import Iterator
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,8 +30,9 @@ def extract(
 ) -> "ray.data.Dataset":
     """Slices of a manifest -> rows of records.ROW, clips with their tensors and rejects, lazily.
 
-    written: sorted hashes of rows that are not wanted (parts.keys). finished: sorted hashes of uris of videos that are
-    not even opened. in_order: rows come in the order of the slices, whichever is made first.
+    written: sorted hashes of rows that are not wanted (parts.keys). finished: sorted hashes of uris of videos, or of
+    names of segments (records.name_of), that are not even opened. in_order: rows come in the order of the slices,
+    whichever is made first.
     """
     import ray.data
 
@@ -93,7 +95,8 @@ def take_slice(slices: pa.Table, config: ExtractConfig, size: tuple[int, int], d
     run = clips.in_sandbox(config.clip_timeout)
     for part in slices.to_pylist():
         videos = list(manifest.read_slice(**part))
-        skip = hashing.is_among(hashing.hash64(str(video["uri"]) for video in videos), finished)
+        names = (hashing.hash64(map(name, videos)) for name in (records.name_of, itemgetter("uri")))
+        skip = np.logical_or(*(hashing.is_among(hashes, finished) for hashes in names))
         for video in (video for video, over in zip(videos, skip, strict=True) if not over):
             spans = clips.make_spans(video, config, size, run)
             for span, written in zip(spans, hashing.is_among(parts.keys(spans), rows), strict=True):

@@ -140,7 +140,7 @@ class Stream:
         place, clips, uris = cursor.place, 0, self._uris(slices, 0)
         for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
             for row in records.iter_rows(batch):
-                while row["uri"] not in uris:  # rows come in the order of the slices
+                while records.name_of(row) not in uris:  # rows come in the order of the slices
                     place, clips = place + 1, 0
                     uris = self._uris(slices, place - cursor.place)
                 if row["reason"]:
@@ -153,7 +153,7 @@ class Stream:
     @staticmethod
     def _uris(slices: pa.Table, place: int) -> set[str]:
         (part,) = slices.slice(place, 1).to_pylist()
-        return {str(video["uri"]) for video in manifest.read_slice(**part)}
+        return {records.name_of(video) for video in manifest.read_slice(**part)}
 
 
 class StreamReader:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines.sources import catalogs, images
+from pipelines.sources import catalogs, cells, images
 
 ROWS = [
     {"image": "a.png", "prompt": "it moves", "seed": 3, "steps": None, "guidance": 2.5, "size": "64x64"},
@@ -218,8 +218,8 @@ def test_an_image_that_cannot_be_had_says_why(tmp_path: Path) -> None:
 
     (tmp_path / "folder.png").mkdir()
     pq.write_table(pa.table({"image": pa.array([b"", None], pa.binary())}), tmp_path / "c.parquet")
-    cells = [images.cell(str(tmp_path / "c.parquet"), "image", row) for row in range(2)]
-    names = [str(tmp_path / "gone.png"), str(tmp_path / "folder.png"), *cells]
+    empty = [cells.uri_of(str(tmp_path / "c.parquet"), "image", row) for row in range(2)]
+    names = [str(tmp_path / "gone.png"), str(tmp_path / "folder.png"), *empty]
     reasons = []
     for name in names:
         with pytest.raises(ImageError) as caught:
