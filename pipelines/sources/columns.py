@@ -6,28 +6,32 @@ Knows names. Reads no table.
 
 from collections.abc import Iterable, Sequence
 
-# Each group outdoes those after it; two columns of one group are ambiguous.
+# Each group outdoes those after it; two columns of one group are ambiguous. `*caption` is any name that ends so.
 Groups = Sequence[Sequence[str]]
 
-_FILES = ("uri", "url", "path", "file", "file_name", "file_path", "file_uri", "file_url", "media", "media_path")
+_FILES = ("uri", "url", "path", "file", "file_name", "file_path", "file_uri", "file_url", "full_path", "media")
+_LAST = ("relpath", "relative_path", "rel_path", "link")
 VIDEO: Groups = (
     ("contentUrl",),  # WebVid's
-    ("video", "video_path", "video_uri", "video_url", "video_file", "video_file_path", "video_file_name", "video_name",
-     "clip", "clip_path", "clip_uri", "clip_url", "clip_file", "clip_name", "mp4", "movie"),
-    _FILES,
+    ("video_path", "video_uri", "video_url", "video_file", "video_file_path", "video_file_name", "clip_path",
+     "clip_uri", "clip_url", "clip_file", "media_path", "mp4"),
+    ("video", "clip", *_FILES),
+    ("video_name", "clip_name", "video_link", *_LAST),
 )  # fmt: skip
 IMAGE: Groups = (
-    ("image", "image_path", "image_uri", "image_url", "image_file", "image_file_path", "image_file_name", "image_name",
-     "img", "img_path", "img_url", "photo", "photo_path", "photo_url", "picture", "jpg", "png"),
+    ("image", "image_path", "image_uri", "image_url", "image_file", "image_file_path", "image_file_name", "img",
+     "img_path", "img_url", "photo", "photo_path", "photo_url", "picture", "jpg", "png"),
     _FILES,
+    ("image_name", "image_link", *_LAST),
 )  # fmt: skip
 CAPTION: Groups = (
     ("caption", "captions", "cap", "text", "texts", "prompt", "prompts", "text_prompt", "description", "descriptions",
-     "sentence", "sentences", "video_caption", "video_description", "image_caption", "caption_text", "text_caption"),
+     "sentence", "sentences", "caption_text", "text_caption"),
+    ("*caption", "*captions", "video_description", "image_description", "alt_text"),
     ("name", "title"),
 )  # fmt: skip
-PROMPT: Groups = (("prompt",), *CAPTION[:1])  # of a catalog, in which a name is no prompt
-MOTION: Groups = (("video", "video_path", "video_uri", "video_url", "video_file", "video_file_name"),)
+PROMPT: Groups = (("prompt",), *CAPTION[:2])  # of a catalog, in which a name is no prompt
+MOTION: Groups = (("video_path", "video_uri", "video_url", "video_file", "video_file_name"), ("video",))
 
 _START = ("start", "begin", "start_time", "begin_time", "start_timestamp", "time_start", "t_start", "clip_start",
           "segment_start")  # fmt: skip
@@ -58,8 +62,9 @@ def find(found: Sequence[str], usual: Groups, what: str, flag: str) -> str | Non
     group have; the sentence begins after its subject, the name of the table.
     """
     for group in usual:
-        names = {plain(name) for name in group}
-        columns = [column for column in found if plain(column) in names]
+        names = {plain(name) for name in group if not name.startswith("*")}
+        endings = tuple(plain(name) for name in group if name.startswith("*"))
+        columns = [column for column in found if plain(column) in names or plain(column).endswith(endings)]
         if len(columns) > 1:
             remedy = f"name the right one with {flag}" if flag else "rename or remove the others"
             raise ValueError(f"has several columns that may hold {what}: {', '.join(columns)}; {remedy}")
@@ -94,4 +99,4 @@ def listed(names: Iterable[str]) -> str:
 
 def usual_names(usual: Groups) -> str:
     """All usual names, for a sentence."""
-    return ", ".join(name for group in usual for name in group)
+    return ", ".join(name for group in usual for name in group if not name.startswith("*"))

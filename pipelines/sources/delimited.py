@@ -64,8 +64,8 @@ class Table:
         for number, fields, fault in self._records():
             if fault:
                 yield number, fault
-            elif len(fields) == len(self.header):
-                yield number, fields
+            elif len(fields) >= len(self.header) and not any(fields[len(self.header) :]):
+                yield number, fields  # and nothing but empty fields after them
             elif fields:
                 yield (
                     number,

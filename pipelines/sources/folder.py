@@ -178,7 +178,8 @@ def _lines(uri: str) -> Iterator[str]:
 def _beside(name: str, names: Names) -> str:
     """The name of the file with the caption of a video or an image, "" when there is none."""
     stem = name.rpartition(".")[0]
-    return next((names[one + ending] for one in (stem, name) for ending in TEXTS if one + ending in names), "")
+    beginnings = (stem, name, _lower(name))
+    return next((names[one + ending] for one in beginnings for ending in TEXTS if one + ending in names), "")
 
 
 def _captioned(batch: list[tuple[str, str, str]], tally: Tally) -> Iterator[Row]:

@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 _CLOCK = re.compile(r"(?:(\d+):)?([0-5]?\d):([0-5]?\d(?:[.,]\d*)?)")
-_NUMBER = re.compile(r"\d+(?:[.,]\d*)?|[.,]\d+")
+_NUMBER = re.compile(r"(\d+(?:[.,]\d*)?|[.,]\d+)( ?s)?")
 _TEXT = re.compile(r"(?P<unit>t|frames)=(?P<start>[\d.]+)(?:,(?P<end>[\d.]+))?")
 
 
@@ -44,8 +44,8 @@ def _number(cell: Any, unit: str) -> float | None:
     number = None
     if not isinstance(cell, bool) and isinstance(cell, (int, float)):
         number = float(cell)
-    elif _NUMBER.fullmatch(text):
-        number = float(text.replace(",", "."))
+    elif plain := _NUMBER.fullmatch(text):
+        number = float(plain[1].replace(",", "."))
     elif unit == "seconds" and (clock := _CLOCK.fullmatch(text)):
         hours, minutes, seconds = clock.groups()
         number = 3600 * int(hours or 0) + 60 * int(minutes) + float(seconds.replace(",", "."))

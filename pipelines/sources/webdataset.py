@@ -42,9 +42,9 @@ def expand(pattern: str) -> Iterator[str]:
             yield f"{pattern[: found.start()]}{number:0{len(low)}}{rest}"
 
 
-def member_uri(shard: str, member: tarfile.TarInfo) -> str:
-    name = urllib.parse.quote(member.name, errors="surrogateescape")
-    return f"{shard}#{name}@{member.offset_data}+{member.size}"
+def member_uri(shard: str, name: str, span: str) -> str:
+    """The uri of a member by its name; span: where its bytes lie, such as 512+700."""
+    return f"{shard}#{urllib.parse.quote(name, errors='surrogateescape')}@{span}"
 
 
 def parse(uri: str) -> tuple[str, int, int] | None:
@@ -58,7 +58,7 @@ def rows(shard: str, tally: Tally) -> Iterator[Row]:
 
     A shard that ends too early gives what it has, and a row with the fault. Raises ValueError when it is no tar file.
     """
-    videos: list[tuple[str, str]] = []  # name in the shard, uri; no uri for a link, until its target is known
+    videos: list[tuple[str, str, str]] = []  # name in the shard, the same without `./`, span; no span for a link
     captions: dict[str, Row] = {}
     links: dict[str, str] = {}
     short, fault = storage.base_name(shard), None
@@ -69,7 +69,8 @@ def rows(shard: str, tally: Tally) -> Iterator[Row]:
                 if not member.isreg():
                     links[name] = _target(member)
                 if name.lower().endswith(VIDEO_SUFFIXES):
-                    videos.append((name, member_uri(shard, member) if member.isreg() else ""))
+                    span = f"{member.offset_data}+{member.size}" if member.isreg() else ""
+                    videos.append((member.name, name, span))
                 elif not name.lower().endswith(_TEXTS):
                     tally.pass_over(name)
                 elif member.isreg():
@@ -83,16 +84,16 @@ def rows(shard: str, tally: Tally) -> Iterator[Row]:
     ends = {name: _follow(name, links) for name in links}
     captions |= {name: captions[end] for name, end in ends.items() if end in captions}
     beside = {_lower(name): captions[name] for name in reversed(captions)}
-    uris = dict(videos)
-    for name, uri in videos:
-        if uri := uri or uris.get(ends[name], ""):
+    spans = {name: span for _, name, span in videos}
+    for called, name, span in videos:
+        if span := span or spans.get(ends[name], ""):
             found = (beside[one] for one in _captions_of(name) if one in beside)
-            yield next(found, Row("", ""))._replace(uri=uri)
+            yield next(found, Row("", ""))._replace(uri=member_uri(shard, called, span))
         else:
             lost = f"{short} {name} is a link to {links[name]}, which is not there"
-            yield Row(f"{shard}#{urllib.parse.quote(name, errors='surrogateescape')}", "", lost)
+            yield Row(member_uri(shard, called, "0+0"), "", lost)
     if fault is not None:
-        yield Row(shard, "", f"{storage.base_name(shard)} is damaged, and what follows is not read: {fault}")
+        yield Row(shard, "", f"{short} is damaged, and what follows is not read: {fault}")
 
 
 def _target(link: tarfile.TarInfo) -> str:
