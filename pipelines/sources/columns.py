@@ -39,14 +39,19 @@ _END = ("end", "stop", "end_time", "stop_time", "end_timestamp", "time_end", "t_
 _SECONDS = ("s", "sec", "secs", "second", "seconds")
 _START_S = (*_START, *(f"start_{unit}" for unit in _SECONDS), *(f"start_time_{unit}" for unit in _SECONDS))
 _END_S = (*_END, *(f"end_{unit}" for unit in _SECONDS), *(f"end_time_{unit}" for unit in _SECONDS))
-# The unit of a segment of a video -> the names of the columns with its start and its end.
-SEGMENTS: dict[str, tuple[Groups, Groups]] = {
+# The unit of a segment of a video -> the names of the columns with its start, its end, and its length in place of that.
+SEGMENTS: dict[str, tuple[Groups, Groups, Groups]] = {
     "frames": (
         (("start_frame", "begin_frame", "frame_start", "start_frame_index"),),
         (("end_frame", "stop_frame", "frame_end", "end_frame_index"),),
+        (("num_frames", "frame_count", "n_frames"),),
     ),
-    "milliseconds": ((("start_ms", "start_time_ms", "begin_ms"),), (("end_ms", "end_time_ms", "stop_ms"),)),
-    "seconds": ((_START_S,), (_END_S,)),
+    "milliseconds": (
+        (("start_ms", "start_time_ms", "begin_ms"),),
+        (("end_ms", "end_time_ms", "stop_ms"),),
+        (("duration_ms", "length_ms"),),
+    ),
+    "seconds": ((_START_S,), (_END_S,), (("duration", "length", *(f"duration_{unit}" for unit in _SECONDS)),)),
 }
 
 

@@ -21,7 +21,7 @@ class Columns(NamedTuple):
     """The columns to read.
 
     webvid: a contentUrl on the web stands for the downloaded file page_dir/videoid.mp4. embedded: cells are videos.
-    unit: of start and end, which are columns both or None both.
+    unit: of start and end, which are columns both or None both. is_length: end is the length of a segment.
     """
 
     uri: str
@@ -31,6 +31,7 @@ class Columns(NamedTuple):
     start: str | None = None
     end: str | None = None
     unit: str = "seconds"
+    is_length: bool = False
 
     def names(self) -> list[str]:
         """Those of which values are needed, each once. What is embedded stays where it is."""
@@ -77,7 +78,7 @@ def choose(uri: str, found: list[str], uri_column: str | None, caption_column: s
         usual = (("name",), *columns.CAPTION) if webvid else columns.CAPTION
         caption = columns.pick(found if caption_column else rest, caption_column, usual, "the caption",
                                "--caption-column")  # fmt: skip
-        unit, start, end = _segment_columns(rest, name, tally)
+        times = _segment_columns(rest, name, tally)
     except ValueError as error:
         raise ValueError(f"{name} {error}") from None
     if caption is None:
@@ -85,20 +86,21 @@ def choose(uri: str, found: list[str], uri_column: str | None, caption_column: s
     embedded = cells.holds_bytes(uri, video)
     # Who names contentUrl himself means the address.
     downloaded = webvid and uri_column is None and {"page_dir", "videoid"} <= set(found)
-    return Columns(video, caption, downloaded, embedded, start, end, unit)
+    return Columns(video, caption, downloaded, embedded, *times)
 
 
-def _segment_columns(found: list[str], name: str, tally: Tally) -> tuple[str, str | None, str | None]:
-    """The unit of segments, and the columns of their start and end; None for both where a list has no segments."""
-    for unit, names in columns.SEGMENTS.items():
-        start, end = (columns.find(found, usual, f"the {what} of a segment", "")
-                      for usual, what in zip(names, ("start", "end"), strict=True))  # fmt: skip
-        if start and end:
-            return unit, start, end
+def _segment_columns(found: list[str], name: str, tally: Tally) -> tuple[str | None, str | None, str, bool]:
+    """The columns of start and end, their unit, and whether the latter is a length; None for both without segments."""
+    for unit, (starts, ends, lengths) in columns.SEGMENTS.items():
+        start = columns.find(found, starts, "the start of a segment", "")
+        end = columns.find(found, ends, "the end of a segment", "")
+        length = columns.find(found, lengths, "the length of a segment", "") if start and not end else None
+        if start and (end or length):
+            return start, end or length, unit, not end
         if start or end:
             lone, other = (start, "end") if start else (end, "start")
             tally.note(f"{name} has the column {lone} and none for the {other} of a segment; whole videos are taken")
-    return "seconds", None, None
+    return None, None, "seconds", False
 
 
 def _video(record: dict[str, Any], folder: str, where: str, chosen: Columns) -> str:
@@ -132,6 +134,6 @@ def _segment(record: dict[str, Any], where: str, chosen: Columns) -> str | None:
     if chosen.start is None or chosen.end is None:
         return None
     try:
-        return segments.segment(record.get(chosen.start), record.get(chosen.end), chosen.unit)
+        return segments.segment(record.get(chosen.start), record.get(chosen.end), chosen.unit, chosen.is_length)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None

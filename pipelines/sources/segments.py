@@ -14,16 +14,18 @@ _NUMBER = re.compile(r"(\d+(?:[.,]\d*)?|[.,]\d+)( ?s)?")
 _TEXT = re.compile(r"(?P<unit>t|frames)=(?P<start>[\d.]+)(?:,(?P<end>[\d.]+))?")
 
 
-def segment(start: Any, end: Any, unit: str) -> str | None:
+def segment(start: Any, end: Any, unit: str, is_length: bool = False) -> str | None:
     """The text of a segment from two cells of a row, None when both are empty: then the whole video is meant.
 
     unit: "seconds", "milliseconds" or "frames". An empty start is the beginning, an empty end that of the video.
-    Raises ValueError for cells that are no times, or in the wrong order.
+    is_length: `end` is the length of the segment. Raises ValueError for cells that are no times, or in the wrong order.
     """
     first, last = _number(start, unit), _number(end, unit)
     if first is None and last is None:
         return None
     first = first or 0.0
+    if is_length and last is not None:
+        last, end = first + last, f"{_shown(first + last)}"
     if last is not None and last <= first:
         raise ValueError(f"the segment ends at {end}, not after its start at {0 if start is None else start}")
     shown = _shown(first) if last is None else f"{_shown(first)},{_shown(last)}"

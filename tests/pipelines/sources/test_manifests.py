@@ -262,6 +262,8 @@ SEGMENTS = [
     ("start_frame,end_frame", "30,60", "frames=30,60"),
     ("start_ms,end_ms", "250,1000", "t=0.25,1"),
     ("begin,stop", '"0,5","1,5"', "t=0.5,1.5"),
+    ("start,duration", "2,0:03", "t=2,5"),
+    ("duration,fps", "2,30", None),
 ]
 
 
