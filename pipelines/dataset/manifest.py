@@ -25,8 +25,8 @@ def write(
 ) -> tuple[dict[str, int], np.ndarray]:
     """Store the rows; returns the number of rows of each file, and the sorted hashes of the rows' names.
 
-    name: gives the name of a row, a dictionary. Files are named by their content: writing the same rows again changes nothing,
-    and files of other rows are removed.
+    name: gives the name of a row, a dictionary. Files are named by their content: writing the same rows again changes
+    nothing, and files of other rows are removed.
     """
     kept, hashes = {}, [np.empty(0, np.uint64)]
     for table in tables:

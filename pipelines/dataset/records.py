@@ -85,7 +85,8 @@ def clip_schema(tensors: Mapping[str, Sequence[int]]) -> pa.Schema:
 
     latents (N, C, h, w): posterior mean, scaled. latents_logvar (N, C, h, w): the log-variance around it, scaled too.
     text_embeds (T, D). A dataset of scores alone has no tensors. first_frame: the clip's first frame, as WebP, for
-    people and for decoders that move it; null without latents. segment: part of the video that the list names. Files of older versions lack both columns.
+    people and for decoders that move it; null without latents. segment: part of the video that the
+    list names. Files of older versions lack both columns.
     """
     fields = [
         pa.field("clip_id", pa.string()),
