@@ -12,7 +12,7 @@ class AnimateConfig(request.Settings, frozen=True):
     """A catalog, where to, with which model and how many replicas; settings for rows that have none of their own."""
 
     catalog: str = Field(
-        description="folder of images, or .csv, .jsonl, .parquet with image and prompt; a path or any URI"
+        description="folder of images, or .csv, .json, .jsonl, .parquet with image and prompt; a path or any URI"
     )
     output: str = Field(description="folder or URI of the videos; the same command again finishes what is there")
     model: str = Field("builtin:tiny", description="MODEL: builtin:tiny, a directory, hub id, models:/...")

@@ -13,7 +13,6 @@ from typing import Any
 
 from pipelines.animate import listing, videos
 from pipelines.core import storage
-from pipelines.sources import places
 
 MOST = 20_000  # rows of the catalog that the page lists: some megabytes
 COLUMNS = (
@@ -35,7 +34,7 @@ def page(output: str, counts: Mapping[str, Any], ending: str) -> bytes:
 
 
 def _cells(row: dict[str, Any]) -> list[Any]:
-    row["image"] = places.base_name(row["image"])
+    row["image"] = storage.base_name(row["image"])
     row["seed"] = str(row["seed"])  # a script's numbers are exact to 2**53
     return [round(row[name], _DIGITS[name]) if name in _DIGITS else row[name] for name in COLUMNS]
 

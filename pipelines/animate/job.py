@@ -24,6 +24,7 @@ from pipelines.core.output import Output
 from pipelines.core.progress import Progress, to_stderr
 from pipelines.dataset import manifest
 from pipelines.sources import catalogs
+from pipelines.sources.tally import Tally
 
 PASSES = 3  # over what is left; a second one is needed when Ray loses rows with a node
 
@@ -83,7 +84,10 @@ def run(job: Job, animator: type | None = None) -> dict[str, Any]:
     ):
         log.tags({tracking.FINGERPRINT: model.fingerprint, "model": models.plain(config.model)})
         log.came_from("train", tracking.FINGERPRINT, model.fingerprint)
-        wanted = plan.write(config, model, out.place("catalog"))
+        tally = Tally()
+        wanted = plan.write(config, model, out.place("catalog"), tally)
+        for line in tally.warnings():
+            to_stderr(line)
         if wanted.edited and (note := inversion_note(models.plain(config.model), model.scheduler)):
             to_stderr(f"note: {note}")
         found = listing.survey(out.uri)
@@ -97,6 +101,7 @@ def run(job: Job, animator: type | None = None) -> dict[str, Any]:
         now = {
             "new_videos": sums["made"],
             "videos_per_second": round(sums["made"] / took, 3),
+            "files_of_unknown_kinds": dict(sorted(tally.unknown.items())),
             "run_id": log.run_id,
             "seconds": round(took, 2),
         }
@@ -110,7 +115,7 @@ def run(job: Job, animator: type | None = None) -> dict[str, Any]:
             if (sheet := gallery.sheet(out.uri, config.ending)) is not None:
                 out.show("sheet.png", sheet, log)
             out.finish(summary | now)
-    for line in lines(found):
+    for line in (*lines(found), *tally.lines_of_files()):
         to_stderr(line)
     return summary | now
 

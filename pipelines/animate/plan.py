@@ -8,6 +8,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from pipelines.core.output import Reason
 from pipelines.dataset import manifest
 from pipelines.sources import catalogs, images
 from pipelines.sources.seen import Seen
+from pipelines.sources.tally import Tally
 
 CHUNK = 8192  # rows whose files are asked for at a time
 MAX_PROMPT = 2000  # characters; what a text encoder reads is far less
@@ -45,30 +47,33 @@ def made_with(config: AnimateConfig, model: models.Facts) -> dict[str, str]:
     return {"model_fingerprint": model.fingerprint, "precision": config.precision, "format": config.format}
 
 
-def write(config: AnimateConfig, model: models.Facts, folder: str) -> Plan:
-    """Store the tasks below `folder`; the same catalog again changes nothing. Raises as catalogs.entries."""
+def write(config: AnimateConfig, model: models.Facts, folder: str, tally: Tally | None = None) -> Plan:
+    """Store the tasks below `folder`; the same catalog again changes nothing. Raises as catalogs.entries.
+
+    tally: counts files that were passed over.
+    """
     keys, rows = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
     edited = 0
 
     def noted() -> Iterator[pa.Table]:
         nonlocal edited
-        for chunk in tasks(config, model):
+        for chunk in tasks(config, model, tally):
             keys.append(hashing.hash64(chunk["key"].to_pylist()))
             rows.append(chunk["row"].to_numpy())
             edited += chunk.num_rows - chunk["source_video"].null_count
             yield chunk
 
-    files, _ = manifest.write(noted(), folder, "key")
+    files, _ = manifest.write(noted(), folder, itemgetter("key"))
     order = np.argsort(np.concatenate(keys))
     return Plan(files, np.concatenate(keys)[order], np.concatenate(rows)[order], edited > 0)
 
 
-def tasks(config: AnimateConfig, model: models.Facts) -> Iterator[pa.Table]:
+def tasks(config: AnimateConfig, model: models.Facts, tally: Tally | None = None) -> Iterator[pa.Table]:
     """The rows of a catalog as tables of schema TASK of at most CHUNK rows, in which equal shapes stand together."""
     seen, repeats = Seen(), Counter[str]()
     made = made_with(config, model)
     columns = (config.image_column, config.prompt_column, config.video_column)
-    found = itertools.islice(catalogs.entries(config.catalog, *columns), config.limit)
+    found = itertools.islice(catalogs.entries(config.catalog, *columns, tally), config.limit)
     fill = Filler(config, model)
     first = 0
     while chunk := list(itertools.islice(found, CHUNK)):

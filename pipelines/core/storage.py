@@ -1,12 +1,15 @@
-"""Files by path or URI: atomic put, listing, and reading back what is already done.
+"""Files by path or URI: one absolute name for each place, atomic put, listing, and reading back what is already done.
 
-Knows pyarrow.fs (local paths, file://, s3://, gs://). Knows nothing of clips or training. A path without a scheme is a
+Knows pyarrow.fs (local paths, file://, s3://, gs://), and how fsspec's chains of URLs are written, which the sources
+open. Knows nothing of clips or training. A path without a scheme is a
 local path. Whatever is not complete has a name that starts with a dot, and no reader here looks at such names.
 """
 
 import contextlib
 import json
 import os
+import posixpath
+import urllib.parse
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,20 +21,87 @@ import pyarrow.fs
 
 
 def absolute(uri: str) -> str:
-    """A local path made absolute, without file://; any other URI as it is. Two names of one place become one."""
-    if uri.startswith("file://"):
-        uri = uri.removeprefix("file://")
-    return uri.rstrip("/") if "://" in uri else os.path.abspath(os.path.expanduser(uri))
+    """The one name of a place: local parts absolute and without file://, other URLs as they are.
+
+    In a chain, each link lies in the next (`zip://a.mp4::s3://bucket/x.zip`).
+    """
+    links = uri.split("::") if "://" in uri and not uri.startswith("file:") else [uri]
+    # `zip://` is the root of an archive, and a word alone, such as simplecache, a link without a path.
+    bare = [len(links) > 1 and (link.isalnum() or link.endswith("://")) for link in links]
+    return "::".join(link if alone else _absolute_link(link) for link, alone in zip(links, bare, strict=True))
+
+
+def _absolute_link(link: str) -> str:
+    if link.startswith("file:/"):
+        link = _path_of(link)
+    return link.rstrip("/") if "://" in link else os.path.abspath(os.path.expanduser(link))
+
+
+def _path_of(uri: str) -> str:
+    """The path of a file: URI. Escapes are undone, unless a file has just this name: many people write none."""
+    path = uri.removeprefix("file:")
+    if path.startswith("//"):
+        path = path[2:].removeprefix("localhost") if path.startswith("//localhost/") else path[2:]
+    escaped, mark, fragment = path.partition("#")
+    if "%" not in escaped or os.path.exists(path):
+        return path
+    return urllib.parse.unquote(escaped, errors="surrogateescape") + mark + fragment
 
 
 def is_local(uri: str) -> bool:
     """Whether the URI names a path on this machine."""
-    return "://" not in absolute(uri)
+    return "://" not in uri or uri.startswith("file://")
 
 
 def join(uri: str, *names: str) -> str:
-    """The URI of a file or a folder below another."""
-    return "/".join([uri.rstrip("/"), *names])
+    """The URI of a file or a folder below another. A name in a list may say more: see `resolve`."""
+    before, link, after = split(uri)
+    root = link if link.endswith("://") else f"{link.rstrip('/')}/"
+    return f"{before}{root}{'/'.join(names)}{after}"
+
+
+def resolve(folder: str, name: str) -> str:
+    """The absolute URI that a name in a list means: relative to an absolute folder, or itself where it is absolute.
+
+    A backslash separates folders, as on Windows, unless there is a local file of just this name.
+    """
+    if "://" in name or name.startswith("file:/"):
+        return absolute(name)
+    if "\\" in name and not (is_local(folder) and os.path.exists(os.path.join(folder, name))):
+        name = name.replace("\\", "/")
+    if is_local(folder) or os.path.isabs(name):
+        return os.path.abspath(os.path.join(folder, name))
+    if not {".", ".."} & set(name.split("/")):
+        return join(folder, name)
+    before, link, after = split(folder)
+    scheme, _, path = link.partition("://")
+    return f"{before}{scheme}://{posixpath.normpath(posixpath.join(path, name))}{after}"
+
+
+def split(uri: str) -> tuple[str, str, str]:
+    """(before, link, after) of an absolute URI: the link of a chain that holds the path, and what stands around it."""
+    links = uri.split("::") if not is_local(uri) else [uri]
+    at = next((i for i, link in enumerate(links) if not link.isalnum()), 0)
+    return "".join(f"{link}::" for link in links[:at]), links[at], "".join(f"::{link}" for link in links[at + 1 :])
+
+
+def base_name(uri: str) -> str:
+    """The file's name without its folder, for suffixes and messages; of a web address without the query."""
+    link = split(uri)[1]
+    if link.startswith(("http://", "https://")):
+        link = link.partition("?")[0]
+    return link.rstrip("/").rpartition("/")[2]
+
+
+def parent(uri: str) -> str:
+    """The folder of an absolute URI."""
+    if is_local(uri):
+        return os.path.dirname(uri)
+    before, link, after = split(uri)
+    scheme, _, path = link.partition("://")
+    if scheme in ("http", "https"):
+        path = path.partition("?")[0]
+    return f"{before}{scheme}://{path.rpartition('/')[0]}{after}"
 
 
 def filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:

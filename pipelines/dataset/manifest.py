@@ -3,7 +3,8 @@
 Knows Parquet files and slices of rows. Knows nothing of the source, or of how a row is used.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -19,16 +20,18 @@ _LARGEST = 1024  # rows in a slice, at most: rows redone after a worker is lost
 SLICE = pa.schema([("file", pa.string()), ("first", pa.int64()), ("count", pa.int64())])
 
 
-def write(tables: Iterable[pa.Table], folder: str, name: str = "uri") -> tuple[dict[str, int], np.ndarray]:
+def write(
+    tables: Iterable[pa.Table], folder: str, name: Callable[[Any], Any] = itemgetter("uri")
+) -> tuple[dict[str, int], np.ndarray]:
     """Store the rows; returns the number of rows of each file, and the sorted hashes of the rows' names.
 
-    name: text column that names a row. Files are named by their content: writing the same rows again changes nothing,
-    and files of other rows are removed.
+    name: gives the name of a row, a dictionary. Files are named by their content: writing the same rows again changes
+    nothing, and files of other rows are removed.
     """
     kept, hashes = {}, [np.empty(0, np.uint64)]
     for table in tables:
         kept[write_part(table, storage.absolute(folder), group=_GROUP)] = table.num_rows
-        hashes.append(hashing.hash64(table[name].to_pylist()))
+        hashes.append(hashing.hash64(name(row) for batch in table.to_batches(_GROUP) for row in batch.to_pylist()))
     for stale in set(storage.list_files(folder, (".parquet",))) - set(kept):
         storage.remove(stale)
     return kept, np.sort(np.concatenate(hashes))

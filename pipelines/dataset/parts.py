@@ -27,16 +27,18 @@ _GOOD = pa.schema(
         ("start_frame", pa.int64()),
         ("interval", pa.int32()),
         ("bucket", pa.uint8()),
+        records.SEGMENT,
     ]
 )
-_BAD = pa.schema([("uri", pa.string()), ("start_frame", pa.int64()), ("reason", pa.string())])
+_BAD = pa.schema([("uri", pa.string()), ("start_frame", pa.int64()), ("reason", pa.string()), records.SEGMENT])
+_KEY = pa.schema([("uri", pa.string()), ("start_frame", pa.int64()), records.SEGMENT])
 # Training reads single clips in random order, and a row group at a time: small groups read little for one clip.
 _ROW_GROUP_BYTES = 1 << 20
 
 
 def keys(rows: Iterable[Mapping[str, Any]]) -> np.ndarray:
-    """Hash rows to their keys, uint64 (N,), by uri and start frame; rejects of a whole video have no start frame."""
-    return hashing.hash64(f"{row['uri']}\n{row.get('start_frame')}" for row in rows)
+    """Hash rows to their keys, uint64 (N,), by name and start frame; rejects of a whole video have no start frame."""
+    return hashing.hash64(f"{records.name_of(row)}\n{row.get('start_frame')}" for row in rows)
 
 
 @dataclass
@@ -44,18 +46,18 @@ class Survey:
     """Counts and hashes of the rows that are written."""
 
     clips: int = 0
-    rejected_videos: int = 0  # rejects of a whole video
+    rejected_videos: int = 0  # rejects of a whole video; here and below, a segment that a list names counts as a video
     reasons: Counter[str] = field(default_factory=Counter)
     buckets: list[int] = field(default_factory=lambda: [0] * NUM_BUCKETS)
     examples: dict[int, dict[str, Any]] = field(default_factory=dict)  # bucket -> its clip with the smallest id
     identity: int = 0  # hash of the rows, whatever files they are in and in whatever order
     keys: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))  # keys of all rows, sorted
-    videos: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))  # hashes of uris, sorted and unique
+    videos: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))  # hashes of names, sorted and unique
     rows_of: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # number of rows of each of `videos`
     whole: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))  # hashes of videos rejected as a whole
 
     def finished(self, clips_per_video: int) -> np.ndarray:
-        """Sorted hashes of the uris of finished videos: those with all their clips, or rejected as a whole."""
+        """Sorted hashes of the names of finished videos: those with all their clips, or rejected as a whole."""
         return np.union1d(self.videos[self.rows_of >= clips_per_video], self.whole)
 
 
@@ -67,7 +69,7 @@ def survey(output: str) -> Survey:
         for table in storage.scan(storage.join(output, folder), schema):
             rows = table.to_pylist()
             known.append(keys(rows))
-            videos.append(hashing.hash64(row["uri"] for row in rows))
+            videos.append(hashing.hash64(map(records.name_of, rows)))
             if folder == "data":
                 _count_clips(found, rows)
             else:
@@ -112,7 +114,7 @@ def drop_duplicates(output: str) -> None:
         seen = np.empty(0, np.uint64)
         for uri in storage.list_files(storage.join(output, folder), (".parquet",)):
             files, path = storage.filesystem(uri)
-            named = keys(pq.read_table(path, columns=["uri", "start_frame"], filesystem=files).to_pylist())
+            named = keys(pq.read_table(path, schema=_KEY, filesystem=files).to_pylist())
             fresh = ~hashing.is_among(named, seen)
             seen = np.union1d(seen, named)
             if fresh.all():
@@ -124,6 +126,6 @@ def drop_duplicates(output: str) -> None:
 
 
 def _write(table: pa.Table, folder: str) -> None:
-    named = np.sort(keys(table.select(["uri", "start_frame"]).to_pylist()))
+    named = np.sort(keys(table.select([name for name in _KEY.names if name in table.column_names]).to_pylist()))
     rows_per_group = max(1, _ROW_GROUP_BYTES * table.num_rows // max(1, table.nbytes))
     write_part(table, folder, named.tobytes(), rows_per_group)

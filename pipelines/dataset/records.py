@@ -19,11 +19,15 @@ SCHEMA_VERSION = 1
 _NAMESPACE = uuid.UUID("5f3c1d52-58a7-5b0e-9c55-3f7f0d6c1a10")
 
 
+# The part of the video that a list means, as a media fragment: t=1.5,3 (seconds) or frames=30,60; null: all of it.
+SEGMENT = ("segment", pa.string())
+
 REJECT = pa.schema(
     [
         ("uri", pa.string()),
-        ("start_frame", pa.int64()),  # null: the whole video
+        ("start_frame", pa.int64()),  # null: the whole video, or segment
         *FAULT,
+        SEGMENT,
     ],
     metadata={"cinemo.schema_version": str(SCHEMA_VERSION)},
 )
@@ -62,16 +66,23 @@ ROW = pa.schema(
         ("score_s", pa.float32()),
         ("encode_s", pa.float32()),
         *TRAITS,
+        SEGMENT,
     ]
 )
 
 _TENSORS = {"latents": "latents_shape", "latents_logvar": "latents_shape", "text_embeds": "text_shape"}
 
 
+def name_of(row: Mapping[str, Any]) -> str:
+    """What tells the rows of a list apart: the uri of the video, and the segment of it, where one is meant."""
+    return f"{row['uri']}#{row['segment']}" if row.get("segment") else str(row["uri"])
+
+
 def clip_id(uri: str, start: int, interval: int, num_frames: int, size: tuple[int, int], sampling_version: str) -> str:
     """Make the id of a clip: a uuid5 of all that determines its pixels.
 
-    start, interval: in frames of the video. size: (H, W) in pixels.
+    uri: the name of the row (name_of), so that overlapping segments have clips of their own. start, interval: in frames
+    of the video. size: (H, W) in pixels.
     """
     height, width = size
     key = f"{uri}\n{start}\n{interval}\n{num_frames}\n{height}x{width}\n{sampling_version}"
@@ -83,7 +94,8 @@ def clip_schema(tensors: Mapping[str, Sequence[int]]) -> pa.Schema:
 
     latents (N, C, h, w): posterior mean, scaled. latents_logvar (N, C, h, w): the log-variance around it, scaled too.
     text_embeds (T, D). A dataset of scores alone has no tensors. first_frame: the clip's first frame, as WebP, for
-    people and for decoders that move it; null without latents. It and TRAITS are missing in files of older versions.
+    people and for decoders that move it; null without latents. segment: the part of the video that the list names.
+    Files of older versions lack these two and TRAITS.
     """
     fields = [
         pa.field("clip_id", pa.string()),
@@ -98,6 +110,7 @@ def clip_schema(tensors: Mapping[str, Sequence[int]]) -> pa.Schema:
         pa.field("score", pa.float32()),
         pa.field("bucket", pa.uint8()),
         pa.field("first_frame", pa.binary()),
+        pa.field(*SEGMENT),
         *(pa.field(name, pa.fixed_shape_tensor(pa.float16(), shape)) for name, shape in tensors.items()),
         *(pa.field(name, kind) for name, kind in TRAITS),
     ]
@@ -136,8 +149,8 @@ def clip_table(rows: Iterable[Mapping[str, Any]], num_frames: int, size: tuple[i
 
 def reject_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     """Make the table of rejects that is stored, of rows of schema ROW with a reason; sorted by video and frame."""
-    rows = sorted(rows, key=lambda row: (row["uri"], -1 if row["start_frame"] is None else row["start_frame"]))
-    return pa.Table.from_pylist([{name: row[name] for name in REJECT.names} for row in rows], schema=REJECT)
+    rows = sorted(rows, key=lambda row: (name_of(row), -1 if row["start_frame"] is None else row["start_frame"]))
+    return pa.Table.from_pylist([{name: row.get(name) for name in REJECT.names} for row in rows], schema=REJECT)
 
 
 def _tensors(values: list[bytes], kind: pa.FixedShapeTensorType) -> pa.Array:

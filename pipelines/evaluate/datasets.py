@@ -15,6 +15,7 @@ from typing import Any
 from cinemo.video import VIDEO_SUFFIXES
 from pipelines import sources
 from pipelines.core import hashing, storage
+from pipelines.dataset import records
 
 Case = dict[str, Any]
 UCF101_VIDEOS = 2048  # drawn at random, as in the paper; of MSR-VTT, the whole test split is used
@@ -38,7 +39,7 @@ def read(dataset: str, limit: int | None, seed: int) -> list[Case]:
         rows = [row for table in sources.iter_videos(dataset) for row in table.to_pylist()]
     except ValueError as error:
         raise ValueError(f"--dataset {dataset}: {str(error).removeprefix(f'--input {dataset}: ')}") from None
-    cases = [{"name": name_of(row["uri"]), "kind": None, "direction": None, **row} for row in rows]
+    cases = [{"name": name_of(records.name_of(row)), "kind": None, "direction": None, **row} for row in rows]
     return chosen(cases, limit, seed)
 
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from pipelines.core import storage
 from pipelines.core.output import FAULT, write_part
+from pipelines.dataset import records
 
 _NAMESPACE = uuid.UUID("1f6f1a6e-0e0c-5c0e-8f5f-6b7a2f1d3c55")
 FEATURES = ("i3d", "c3d", "inception")  # float32; kept in rows because metrics of sets need all of them
@@ -53,7 +54,7 @@ REJECT = pa.schema([ROW.field(name) for name in ("id", "name", "variant", "stage
 
 def row_id(case: Mapping[str, Any], variant: str, fingerprint: str, settings: str) -> str:
     """A uuid5 of what determines a row: the case, the model's files and the settings."""
-    key = "\n".join([str(case["uri"]), str(case["caption"]), variant, fingerprint, settings])
+    key = "\n".join([records.name_of(case), str(case["caption"]), variant, fingerprint, settings])
     return str(uuid.uuid5(_NAMESPACE, key))
 
 

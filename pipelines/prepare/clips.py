@@ -25,6 +25,7 @@ from pipelines.core.isolation import Run
 from pipelines.core.output import Reason, reject
 from pipelines.dataset import records
 from pipelines.prepare.config import SamplingConfig
+from pipelines.sources import segments
 
 Row = dict[str, Any]
 
@@ -88,32 +89,44 @@ def read_clip(
 def make_spans(
     video: Mapping[str, Any], sampling: SamplingConfig, size: tuple[int, int], run: Run = directly
 ) -> list[Row]:
-    """A video (uri, caption, fault) -> the rows of its clips, with ids; or one reject row for the whole video.
+    """A video (uri, caption, fault, segment) -> the rows of its clips, with ids; or one reject row for the whole video.
 
-    Decodes nothing. Two clips of one video never start at the same frame, so that (uri, start_frame) names a
-    clip among the rejects; a draw that repeats a start gives no further clip.
+    Decodes nothing. Where the row of a list means a segment, clips are drawn from within it, as if it were the video.
+    Two clips of one video never start at the same frame, so that (uri, segment, start_frame) names a clip among
+    the rejects; a draw that repeats a start gives no further clip.
     """
-    row = {"uri": video["uri"], "caption": video["caption"]}
+    row = {"uri": video["uri"], "caption": video["caption"], "segment": video.get("segment")}
     if video["fault"]:
         return [reject(row, "source", Reason.BAD_CAPTION, video["fault"])]
     try:
         info = run(probe_video, video["uri"])
     except Exception as error:
         return [fault(row, "probe", error)]
+    frames, name = range(info.num_frames), records.name_of(row)
+    if row["segment"]:
+        frames = segments.frames_of(row["segment"], info.fps, info.num_frames)
     spans: dict[int, Row] = {}
     for number in range(sampling.clips_per_video):
-        drawn = draw_span(sampling, video["uri"], number, info.num_frames)
+        drawn = draw_span(sampling, name, number, len(frames))
         if drawn is None:
-            needed = (sampling.num_frames - 1) * sampling.min_interval + 1
-            message = (
-                f"{info.num_frames} frames; {sampling.num_frames} at interval {sampling.min_interval} need {needed}"
-            )
-            return [reject(row, "probe", Reason.TOO_SHORT, message)]
-        start, interval = drawn
-        identity = records.clip_id(video["uri"], start, interval, sampling.num_frames, size, SAMPLING_VERSION)
+            return [reject(row, "probe", Reason.TOO_SHORT, _too_short(sampling, info, frames, row["segment"]))]
+        start, interval = frames.start + drawn[0], drawn[1]
+        identity = records.clip_id(name, start, interval, sampling.num_frames, size, SAMPLING_VERSION)
         span = {**row, "clip_id": identity, "start_frame": start, "interval": interval, "fps": info.fps}
         spans.setdefault(start, span)
     return list(spans.values())
+
+
+def _too_short(sampling: SamplingConfig, info: VideoInfo, frames: range, segment: str | None) -> str:
+    """Why no clip fits in these frames of a video."""
+    needed = (sampling.num_frames - 1) * sampling.min_interval + 1
+    if segment and not frames:
+        return (
+            f"the segment {segment} begins after the end of the video ({info.num_frames} frames, {info.fps:g} fps); "
+            "of videos that are cut already, remove start and end from the list"
+        )
+    within = f" in the segment {segment}" if segment else ""
+    return f"{len(frames)} frames{within}; {sampling.num_frames} at interval {sampling.min_interval} need {needed}"
 
 
 def decode(row: Mapping[str, Any], sampling: SamplingConfig, size: tuple[int, int], run: Run = directly) -> Row:

@@ -53,7 +53,9 @@ class ExtractConfig(SamplingConfig, frozen=True):
 class PrepareConfig(ExtractConfig, frozen=True):
     """What the prepare job takes: how clips are made, and where from, where to."""
 
-    input: str = Field(description="folder, .csv, .jsonl, .parquet or WebDataset .tar of videos; a path or any URI")
+    input: str = Field(
+        description="folder, .csv, .json, .jsonl, .parquet or WebDataset .tar of videos; a path or any URI"
+    )
     output: str = Field(description="folder or URI of the dataset; the same command again finishes what is there")
     balance: bool = Field(False, description="write a sampling weight for each bucket, so that all count the same")
     clips_per_file: int = Field(32, ge=1, description="clips in a Parquet file, and what a kill at most makes do again")

@@ -21,16 +21,23 @@ from pipelines.prepare.config import ExtractConfig, SamplingConfig
 if TYPE_CHECKING:  # seconds to import, and `--help` does not need it
     import ray.data
 
+NOTHING = np.empty(0, np.uint64)  # no hashes
 DEFAULT_SIZE = (320, 512)  # the paper's, for a model directory that states none
 
 
 def extract(
-    config: ExtractConfig, slices: pa.Table, written: np.ndarray, finished: np.ndarray, in_order: bool = False
+    config: ExtractConfig,
+    slices: pa.Table,
+    written: np.ndarray,
+    finished: np.ndarray,
+    left_out: np.ndarray = NOTHING,
+    in_order: bool = False,
 ) -> "ray.data.Dataset":
     """Slices of a manifest -> rows of records.ROW, clips with their tensors and rejects, lazily.
 
-    written: sorted hashes of rows that are not wanted (parts.keys). finished: sorted hashes of uris of videos that are
-    not even opened. in_order: rows come in the order of the slices, whichever is made first.
+    written: sorted hashes of rows that are not wanted (parts.keys). finished: sorted hashes of names (records.name_of)
+    of videos or segments that are not even opened. left_out: the same, of uris, with all segments of these videos.
+    in_order: rows come in the order of the slices, whichever is made first.
     """
     import ray.data
 
@@ -48,7 +55,7 @@ def extract(
     #    a core each, so that there are two processes a core and the slower stage gets what the other leaves.
     taken = videos.map_batches(
         take_slice,
-        fn_args=(config, size, ray.put((written, finished))),
+        fn_args=(config, size, ray.put((written, finished, left_out))),
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=1 if config.gpus else 0.5,
@@ -85,15 +92,16 @@ def bound_memory(config: ExtractConfig, size: tuple[int, int], cpus: int) -> Non
 def take_slice(slices: pa.Table, config: ExtractConfig, size: tuple[int, int], done: Any) -> Iterator[pa.Table]:
     """Slices of the manifest -> a table for each clip or reject that is not done, in the order of the manifest.
 
-    done: a reference to two sorted arrays of hashes, of rows and of videos.
+    done: a reference to three sorted arrays of hashes, as `extract` takes them.
     """
     import ray
 
-    rows, finished = ray.get(done)
+    rows, finished, left_out = ray.get(done)
     run = clips.in_sandbox(config.clip_timeout)
     for part in slices.to_pylist():
         videos = list(manifest.read_slice(**part))
-        skip = hashing.is_among(hashing.hash64(str(video["uri"]) for video in videos), finished)
+        skip = hashing.is_among(hashing.hash64(map(records.name_of, videos)), finished)
+        skip |= hashing.is_among(hashing.hash64(video["uri"] for video in videos), left_out)
         for video in (video for video, over in zip(videos, skip, strict=True) if not over):
             spans = clips.make_spans(video, config, size, run)
             for span, written in zip(spans, hashing.is_among(parts.keys(spans), rows), strict=True):

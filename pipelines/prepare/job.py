@@ -21,7 +21,7 @@ from pipelines import sources
 from pipelines.core import hashing, lease, models, storage, tracking
 from pipelines.core.output import Output
 from pipelines.core.progress import Progress, to_stderr
-from pipelines.dataset import manifest, parts
+from pipelines.dataset import manifest, parts, records
 from pipelines.prepare import clips, flow, report
 from pipelines.prepare.config import PrepareConfig
 
@@ -99,8 +99,11 @@ def run(job: Job) -> dict[str, Any]:
         lease.hold(out.uri) as held,
         tracking.start("prepare", out.uri, config.tracking_uri, config.model_dump()) as log,
     ):
-        videos = sources.iter_videos(config.input, config.uri_column, config.caption_column)
-        files, wanted = manifest.write(videos, out.place("videos"))
+        tally = sources.Tally()
+        videos = sources.iter_videos(config.input, config.uri_column, config.caption_column, tally)
+        files, wanted = manifest.write(videos, out.place("videos"), records.name_of)
+        for line in tally.warnings():
+            to_stderr(line)
         written = parts.survey(out.uri)
         seconds: Counter[str] = Counter()
         if not out.is_finished or not hashing.is_among(wanted, written.videos).all():
@@ -123,6 +126,7 @@ def run(job: Job) -> dict[str, Any]:
             "job": "prepare",
             "output": out.uri,
             "counts": counts,
+            "source": tally.counts(),
             "too_many_rejects": rejects > config.max_reject_fraction * (counts["clips"] + rejects),
             "bucket_histogram": made["bucket_histogram"],
             "fingerprint": made["fingerprint"],
@@ -140,7 +144,7 @@ def run(job: Job) -> dict[str, Any]:
             for name, picture in report.pictures(written, config.num_frames, job.size, run).items():
                 out.show(name, picture, log)
             out.finish(summary)
-    for line in report.table(counts):
+    for line in (*report.table(counts), *tally.lines()):
         to_stderr(line)
     if config.balance and (warning := report.thin_buckets(made["bucket_histogram"])):
         to_stderr(warning)
@@ -163,6 +167,7 @@ def describe(job: Job, written: parts.Survey) -> dict[str, Any]:
     """dataset.json: the settings, and counts that are read back from the files. No clock in it: a rerun says the same.
 
     videos = those with a clip + those with none but a reject; rejected_videos + rejected_clips = the sum of rejects.
+    A segment that a list names counts as a video.
     bucket_weights: how often to draw a clip of each bucket, for every bucket to count the same; their mean over the
     clips is 1.
     """

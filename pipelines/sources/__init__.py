@@ -1,15 +1,15 @@
 """What a job reads: any list of videos becomes tables (uri, caption, fault), streamed; and one video becomes a file.
 
-A source is a folder of videos, a .csv, .jsonl, .ndjson (each also .gz) or .parquet list, a folder of .parquet files, or
-WebDataset .tar shards (one, a folder, or a pattern such as shards/{000..127}.tar; lists may be patterns as well). It
-may be local or anything that fsspec opens, and so may each video.
+A source is a folder of videos, a list (.csv, .tsv, .json, .jsonl, .ndjson, each also .gz, or .parquet), a folder of
+.parquet files, or WebDataset .tar shards (one, a folder, or a pattern such as shards/{000..127}.tar; lists may be
+patterns as well). It may be local or anything that fsspec opens, and so may each video.
 
-A uri is absolute and unique: two names of one local place are one uri. A video listed twice is taken once, with its
-first caption. A video without a caption gets the empty prompt. What is wrong with one row is a fault in it, which names
-file and line, and becomes a reject; what is wrong with the source is a ValueError.
+A uri is absolute: two names of one local place are one uri. A video, or a segment of one, that is listed twice is taken
+once, with its first caption. A video without a caption gets the empty prompt. What is wrong with one row is a fault in
+it, which names file and line, and becomes a reject; what is wrong with the source is a ValueError. tally.py counts.
 
-folder.py, manifests.py (over tables.py) and webdataset.py read each kind, places.py knows addresses, media.py opens
-videos. What the catalog job reads is catalogs.py, and images.py opens its images.
+folder.py, manifests.py (over tables.py and columns.py) and webdataset.py read each kind, segments.py knows times,
+places.py opens, media.py opens videos. What the catalog job reads is catalogs.py, and images.py opens its images.
 """
 
 import itertools
@@ -19,30 +19,40 @@ from contextlib import contextmanager
 import pyarrow as pa
 
 from cinemo.video import VIDEO_SUFFIXES
+from pipelines.core import storage
+from pipelines.dataset.records import SEGMENT
 from pipelines.sources import folder, manifests, places, tables, webdataset
 from pipelines.sources.media import open_video
 from pipelines.sources.rows import Row
 from pipelines.sources.seen import Seen
+from pipelines.sources.tally import Tally
 
-__all__ = ["CHUNK", "VIDEO", "check", "iter_videos", "open_video"]
+__all__ = ["CHUNK", "VIDEO", "Tally", "check", "iter_videos", "open_video"]
 
 VIDEO = pa.schema([("uri", pa.string()), ("caption", pa.string()), ("fault", pa.string())])
 CHUNK = 65536  # rows of a table at most
 
 
-def iter_videos(source: str, uri_column: str | None = None, caption_column: str | None = None) -> Iterator[pa.Table]:
+def iter_videos(
+    source: str, uri_column: str | None = None, caption_column: str | None = None, tally: Tally | None = None
+) -> Iterator[pa.Table]:
     """The videos of a source as tables of schema VIDEO of at most CHUNK rows; fault is null where there is none.
 
-    The order is the source's own, or that of names in a folder, and always the same. Memory: one chunk, and 8 bytes a
-    video. Raises ValueError as `check` does; OSError when storage fails on the way.
+    A table in which a row means a segment of its video has the column `segment`, too (records.py).
+    The order is the source's own, or that of names in a folder, and always the same. tally: counts what was found, and
+    what was left out. Memory: one chunk, and 8 bytes a video. Raises ValueError as `check` does; OSError when storage
+    fails on the way.
     """
-    seen = Seen()
+    seen, tally = Seen(), tally or Tally()
     with _naming(source):
-        rows = _rows(source, uri_column, caption_column)
+        rows = _rows(source, uri_column, caption_column, tally)
         while chunk := list(itertools.islice(rows, CHUNK)):
-            fresh = seen.add([uri for uri, _, _ in chunk])
-            columns = [pa.array(column, pa.string()) for column in zip(*chunk, strict=True)]
-            table = pa.Table.from_arrays(columns, schema=VIDEO).filter(pa.array(fresh))
+            fresh = seen.add([row.name for row in chunk])
+            for row, is_new in zip(chunk, fresh, strict=True):
+                tally.add(row, bool(is_new))
+            schema = VIDEO.append(pa.field(*SEGMENT)) if any(row.segment for row in chunk) else VIDEO
+            columns = [pa.array([getattr(row, name) for row in chunk], pa.string()) for name in schema.names]
+            table = pa.Table.from_arrays(columns, schema=schema).filter(pa.array(fresh))
             if table.num_rows:
                 yield table
 
@@ -55,11 +65,11 @@ def check(source: str, uri_column: str | None = None, caption_column: str | None
     """
     with _naming(source):
         try:
-            kind, files = _resolve(places.absolute(source), uri_column, caption_column)
+            kind, files = _resolve(storage.absolute(source), uri_column, caption_column)
             if kind == ".tar":  # not _rows, which read a shard to its end
                 found = any(webdataset.holds_video(shard) for shard in files)
             else:
-                found = next(_rows(source, uri_column, caption_column), None) is not None
+                found = next(_rows(source, uri_column, caption_column, Tally()), None) is not None
         except ValueError:
             raise
         # Drivers have exceptions of their own, such as botocore's NoCredentialsError, that share no class.
@@ -73,28 +83,31 @@ _KINDS = f"a folder of videos, a list ({', '.join(tables.SUFFIXES)}), or WebData
 _NO_VIDEO = f"it lists no video; videos end in {', '.join(VIDEO_SUFFIXES)}"
 
 
-def _rows(source: str, uri_column: str | None, caption_column: str | None) -> Iterator[Row]:
+def _rows(source: str, uri_column: str | None, caption_column: str | None, tally: Tally) -> Iterator[Row]:
     """All rows, those listed twice too. Of many files the first must be good; a later bad one is a row with a fault."""
-    uri = places.absolute(source)
+    uri = storage.absolute(source)
     kind, files = _resolve(uri, uri_column, caption_column)
     if kind == folder.VIDEOS:
-        yield from folder.rows(uri, uri_column, caption_column)
+        yield from folder.rows(uri, uri_column, caption_column, tally)
         return
     for index, file in enumerate(files):
         try:
-            yield from webdataset.rows(file) if kind == ".tar" else manifests.rows(file, uri_column, caption_column)
+            if kind == ".tar":
+                yield from webdataset.rows(file, tally)
+            else:
+                yield from manifests.rows(file, uri_column, caption_column, tally)
         except (ValueError, FileNotFoundError) as error:
             if index == 0:
                 raise
-            yield file, "", f"it cannot be read: {error}"
+            yield Row(file, "", f"it cannot be read: {error}")
 
 
 def _resolve(uri: str, uri_column: str | None, caption_column: str | None) -> tuple[str, Iterator[str]]:
     """What a source is, "videos", ".tar" or the suffix of a list, and its files (none for a folder of videos)."""
-    if places.base_name(uri).lower().endswith(webdataset.COMPRESSED):
+    if storage.base_name(uri).lower().endswith(webdataset.COMPRESSED):
         raise ValueError(webdataset.UNPACK)
     first = next(webdataset.expand(uri))
-    kind = ".tar" if places.base_name(first).lower().endswith(".tar") else tables.kind(first)
+    kind = ".tar" if storage.base_name(first).lower().endswith(".tar") else tables.kind(first)
     files = webdataset.expand(uri)
     if kind is None or not places.is_file(first):
         if not places.is_folder(first):

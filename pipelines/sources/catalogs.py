@@ -1,9 +1,9 @@
 """What the catalog job reads: images to animate, each with what is wished for it, streamed.
 
-A catalog is a folder of images, a .csv, .jsonl, .ndjson (each also .gz) or .parquet table, a folder of .parquet files,
-or a pattern such as catalog/{000..127}.parquet; local or anything that fsspec opens, and so may each image. A column
-holds the image's uri or, in Parquet, its bytes; another one the uri of the video whose motion the image shall get;
-others hold settings for the row.
+A catalog is a folder of images, a table (.csv, .tsv, .json, .jsonl, .ndjson, each also .gz, or .parquet), a folder of
+.parquet files, or a pattern such as catalog/{000..127}.parquet; local or anything that fsspec opens, and so may each
+image. A column holds the image's uri or, in Parquet, its bytes; another one the uri of the video whose motion the image
+shall get; others hold settings for the row. A folder may hold Hugging Face's metadata.csv, .jsonl or .parquet as well.
 
 Knows what columns are called. Opens no image, and knows no ranges of settings: what is wrong with a value is found by
 who uses it. What is wrong with a row stands in it; what is wrong with the catalog is a ValueError.
@@ -15,22 +15,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-
-from pipelines.sources import folder, images, places, tables, webdataset
+from pipelines.core import storage
+from pipelines.sources import cells, columns, folder, images, manifests, places, tables, webdataset
+from pipelines.sources.rows import is_utf8
+from pipelines.sources.tally import Tally
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
-IMAGE_COLUMNS = ("image", "image_uri", "image_url", "photo", "uri", "url", "path", "file_name")
 # What a row may wish for, and the columns that say it. `video` is that whose motion the image gets.
-WISHES = {
-    "prompt": ("prompt", "caption", "text"),
-    "negative_prompt": ("negative_prompt",),
-    "motion_bucket": ("motion_bucket",),
-    "seed": ("seed",),
-    "num_inference_steps": ("num_inference_steps", "steps"),
-    "guidance_scale": ("guidance_scale", "guidance"),
-    "size": ("size",),
-    "video": ("video", "video_uri", "video_url"),
+WISHES: dict[str, columns.Groups] = {
+    "prompt": columns.PROMPT,
+    "negative_prompt": (("negative_prompt",),),
+    "motion_bucket": (("motion_bucket",),),
+    "seed": (("seed",),),
+    "num_inference_steps": (("num_inference_steps",), ("steps",)),
+    "guidance_scale": (("guidance_scale",), ("guidance",)),
+    "size": (("size",),),
+    "video": columns.MOTION,
 }
 _HEAD = 100  # rows that `check` looks at for a prompt
 _TRIED = 4  # images whose storage `check` asks for them
@@ -50,24 +50,26 @@ class Entry(NamedTuple):
 
 
 def entries(
-    catalog: str, image_column: str | None = None, prompt_column: str | None = None, video_column: str | None = None
+    catalog: str,
+    image_column: str | None = None,
+    prompt_column: str | None = None,
+    video_column: str | None = None,
+    tally: Tally | None = None,
 ) -> Iterator[Entry]:
     """The rows of a catalog in its order, those of a folder by name; the same rows twice are two entries.
 
-    Raises ValueError as `check` does; OSError when storage fails on the way.
+    tally: counts files that were passed over. Raises ValueError as `check` does; OSError when storage fails on the way.
     """
+    asked = (image_column, prompt_column, video_column)
     with _naming(catalog):
-        uri = places.absolute(catalog)
+        uri = storage.absolute(catalog)
         files = _files(uri)
         if files is None:
-            if image_column or prompt_column or video_column:
-                raise ValueError("it is a folder of images, and has no columns; leave out the names of columns")
-            for image, prompt, fault in folder.captioned_files(uri, IMAGE_SUFFIXES):
-                yield Entry(image, {"prompt": prompt} if prompt else {}, fault)
+            yield from _folder(uri, asked, tally or Tally())
             return
         for index, file in enumerate(files):
             try:
-                yield from _table(file, image_column, prompt_column, video_column)
+                yield from _table(file, *asked)
             except (ValueError, FileNotFoundError) as error:
                 if index == 0:
                     raise
@@ -116,7 +118,7 @@ def _check_reachable(uris: list[str]) -> None:
 
 def is_below(uri: str, catalog: str) -> bool:
     """Whether a place lies in the folder that a catalog is, so that what is written there would be listed."""
-    return f"{places.absolute(uri)}/".startswith(f"{places.absolute(catalog)}/")
+    return f"{storage.absolute(uri)}/".startswith(f"{storage.absolute(catalog)}/")
 
 
 def _files(uri: str) -> Iterator[str] | None:
@@ -137,22 +139,35 @@ def _files(uri: str) -> Iterator[str] | None:
     return folder.files(uri, *_PARQUET) if parquet else None
 
 
+def _folder(uri: str, asked: tuple[str | None, str | None, str | None], tally: Tally) -> Iterator[Entry]:
+    """What lists in a folder of images say of them, and the images that no list names."""
+    listed: set[str] = set()
+
+    def lists(place: str, names: folder.Names) -> Iterator[Entry]:
+        found = list(folder.metadata_of(place, names, columns.IMAGE, "--image-column", asked[0], tally))
+        if place == uri and any(asked) and not found:
+            raise ValueError("it is a folder of images, and has no columns; leave out the names of columns")
+        for table in found:
+            for entry in _table(table, *asked):
+                listed.add(entry.image)
+                yield entry
+
+    for row in folder.captioned_files(uri, IMAGE_SUFFIXES, tally, lists):
+        if isinstance(row, Entry):
+            yield row
+        elif row.uri not in listed:
+            yield Entry(row.uri, {"prompt": row.caption} if row.caption else {}, row.fault)
+
+
 def _table(uri: str, image_column: str | None, prompt_column: str | None, video_column: str | None) -> Iterator[Entry]:
-    name, place = places.base_name(uri), places.parent(uri)
+    name, place = storage.base_name(uri), storage.parent(uri)
     found = tables.columns(uri)
-    image = _column(name, found, image_column, IMAGE_COLUMNS, "--image-column")
-    if image is None:
-        raise ValueError(
-            f"{name} has no column for the image; found are {', '.join(found) or '(none)'}, needed is one of "
-            f"{', '.join(IMAGE_COLUMNS)}, or name it with --image-column"
-        )
-    columns = {wish: _column(name, found, None, names, "") for wish, names in WISHES.items()}
-    columns["prompt"] = _column(name, found, prompt_column, WISHES["prompt"], "--prompt-column")
-    columns["video"] = _column(name, found, video_column, WISHES["video"], "--video-column")
-    kept = {wish: column for wish, column in columns.items() if column is not None}
-    schema = tables.schema(uri) if tables.kind(uri) == ".parquet" else None
-    embedded = schema is not None and _holds_bytes(schema.field(image).type)
-    if schema is not None and "video" in kept and _holds_bytes(schema.field(kept["video"]).type):
+    try:
+        image, kept = _columns(found, image_column, {"prompt": prompt_column, "video": video_column})
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from None
+    embedded = cells.holds_bytes(uri, image)
+    if "video" in kept and cells.holds_bytes(uri, kept["video"]):
         raise ValueError(
             f"{name} holds videos themselves in the column {kept['video']}; only paths and URIs of videos are taken"
         )
@@ -167,7 +182,7 @@ def _table(uri: str, image_column: str | None, prompt_column: str | None, video_
         try:
             if not embedded and _is_empty(record.get(image)):
                 raise ValueError(f"{at} names no image: {image} is empty or missing")
-            named = images.cell(uri, image, number) if embedded else _file(record[image], place, at, image)
+            named = cells.uri_of(uri, image, number) if embedded else _file(record[image], place, at, image)
             if "video" in wishes:
                 wishes["video"] = _file(wishes["video"], place, at, kept["video"])
         except ValueError as error:
@@ -176,27 +191,31 @@ def _table(uri: str, image_column: str | None, prompt_column: str | None, video_
             yield Entry(named, wishes)
 
 
+def _columns(found: list[str], asked: str | None, flags: dict[str, str | None]) -> tuple[str, dict[str, str]]:
+    """The column of the image, and those of wishes. asked, flags: the columns that flags name. Raises ValueError."""
+    image = columns.pick(found, asked, columns.IMAGE, "the image", "--image-column")
+    if image is None:
+        raise ValueError(
+            f"has no column for the image; found are {columns.listed(found)}, needed is one of "
+            f"{columns.usual_names(columns.IMAGE)}, or name it with --image-column"
+        )
+    kept = {}
+    for wish, usual in WISHES.items():
+        flag = f"--{wish}-column" if wish in flags else ""
+        column = columns.pick(found, flags.get(wish), usual, f"the {wish.replace('_', ' ')}", flag)
+        if column is not None:
+            kept[wish] = column
+    return image, kept
+
+
 def _file(value: Any, folder: str, at: str, column: str) -> str:
     """The uri of a file that a column of a row names. Raises ValueError for what is no name."""
     if not isinstance(value, str):
         raise ValueError(f"{at}: {column} is of type {type(value).__name__}, not text")
     text = value.strip()
-    if "\0" in text or not _is_utf8(text):
+    if "\0" in text or not is_utf8(text):
         raise ValueError(f"{at}: {column} is no name of a file")
-    return places.below(folder, text)
-
-
-def _column(name: str, found: list[str], named: str | None, usual: tuple[str, ...], flag: str) -> str | None:
-    if named is not None and named not in found:
-        raise ValueError(f"{name} lacks the column {named} that {flag} names; found are {', '.join(found) or '(none)'}")
-    return named or next((column for column in usual if column in found), None)
-
-
-def _holds_bytes(kind: pa.DataType) -> bool:
-    """Whether a column holds images themselves: bytes, or a struct with bytes, as Hugging Face datasets write them."""
-    if pa.types.is_struct(kind):
-        return any(field.name == images.BYTES for field in kind)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return manifests.file_of(text, folder, f"{at}: {column}")
 
 
 def _is_empty(value: Any) -> bool:
@@ -204,14 +223,6 @@ def _is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip()) or (
         isinstance(value, float) and math.isnan(value)
     )  # fmt: skip
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _name(catalog: str) -> str:

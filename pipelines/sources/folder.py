@@ -1,36 +1,55 @@
-"""Folders of videos, searched to their leaves; captions from captions.csv, or from a .txt or .json beside each video.
+"""Folders of videos, searched to their leaves; captions from a list in the folder, or from a file beside each video.
 
+A list is captions.csv, Hugging Face's metadata.csv, .jsonl or .parquet, or finetrainers' prompts.txt with videos.txt.
 Knows files by their names and opens only captions. Holds the names of one folder at a time (and of those above it), so
 that millions of files in many folders need little memory.
 """
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from cinemo.video import ANIMATED_WEBP, VIDEO_SUFFIXES, is_animated_webp
-from pipelines.sources import manifests, places
-from pipelines.sources.rows import Row, captioned
+from pipelines.core import storage
+from pipelines.sources import columns, manifests, places, tables, texts
+from pipelines.sources.rows import Row, captioned, row
+from pipelines.sources.tally import Tally
 
 VIDEOS = "videos"
 CAPTIONS = "captions.csv"
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+TEXTS = (".txt", ".caption", ".json")  # of captions, in this order
+_PROMPTS = ("prompts.txt", "prompt.txt", "captions.txt")  # line by line those of videos.txt
 _BATCH = 256  # captions asked for at a time: object stores answer many requests as fast as one
 
+Names = dict[str, str]  # of the files in a folder, by the same with the ending in lower case
+Listed = TypeVar("Listed")
 
-def walk(folder: str) -> Iterator[tuple[str, str, set[str]]]:
-    """(folder, name, all names in that folder) of every file below an absolute folder, in the order of full names."""
+
+def walk(folder: str) -> Iterator[tuple[str, str, Names]]:
+    """(folder, name, all names in that folder) of every file below an absolute folder, in the order of full names.
+
+    Each folder comes first, as a file without a name.
+    """
     found = places.entries(folder)
-    names = {name for name, is_folder in found if not is_folder}
+    names = {_lower(name): name for name in sorted(name for name, is_folder in found if not is_folder)}
+    yield folder, "", names
     for name, is_folder in found:
         if is_folder:
-            yield from walk(places.below(folder, name))
+            yield from walk(storage.join(folder, name))
         else:
             yield folder, name, names
 
 
+def _lower(name: str) -> str:
+    stem, dot, ending = name.rpartition(".")
+    return stem + dot + ending.lower()
+
+
 def files(folder: str, suffix: str) -> Iterator[str]:
     """uris of all files below a folder that end in a suffix, in order."""
-    return (places.below(place, name) for place, name, _ in walk(folder) if name.lower().endswith(suffix))
+    return (storage.join(place, name) for place, name, _ in walk(folder) if name.lower().endswith(suffix))
 
 
 def kind(folder: str) -> str:
@@ -38,38 +57,37 @@ def kind(folder: str) -> str:
 
     In this order, because tools that write videos or shards write tables about them beside.
     """
-    if places.is_file(places.below(folder, CAPTIONS)):
+    if places.is_file(storage.join(folder, CAPTIONS)):
         return VIDEOS
     seen = set()
-    for place, name, _ in walk(folder):
+    for place, name, names in walk(folder):
         if wanted(place, name, VIDEO_SUFFIXES):
             return VIDEOS
         seen |= {suffix for suffix in (".tar", ".parquet") if name.lower().endswith(suffix)}
-    return next((suffix for suffix in (".tar", ".parquet") if suffix in seen), "")
+        if not name and place == folder and (metadata(names) or _prompts(names)):
+            seen.add(VIDEOS)  # which may lie elsewhere
+    return next((found for found in (".tar", ".parquet", VIDEOS) if found in seen), "")
 
 
-def rows(folder: str, uri_column: str | None, caption_column: str | None) -> Iterator[Row]:
-    """What captions.csv lists, then all videos: who drops what was listed before keeps the captions of the former.
+def rows(folder: str, uri_column: str | None, caption_column: str | None, tally: Tally) -> Iterator[Row]:
+    """What lists in the folder name, then all videos: who drops what came before keeps the captions of the former.
 
-    A video that captions.csv names and the folder lacks is a row: it becomes a reject, not a silence.
+    A video that a list names and the folder lacks is a row: it becomes a reject, not a silence.
     """
-    listed = places.below(folder, CAPTIONS)
+    asked = (uri_column, caption_column)
+    listed = storage.join(folder, CAPTIONS)
     if places.is_file(listed):
-        yield from manifests.rows(listed, uri_column, caption_column)
-    elif uri_column or caption_column:
+        yield from manifests.rows(listed, *asked, tally)
+    elif any(asked) and not any(metadata(names) for _, name, names in itertools.islice(walk(folder), 1)):
         raise ValueError(f"it is a folder without {CAPTIONS}, and has no columns; leave out the names of columns")
-    yield from captioned_files(folder, VIDEO_SUFFIXES)
 
+    def lists(place: str, names: Names) -> Iterator[Row]:
+        for uri in metadata_of(place, names, columns.VIDEO, "--uri-column", uri_column, tally):
+            yield from _careful(manifests.rows(uri, *asked, tally), uri, place == folder)
+        if pair := _prompts(names):
+            yield from _careful(_pairs(place, *pair, tally), storage.join(place, pair[0]), place == folder)
 
-def captioned_files(folder: str, suffixes: tuple[str, ...]) -> Iterator[Row]:
-    """Files below a folder that end in one of the suffixes, with the captions beside them, in the order of names."""
-    found = (
-        (place, name, _beside(name, names)) for place, name, names in walk(folder) if wanted(place, name, suffixes)
-    )
-    while batch := list(itertools.islice(found, _BATCH)):
-        texts = iter(_fetch([places.below(place, beside) for place, _, beside in batch if beside]))
-        for place, name, beside in batch:
-            yield captioned(places.below(place, name), beside, next(texts) if beside else None)
+    yield from captioned_files(folder, VIDEO_SUFFIXES, tally, lists)
 
 
 def wanted(place: str, name: str, suffixes: tuple[str, ...]) -> bool:
@@ -80,15 +98,108 @@ def wanted(place: str, name: str, suffixes: tuple[str, ...]) -> bool:
     lower = name.lower()
     if suffixes != VIDEO_SUFFIXES or not lower.endswith(ANIMATED_WEBP):
         return lower.endswith(suffixes)
-    with contextlib.suppress(OSError), places.open_binary(places.below(place, name)) as file:
+    with contextlib.suppress(OSError), places.open_binary(storage.join(place, name)) as file:
         return is_animated_webp(file.read(21))
     return False
 
 
-def _beside(name: str, names: set[str]) -> str:
+def captioned_files(
+    folder: str, suffixes: tuple[str, ...], tally: Tally, lists: Callable[[str, Names], Iterator[Listed]]
+) -> Iterator[Row | Listed]:
+    """Files below a folder that end in one of the suffixes, with the captions beside them, in the order of names.
+
+    lists: gives what the lists in one folder name, which comes before what is in it. Other files are counted.
+    """
+    batch: list[tuple[str, str, str]] = []
+    for place, name, names in walk(folder):
+        if not name:
+            yield from lists(place, names)
+        elif wanted(place, name, suffixes):
+            batch.append((place, name, _beside(name, names)))
+            if len(batch) == _BATCH:
+                yield from _captioned(batch, tally)
+                batch = []
+        elif not name.lower().endswith(TEXTS) and name.lower() not in (CAPTIONS, *METADATA):
+            tally.pass_over(name)
+    yield from _captioned(batch, tally)
+
+
+def metadata(names: Names) -> list[str]:
+    """Hugging Face's lists among the names in a folder."""
+    return [name for name in names.values() if name.lower() in METADATA]
+
+
+def metadata_of(
+    place: str, names: Names, usual: columns.Groups, flag: str, asked: str | None, tally: Tally
+) -> Iterator[str]:
+    """uris of the lists in a folder that name files; of others a note is made."""
+    for uri in (storage.join(place, name) for name in metadata(names)):
+        with contextlib.suppress(ValueError):  # whatever is wrong with it is said when it is read
+            if asked is None and columns.find(tables.columns(uri), usual, "", flag) is None:
+                tally.note(f"{storage.base_name(uri)} has no column for a file's name, and is not read")
+                continue
+        yield uri
+
+
+def _careful(found: Iterator[Row], uri: str, is_first: bool) -> Iterator[Row]:
+    """The rows of a list; one that cannot be read is a row with the fault, but of the first one the ValueError."""
+    try:
+        yield from found
+    except ValueError as error:
+        if is_first:
+            raise
+        yield Row(uri, "", f"it cannot be read: {error}", listed=True)
+
+
+def _prompts(names: Names) -> tuple[str, str] | None:
+    """The names of the lists of videos and of their prompts, when both are among those in a folder."""
+    by_name = {name.lower(): name for name in names.values()}
+    prompts = next((by_name[name] for name in _PROMPTS if name in by_name), None)
+    return (by_name["videos.txt"], prompts) if prompts and "videos.txt" in by_name else None
+
+
+def _pairs(place: str, videos: str, prompts: str, tally: Tally) -> Iterator[Row]:
+    """The videos of one list with the prompts of the other, line by line. Raises ValueError unless they are as long."""
+    uris = [storage.join(place, name) for name in (videos, prompts)]
+    counts = [sum(1 for _ in _lines(uri)) for uri in uris]
+    if counts[0] != counts[1]:
+        raise ValueError(f"{videos} has {counts[0]} lines and {prompts} {counts[1]}; write one prompt for each video")
+    for number, (name, prompt) in enumerate(zip(*map(_lines, uris), strict=True), 1):
+        where = f"{videos} line {number}"
+        if not name:
+            yield Row(f"{uris[0]}#line-{number}", "", f"{where} names no video", listed=True)
+            continue
+        try:
+            yield row(manifests.file_of(name, place, where), prompt, f"{prompts} line {number}", tally, listed=True)
+        except ValueError as error:
+            yield Row(f"{uris[0]}#line-{number}", "", str(error), listed=True)
+
+
+def _lines(uri: str) -> Iterator[str]:
+    """The lines of a text without blanks around them; blank ones at its end do not count."""
+    blank = 0
+    with places.open_binary(uri) as file, texts.reader(file) as text:
+        for line in text:
+            if not line.strip():
+                blank += 1
+                continue
+            yield from itertools.repeat("", blank)
+            blank = 0
+            yield line.strip()
+
+
+def _beside(name: str, names: Names) -> str:
     """The name of the file with the caption of a video or an image, "" when there is none."""
     stem = name.rpartition(".")[0]
-    return next((stem + suffix for suffix in (".txt", ".json") if stem + suffix in names), "")
+    beginnings = (stem, name, _lower(name))
+    return next((names[one + ending] for one in beginnings for ending in TEXTS if one + ending in names), "")
+
+
+def _captioned(batch: list[tuple[str, str, str]], tally: Tally) -> Iterator[Row]:
+    """(folder, name, name of the caption) of some files -> their rows."""
+    contents = iter(_fetch([storage.join(place, beside) for place, _, beside in batch if beside]))
+    for place, name, beside in batch:
+        yield captioned(storage.join(place, name), beside, next(contents) if beside else None, tally)
 
 
 def _fetch(uris: list[str]) -> list[bytes | Exception]:
@@ -96,5 +207,5 @@ def _fetch(uris: list[str]) -> list[bytes | Exception]:
     if not uris:
         return []
     remote, _ = places.locate(uris[0])
-    texts: list[bytes | Exception] = remote.cat_ranges([places.locate(uri)[1] for uri in uris], None, None)
-    return texts
+    contents: list[bytes | Exception] = remote.cat_ranges([places.locate(uri)[1] for uri in uris], None, None)
+    return contents

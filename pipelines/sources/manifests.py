@@ -1,79 +1,139 @@
-"""Lists of videos: tables (tables.py) with a column for the video and one for its caption.
+"""Lists of videos: tables (tables.py) with a column for the video and, mostly, one for its caption.
 
-Knows what columns are called, and paths relative to the list. Opens no video. A row that is broken becomes a row with a
-fault that names file and line; only a list that cannot be read at all, or lacks its columns, raises ValueError.
+Knows paths relative to the list, and rows that mean a segment of a video. Opens no video. A row that is broken becomes
+a row with a fault that names file and line; only a list that cannot be read at all, or lacks the column for the video,
+raises ValueError.
 """
 
+import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from pipelines.sources import places, tables
-from pipelines.sources.rows import Row, row
+from pipelines.core import storage
+from pipelines.sources import cells, columns, segments, tables
+from pipelines.sources.rows import Row, is_utf8, row
+from pipelines.sources.tally import Tally
 
-# WebVid's come first: videoid, contentUrl, name (the caption), page_dir, duration.
-URI_COLUMNS = ("contentUrl", "uri", "url", "path", "video", "file_name")
-CAPTION_COLUMNS = ("caption", "text", "prompt", "name")
+WINDOWS = re.compile(r"[A-Za-z]:\\|\\\\")  # how an absolute path of Windows begins
 
 
 class Columns(NamedTuple):
-    """The columns to read. webvid: a contentUrl on the web stands for the downloaded file page_dir/videoid.mp4."""
+    """The columns to read.
+
+    webvid: a contentUrl on the web stands for the downloaded file page_dir/videoid.mp4. embedded: cells are videos.
+    unit: of start and end, which are columns both or None both. is_length: end is the length of a segment.
+    """
 
     uri: str
     caption: str | None
-    webvid: bool
+    webvid: bool = False
+    embedded: bool = False
+    start: str | None = None
+    end: str | None = None
+    unit: str = "seconds"
+    is_length: bool = False
 
     def names(self) -> list[str]:
+        """Those of which values are needed, each once. What is embedded stays where it is."""
+        wanted = [None if self.embedded else self.uri, self.caption, self.start, self.end]
         extra = ["page_dir", "videoid"] if self.webvid else []
-        return [self.uri, *([self.caption] if self.caption else []), *extra]
+        return list(dict.fromkeys([name for name in wanted if name is not None] + extra))
 
 
-def rows(uri: str, uri_column: str | None = None, caption_column: str | None = None) -> Iterator[Row]:
+def rows(uri: str, uri_column: str | None, caption_column: str | None, tally: Tally) -> Iterator[Row]:
     """The rows of one list, in its order. uri: absolute; the names of columns: None to find them by their usual names.
 
     Raises ValueError when the list cannot be read from its beginning or lacks a column; OSError when storage fails.
     """
-    name, folder = places.base_name(uri), places.parent(uri)
-    columns = choose(name, tables.columns(uri), uri_column, caption_column)
-    for place, record in tables.records(uri, columns.names()):
+    name, folder = storage.base_name(uri), storage.parent(uri)
+    chosen = choose(uri, tables.columns(uri), uri_column, caption_column, tally)
+    for number, (place, record) in enumerate(tables.records(uri, chosen.names())):
         here = f"{uri}#{place.replace(' ', '-')}"
-        if tables.is_damage(place):
-            yield here, "", str(record)
-        else:
-            yield _row(here, folder, f"{name} {place}", record, columns)
+        where = f"{name} {place}"
+        if isinstance(record, str):
+            yield Row(here, "", record if tables.is_damage(place) else f"{where}: {record}", listed=True)
+            continue
+        try:
+            named = cells.uri_of(uri, chosen.uri, number) if chosen.embedded else _video(record, folder, where, chosen)
+            segment = _segment(record, where, chosen)
+        except ValueError as error:
+            yield Row(here, "", str(error), listed=True)
+            continue
+        caption = record.get(chosen.caption) if chosen.caption else None
+        yield row(named, caption, where, tally, segment, listed=True)
 
 
-def choose(name: str, found: list[str], uri_column: str | None, caption_column: str | None) -> Columns:
-    """Which of the columns found are the video and its caption. Raises ValueError that lists what there is."""
-    shown = ", ".join(found) or "(none)"
-    for column, flag in ((uri_column, "--uri-column"), (caption_column, "--caption-column")):
-        if column is not None and column not in found:
-            raise ValueError(f"{name} lacks the column {column} that {flag} names; found are {shown}")
-    uri = uri_column or next((column for column in URI_COLUMNS if column in found), None)
-    if uri is None:
-        raise ValueError(
-            f"{name} has no column for the video; found are {shown}, needed is one of {', '.join(URI_COLUMNS)}, "
-            "or name it with --uri-column"
-        )
-    usual = ("name", *CAPTION_COLUMNS) if uri == "contentUrl" else CAPTION_COLUMNS
-    caption = caption_column or next((column for column in usual if column in found and column != uri), None)
+def choose(uri: str, found: list[str], uri_column: str | None, caption_column: str | None, tally: Tally) -> Columns:
+    """Which columns are the video, its caption and its segment. Raises ValueError that lists what there is."""
+    name, shown = storage.base_name(uri), columns.listed(found)
+    try:
+        video = columns.pick(found, uri_column, columns.VIDEO, "the video", "--uri-column")
+        if video is None:
+            raise ValueError(
+                f"has no column for the video; found are {shown}, needed is one of "
+                f"{columns.usual_names(columns.VIDEO)}, or name it with --uri-column"
+            )
+        rest = [column for column in found if column != video]
+        webvid = columns.plain(video) == "contenturl"
+        usual = (("name",), *columns.CAPTION) if webvid else columns.CAPTION
+        caption = columns.pick(found if caption_column else rest, caption_column, usual, "the caption",
+                               "--caption-column")  # fmt: skip
+        times = _segment_columns(rest, name, tally)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from None
+    if caption is None:
+        tally.note(f"{name} has no column for the caption; found are {shown}; name it with --caption-column")
+    embedded = cells.holds_bytes(uri, video)
     # Who names contentUrl himself means the address.
-    webvid = uri == "contentUrl" and uri_column is None and {"page_dir", "videoid"} <= set(found)
-    return Columns(uri, caption, webvid)
+    downloaded = webvid and uri_column is None and {"page_dir", "videoid"} <= set(found)
+    return Columns(video, caption, downloaded, embedded, *times)
 
 
-def _row(here: str, folder: str, where: str, record: tables.Record, columns: Columns) -> Row:
-    """here: the uri of a row that names no video. where: the place in words, for a fault."""
-    if isinstance(record, str):
-        return here, "", f"{where}: {record}"
-    name = record.get(columns.uri)
+def _segment_columns(found: list[str], name: str, tally: Tally) -> tuple[str | None, str | None, str, bool]:
+    """The columns of start and end, their unit, and whether the latter is a length; None for both without segments."""
+    for unit, (starts, ends, lengths) in columns.SEGMENTS.items():
+        start = columns.find(found, starts, "the start of a segment", "")
+        end = columns.find(found, ends, "the end of a segment", "")
+        length = columns.find(found, lengths, "the length of a segment", "") if start and not end else None
+        if start and (end or length):
+            return start, end or length, unit, not end
+        if start or end:
+            lone, other = (start, "end") if start else (end, "start")
+            tally.note(f"{name} has the column {lone} and none for the {other} of a segment; whole videos are taken")
+    return None, None, "seconds", False
+
+
+def _video(record: dict[str, Any], folder: str, where: str, chosen: Columns) -> str:
+    """The uri of the video that a row names. Raises ValueError."""
+    name = record.get(chosen.uri)
     if name is not None and not isinstance(name, str):
-        return here, "", f"{where}: {columns.uri} is of type {type(name).__name__}, not text"
+        raise ValueError(f"{where}: {chosen.uri} is of type {type(name).__name__}, not text")
     name = (name or "").strip()
     if not name:
-        return here, "", f"{where} names no video: {columns.uri} is empty or missing"
-    if columns.webvid and name.startswith(("http://", "https://")):
-        number = record.get("videoid") or places.base_name(name).rpartition(".")[0]
+        raise ValueError(f"{where} names no video: {chosen.uri} is empty or missing")
+    if chosen.webvid and name.startswith(("http://", "https://")):
+        number = record.get("videoid") or storage.base_name(name).rpartition(".")[0]
         name = f"{record.get('page_dir') or '.'}/{number}.mp4"
+    return file_of(name, folder, f"{where}: {chosen.uri}")
+
+
+def file_of(name: str, folder: str, cell: str) -> str:
+    """The uri of a file that a cell names, relative to the folder of its table.
+
+    cell: its place in words, for the ValueError about what cannot be the name of a file.
+    """
     if "\0" in name:
-        return here, "", f"{where}: {columns.uri} holds a zero byte"
-    return row(places.below(folder, name), record.get(columns.caption) if columns.caption else None, where)
+        raise ValueError(f"{cell} holds a zero byte")
+    if WINDOWS.match(name) and is_utf8(name):
+        raise ValueError(f"{cell} is {name}, a path of a Windows machine; write it relative to the list")
+    return storage.resolve(folder, name)
+
+
+def _segment(record: dict[str, Any], where: str, chosen: Columns) -> str | None:
+    """The segment that a row means, None for all of the video. Raises ValueError."""
+    if chosen.start is None or chosen.end is None:
+        return None
+    try:
+        return segments.segment(record.get(chosen.start), record.get(chosen.end), chosen.unit, chosen.is_length)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None

@@ -1,4 +1,4 @@
-"""One video by its uri: local path, remote file, or a span of bytes in a tar shard.
+"""One video by its uri: local path, remote file, a span of bytes in a tar shard, or a cell of a Parquet table.
 
 Knows file objects. Knows nothing of containers or frames; that is cinemo.video.
 """
@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from typing import BinaryIO, cast
 
 from cinemo.video import VideoError
-from pipelines.sources import places, webdataset
+from pipelines.core import storage
+from pipelines.sources import cells, places, webdataset
 
 # An index at the end, a jump back, then one clip in sequence: aligned blocks of one request each, of which fsspec keeps
 # the last 32, so that what was read is not asked for again.
@@ -29,17 +30,18 @@ def open_video(uri: str) -> Iterator[str | BinaryIO]:
     out as OSError, whatever class they are.
     Raises VideoError "missing" when there is no such file, "unreadable" when it cannot be opened.
     """
-    uri = places.absolute(uri)
+    uri = storage.absolute(uri)
     span = webdataset.parse(uri)
-    if span is None and places.is_local(uri):
+    if span is None and storage.is_local(uri) and not cells.table_of(uri):
         if not os.path.exists(uri):
             raise VideoError("missing", f"video {uri} does not exist; check the path")
         yield uri
         return
     try:
         window = _open_window(uri, span)
-    except FileNotFoundError:
-        raise VideoError("missing", f"video {uri} does not exist; check the address") from None
+    except FileNotFoundError as error:
+        why = f"is none: {error}" if cells.table_of(uri) else "does not exist; check the address"
+        raise VideoError("missing", f"video {uri} {why}") from None
     # Drivers have exceptions of their own, such as botocore's NoCredentialsError and aiohttp's ClientError.
     except Exception as error:
         raise VideoError("unreadable", f"video {uri} cannot be opened: {_sentence(error)}") from error
@@ -90,6 +92,9 @@ def _open_window(uri: str, span: tuple[str, int, int] | None) -> _Window:
     if span is not None:
         shard, offset, size = span
         return _Window(uri, places.open_binary(shard, BLOCK, _CACHE), offset, size)
+    if cells.table_of(uri):
+        data = cells.read(uri)
+        return _Window(uri, io.BytesIO(data), 0, len(data))
     file = places.open_binary(uri, BLOCK, _CACHE)
     try:
         size = file.seek(0, os.SEEK_END)

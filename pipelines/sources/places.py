@@ -1,4 +1,4 @@
-"""Where sources and videos lie: one absolute name for each place, and the way to open it.
+"""Where sources and videos lie: how a place is opened and listed, by its absolute URI (core/storage.py).
 
 Knows local paths, fsspec's URLs (s3://, gs://, https://...) and its chains, where each link lies in the next
 (`zip://a.mp4::s3://bucket/x.zip`). Knows nothing of manifests, captions or pixels.
@@ -7,7 +7,6 @@ Knows local paths, fsspec's URLs (s3://, gs://, https://...) and its chains, whe
 import contextlib
 import functools
 import os
-import posixpath
 from typing import Any, BinaryIO, cast
 
 import fsspec.core
@@ -15,58 +14,6 @@ import fsspec.core
 from pipelines.core import storage
 
 STREAM_BLOCK = 4 << 20  # bytes a request, for files that are read from end to end
-
-
-def absolute(uri: str) -> str:
-    """The one name of a place: local parts absolute and without file://, URLs as they are."""
-    links = uri.split("::") if "://" in uri else [uri]
-    # `zip://` is the root of an archive, and a word alone, such as simplecache, a link without a path.
-    bare = [len(links) > 1 and (link.isalnum() or link.endswith("://")) for link in links]
-    return "::".join(link if alone else storage.absolute(link) for link, alone in zip(links, bare, strict=True))
-
-
-def is_local(uri: str) -> bool:
-    """Whether an absolute uri is a path of this machine."""
-    return "://" not in uri
-
-
-def split(uri: str) -> tuple[str, str, str]:
-    """(before, link, after) of an absolute uri: the link of a chain that holds the path, and what stands around it."""
-    links = uri.split("::") if not is_local(uri) else [uri]
-    at = next((i for i, link in enumerate(links) if not link.isalnum()), 0)
-    return "".join(f"{link}::" for link in links[:at]), links[at], "".join(f"::{link}" for link in links[at + 1 :])
-
-
-def base_name(uri: str) -> str:
-    """The file's name without its folder, for suffixes and messages; of a web address without the query."""
-    link = split(uri)[1]
-    if link.startswith(("http://", "https://")):
-        link = link.partition("?")[0]
-    return link.rstrip("/").rpartition("/")[2]
-
-
-def parent(uri: str) -> str:
-    """The folder of an absolute uri."""
-    if is_local(uri):
-        return os.path.dirname(uri)
-    before, link, after = split(uri)
-    scheme, _, path = link.partition("://")
-    if scheme in ("http", "https"):
-        path = path.partition("?")[0]
-    return f"{before}{scheme}://{path.rpartition('/')[0]}{after}"
-
-
-def below(folder: str, name: str) -> str:
-    """The absolute uri of a name that is relative to an absolute folder; an absolute name stands for itself."""
-    if "://" in name or os.path.isabs(name):
-        return absolute(name)
-    if is_local(folder):
-        return os.path.abspath(os.path.join(folder, name))
-    before, link, after = split(folder)
-    if {".", ".."} & set(name.split("/")):
-        scheme, _, path = link.partition("://")
-        return f"{before}{scheme}://{posixpath.normpath(posixpath.join(path, name))}{after}"
-    return f"{before}{link}{'' if link.endswith('/') else '/'}{name}{after}"
 
 
 @functools.lru_cache(maxsize=8)
@@ -81,9 +28,9 @@ def locate(uri: str) -> tuple[Any, str]:
     Raises ValueError, naming the package to install, when the driver is not there; OSError when an outer link of a
     chain cannot be opened.
     """
-    if is_local(uri):
+    if storage.is_local(uri):
         return fsspec.filesystem("file"), uri
-    before, link, after = split(uri)
+    before, link, after = storage.split(uri)
     try:
         if after and not before:
             files = _archive(f"{link.partition('://')[0]}://{after}")
@@ -97,7 +44,7 @@ def locate(uri: str) -> tuple[Any, str]:
 
 def open_binary(uri: str, block: int = STREAM_BLOCK, cache: str = "readahead") -> BinaryIO:
     """An absolute uri opened for reading. block, cache: bytes a request and fsspec's cache type, for what is remote."""
-    if is_local(uri):
+    if storage.is_local(uri):
         return open(uri, "rb")
     files, path = locate(uri)
     file = files.open(path, "rb", block_size=block, cache_type=cache)
@@ -107,7 +54,7 @@ def open_binary(uri: str, block: int = STREAM_BLOCK, cache: str = "readahead") -
 
 
 def is_file(uri: str) -> bool:
-    if is_local(uri):
+    if storage.is_local(uri):
         return os.path.isfile(uri)
     files, path = locate(uri)
     try:
@@ -117,7 +64,7 @@ def is_file(uri: str) -> bool:
 
 
 def is_folder(uri: str) -> bool:
-    if is_local(uri):
+    if storage.is_local(uri):
         return os.path.isdir(uri)
     files, path = locate(uri)
     return bool(files.isdir(path))
@@ -125,7 +72,7 @@ def is_folder(uri: str) -> bool:
 
 def entries(folder: str) -> list[tuple[str, bool]]:
     """(name, whether it is a folder) of what lies in a folder, hidden names left out; in the order of full names."""
-    if is_local(folder):
+    if storage.is_local(folder):
         with os.scandir(folder) as found:
             names = [(entry.name, entry.is_dir()) for entry in found if not _loops(folder, entry)]
     else:

@@ -1,56 +1,102 @@
-"""One video of a source: (uri, caption, fault), whatever it was read from.
+"""One video of a source, or a segment of one, whatever it was read from.
 
 Knows what a caption is. A fault of one video stands in its row, and becomes a reject later: nothing here raises.
 """
 
+import ast
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
-Row = tuple[str, str, str | None]
+from pipelines.dataset.records import name_of
+from pipelines.sources import columns, texts
+from pipelines.sources.tally import Tally
 
 
-def row(uri: str, caption: Any, where: str) -> Row:
-    """A row, with a fault when the caption is no text or either is not UTF-8. where: names the place, in the fault."""
-    if not _is_utf8(uri):
+class Row(NamedTuple):
+    """A video. segment: the part of it that is meant (segments.py), None for all. listed: a list names it."""
+
+    uri: str
+    caption: str = ""
+    fault: str | None = None
+    segment: str | None = None
+    listed: bool = False
+
+    @property
+    def name(self) -> str:
+        """What tells it from other rows."""
+        return name_of({"uri": self.uri, "segment": self.segment})
+
+
+def row(uri: str, caption: Any, where: str, tally: Tally, segment: str | None = None, listed: bool = False) -> Row:
+    """A row, with a fault when the caption is no text or either is not UTF-8. where: names the place, in the fault.
+
+    Of several captions the first that is not empty is taken, and counted.
+    """
+    if not is_utf8(uri):
         fault = f"{where}: the name of the video is not UTF-8; rename it, or save the list as UTF-8"
-        return _escaped(uri), "", _escaped(fault)
+        return Row(_escaped(uri), "", _escaped(fault), segment, listed)
+    several = _several(caption)
+    if several is not None:
+        tally.alternatives += len(several) > 1
+        caption = next((one for one in several if one is not None and one != ""), None)
+    wrong: str | None = None
     if caption is None:
-        return uri, "", None
-    if not isinstance(caption, str):
-        return uri, "", f"{where} holds no caption: it is of type {type(caption).__name__}, not text"
-    if not _is_utf8(caption):
-        return uri, "", f"{where} holds no caption: it is not UTF-8"
-    return uri, caption.strip(), None
+        caption = ""
+    elif not isinstance(caption, str):
+        wrong = f"{where} holds no caption: it is of type {type(caption).__name__}, not text"
+    elif not is_utf8(caption):
+        wrong = f"{where} holds no caption: it is not UTF-8"
+    return Row(uri, "" if wrong else caption.strip(), wrong, segment, listed)
 
 
-def captioned(uri: str, name: str, data: bytes | Exception | None) -> Row:
-    """The row of a video with a .txt or .json beside it: its name, and what reading it gave (None: there is none).
+def captioned(uri: str, name: str, data: bytes | Exception | None, tally: Tally) -> Row:
+    """The row of a video with a caption beside it: that file's name, and what reading it gave (None: there is none).
 
-    JSON holds the caption under "caption" or "text".
+    JSON holds the caption under one of its usual names.
     """
     if data is None:
-        return row(uri, None, uri)
+        return row(uri, None, uri, tally)
     try:
         if isinstance(data, Exception):
             raise ValueError(str(data)) from data
-        text: Any = data.decode("utf-8")
-        if name.endswith(".json"):
-            value = json.loads(text)
-            if not isinstance(value, dict):
-                raise ValueError('it is not an object with "caption" or "text"')
-            text = value.get("caption", value.get("text"))
+        caption: Any = texts.decode(data)
+        if name.lower().endswith(".json"):
+            caption = _caption_in(json.loads(caption))
     except (ValueError, RecursionError) as error:
-        return _escaped(uri), "", _escaped(f"{name} holds no caption: {error}")
-    return row(uri, text, name)
+        return Row(_escaped(uri), "", _escaped(f"{name} holds no caption: {error}"))
+    return row(uri, caption, name, tally)
+
+
+def _caption_in(value: Any) -> Any:
+    """The caption in an object of JSON, None when it has none. Raises ValueError when it is no object."""
+    if not isinstance(value, dict):
+        raise ValueError('it is not an object with "caption", "text" or "prompt"')
+    names = {columns.plain(name): found for name, found in reversed(value.items())}
+    usual = ("caption", "text", "prompt", *columns.CAPTION[0])
+    return next((names[name] for name in map(columns.plain, usual) if names.get(name) is not None), None)
+
+
+def _several(caption: Any) -> list[Any] | None:
+    """The captions of a list, or of the text of one, as tables without lists write it; None for a single caption."""
+    if isinstance(caption, str) and caption.startswith("[") and caption.rstrip().endswith("]"):
+        for read in (json.loads, ast.literal_eval):
+            try:
+                found = read(caption)
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                continue
+            return found if isinstance(found, list) and all(isinstance(one, str) for one in found) else None
+        return None
+    return caption if isinstance(caption, list) else None
 
 
 def _escaped(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _is_utf8(text: str) -> bool:
+def is_utf8(text: str) -> bool:
+    """Whether text can be stored: no lone surrogate is in it, which is what becomes of bytes that are not UTF-8."""
     try:
         text.encode()
-    except UnicodeEncodeError:  # a lone surrogate: what Python makes of bytes that are not UTF-8
+    except UnicodeEncodeError:
         return False
     return True

@@ -1,14 +1,12 @@
-"""Tables in files: CSV and JSON lines, both also gzipped, and Parquet; local or remote, read as a stream of records.
+"""Tables in files: CSV (delimited.py), JSON (jsonfiles.py), both also gzipped, and Parquet; as a stream of records.
 
-Knows columns, lines and damage. Knows nothing of what a column means. A row that is broken becomes a sentence in its
+Knows columns, places and damage. Knows nothing of what a column means. A row that is broken becomes a sentence in its
 place; only a file that cannot be read from its beginning raises ValueError.
 """
 
-import csv
 import gzip
 import io
 import itertools
-import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +15,8 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.sources import places
+from pipelines.core import storage
+from pipelines.sources import delimited, jsonfiles, places, texts
 
 _HEAD = 100  # JSON lines that are read to learn the columns: a line may leave out what it has not
 
@@ -27,7 +26,7 @@ Records = Iterator[tuple[str, Record]]  # each with its place in the file, such 
 
 def kind(uri: str) -> str | None:
     """The suffix, without .gz, by which a file is known to be a table; None when it is none."""
-    name = places.base_name(uri).lower()
+    name = storage.base_name(uri).lower()
     suffix = name.removesuffix(".gz").rpartition(".")[2]
     return f".{suffix}" if f".{suffix}" in _READERS and not name.endswith(".parquet.gz") else None
 
@@ -40,7 +39,7 @@ def columns(uri: str) -> list[str]:
     except _DAMAGED as error:
         if not _is_damage(error):
             raise
-        raise ValueError(f"{places.base_name(uri)} cannot be read: {error}; is it a {suffix} file?") from error
+        raise ValueError(f"{storage.base_name(uri)} cannot be read: {error}; is it a {suffix} file?") from error
 
 
 def records(uri: str, names: Sequence[str]) -> Records:
@@ -55,7 +54,7 @@ def records(uri: str, names: Sequence[str]) -> Records:
     except _DAMAGED as error:
         if not _is_damage(error):
             raise
-        name = places.base_name(uri)
+        name = storage.base_name(uri)
         yield f"after {place}", f"{name} is damaged after {place}, and what follows is not read: {error}"
 
 
@@ -81,53 +80,30 @@ def _suffix(uri: str) -> str:
 
 def _csv_names(uri: str) -> list[str]:
     with _open_text(uri) as text:
-        return _header(csv.reader(text))
+        return delimited.Table(text).header
 
 
 def _csv_records(uri: str, names: Sequence[str]) -> Records:
     with _open_text(uri) as text:
-        reader = csv.reader(text)
-        header = _header(reader)
-        at = [(name, header.index(name)) for name in names]
-        while True:
-            try:
-                fields = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield f"line {reader.line_num}", str(error)
-                continue
-            place = f"line {reader.line_num}"
-            if len(fields) == len(header):
-                yield place, {name: fields[i] for name, i in at}
-            elif fields:  # a blank line is no row
-                yield place, f"{len(fields)} fields where the header has {len(header)}; is a comma or quote unescaped?"
-
-
-def _header(reader: Any) -> list[str]:
-    try:
-        return [name.strip() for name in next(reader, [])]
-    except csv.Error as error:
-        raise ValueError(f"the first line is no CSV header: {error}") from error
+        table = delimited.Table(text)
+        at = [(name, table.header.index(name)) for name in names]
+        for number, fields in table.rows():
+            yield f"line {number}", fields if isinstance(fields, str) else {name: fields[i] for name, i in at}
 
 
 def _json_names(uri: str) -> list[str]:
-    records = itertools.islice(_json_records(uri), _HEAD)
-    return list(dict.fromkeys(key for _, record in records if isinstance(record, dict) for key in record))
+    head = [record for _, record in itertools.islice(_json_records(uri), _HEAD)]
+    found = list(dict.fromkeys(key for record in head if isinstance(record, dict) for key in record))
+    if head and not found:
+        name = storage.base_name(uri)
+        raise ValueError(f"{name} cannot be read: it holds neither an array of objects nor one a line: {head[0]}")
+    return found
 
 
 def _json_records(uri: str, _names: Sequence[str] = ()) -> Records:
-    with _open_lines(uri) as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except (ValueError, RecursionError) as error:
-                yield f"line {number}", f"not JSON ({error})"
-                continue
-            good = isinstance(record, dict)
-            yield f"line {number}", record if good else f"a JSON {type(record).__name__}, not an object"
+    with _open_text(uri) as text:
+        for number, record in jsonfiles.records(text):
+            yield f"line {number}", record
 
 
 def _parquet_names(uri: str) -> list[str]:
@@ -155,24 +131,20 @@ def _values(column: pa.Array) -> list[Any]:
 
 
 @contextmanager
-def _open_lines(uri: str) -> Iterator[BinaryIO]:
-    with places.open_binary(uri) as file:
-        if places.base_name(uri).lower().endswith(".gz"):
-            with gzip.open(file) as unzipped:
-                yield cast(BinaryIO, unzipped)
-        else:
-            yield file
-
-
-@contextmanager
 def _open_text(uri: str) -> Iterator[io.TextIOWrapper]:
-    """Text in which bytes that are not UTF-8 are lone surrogates, so that they spoil their own row only."""
-    with _open_lines(uri) as lines, io.TextIOWrapper(lines, "utf-8-sig", "surrogateescape", newline="") as text:
-        yield text
+    with places.open_binary(uri) as file:
+        if storage.base_name(uri).lower().endswith(".gz"):
+            with gzip.open(file) as unzipped, texts.reader(cast(BinaryIO, unzipped)) as text:
+                yield text
+        else:
+            with texts.reader(file) as text:
+                yield text
 
 
 _READERS: dict[str, tuple[Callable[[str], list[str]], Callable[[str, Sequence[str]], Records]]] = {
     ".csv": (_csv_names, _csv_records),
+    ".tsv": (_csv_names, _csv_records),
+    ".json": (_json_names, _json_records),
     ".jsonl": (_json_names, _json_records),
     ".ndjson": (_json_names, _json_records),
     ".parquet": (_parquet_names, _parquet_records),
@@ -180,7 +152,7 @@ _READERS: dict[str, tuple[Callable[[str], list[str]], Callable[[str, Sequence[st
 SUFFIXES = tuple(_READERS)
 
 # What readers raise for bytes that are no such file; _is_damage tells pyarrow's OSError from a storage's.
-_DAMAGED = (EOFError, zlib.error, pa.ArrowInvalid, OSError)
+_DAMAGED = (EOFError, zlib.error, pa.ArrowInvalid, UnicodeDecodeError, OSError)
 
 
 def _is_damage(error: Exception) -> bool:

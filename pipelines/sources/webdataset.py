@@ -1,21 +1,25 @@
-"""WebDataset shards: tar files in which a video and its caption have the same name, but for the suffix.
+"""WebDataset shards: tar files in which a video and its caption have the same key, the name up to its first dot.
 
 Knows tar headers. A video in a shard has the uri `{shard}#{member}@{offset}+{size}`: the shard's absolute uri, the
 member's name percent-encoded, and where its bytes lie. So a clip is read by one seek, and no process ever scans a shard
 to find it. Opens no video. Memory grows with the number of members of the largest shard.
 """
 
+import posixpath
 import re
 import tarfile
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 from cinemo.video import VIDEO_SUFFIXES
-from pipelines.sources import places
-from pipelines.sources.rows import Row, captioned, row
+from pipelines.core import storage
+from pipelines.sources import columns, places
+from pipelines.sources.rows import Row, captioned
+from pipelines.sources.tally import Tally
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_TEXTS = (".txt", ".caption", ".json")  # endings of captions; what comes first outdoes the others
 _BLOCK = 64 << 10  # bytes a request while headers are read: a caption and the next header fit, a video is jumped over
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _SPAN = re.compile(r"(?P<shard>.+)#[^#@]+@(?P<offset>\d+)\+(?P<size>\d+)")
@@ -38,9 +42,9 @@ def expand(pattern: str) -> Iterator[str]:
             yield f"{pattern[: found.start()]}{number:0{len(low)}}{rest}"
 
 
-def member_uri(shard: str, member: tarfile.TarInfo) -> str:
-    name = urllib.parse.quote(member.name, errors="surrogateescape")
-    return f"{shard}#{name}@{member.offset_data}+{member.size}"
+def member_uri(shard: str, name: str, span: str) -> str:
+    """The uri of a member by its name; span: where its bytes lie, such as 512+700."""
+    return f"{shard}#{urllib.parse.quote(name, errors='surrogateescape')}@{span}"
 
 
 def parse(uri: str) -> tuple[str, int, int] | None:
@@ -49,33 +53,82 @@ def parse(uri: str) -> tuple[str, int, int] | None:
     return (match["shard"], int(match["offset"]), int(match["size"])) if match else None
 
 
-def rows(shard: str) -> Iterator[Row]:
-    """The videos of one shard, in its order, with the captions of their .txt, else .json, wherever those stand in it.
+def rows(shard: str, tally: Tally) -> Iterator[Row]:
+    """The videos of one shard, in its order, with the captions of their keys, wherever those stand in it.
 
     A shard that ends too early gives what it has, and a row with the fault. Raises ValueError when it is no tar file.
     """
-    videos: list[tuple[str, str]] = []
+    videos: list[tuple[str, str, str]] = []  # name in the shard, the same without `./`, span; no span for a link
     captions: dict[str, Row] = {}
-    fault = None
+    links: dict[str, str] = {}
+    short, fault = storage.base_name(shard), None
     with places.open_binary(shard, _BLOCK) as file, _open_tar(shard, file) as tar:
         try:
             for member in _members(tar):
-                stem, _, suffix = member.name.rpartition(".")
-                if member.name.lower().endswith(VIDEO_SUFFIXES):
-                    videos.append((stem, member_uri(shard, member)))
-                elif suffix == "txt" or (suffix == "json" and stem not in captions):
-                    captions[stem] = captioned("", f"{places.base_name(shard)} {member.name}", _read(tar, member))
+                name = posixpath.normpath(member.name)  # without `./`
+                if not member.isreg():
+                    links[name] = _target(member)
+                if name.lower().endswith(VIDEO_SUFFIXES):
+                    span = f"{member.offset_data}+{member.size}" if member.isreg() else ""
+                    videos.append((member.name, name, span))
+                elif not name.lower().endswith(_TEXTS):
+                    tally.pass_over(name)
+                elif member.isreg():
+                    captions[name] = captioned("", f"{short} {name}", _read(tar, member), tally)
         except tarfile.TarError as error:
             fault = str(error)
         else:
             file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
                 fault = f"no tar header and no end of archive at byte {tar.offset}"
-    for stem, uri in videos:
-        _, caption, wrong = captions.get(stem, row("", None, ""))
-        yield uri, caption, wrong
+    ends = {name: _follow(name, links) for name in links}
+    captions |= {name: captions[end] for name, end in ends.items() if end in captions}
+    beside = {_lower(name): captions[name] for name in reversed(captions)}
+    spans = {name: span for _, name, span in videos}
+    for called, name, span in videos:
+        if span := span or spans.get(ends[name], ""):
+            found = (beside[one] for one in _captions_of(name) if one in beside)
+            yield next(found, Row("", ""))._replace(uri=member_uri(shard, called, span))
+        else:
+            lost = f"{short} {name} is a link to {links[name]}, which is not there"
+            yield Row(member_uri(shard, called, "0+0"), "", lost)
     if fault is not None:
-        yield shard, "", f"{places.base_name(shard)} is damaged, and what follows is not read: {fault}"
+        yield Row(shard, "", f"{short} is damaged, and what follows is not read: {fault}")
+
+
+def _target(link: tarfile.TarInfo) -> str:
+    """The name of the member that a link stands for: a symbolic one says it relative to its own folder."""
+    name = link.linkname if link.islnk() else posixpath.join(posixpath.dirname(link.name), link.linkname)
+    return posixpath.normpath(name)
+
+
+def _follow(name: str, links: Mapping[str, str]) -> str:
+    """The end of a chain of links."""
+    for _ in range(40):  # as many as Linux follows
+        name = links.get(name, name)
+    return name
+
+
+def _split(name: str) -> tuple[str, str]:
+    """(key, extension) of a member: the key ends at the first dot of the base name, as WebDataset has it."""
+    folder, base = posixpath.split(name)
+    key, _, extension = base.partition(".")
+    return posixpath.join(folder, key), extension
+
+
+def _lower(name: str) -> str:
+    """A name with its extension in lower case."""
+    key, extension = _split(name)
+    return f"{key}.{extension.lower()}"
+
+
+def _captions_of(video: str) -> Iterator[str]:
+    """Names that the caption of a video may have, with extensions in lower case: of its own stem, then of its key."""
+    name = _lower(video)
+    key, stem = _split(name)[0], name.rpartition(".")[0]
+    for beginning in dict.fromkeys([stem, name, key]):
+        yield from (beginning + ending for ending in _TEXTS)
+    yield from (f"{key}.{word}.txt" for word in columns.CAPTION[0])
 
 
 def holds_video(shard: str) -> bool:
@@ -88,7 +141,7 @@ def _open_tar(shard: str, file: BinaryIO) -> tarfile.TarFile:
     try:
         return tarfile.open(fileobj=file, mode="r:")
     except tarfile.TarError as error:
-        name = places.base_name(shard)
+        name = storage.base_name(shard)
         raise ValueError(f"{name} is no tar file, or a compressed one ({error}); {UNPACK}") from error
 
 
@@ -96,11 +149,12 @@ UNPACK = "unpack it with gunzip or its like: a video in a compressed tar cannot 
 
 
 def _members(tar: Any) -> Iterator[tarfile.TarInfo]:
-    """Plain visible files; each is forgotten once it was given."""
+    """Visible files, and links; each is forgotten once it was given."""
     while (member := tar.next()) is not None:
         tar.members.clear()
         hidden = any(part.startswith(".") and part != "." for part in member.name.split("/"))
-        if member.isreg() and not member.issparse() and not hidden:
+        is_file = member.isreg() and not member.issparse()
+        if (is_file or member.islnk() or member.issym()) and not hidden:
             yield member
 
 

@@ -117,7 +117,7 @@ class Stream:
         """Make the clips of the videos held out, in the order of the manifest."""
         if not len(self.left_out):
             return
-        rows = flow.extract(self.config, self.slices, np.empty(0, np.uint64), self.trained_on, in_order=True)
+        rows = flow.extract(self.config, self.slices, flow.NOTHING, flow.NOTHING, self.trained_on, in_order=True)
         for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
             yield from (reader.clip_of_row(row) for row in records.iter_rows(batch) if not row["reason"])
 
@@ -135,12 +135,11 @@ class Stream:
     def _epoch(self, cursor: Cursor) -> Iterator[tuple[reader.Clip, Cursor]]:
         order = np.random.Generator(np.random.PCG64([self.seed, cursor.epoch])).permutation(self.slices.num_rows)
         slices = self.slices.take(order[cursor.place :])
-        nothing = np.empty(0, np.uint64)
-        rows = flow.extract(self.config, slices, nothing, self.left_out, in_order=True)
+        rows = flow.extract(self.config, slices, flow.NOTHING, flow.NOTHING, self.left_out, in_order=True)
         place, clips, uris = cursor.place, 0, self._uris(slices, 0)
         for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
             for row in records.iter_rows(batch):
-                while row["uri"] not in uris:  # rows come in the order of the slices
+                while records.name_of(row) not in uris:  # rows come in the order of the slices
                     place, clips = place + 1, 0
                     uris = self._uris(slices, place - cursor.place)
                 if row["reason"]:
@@ -153,7 +152,7 @@ class Stream:
     @staticmethod
     def _uris(slices: pa.Table, place: int) -> set[str]:
         (part,) = slices.slice(place, 1).to_pylist()
-        return {str(video["uri"]) for video in manifest.read_slice(**part)}
+        return {records.name_of(video) for video in manifest.read_slice(**part)}
 
 
 class StreamReader:

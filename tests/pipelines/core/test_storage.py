@@ -65,6 +65,26 @@ def test_file_uris_and_relative_paths_name_the_same_place(tmp_path: Path, monkey
     assert not storage.is_local("s3://bucket/x")
 
 
+def test_escapes_of_a_file_uri_are_undone_unless_a_file_has_that_name(tmp_path: Path) -> None:
+    for name in ("my clip: 1.mp4", "ä #1.mp4", "100%.mp4", "a::b.mp4"):
+        assert storage.absolute((tmp_path / name).as_uri()) == str(tmp_path / name)
+    uri = f"file://{tmp_path}/a%20b"
+    assert storage.absolute(uri) == storage.absolute(uri.replace("//", "", 1)) == str(tmp_path / "a b")
+    assert storage.absolute(uri.replace("//", "//localhost", 1)) == str(tmp_path / "a b")
+    (tmp_path / "a%20b").touch()
+    assert storage.absolute(uri) == str(tmp_path / "a%20b")
+
+
+def test_names_are_joined_and_resolved_in_chains_too(tmp_path: Path) -> None:
+    assert storage.join("out", "data", "a") == "out/data/a"
+    assert storage.join("s3://b/x/", "a") == storage.resolve("s3://b/x", "./y/../a") == "s3://b/x/a"
+    assert storage.join("zip://::/x.zip", "a") == storage.resolve("zip://::/x.zip", "a") == "zip://a::/x.zip"
+    assert storage.resolve("s3://b/x", "y\\a") == "s3://b/x/y/a"
+    assert storage.resolve("s3://b/x", "/a") == storage.resolve("/x", "file:///a") == "/a"
+    (tmp_path / "y\\a").touch()
+    assert storage.resolve(str(tmp_path), "y\\a") == str(tmp_path / "y\\a")
+
+
 def test_a_scheme_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot open gopher://x/y"):
         storage.read("gopher://x/y")

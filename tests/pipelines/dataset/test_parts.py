@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.core import hashing
@@ -59,6 +60,21 @@ def test_rows_that_are_there_twice_are_kept_once(tmp_path: Path) -> None:
     found = parts.survey(output)
     assert found.clips == 4
     assert len(np.unique(found.keys)) == 4
+
+
+def test_segments_of_a_video_are_apart_and_parts_of_before_there_were_any_count(tmp_path: Path) -> None:
+    output = str(tmp_path)
+    rows = [clip(0), clip(0) | {"segment": "t=0,1"}, clip(0) | {"segment": "t=1,2"}, reject("/a", None, "corrupt")]
+    rows[3]["segment"] = "t=2,3"
+    parts.write(rows, output, 2, (16, 16))
+    found = parts.survey(output)
+    assert (len(found.keys), len(found.videos), len(found.whole)) == (4, 4, 1)
+    assert set(found.finished(1)) == set(hashing.hash64(["/a", "/a#t=0,1", "/a#t=1,2", "/a#t=2,3"]))
+    (old,) = (tmp_path / "data").iterdir()
+    pq.write_table(pq.read_table(old).drop_columns("segment").slice(0, 1), tmp_path / "data" / "old.parquet")
+    assert parts.survey(output).clips == 4
+    parts.drop_duplicates(output)
+    assert parts.survey(output).keys.tolist() == found.keys.tolist()
 
 
 @pytest.mark.parametrize("known", [[], [5], [1, 5, 2**64 - 1]])

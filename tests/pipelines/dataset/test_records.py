@@ -63,14 +63,14 @@ def test_schema_is_the_documented_one() -> None:
     schema = records.clip_schema({"latents": (16, 4, 8, 12), "text_embeds": (77, 48)})
     assert schema.names == [
         *("clip_id", "uri", "caption", "start_frame", "interval", "fps", "num_frames", "height", "width"),
-        *("score", "bucket", "first_frame", "latents", "text_embeds"),
+        *("score", "bucket", "first_frame", "segment", "latents", "text_embeds"),
         *("variable_rate", "sample_aspect_ratio", "transfer", "interlaced"),
     ]
     assert schema.field("score").type == pa.float32()
     assert schema.field("bucket").type == pa.uint8()
     assert schema.field("latents").type == pa.fixed_shape_tensor(pa.float16(), (16, 4, 8, 12))
     assert records.clip_schema({}).names == [n for n in schema.names if n not in ("latents", "text_embeds")]
-    assert records.REJECT.names == ["uri", "start_frame", "stage", "reason", "message"]
+    assert records.REJECT.names == ["uri", "start_frame", "stage", "reason", "message", "segment"]
 
 
 def test_latents_of_another_shape_are_refused() -> None:

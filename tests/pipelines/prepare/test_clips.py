@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from skimage.metrics import structural_similarity
 
-from cinemo.video import VideoError, sample_clip, write_video
+from cinemo.video import VideoError, VideoInfo, sample_clip, write_video
 from pipelines.core.output import Reason
 from pipelines.dataset import records
 from pipelines.prepare import clips
@@ -57,6 +57,45 @@ def test_clips_of_one_video_start_at_different_frames(moving_video: Path) -> Non
     starts = [row["start_frame"] for row in rows]
     assert len(set(starts)) == len(starts) > 3
     assert len({uuid.UUID(row["clip_id"]) for row in rows}) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("segment", "frames"),
+    [("frames=7,31", range(7, 31)), ("t=0.5", range(12, 48)), ("t=0.25,1", range(6, 24)), ("t=1.5,99", range(36, 48))],
+)
+def test_clips_of_a_segment_lie_within_it(moving_video: Path, segment: str, frames: range) -> None:
+    sampling = SamplingConfig(num_frames=4, clips_per_video=50, min_interval=2)
+    video = {"uri": str(moving_video), "caption": "x", "fault": None}
+    info = VideoInfo(48, 24.0, 64, 64)
+    rows = clips.make_spans({**video, "segment": segment}, sampling, SIZE, lambda *_: info)
+    shown = {row["start_frame"] + row["interval"] * k for row in rows for k in range(4)}
+    assert frames.start <= min(shown) < frames.start + 4
+    assert frames.stop - 4 <= max(shown) < frames.stop
+    assert {row["segment"] for row in rows} == {segment}
+    other = clips.make_spans({**video, "segment": "frames=0,48"}, sampling, SIZE, lambda *_: info)
+    assert not {row["clip_id"] for row in rows} & {row["clip_id"] for row in other}
+
+
+def test_a_video_without_a_segment_has_the_ids_that_outputs_of_before_there_were_segments_hold() -> None:
+    sampling = SamplingConfig(num_frames=4, clips_per_video=2)
+    video = {"uri": "/v.mp4", "caption": "x", "fault": None}
+    rows = clips.make_spans(video, sampling, SIZE, lambda *_: VideoInfo(48, 24.0, 64, 64))
+    assert [(row["start_frame"], row["interval"], row["clip_id"]) for row in rows] == [
+        (20, 7, "54e4605b-5976-599f-a84d-86e0544a3742"),
+        (7, 8, "52cd9237-05fe-5756-8f0e-b81513127aa1"),
+    ]
+
+
+def test_a_segment_without_room_for_a_clip_says_which() -> None:
+    video = {"uri": "/v.mp4", "caption": "x", "fault": None}
+    for segment, message in (
+        ("t=0,0.5", "12 frames in the segment t=0,0.5; 16 at interval 3 need 46"),
+        ("t=5,6", "the segment t=5,6 begins after the end of the video (48 frames, 24 fps); of videos that are cut"),
+    ):
+        asked = {**video, "segment": segment}
+        (row,) = clips.make_spans(asked, SamplingConfig(), SIZE, lambda *_: VideoInfo(48, 24.0, 64, 64))
+        assert (row["reason"], row["segment"]) == ("too_short", segment)
+        assert row["message"].startswith(message)
 
 
 def test_decoded_rows_hold_the_frames_and_their_mean_ssim(moving_video: Path) -> None:

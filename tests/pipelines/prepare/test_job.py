@@ -154,3 +154,41 @@ def test_another_setting_does_not_mix_with_what_is_there(
     with pytest.raises(ValueError, match=f"--{name.replace('_', '-')}: .* was made with {name}"):
         prepare.run(prepare.resolve(prepare_config.model_copy(update={name: value})))
     assert every_file(prepare_config.output) == before
+
+
+def test_segments_have_clips_and_captions_of_their_own_and_a_new_one_is_made_alone(
+    prepare_config: PrepareConfig,
+    videos: Path,
+    ray_cluster: None,
+    tracking_uri: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    video = next(path for path in sorted(videos.glob("*.mp4")) if path.stem not in ("brief", "broken"))  # 60 frames
+    captions = {"frames=0,30": "first", "frames=30,60": "", None: "all"}
+    lines = ["video;start_frame;end_frame;caption", f"{video};0;30;first", f"{video};30;60;", f"{video};0;30;again"]
+    lines += [f"{video};;;all"]
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    changes = {"input": str(tmp_path / "list.csv"), "output": str(tmp_path / "ds"), "score_only": True}
+    config = prepare_config.model_copy(update={**changes, "tracking_uri": tracking_uri})
+    summary = prepare.run(prepare.resolve(config))
+    said = capsys.readouterr().err
+    made = rows(config.output)
+    assert summary["counts"]["clips"] == len(made) == len({row["clip_id"] for row in made})
+    assert {row["segment"] for row in made} == set(captions)
+    for row in made:
+        first, last = (row["start_frame"] + row["interval"] * k for k in (0, 3))
+        low, high = {"frames=0,30": (0, 30), "frames=30,60": (30, 60), None: (0, 60)}[row["segment"]]
+        assert low <= first < last < high
+        assert row["caption"] == captions[row["segment"]]
+    counts = {"with_caption": 2, "without_caption": 1, "segments": 2, "rows_that_repeat_a_video": 1}
+    assert counts.items() <= summary["source"].items()
+    assert "warning: 1 of 3 videos have no caption" in said
+    assert "1  rows left out: they repeat a video that an earlier row names" in said
+    before = every_file(f"{config.output}/data")
+    (tmp_path / "list.csv").write_text("\n".join([*lines, f"{video};15;45;third"]))
+    again = prepare.run(prepare.resolve(config))
+    assert before.items() <= every_file(f"{config.output}/data").items()
+    added = [row for row in rows(config.output) if row["caption"] == "third"]
+    assert again["new_clips"] == len(added) == len(rows(config.output)) - len(made) > 0
+    assert again["counts"]["videos"] == 4

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines.sources import catalogs, images
+from pipelines.sources import catalogs, cells, images
+from pipelines.sources.tally import Tally
 
 ROWS = [
     {"image": "a.png", "prompt": "it moves", "seed": 3, "steps": None, "guidance": 2.5, "size": "64x64"},
@@ -218,11 +219,44 @@ def test_an_image_that_cannot_be_had_says_why(tmp_path: Path) -> None:
 
     (tmp_path / "folder.png").mkdir()
     pq.write_table(pa.table({"image": pa.array([b"", None], pa.binary())}), tmp_path / "c.parquet")
-    cells = [images.cell(str(tmp_path / "c.parquet"), "image", row) for row in range(2)]
-    names = [str(tmp_path / "gone.png"), str(tmp_path / "folder.png"), *cells]
+    empty = [cells.uri_of(str(tmp_path / "c.parquet"), "image", row) for row in range(2)]
+    names = [str(tmp_path / "gone.png"), str(tmp_path / "folder.png"), *empty]
     reasons = []
     for name in names:
         with pytest.raises(ImageError) as caught:
             images.read(name)
         reasons.append(caught.value.reason)
     assert reasons == ["missing", "unreadable", "missing", "missing"]
+
+
+@pytest.mark.parametrize("place", ["", "train"])
+def test_hugging_faces_folder_of_images_has_the_columns_of_its_list(tmp_path: Path, place: str) -> None:
+    folder = tmp_path / place
+    folder.mkdir(exist_ok=True)
+    for name in ("a.png", "b.png", "c.png", "d.xyz"):
+        (folder / name).write_bytes(png(0))
+    (folder / "c.TXT").write_text("it turns")
+    (folder / "metadata.csv").write_text("file_name;Text;Seed\nb.png;it moves;3\n")
+    tally = Tally()
+    found = list(catalogs.entries(str(tmp_path), tally=tally))
+    assert [(Path(entry.image).name, entry.wishes, entry.fault) for entry in found] == [
+        ("b.png", {"prompt": "it moves", "seed": "3"}, None),
+        ("a.png", {}, None),
+        ("c.png", {"prompt": "it turns"}, None),
+    ]
+    assert list(tally.lines_of_files()) == ["         1  file of an unknown kind left out: .xyz 1"]
+
+
+def test_a_catalog_is_read_as_other_programs_write_it(tmp_path: Path) -> None:
+    (tmp_path / "my photo: 1.png").write_bytes(png(0))
+    text = "Image Path\tPROMPT\tMotion Bucket\tVideo\n"
+    names = [(tmp_path / "my photo: 1.png").as_uri(), ".\\my photo: 1.png", "C:\\a.png"]
+    path = tmp_path / "c.csv"
+    path.write_bytes((text + "".join(f"{name}\tx\t7\t.\\v.mp4\n" for name in names)).encode("utf-16"))
+    first, second, third = catalogs.entries(str(path))
+    wishes = {"prompt": "x", "motion_bucket": "7", "video": str(tmp_path / "v.mp4")}
+    assert first == second == catalogs.Entry(str(tmp_path / "my photo: 1.png"), wishes)
+    assert "a path of a Windows machine" in str(third.fault)
+    path.write_text("image,caption,text\na.png,b,c\n")
+    with pytest.raises(ValueError, match="several columns that may hold the prompt: caption, text; name the right one"):
+        catalogs.check(str(path), None, None, None)

@@ -11,6 +11,7 @@ from PIL import Image
 from cinemo.video import write_video
 from pipelines import sources
 from tests.pipelines.sources.conftest import Listed
+from tests.pipelines.sources.test_manifests import write
 
 
 def captions(rows: list[dict[str, str]]) -> dict[str, str]:
@@ -110,3 +111,80 @@ def test_videos_have_many_endings_and_animated_webp_is_told_from_pictures(tmp_pa
     Image.new("RGB", (16, 16)).save(tmp_path / "a.webp")  # a thumbnail
     (tmp_path / "empty.webp").touch()
     assert list(captions(listed(tmp_path))) == [*names, "moves.webp"]
+
+
+def notes_of(folder: Path) -> tuple[dict[str, str], sources.Tally]:
+    """The captions of a folder's videos, and what was counted on the way."""
+    tally = sources.Tally()
+    found = [row for table in sources.iter_videos(str(folder), tally=tally) for row in table.to_pylist()]
+    assert [row["fault"] for row in found] == [None] * len(found)
+    return captions(found), tally
+
+
+def test_a_caption_beside_a_video_has_any_usual_name_case_and_encoding(tmp_path: Path) -> None:
+    beside = {
+        "a.TXT": b"\xef\xbb\xbfa cat\r\n",
+        "b.mp4.txt": "a dog".encode("utf-16"),
+        "c.caption": b"\xfe\xff" + "a bird".encode("utf-16-be"),
+        "d.json": b'\xef\xbb\xbf{"Prompt": "a fish", "url": "x"}',
+        "e.MP4.Json": b'{"caption": null, "text": ["a fox", "a red fox"]}',
+        "A.txt": b"a lion",  # of A.mp4, not of a.mp4
+    }
+    for name, data in beside.items():
+        (tmp_path / name).write_bytes(data)
+    for name in ("a.mp4", "b.mp4", "c.mp4", "d.mp4", "e.MP4", "A.mp4", "f.mp4"):
+        (tmp_path / name).touch()
+    found, tally = notes_of(tmp_path)
+    assert found == {
+        "A.mp4": "a lion", "a.mp4": "a cat", "b.mp4": "a dog", "c.mp4": "a bird", "d.mp4": "a fish", "e.MP4": "a fox",
+        "f.mp4": "",
+    }  # fmt: skip
+    assert (tally.captioned, tally.uncaptioned, tally.alternatives, tally.unknown) == (6, 1, 1, {})
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "Metadata.CSV", "metadata.jsonl", "metadata.parquet"])
+@pytest.mark.parametrize("place", ["", "train/"])
+def test_hugging_faces_layout_is_read_in_every_folder(tmp_path: Path, name: str, place: str) -> None:
+    rows = [{"file_name": "in/a.mp4", "text": "a cat"}, {"file_name": "b.mp4", "text": "a dog"}]
+    (tmp_path / place / "in").mkdir(parents=True)
+    for row in rows:
+        (tmp_path / place / row["file_name"]).touch()
+    (tmp_path / "c.mp4").touch()
+    write(tmp_path / place / name.lower(), rows).rename(tmp_path / place / name)
+    found, tally = notes_of(tmp_path)
+    assert found == {"a.mp4": "a cat", "b.mp4": "a dog", "c.mp4": ""}
+    assert (tally.repeated, tally.unknown) == (0, {})
+
+
+def test_metadata_of_something_else_is_said_and_not_read(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "metadata.csv").write_text("key,value\nlicense,CC0\n")
+    found, tally = notes_of(tmp_path)
+    assert found == {"a.mp4": ""}
+    assert tally.notes == ["metadata.csv has no column for a file's name, and is not read"]
+    (tmp_path / "metadata.csv").write_text("file_name,text,caption\na.mp4,a cat,a dog\n")
+    with pytest.raises(ValueError, match=r"metadata.csv has several columns that may hold the caption: text, caption"):
+        sources.check(str(tmp_path))
+
+
+def test_prompts_and_videos_line_by_line(tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    for name in ("a", "b", "c"):
+        (tmp_path / f"videos/{name}.mp4").touch()
+    (tmp_path / "videos.txt").write_text("videos/a.mp4\n.\\videos\\b.mp4\nvideos/c.mp4\n\n")
+    (tmp_path / "prompts.txt").write_bytes(b"\xef\xbb\xbfa cat\r\n\r\na bird")
+    found, tally = notes_of(tmp_path)
+    assert found == {"a.mp4": "a cat", "b.mp4": "", "c.mp4": "a bird"}
+    assert (tally.repeated, tally.unknown) == (0, {})
+    (tmp_path / "prompts.txt").write_text("a cat\na bird\n")
+    with pytest.raises(ValueError, match=r"videos.txt has 3 lines and prompts.txt 2; write one prompt for each video"):
+        sources.check(str(tmp_path))
+
+
+def test_files_of_unknown_kinds_are_counted_by_their_ending(tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.xyz", "c.XYZ", "README", "a.txt", "._d.mp4", "e.jpg"):
+        (tmp_path / name).touch()
+    _, tally = notes_of(tmp_path)
+    assert list(tally.lines_of_files()) == [
+        "         4  files of unknown kinds left out: .xyz 2, (no ending) 1, .jpg 1"
+    ]

@@ -111,7 +111,7 @@ def test_each_broken_line_of_json_is_a_fault(tmp_path: Path, listed: Listed) -> 
         b'["c.mp4"]',
         b'{"uri": 7}',
         b'{"caption": "nameless"}',
-        b'{"uri": "d.mp4", "caption": ["x"]}',
+        b'{"uri": "d.mp4", "caption": {"x": 1}}',
         b'{"uri": "e.mp4", "caption": "\xff"}',
         b'{"uri": "f.mp4", "caption": "\\ud800"}',
         b"[" * 100_000,
@@ -126,7 +126,7 @@ def test_each_broken_line_of_json_is_a_fault(tmp_path: Path, listed: Listed) -> 
         ("list.jsonl#line-4", "list.jsonl line 4: a JSON list, not an object"),
         ("list.jsonl#line-5", "list.jsonl line 5: uri is of type int, not text"),
         ("list.jsonl#line-6", "list.jsonl line 6 names no video"),
-        ("d.mp4", "list.jsonl line 7 holds no caption: it is of type list, not text"),
+        ("d.mp4", "list.jsonl line 7 holds no caption: it is of type dict, not text"),
         ("list.jsonl#line-8", "list.jsonl line 8: not JSON ('utf-8' codec"),
         ("f.mp4", "list.jsonl line 9 holds no caption: it is not UTF-8"),
         ("list.jsonl#line-10", "list.jsonl line 10: not JSON (maximum recursion"),
@@ -186,3 +186,143 @@ def test_a_folder_and_a_pattern_of_lists_are_read_in_order_and_a_bad_one_is_a_fa
     assert from_pattern[:3] == from_folder
     assert from_pattern[3]["uri"] == str(folder / "3.parquet")
     assert "No such file" in from_pattern[3]["fault"]
+
+
+@pytest.mark.parametrize(
+    ("header", "found"),
+    [
+        ("Video Path,CAPTION", True),
+        ("filename,Description", True),
+        ("videoUrl,cap", True),
+        ("image_id,clip,long_caption", True),
+        ("URL,title", True),
+        ("video_path,url,text,name", True),  # explicit names outdo general ones
+        ("path,words", False),
+    ],
+)
+def test_columns_are_known_by_their_usual_names_in_any_spelling(
+    tmp_path: Path, listed: Listed, header: str, found: bool
+) -> None:
+    names = header.split(",")
+    video = next(i for i, name in enumerate(names) if name in "Video Path filename videoUrl clip URL video_path path")
+    text = next((i for i, name in enumerate(names) if name in "CAPTION Description cap long_caption title text"), None)
+    cells = ["a.mp4" if i == video else "a cat" if i == text else f"v{i}" for i in range(len(names))]
+    (tmp_path / "list.csv").write_text(f"{header}\n{','.join(cells)}\n")
+    tally = sources.Tally()
+    ((row,),) = [table.to_pylist() for table in sources.iter_videos(str(tmp_path / "list.csv"), tally=tally)]
+    assert (Path(row["uri"]).name, row["caption"]) == ("a.mp4", "a cat" if found else "")
+    said = "list.csv has no column for the caption; found are path, words; name it with --caption-column"
+    assert tally.notes == ([] if found else [said])
+
+
+@pytest.mark.parametrize(
+    ("header", "sentence"),
+    [
+        (
+            "path,caption,text",
+            "several columns that may hold the caption: caption, text; name the right one",
+        ),
+        ("path,Caption,caption", "several columns that may hold the caption: Caption, caption"),
+        (
+            "path,url,caption",
+            "several columns that may hold the video: path, url; name the right one with --uri",
+        ),
+        ("path,caption,start,begin,end", "several columns that may hold the start of a segment: start, begin; rename"),
+    ],
+)
+def test_a_table_that_may_be_read_in_two_ways_is_refused(tmp_path: Path, header: str, sentence: str) -> None:
+    (tmp_path / "list.csv").write_text(f"{header}\n{','.join('1' for _ in header.split(','))}\n")
+    with pytest.raises(ValueError, match=f"list.csv has {sentence}"):
+        sources.check(str(tmp_path / "list.csv"))
+
+
+def test_a_flag_chooses_among_columns_in_any_case(tmp_path: Path, listed: Listed) -> None:
+    (tmp_path / "list.csv").write_text("path,url,Caption,text\na.mp4,b.mp4,c,d\n")
+    (row,) = listed(tmp_path / "list.csv", uri_column="Path", caption_column="caption")
+    assert (Path(row["uri"]).name, row["caption"]) == ("a.mp4", "c")
+
+
+def test_of_several_captions_the_first_is_taken_and_counted(tmp_path: Path) -> None:
+    records = [{"path": "a.mp4", "cap": ["", "one", "two"]}, {"path": "b.mp4", "cap": ["only"]}]
+    records += [{"path": "c.mp4", "cap": []}, {"path": "d.mp4", "cap": "['it''s', 'two']"}]
+    records += [{"path": "e.mp4", "cap": "[music]"}]
+    (tmp_path / "list.json").write_text(json.dumps(records))
+    tally = sources.Tally()
+    (table,) = sources.iter_videos(str(tmp_path / "list.json"), tally=tally)
+    assert table["caption"].to_pylist() == ["one", "only", "", "its", "[music]"]
+    assert (tally.alternatives, tally.captioned, tally.uncaptioned) == (2, 4, 1)
+
+
+SEGMENTS = [
+    ("start,end", "0,1", "t=0,1"),
+    ("Start Time,End Time", "0.5,", "t=0.5"),
+    ("start,end", ",", None),
+    ("start_timestamp,end_timestamp", "00:00:01.500,1:00:02", "t=1.5,3602"),
+    ("start_sec,end_sec", "5 s,01:10", "t=5,70"),
+    ("start_frame,end_frame", "30,60", "frames=30,60"),
+    ("start_ms,end_ms", "250,1000", "t=0.25,1"),
+    ("begin,stop", '"0,5","1,5"', "t=0.5,1.5"),
+    ("start,duration", "2,0:03", "t=2,5"),
+    ("duration,fps", "2,30", None),
+]
+
+
+@pytest.mark.parametrize(("names", "cells", "segment"), SEGMENTS)
+def test_start_and_end_make_a_segment(tmp_path: Path, names: str, cells: str, segment: str | None) -> None:
+    (tmp_path / "list.csv").write_text(f"path,caption,{names}\na.mp4,x,{cells}\n")
+    (table,) = sources.iter_videos(str(tmp_path / "list.csv"))
+    assert table.to_pylist()[0].get("segment") == segment
+
+
+def test_rows_of_one_video_are_its_segments_and_only_the_same_one_again_is_left_out(tmp_path: Path) -> None:
+    lines = ["a.mp4,one,0,1", "a.mp4,two,1,2", "a.mp4,again,0.0,00:01", "a.mp4,x,2,1", "a.mp4,x,soon,3", "b.mp4,all,,"]
+    (tmp_path / "list.csv").write_text("\n".join(["path,caption,start,end", *lines]))
+    tally = sources.Tally()
+    (table,) = sources.iter_videos(str(tmp_path / "list.csv"), tally=tally)
+    good = [row for row in table.to_pylist() if row["fault"] is None]
+    assert [(Path(row["uri"]).name, row["caption"], row["segment"]) for row in good] == [
+        ("a.mp4", "one", "t=0,1"),
+        ("a.mp4", "two", "t=1,2"),
+        ("b.mp4", "all", None),
+    ]
+    assert [row["fault"] for row in table.to_pylist() if row["fault"]] == [
+        "list.csv line 5: the segment ends at 1, not after its start at 2",
+        "list.csv line 6: 'soon' is no start or end of a segment; write seconds or HH:MM:SS.mmm",
+    ]
+    assert (tally.repeated, tally.faults, tally.segments) == (1, 2, 2)
+
+
+def test_a_start_without_an_end_is_said(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("path,start\na.mp4,1\n")
+    tally = sources.Tally()
+    (table,) = sources.iter_videos(str(tmp_path / "list.csv"), tally=tally)
+    assert table.schema == sources.VIDEO
+    assert "the column start and none for the end of a segment; whole videos are taken" in tally.notes[0]
+
+
+def test_names_of_files_are_taken_as_other_programs_write_them(tmp_path: Path, listed: Listed) -> None:
+    names = ["my clip.mp4", "take: 1.mp4", "a::b.mp4", "100%.mp4", "x%20y.mp4", "back\\slash.mp4", "#1 ä.mp4"]
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep/a.mp4").touch()
+    cells = [(tmp_path / name).as_uri() for name in names] + names
+    cells += [
+        f"file://localhost{tmp_path}/my%20clip.mp4",
+        f"file:{tmp_path}/take: 1.mp4",
+        f"file://{tmp_path}/100%.mp4",
+    ]
+    cells += [".\\deep\\a.mp4", "deep\\..\\deep\\a.mp4", "./deep/a.mp4"]
+    (tmp_path / "list.jsonl").write_text("\n".join(json.dumps({"path": cell}) for cell in cells))
+    rows = listed(tmp_path / "list.jsonl")
+    assert [row["uri"] for row in rows] == [str(tmp_path / name) for name in [*names, "deep/a.mp4"]]
+    for row in rows:
+        with sources.open_video(row["uri"]) as path:
+            assert path == row["uri"]
+
+
+@pytest.mark.parametrize("name", ["C:\\Users\\me\\a.mp4", "\\\\server\\share\\a.mp4"])
+def test_an_absolute_path_of_windows_is_a_fault_that_says_so(tmp_path: Path, listed: Listed, name: str) -> None:
+    (tmp_path / "list.jsonl").write_text(json.dumps({"path": name}))
+    (row,) = listed(tmp_path / "list.jsonl")
+    assert row["fault"].startswith(f"list.jsonl line 1: path is {name}, a path of a Windows machine; write it relative")

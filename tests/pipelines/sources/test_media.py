@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cinemo.video import VideoError, probe, sample_clip
 from pipelines import sources
 from pipelines.sources import media
+from tests.pipelines.sources.conftest import Listed
 
 
 def test_a_local_path_is_given_as_it_is(video: Path) -> None:
@@ -90,3 +93,18 @@ def test_a_server_that_goes_away_while_reading_is_an_oserror(tmp_path: Path, web
         file.seek(2 * media.BLOCK)
         with pytest.raises(OSError):  # noqa: PT011 - the driver's words differ between versions
             file.read(10)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "struct"])
+def test_videos_that_are_cells_of_parquet_are_read(tmp_path: Path, listed: Listed, video: Path, kind: str) -> None:
+    data = [video.read_bytes(), b"", video.read_bytes()]
+    cells = data if kind == "bytes" else [{"bytes": one, "path": "a.mp4"} for one in data]
+    table = pa.table({"video": cells, "text": ["one", "none", "three"]})
+    pq.write_table(table, tmp_path / "list.parquet", row_group_size=2)
+    rows = listed(tmp_path / "list.parquet")
+    assert [row["caption"] for row in rows] == ["one", "none", "three"]
+    for row in (rows[2], rows[0]):
+        with sources.open_video(row["uri"]) as file:
+            assert probe(file).num_frames == 12
+    with pytest.raises(VideoError, match="row 2: video is empty"), sources.open_video(rows[1]["uri"]):
+        pass

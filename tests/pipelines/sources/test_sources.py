@@ -121,6 +121,26 @@ def test_a_list_on_a_web_server_names_videos_beside_it(tmp_path: Path, listed: L
     assert [row["uri"] for row in rows] == [f"{web[0]}/d/a.mp4", "https://else.where/b.mp4"]
 
 
+def test_what_a_source_held_is_counted_and_a_tenth_without_a_caption_is_warned_of(tmp_path: Path) -> None:
+    lines = [f"{i}.mp4,{'a cat' if i else ''}" for i in range(10)]
+    path = tmp_path / "list.csv"
+    path.write_text("\n".join(["path,caption", *lines, "1.mp4,again", "./2.mp4,again", ",nameless"]))
+    tally = sources.Tally()
+    list(sources.iter_videos(str(path), tally=tally))
+    assert [line.split(maxsplit=1) for line in tally.lines()] == [
+        ["9", "videos with a caption"],
+        ["1", "videos without a caption"],
+        ["1", "rows with a fault, which are rejects"],
+        ["2", "rows left out: they repeat a video that an earlier row names"],
+    ]
+    assert list(tally.warnings()) == []
+    assert tally.counts()["rows_that_repeat_a_video"] == 2
+    path.write_text("\n".join(["path,caption", *lines[:9]]))
+    tally = sources.Tally()
+    list(sources.iter_videos(str(path), tally=tally))
+    assert list(tally.warnings()) == ["warning: 1 of 9 videos have no caption, and get the empty prompt"]
+
+
 def refusal(source: str) -> str:
     with pytest.raises(ValueError, match=r"^--input ") as caught:
         sources.check(source)

@@ -137,3 +137,53 @@ def test_patterns_expand_as_zero_filled_ranges(low: int, count: int, width: int)
         for i, j in itertools.product(range(low, low + count + 1), (0, 1))
     ]
     assert list(webdataset.expand(pattern)) == expected
+
+
+def test_a_key_ends_at_the_first_dot_whatever_the_case_of_endings(tmp_path: Path, listed: Listed) -> None:
+    members = {
+        "./000.rgb.mp4": b"0",
+        "000.txt": b"a cat",
+        "a/001.MP4": b"1",
+        "./a/001.TXT": "a dog".encode("utf-16"),
+        "002.mp4": b"2",
+        "002.caption.txt": b"a bird",
+        "v.1.mp4": b"3",  # not of one key, for who does not know the rule
+        "v.1.txt": b"one",
+        "v.2.mp4": b"4",
+        "v.2.txt": b"two",
+        "003.mp4": b"5",
+        "003.mp4.txt": b"a fish",
+        "003.cls": b"7",
+    }
+    tally = sources.Tally()
+    (table,) = sources.iter_videos(str(write_shard(tmp_path / "s.tar", members)), tally=tally)
+    assert table["caption"].to_pylist() == ["a cat", "a dog", "a bird", "one", "two", "a fish"]
+    assert table["fault"].null_count == 6
+    assert tally.unknown == {".cls": 1}
+    for number, row in enumerate(table.to_pylist()):
+        with sources.open_video(row["uri"]) as file:
+            assert not isinstance(file, str)
+            assert file.read() == b"%d" % number
+
+
+def test_links_in_a_shard_are_the_files_that_they_name(tmp_path: Path, listed: Listed) -> None:
+    path = tmp_path / "s.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, data in {"all/v.mp4": b"video", "all/t.txt": b"a cat"}.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+        links = [("0.mp4", tarfile.LNKTYPE, "all/v.mp4"), ("in/1.mp4", tarfile.SYMTYPE, "../all/v.mp4"),
+                 ("0.txt", tarfile.SYMTYPE, "./all/t.txt"), ("in/1.txt", tarfile.SYMTYPE, "../0.txt"),
+                 ("2.mp4", tarfile.SYMTYPE, "gone.mp4")]  # fmt: skip
+        for name, kind, target in links:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            tar.addfile(info)
+    *rows, lost = listed(path)
+    assert [row["caption"] for row in rows] == ["", "a cat", "a cat"]
+    for row in rows:
+        with sources.open_video(row["uri"]) as file:
+            assert not isinstance(file, str)
+            assert file.read() == b"video"
+    assert lost["fault"] == "s.tar 2.mp4 is a link to gone.mp4, which is not there"

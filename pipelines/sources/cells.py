@@ -1,0 +1,91 @@
+"""Images and videos that are cells of a Parquet table: bytes, or a struct with bytes, as Hugging Face writes them.
+
+A cell has the uri `{table}#{column}@{row}`: the table's absolute uri, the column's name percent-encoded, the row from
+0. Knows Parquet. Knows nothing of what the bytes are.
+"""
+
+import functools
+import re
+import urllib.parse
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.sources import places, tables
+
+BYTES = "bytes"  # the field of a struct that holds them
+_CELL = re.compile(r"(?P<table>.+)#(?P<column>[^#@]+)@(?P<row>\d+)")
+_BATCH = 4  # cells that are in memory at a time
+
+
+def uri_of(table: str, column: str, row: int) -> str:
+    """The uri of a cell."""
+    return f"{table}#{urllib.parse.quote(column, safe='')}@{row}"
+
+
+def table_of(uri: str) -> str | None:
+    """The table of a cell, None for the uri of a file."""
+    match = _CELL.fullmatch(uri)
+    return match["table"] if match else None
+
+
+def holds_bytes(table: str, column: str) -> bool:
+    """Whether the cells of a column of a table are files themselves."""
+    if tables.kind(table) != ".parquet":
+        return False
+    kind = tables.schema(table).field(column).type
+    if pa.types.is_struct(kind):
+        return any(field.name == BYTES for field in kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def read(uri: str) -> bytes:
+    """The bytes in a cell. Raises FileNotFoundError when it is empty, or the table is not there."""
+    match = _CELL.fullmatch(uri)
+    assert match, uri
+    table, name, number = match["table"], urllib.parse.unquote(match["column"]), int(match["row"])
+    value = _reader(table, name).at(number)
+    if isinstance(value, dict):
+        value = value.get(BYTES)
+    if not value:
+        raise FileNotFoundError(f"{table} row {number + 1}: {name} is empty")
+    return bytes(value)
+
+
+@functools.lru_cache(maxsize=2)
+def _reader(table: str, column: str) -> "_Cells":
+    return _Cells(table, column)
+
+
+class _Cells:
+    """A column of a Parquet table, read from front to back: going on is cheap, going back reads a row group anew."""
+
+    def __init__(self, table: str, column: str) -> None:
+        self._table, self._column = table, column
+        self._first, self._cells = 0, []  # type: int, list[Any]
+        self._following: Iterator[Any] = iter(())
+        self._end = 0  # of the row group that is being read
+
+    def at(self, row: int) -> Any:
+        """The value in a row. Raises IndexError when the table has fewer."""
+        if not self._first <= row < self._end:
+            self._open(row)
+        while row >= self._first + len(self._cells):
+            self._first += len(self._cells)
+            self._cells = next(self._following).column(0).to_pylist()
+        return self._cells[row - self._first]
+
+    def _open(self, row: int) -> None:
+        # buffer_size: without it pyarrow holds whole column chunks, however large.
+        file = pq.ParquetFile(places.open_binary(self._table), buffer_size=1 << 20)
+        first = 0
+        for group in range(file.num_row_groups):
+            count = file.metadata.row_group(group).num_rows
+            if row < first + count:
+                self._first, self._end, self._cells = first, first + count, []
+                self._following = file.iter_batches(_BATCH, row_groups=[group], columns=[self._column])
+                return
+            first += count
+        raise IndexError(f"{self._table} has {first} rows and no row {row + 1}")

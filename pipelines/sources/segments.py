@@ -1,0 +1,73 @@
+"""Segments of videos: what a list says of start and end, kept as text, and the frames that it means.
+
+The text is a media fragment (W3C): `t=1.5,3` in seconds, or `frames=30,60`; the end is not part of the segment, and may
+be left out. Knows times and frames. Opens no video.
+"""
+
+import datetime
+import math
+import re
+from typing import Any
+
+_CLOCK = re.compile(r"(?:(\d+):)?([0-5]?\d):([0-5]?\d(?:[.,]\d*)?)")
+_NUMBER = re.compile(r"(\d+(?:[.,]\d*)?|[.,]\d+)( ?s)?")
+_TEXT = re.compile(r"(?P<unit>t|frames)=(?P<start>[\d.]+)(?:,(?P<end>[\d.]+))?")
+
+
+def segment(start: Any, end: Any, unit: str, is_length: bool = False) -> str | None:
+    """The text of a segment from two cells of a row, None when both are empty: then the whole video is meant.
+
+    unit: "seconds", "milliseconds" or "frames". An empty start is the beginning, an empty end that of the video.
+    is_length: `end` is the length of the segment. Raises ValueError for cells that are no times, or in the wrong order.
+    """
+    first, last = _number(start, unit), _number(end, unit)
+    if first is None and last is None:
+        return None
+    first = first or 0.0
+    if is_length and last is not None:
+        last, end = first + last, f"{_shown(first + last)}"
+    if last is not None and last <= first:
+        raise ValueError(f"the segment ends at {end}, not after its start at {0 if start is None else start}")
+    shown = _shown(first) if last is None else f"{_shown(first)},{_shown(last)}"
+    return f"frames={shown}" if unit == "frames" else f"t={shown}"
+
+
+def _number(cell: Any, unit: str) -> float | None:
+    """Seconds or frames, None for an empty cell."""
+    if isinstance(cell, datetime.timedelta):
+        return cell.total_seconds()
+    if isinstance(cell, datetime.time):
+        cell = cell.isoformat()
+    if isinstance(cell, str):
+        cell = cell.strip()
+    if cell is None or cell == "" or (isinstance(cell, float) and math.isnan(cell)):
+        return None
+    text = str(cell)
+    number = None
+    if not isinstance(cell, bool) and isinstance(cell, (int, float)):
+        number = float(cell)
+    elif plain := _NUMBER.fullmatch(text):
+        number = float(plain[1].replace(",", "."))
+    elif unit == "seconds" and (clock := _CLOCK.fullmatch(text)):
+        hours, minutes, seconds = clock.groups()
+        number = 3600 * int(hours or 0) + 60 * int(minutes) + float(seconds.replace(",", "."))
+    if number is None or not 0 <= number < math.inf or (unit == "frames" and number != int(number)):
+        right = {"seconds": "seconds or HH:MM:SS.mmm", "frames": "the number of a frame"}.get(unit, unit)
+        raise ValueError(f"{text[:80]!r} is no start or end of a segment; write {right}")
+    return number / 1000 if unit == "milliseconds" else number
+
+
+def _shown(number: float) -> str:
+    return f"{number:.6f}".rstrip("0").rstrip(".")
+
+
+def frames_of(text: str, fps: float, video_frames: int) -> range:
+    """The frames of a video that lie in a segment; empty when it begins after the end of the video."""
+    found = _TEXT.fullmatch(text)
+    assert found, text
+    rate = 1.0 if found["unit"] == "frames" else fps
+    # The first frame that is shown at or after a time; a thousandth of a frame is rounding.
+    first, end = (
+        math.ceil(float(found[name]) * rate - 1e-3) if found[name] else video_frames for name in ("start", "end")
+    )
+    return range(min(first, video_frames), min(end, video_frames))

@@ -1,0 +1,107 @@
+"""Tables as other programs and people write them: encodings, delimiters, quotes that never close, arrays of JSON."""
+
+import csv
+import gzip
+import io
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.sources import delimited, jsonfiles, texts
+from tests.pipelines.sources.conftest import Listed
+
+ROWS = [("a.mp4", "a cat, ünï"), ("b.mp4", "two\nlines")]
+
+
+def csv_text(delimiter: str, before: str = "") -> str:
+    lines = [("path", "caption"), *((name, f'"{caption}"') for name, caption in ROWS)]
+    return before + "".join(f"{delimiter.join(line)}\r\n" for line in lines)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("before", ["", "\r\n\r\n", "sep={}\r\n", "\r\nSEP={}\r\n\r\n"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_every_encoding_and_delimiter_gives_the_same_rows(delimiter: str, before: str, encoding: str) -> None:
+    data = csv_text(delimiter, before.format(delimiter)).encode(encoding)
+    table = delimited.Table(texts.reader(io.BytesIO(data)))
+    assert table.header == ["path", "caption"]
+    assert [tuple(fields) for _, fields in table.rows()] == ROWS
+
+
+@pytest.mark.parametrize("mark", ["utf-16", b"\xfe\xff"])
+def test_a_byte_order_mark_says_which_order(mark: str | bytes) -> None:
+    data = "a cat".encode("utf-16") if mark == "utf-16" else b"\xfe\xff" + "a cat".encode("utf-16-be")
+    assert texts.decode(data) == "a cat"
+
+
+@pytest.mark.parametrize("name", ["list.csv", "list.tsv", "list.csv.gz", "list.json", "list.jsonl", "list.json.gz"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_lists_of_every_ending_are_read_in_every_encoding(
+    tmp_path: Path, listed: Listed, name: str, encoding: str
+) -> None:
+    text = csv_text("\t" if "tsv" in name else ";")
+    if "json" in name:
+        records = [{"path": path, "caption": caption} for path, caption in ROWS]
+        text = "\n".join(map(json.dumps, records)) if "jsonl" in name else json.dumps(records, indent=2)
+    data = text.encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    rows = listed(tmp_path / name)
+    assert [(Path(row["uri"]).name, row["caption"], row["fault"]) for row in rows] == [(*row, None) for row in ROWS]
+
+
+def test_commas_in_captions_do_not_make_a_comma_the_delimiter() -> None:
+    table = delimited.Table(iter(["path\tcaption, in English\n", "a.mp4\ta, b, c\n", "b.mp4\td\n"]))
+    assert (table.delimiter, [fields for _, fields in table.rows()]) == ("\t", [["a.mp4", "a, b, c"], ["b.mp4", "d"]])
+
+
+@pytest.mark.parametrize(
+    ("text", "good", "bad"),
+    [
+        ('p,c\na,"open\nb,x\nc,y\n', [(3, "b"), (4, "c")], [2]),  # to the end of the file
+        ('p,c\na,"open\nb,x\nc,"y"\nd,z\n', [(3, "b"), (4, "c"), (5, "d")], [2]),  # to the next quote
+        ('p,c\na,x\nb,"never', [(2, "a")], [3]),
+        ('p,c\na,"open\n' + "b,x\n" * 40_000, [(line, "b") for line in range(3, 40_003)], [2]),  # past csv's limit
+        ('p,c\na,5" x\nb,"y" z\n"c ""d""","two\nlines"\ne,\n', [(2, "a"), (3, "b"), (4, 'c "d"'), (6, "e")], []),
+        ('p,c\na,"x"\nb,y,,\nc,y,z\n', [(2, "a"), (3, "b")], [4]),
+    ],
+)
+def test_a_quote_that_never_closes_costs_its_own_line(text: str, good: list[tuple[int, str]], bad: list[int]) -> None:
+    rows = list(delimited.Table(iter(text.splitlines(keepends=True))).rows())
+    assert [(line, fields[0]) for line, fields in rows if isinstance(fields, list)] == good
+    assert [line for line, fields in rows if isinstance(fields, str)] == bad
+
+
+@given(st.lists(st.tuples(st.text(max_size=12), st.text(max_size=12)), max_size=6), st.sampled_from(",;\t|"))
+def test_what_the_csv_module_writes_is_read_as_it_was(rows: list[tuple[str, str]], delimiter: str) -> None:
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, delimiter=delimiter, quoting=csv.QUOTE_ALL).writerows([("path", "caption"), *rows])
+    try:
+        data = buffer.getvalue().encode()
+    except UnicodeEncodeError:
+        return
+    table = delimited.Table(texts.reader(io.BytesIO(data)))
+    assert [tuple(fields) for _, fields in table.rows()] == rows
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 16])
+def test_an_array_of_json_is_read_as_a_stream(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jsonfiles, "_CHUNK", chunk)
+    records = [{"path": f"{i}.mp4", "caption": 'a "[]{},\n'} for i in range(20)]
+    for text in (json.dumps(records), json.dumps(records, indent=1), "\n [ \n" + ",\n".join(map(json.dumps, records))):
+        found = list(jsonfiles.records(io.TextIOWrapper(io.BytesIO(text.encode()))))
+        assert [record for _, record in found[:20]] == records
+        assert found[20:] == ([] if text.endswith("]") else [(22, found[20][1])])
+
+
+def test_a_fault_in_an_array_of_json_names_its_line() -> None:
+    for text, line, fault in (
+        ('[{"a": 1},\n{"b" 2},\n{"c": 3}]', 2, "not JSON (Expecting ':' delimiter), and what follows is not read"),
+        ('[{"a": 1}\n{"b": 2}]', 1, "not JSON (a comma is missing), and what follows is not read"),
+        ('[{"a": 1},\n7]', 2, "a JSON int, not an object"),
+        ('[{"a": 1}', 1, "not JSON (the array is not closed), and what follows is not read"),
+    ):
+        found = list(jsonfiles.records(io.TextIOWrapper(io.BytesIO(text.encode()))))
+        assert found == [(1, {"a": 1}), (line, fault)]
