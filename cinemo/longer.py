@@ -19,6 +19,7 @@ def extend(
     seed: int = 0,
     height: int | None = None,
     width: int | None = None,
+    fit: str = "crop",
     **settings: Any,
 ) -> list[np.ndarray]:
     """Sample a clip and `more` clips after it, each starting at the last frame of the one before.
@@ -31,7 +32,7 @@ def extend(
     if more < 0:
         raise ValueError(f"extend {more} is below 0; it is the number of further clips")
     height, width = check_size(height, width, vae_factor(pipe.vae.config), pipe.card.sizes)
-    pixels = fit_pixels(read_image(image), height, width)
+    pixels = fit_pixels(read_image(image), height, width, fit=fit)
     start = encode_pixels(pipe.vae, pixels)[:, :, None]
     clips = []
     for number in range(more + 1):

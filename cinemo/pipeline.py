@@ -105,11 +105,13 @@ class CinemoPipeline(DiffusionPipeline):
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         dct_transform: str = "dct",
         cache_interval: int = 1,
+        fit: str = "crop",
     ) -> CinemoPipelineOutput:
         """Animate one image, or B: image, prompts, motion_bucket, guidance_scale and seed may be lists of length B.
 
         image: path, bytes, PIL image or uint8 (H, W, 3); fitted to height x width (default: the model's first trained
-        size) by scaling and a centre crop. motion_bucket: 0 (still) to 19; raw_motion_id bypasses the model's mapping.
+        size) as fit says, "crop" or "pad" (cinemo.image.fit_pixels).
+        motion_bucket: 0 (still) to 19; raw_motion_id bypasses the model's mapping.
         guidance_scale: 1 or less skips the negative prompt. dct_cutoff, dct_timestep: DCTInit's p and tau.
         image_latents (B, C, 1, h, w), scaled, replace encoding (image may then be None, unless the decoder moves it);
         latents (B, C, F, h, w) replace the initial noise and DCTInit, and fix the number of frames.
@@ -143,7 +145,7 @@ class CinemoPipeline(DiffusionPipeline):
         pixels = None
         if image is not None or image_latents is None:
             photos, exact = spread("image", image, batch), image_latents is not None
-            pixels = torch.cat([fit_pixels(read_image(photo), height, width, exact) for photo in photos])
+            pixels = torch.cat([fit_pixels(read_image(photo), height, width, exact, fit) for photo in photos])
         if image_latents is None:
             image_latents = encode_pixels(self.vae, pixels)[:, :, None]
         image_latents = image_latents.to(device, dtype)

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from cinemo.cli import main
-from cinemo.video import probe
+from cinemo.video import probe, sample_clip
 from tests.videos import encode, numbered
 
 
@@ -76,6 +77,21 @@ def test_a_portrait_becomes_a_portrait(cinemo: Command, photo: Path, tmp_path: P
     assert probe(tmp_path / "tall.mp4")[2:] == (320, 512)
 
 
+def test_a_word_is_said_where_more_than_a_third_of_the_photo_is_cut_away(
+    cinemo: Command, checkpoint: Path, tmp_path: Path
+) -> None:
+    portrait = Path(__file__).parent / "field" / "portrait.jpg"
+    made = {}
+    for fit in ("auto", "crop", "pad"):
+        output = tmp_path / f"{fit}.mp4"
+        wish = ("--model", checkpoint, *SMALL, "--fit", fit, "--output", output)
+        result = cinemo("animate", portrait, "--prompt", "x", *wish)
+        assert result.code == 0, result.err
+        assert ("56% of the photo, 600 x 900 pixels, is cut away to fill 96 x 64" in result.err) == (fit != "pad")
+        made[fit] = sample_clip(output, 0, 1, 4).astype(int)
+    assert np.abs(made["auto"] - made["crop"]).mean() < 1 < np.abs(made["pad"] - made["crop"]).mean()
+
+
 def test_animate_refuses_bad_input_with_one_sentence(
     cinemo: Command, photo: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -88,6 +104,7 @@ def test_animate_refuses_bad_input_with_one_sentence(
         ((tmp_path / "none.png", *model), "none.png does not exist"),
         ((tmp_path / "empty.png", *model), "is empty"),
         ((tmp_path / "text.png", *model), "not an image"),
+        ((Path(__file__).parent / "field" / "thin_400k.png", *model), "at most 16 to 1 is taken"),
         ((photo, "--model", tmp_path / "hollow"), "has no U-Net"),
         ((photo, "--model", "no-such-model"), "no-such-model"),
         ((photo, *small, "--motion-bucket", 25), "motion_bucket 25 is outside 0..19"),

@@ -31,7 +31,7 @@ LEAVES = (
     "animation.py",
     "videotimes.py",
     "videowrite.py",
-    "image.py",
+    "imagefile.py",
 )
 
 

@@ -29,114 +29,167 @@ class Speed(StrEnum):
     fast = "fast"
 
 
+class Fit(StrEnum):
+    """How a photo of another aspect becomes a frame; the last two are cinemo.image.FITS, which loads numpy."""
+
+    auto = "auto"
+    crop = "crop"
+    pad = "pad"
+
+
+ImageArgument = Annotated[Path, typer.Argument(help="the photo: JPEG, PNG, WebP, ...; HEIC with pillow-heif")]
+PromptOption = Annotated[str, typer.Option(help="what should happen; may be empty")]
+BucketOption = Annotated[int, typer.Option(help="motion intensity: 0 (still) to 19")]
+ReferenceOption = Annotated[Path | None, typer.Option(help="take the motion bucket that is measured in this video")]
+SweepOption = Annotated[
+    str | None, typer.Option(help="several motion buckets, such as 0,5,10,15,19: a video each, and a sheet (.png)")
+]
+ExtendOption = Annotated[int, typer.Option(help="further clips, each from the last frame of the one before")]
+LoopOption = Annotated[bool, typer.Option("--loop", help="forward and back again, so that it repeats seamlessly")]
+SeedOption = Annotated[int, typer.Option(help="the same seed gives the same video")]
+SpeedOption = Annotated[
+    Speed | None,
+    typer.Option(
+        help="sampler, steps and what they share. paper: 50 steps of DDIM; balanced: over 4 times as fast, near to "
+        "paper; fast: over 8 times, less near (benchmarks/README.md). Default: the model's own steps of DDIM"
+    ),
+]
+SchedulerOption = Annotated[Scheduler, typer.Option(help="sampler; the numbers of paper and model card are DDIM's")]
+GuidanceOption = Annotated[
+    float | None, typer.Option(help="how strongly the prompt acts; 1 or less is off; default: the model's, or 7.5")
+]
+RescaleOption = Annotated[float, typer.Option(help="0..1; 0.7 calms the contrast of strong guidance")]
+IntervalOption = Annotated[
+    tuple[float, float], typer.Option(help="share of the steps in which guidance acts, from first to last")
+]
+FramesOption = Annotated[int, typer.Option(help="frames, the photo included")]
+FitOption = Annotated[
+    Fit,
+    typer.Option(
+        help="a photo of another aspect. auto: the model's size that is nearest to it, then as crop; crop: its centre "
+        "fills the frame; pad: all of it, between blurred bars. --height and --width outdo the choice of a size"
+    ),
+]
+DctOption = Annotated[bool, typer.Option(help="refine the initial noise with the photo (DCTInit)")]
+TimestepOption = Annotated[int, typer.Option(help="noise level of the photo in DCTInit, 0..999")]
+
+
 def animate(
-    image: Annotated[Path, typer.Argument(help="the photo: JPEG, PNG, WebP, ...")],
-    prompt: Annotated[str, typer.Option(help="what should happen; may be empty")],
+    image: ImageArgument,
+    prompt: PromptOption,
     output: common.OutputOption = Path("out.mp4"),
     model: common.ModelOption = "builtin:tiny",
-    motion_bucket: Annotated[int, typer.Option(help="motion intensity: 0 (still) to 19")] = 10,
-    reference_video: Annotated[
-        Path | None, typer.Option(help="take the motion bucket that is measured in this video")
-    ] = None,
-    sweep: Annotated[
-        str | None, typer.Option(help="several motion buckets, such as 0,5,10,15,19: a video each, and a sheet (.png)")
-    ] = None,
-    extend: Annotated[int, typer.Option(help="further clips, each from the last frame of the one before")] = 0,
-    loop: Annotated[bool, typer.Option("--loop", help="forward and back again, so that it repeats seamlessly")] = False,
-    seed: Annotated[int, typer.Option(help="the same seed gives the same video")] = 0,
+    motion_bucket: BucketOption = 10,
+    reference_video: ReferenceOption = None,
+    sweep: SweepOption = None,
+    extend: ExtendOption = 0,
+    loop: LoopOption = False,
+    seed: SeedOption = 0,
     steps: common.StepsOption = None,
-    speed: Annotated[
-        Speed | None,
-        typer.Option(
-            help="sampler, steps and what they share. paper: 50 steps of DDIM; balanced: over 4 times as fast, near to "
-            "paper; fast: over 8 times, less near (benchmarks/README.md). Default: the model's own steps of DDIM"
-        ),
-    ] = None,
-    scheduler: Annotated[
-        Scheduler, typer.Option(help="sampler; the numbers of paper and model card are DDIM's")
-    ] = Scheduler.ddim,
-    guidance_scale: Annotated[
-        float | None, typer.Option(help="how strongly the prompt acts; 1 or less is off; default: the model's, or 7.5")
-    ] = None,
-    guidance_rescale: Annotated[float, typer.Option(help="0..1; 0.7 calms the contrast of strong guidance")] = 0.0,
-    guidance_interval: Annotated[
-        tuple[float, float], typer.Option(help="share of the steps in which guidance acts, from first to last")
-    ] = (0.0, 1.0),
+    speed: SpeedOption = None,
+    scheduler: SchedulerOption = Scheduler.ddim,
+    guidance_scale: GuidanceOption = None,
+    guidance_rescale: RescaleOption = 0.0,
+    guidance_interval: IntervalOption = (0.0, 1.0),
     negative_prompt: common.NegativeOption = "",
-    num_frames: Annotated[int, typer.Option(help="frames, the photo included")] = 16,
+    num_frames: FramesOption = 16,
     height: common.HeightOption = None,
     width: common.WidthOption = None,
+    fit: FitOption = Fit.auto,
     fps: common.FpsOption = 8,
-    dct_init: Annotated[bool, typer.Option(help="refine the initial noise with the photo (DCTInit)")] = True,
+    dct_init: DctOption = True,
     dct_cutoff: common.CutoffOption = 0.23,
-    dct_timestep: Annotated[int, typer.Option(help="noise level of the photo in DCTInit, 0..999")] = 975,
+    dct_timestep: TimestepOption = 975,
     vae: common.VaeOption = common.Vae.auto,
     device: common.DeviceOption = "auto",
     dtype: common.DtypeOption = common.Dtype.float32,
 ) -> None:
     """Animate one photo and write a video."""
-    import numpy as np
-
-    from cinemo import longer
     from cinemo.image import read_image
-    from cinemo.motion import motion_bucket as measure_bucket
-    from cinemo.motion import motion_score
-    from cinemo.sampling import SPEEDS
-    from cinemo.video import check_output, read_clip, write_video
+    from cinemo.video import check_output
 
     check_output(output, fps)
-    buckets = read_buckets(sweep) if sweep is not None else []
-    if buckets and (extend or loop or reference_video):
+    if sweep is not None and (extend or loop or reference_video):
         raise ValueError("--sweep is one clip a bucket; leave out --extend, --loop and --reference-video")
-    if speed is not None and (steps is not None or scheduler != Scheduler.ddim or guidance_interval != (0.0, 1.0)):
-        raise ValueError(
-            f"--speed {speed.value} sets --steps, --scheduler and --guidance-interval itself; leave these out"
-        )
+    buckets = read_buckets(sweep)
+    sampler = read_sampler(steps, speed, scheduler, guidance_interval)
     photo = read_image(image)
     pipe = common.load(model, device, dtype.value, vae.value)
-    height, width = common.fitting_size(pipe, photo, height, width)
-    if reference_video is not None:
-        clip, _ = read_clip(reference_video, 0, 3, num_frames, common.frame_size(pipe, height, width))
-        motion_bucket = measure_bucket(motion_score(clip))
-        typer.echo(f"{reference_video}: motion bucket {motion_bucket}")
     settings: dict[str, Any] = {
+        "seed": seed,
         "negative_prompt": negative_prompt,
         "num_frames": num_frames,
-        "height": height,
-        "width": width,
-        "num_inference_steps": pipe.card.steps if steps is None else steps,
-        "scheduler": None if scheduler == Scheduler.ddim else scheduler.value,
+        "num_inference_steps": pipe.card.steps,
         "guidance_scale": pipe.card.guidance if guidance_scale is None else guidance_scale,
         "guidance_rescale": guidance_rescale,
-        "guidance_interval": guidance_interval,
         "dct_init": dct_init,
         "dct_cutoff": dct_cutoff,
         "dct_timestep": dct_timestep,
     }
-    if speed is not None:
-        settings |= SPEEDS[speed.value]
-    began = time.perf_counter()
+    settings |= fitted(pipe, photo, fit, height, width) | sampler
+    if reference_video is not None:
+        motion_bucket = measure(reference_video, settings)
     if buckets:
-        write_sweep(pipe, photo, prompt, buckets, seed, settings, output, fps)
-        return
-    clips = longer.extend(pipe, photo, prompt, extend, seed, motion_bucket=motion_bucket, **settings)
-    frames = np.concatenate(clips)
-    played = longer.loop(frames) if loop else frames
-    write_video(output, played, fps)
-    count, tall, wide = played.shape[:3]
-    typer.echo(
-        f"{output}: {count} frames of {tall} x {wide} in {time.perf_counter() - began:.1f} s; "
-        f"{common.sentence(frames, motion_bucket)}"
-    )
-    if extend:
-        drifts = ", ".join(f"{drift:.1f}" for drift in longer.drift(clips))
-        typer.echo(f"colour drift from the photo at the end of each clip: {drifts} (CIE Lab; 2.3 is just noticeable)")
+        write_sweep(pipe, photo, prompt, buckets, settings, output, fps)
+    else:
+        write_chain(pipe, photo, prompt, extend, loop, settings | {"motion_bucket": motion_bucket}, output, fps)
 
 
-def read_buckets(text: str) -> list[int]:
-    """ "0,5,10" -> [0, 5, 10]. Raises ValueError."""
+def read_sampler(
+    steps: int | None, speed: Speed | None, scheduler: Scheduler, interval: tuple[float, float]
+) -> dict[str, Any]:
+    """What is asked for of the sampler, as arguments of CinemoPipeline. Raises ValueError where --speed sets it too."""
+    if speed is None:
+        asked: dict[str, Any] = {} if steps is None else {"num_inference_steps": steps}
+        name = None if scheduler == Scheduler.ddim else scheduler.value
+        return {**asked, "scheduler": name, "guidance_interval": interval}
+    if steps is not None or scheduler != Scheduler.ddim or interval != (0.0, 1.0):
+        raise ValueError(
+            f"--speed {speed.value} sets --steps, --scheduler and --guidance-interval itself; leave these out"
+        )
+    from cinemo.sampling import SPEEDS
+
+    return dict(SPEEDS[speed.value])
+
+
+def fitted(pipe: Any, photo: Any, fit: Fit, height: int | None, width: int | None) -> dict[str, Any]:
+    """The size to animate at and how the photo is brought to it, as arguments of CinemoPipeline.
+
+    Says so when more than a third of the photo is cut away. Raises ValueError for a size that the model does not take.
+    """
+    from cinemo.image import NOTABLE_CUT, cut_away, fitting_size
+
+    tall, wide = photo.shape[:2]
+    if fit != Fit.crop and not (height or width) and pipe.card.sizes:
+        height, width = fitting_size(tall, wide, pipe.card.sizes)
+    height, width = common.frame_size(pipe, height, width)
+    share = cut_away(tall, wide, height, width)
+    if fit != Fit.pad and share > NOTABLE_CUT:
+        typer.echo(
+            f"note: {share:.0%} of the photo, {wide} x {tall} pixels, is cut away to fill {width} x {height}; "
+            "--fit pad shows all of it",
+            err=True,
+        )
+    return {"height": height, "width": width, "fit": "pad" if fit == Fit.pad else "crop"}
+
+
+def measure(video: Path, settings: dict[str, Any]) -> int:
+    """The motion bucket of a video, at the size and length that are made."""
+    from cinemo.motion import motion_bucket, motion_score
+    from cinemo.video import read_clip
+
+    clip, _ = read_clip(video, 0, 3, settings["num_frames"], (settings["height"], settings["width"]))
+    bucket = motion_bucket(motion_score(clip))
+    typer.echo(f"{video}: motion bucket {bucket}")
+    return bucket
+
+
+def read_buckets(text: str | None) -> list[int]:
+    """ "0,5,10" -> [0, 5, 10]; nothing -> []. Raises ValueError."""
     from cinemo.motion import UNIFORM_MOTION, motion_id
 
+    if text is None:
+        return []
     try:
         buckets = [int(part) for part in text.split(",")]
     except ValueError:
@@ -146,15 +199,32 @@ def read_buckets(text: str) -> list[int]:
     return buckets
 
 
+def write_chain(
+    pipe: Any, photo: Any, prompt: str, more: int, loop: bool, settings: dict[str, Any], output: Path, fps: float
+) -> None:
+    """One clip and `more` that go on from it, as one video; loop: forward and back again."""
+    import numpy as np
+
+    from cinemo import longer
+    from cinemo.video import write_video
+
+    began = time.perf_counter()
+    clips = longer.extend(pipe, photo, prompt, more, **settings)
+    frames = np.concatenate(clips)
+    played = longer.loop(frames) if loop else frames
+    write_video(output, played, fps)
+    count, tall, wide = played.shape[:3]
+    typer.echo(
+        f"{output}: {count} frames of {tall} x {wide} in {time.perf_counter() - began:.1f} s; "
+        f"{common.sentence(frames, settings['motion_bucket'])}"
+    )
+    if more:
+        drifts = ", ".join(f"{drift:.1f}" for drift in longer.drift(clips))
+        typer.echo(f"colour drift from the photo at the end of each clip: {drifts} (CIE Lab; 2.3 is just noticeable)")
+
+
 def write_sweep(
-    pipe: Any,
-    photo: Any,
-    prompt: str,
-    buckets: list[int],
-    seed: int,
-    settings: dict[str, Any],
-    output: Path,
-    fps: float,
+    pipe: Any, photo: Any, prompt: str, buckets: list[int], settings: dict[str, Any], output: Path, fps: float
 ) -> None:
     """The photo at each bucket: OUTPUT-5.mp4 and so on, OUTPUT.png with a row for each, requested against measured."""
     from cinemo.motion import motion_bucket, motion_score
@@ -164,7 +234,7 @@ def write_sweep(
     rows = []
     typer.echo("requested  measured  SSIM")
     for bucket in buckets:
-        frames = pipe(photo, prompt, motion_bucket=bucket, seed=seed, **settings).frames[0]
+        frames = pipe(photo, prompt, motion_bucket=bucket, **settings).frames[0]
         write_video(output.with_stem(f"{output.stem}-{bucket}"), frames, fps)
         score = motion_score(frames)
         typer.echo(f"{bucket:9d}  {motion_bucket(score):8d}  {score:.3f}")

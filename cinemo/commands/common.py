@@ -3,7 +3,6 @@
 Imports nothing large: `cinemo --help` answers at once.
 """
 
-import math
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -70,17 +69,6 @@ def frame_size(pipe: "CinemoPipeline", height: int | None, width: int | None) ->
     from cinemo.checkpoint import vae_factor
 
     return check_size(height, width, vae_factor(pipe.vae.config), pipe.card.sizes)
-
-
-def fitting_size(
-    pipe: "CinemoPipeline", photo: "np.ndarray", height: int | None, width: int | None
-) -> tuple[int | None, int | None]:
-    """(H, W) as asked for; else, of the model's large sizes, the one whose aspect is nearest to the photo's."""
-    if height or width or not pipe.card.sizes:
-        return height, width
-    largest = max(tall * wide for tall, wide in pipe.card.sizes)
-    large = [size for size in pipe.card.sizes if size[0] * size[1] > 0.9 * largest]
-    return min(large, key=lambda size: abs(math.log(size[1] / size[0] * photo.shape[0] / photo.shape[1])))
 
 
 def sentence(frames: "np.ndarray", asked: int) -> str:

@@ -184,10 +184,12 @@ def describe(job: Job, wanted: plan.Plan, found: listing.Survey) -> dict[str, An
         "too_many_rejects": sum(rejects.values()) > config.max_reject_fraction * len(wanted.keys),
         "motion_bucket_histogram": found.buckets,
         "psnr_first_frame": found.psnr,
+        "much_cut_away": found.much_cut,
     }
 
 
 def lines(found: listing.Survey) -> list[str]:
-    """For the end of a job: videos, and rejects by reason."""
+    """For the end of a job: videos, what they lack of their images, and rejects by reason."""
     rejects = [f"{count:>10}  rejected: {reason}" for reason, count in found.reasons.most_common()]
-    return [f"{found.videos:>10}  videos for {found.listed} rows", *rejects]
+    cut = f"{found.much_cut:>10}  rows with more than a third of the image cut away; --fit auto or pad shows more of it"
+    return [f"{found.videos:>10}  videos for {found.listed} rows", *([cut] if found.much_cut else []), *rejects]

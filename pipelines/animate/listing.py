@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cinemo.image import NOTABLE_CUT
 from cinemo.motion import NUM_BUCKETS
 from pipelines.animate.plan import Plan
 from pipelines.animate.records import REJECT, RESULT, result, table
@@ -22,7 +23,8 @@ from pipelines.core.output import write_part
 
 FOLDERS = {"results": RESULT, "rejects": REJECT}  # in this order: a video outdoes a reject of the same row
 ROWS_PER_FILE = 512  # what a kill lists anew, from sidecars
-_FOUND = pa.schema([RESULT.field(n) for n in ("row", "key", "id", "measured_motion_bucket", "psnr_first_frame")])
+_READ = ("row", "key", "id", "measured_motion_bucket", "psnr_first_frame", "cut_away")
+_FOUND = pa.schema([RESULT.field(name) for name in _READ])
 
 
 @dataclass
@@ -34,6 +36,7 @@ class Survey:
     reasons: Counter[str] = field(default_factory=Counter)  # rows without, by reason
     buckets: list[int] = field(default_factory=lambda: [0] * NUM_BUCKETS)  # rows by measured motion
     psnr: float | None = None  # mean, dB
+    much_cut: int = 0  # rows whose video lacks more than a third of the image
     keys: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))  # of every row, sorted
     rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # their numbers
 
@@ -52,6 +55,7 @@ def survey(output: str) -> Survey:
         rows.append(part["row"].to_numpy())
         names.append(np.unique(hashing.hash64(part["id"].to_pylist())))
         psnr += float(part["psnr_first_frame"].to_numpy().sum())
+        found.much_cut += pc.sum(pc.greater(part["cut_away"], NOTABLE_CUT)).as_py() or 0
         counts = np.bincount(part["measured_motion_bucket"].to_numpy(), minlength=NUM_BUCKETS)
         found.buckets = [int(old + new) for old, new in zip(found.buckets, counts, strict=True)]
         found.listed += part.num_rows

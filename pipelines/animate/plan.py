@@ -138,6 +138,8 @@ class Filler:
             raise request.SettingError(
                 "speed", "speed does not apply to a row with a video, which DDIM inverts; leave it out"
             )
+        if edited and asked.fit == "pad":
+            raise request.SettingError("fit", "fit pad does not apply to a row with a video, whose frames have no bars")
         settings = request.complete(asked, "", self.model)
         if edited and "motion_bucket" not in {*self.asked, *dict(wishes)}:
             settings["motion_bucket"] = None  # what the video measures

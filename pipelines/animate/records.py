@@ -68,6 +68,7 @@ RESULT = pa.schema(
         ("guidance_scale", pa.float32()),
         ("width", pa.int32()),
         ("height", pa.int32()),
+        ("cut_away", pa.float32()),  # share of the image that is in no frame; null in outputs of before
         ("num_frames", pa.int32()),
         ("fps", pa.float32()),
         ("measured_motion_score", pa.float32()),
@@ -136,6 +137,7 @@ def result(row: Mapping[str, Any], ending: str) -> dict[str, Any]:
         "measured_motion_score": facts["motion_score"],
         "measured_motion_bucket": facts["motion_bucket"],
         "psnr_first_frame": facts["psnr_first_frame"],
+        "cut_away": facts.get("cut_away"),
         "seconds": timings["sample_seconds"] + timings["decode_seconds"],
         "model_fingerprint": facts["model_fingerprint"],
     }

@@ -113,7 +113,7 @@ class Animator:
         sample_s = (time.perf_counter() - began) / len(rows)
         done = []
         for index, row in enumerate(rows):
-            began = time.perf_counter()
+            began, known = time.perf_counter(), json.loads(row["facts"])
             own = image_latents[index : index + 1]
             whole = torch.cat((own, own + latents[index : index + 1]), dim=2)
             frames = decode_latents(self.pipe.vae, whole, images=torch.tensor(pixels[index : index + 1]))[0]
@@ -127,8 +127,9 @@ class Animator:
                 "versions": videos.versions(),
                 "batch": len(rows),
                 "psnr_first_frame": psnr(frames[0], pixels[index]),
+                "cut_away": known["cut_away"],
                 "timings": {
-                    **json.loads(row["facts"])["timings"],
+                    **known["timings"],
                     "sample_seconds": round(sample_s, 4),
                     "decode_seconds": round(time.perf_counter() - began, 4),
                 },

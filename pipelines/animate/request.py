@@ -1,12 +1,15 @@
 """Settings of one animation, as a request over HTTP, a row of a catalog or flags give them; and what fills in the rest.
 
-Knows names, ranges, and that a model has defaults and limits of its own. Knows nothing of images, HTTP or files.
+Knows names, ranges, and that a model has defaults and limits of its own; of images their size alone. Knows nothing of
+HTTP or files.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
 
+from cinemo.image import cut_away, fitting_size
 from pipelines.core.models import Facts
 
 MAX_SEED = 2**63 - 1
@@ -41,6 +44,10 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
         None, ge=0, le=50, allow_inf_nan=False,
         description="how strongly the prompt acts; 1 or less: not at all; default: the model's",
     )  # fmt: skip
+    fit: Literal["crop", "pad", "auto"] = Field(
+        "crop", description="an image of another aspect. crop: its centre fills the frame; pad: all of it, between "
+        "blurred bars; auto: the model's size that is nearest to it, then as crop. Without size, pad takes that too",
+    )  # fmt: skip
     motion_bucket: int = Field(10, ge=0, le=19, description="motion: 0 (still) to 19")
     dct_init: bool = Field(True, description="refine the initial noise with the image's low frequencies (DCTInit)")
     dct_cutoff: float = Field(0.23, ge=0, le=1, description="share of the frequencies that DCTInit takes")
@@ -56,7 +63,11 @@ class SettingError(ValueError):
 
 
 def complete(asked: Settings, prompt: str, model: Facts) -> dict[str, Any]:
-    """The settings as a pipeline takes them, nothing left open. Raises SettingError for what the model cannot take."""
+    """The settings as a pipeline takes them. Raises SettingError for what the model cannot take.
+
+    Nothing is left open but the size where it follows from the image's: then `sizes` are those to choose from, and
+    `fitted` chooses.
+    """
     from cinemo.arguments import check_length, check_settings, check_size  # torch, which `--help` does not need
 
     card = model.card
@@ -84,8 +95,23 @@ def complete(asked: Settings, prompt: str, model: Facts) -> dict[str, Any]:
         "num_inference_steps": steps,
         "guidance_scale": card.guidance if asked.guidance_scale is None else asked.guidance_scale,
         **asked.model_dump(include={"motion_bucket", "dct_init", "dct_cutoff", "dct_timestep"}),
+        **({"fit": "pad"} if asked.fit == "pad" else {}),
+        **({"sizes": card.sizes} if card.sizes and asked.fit != "crop" and not asked.size else {}),
         **preset,
     }
+
+
+def fitted(request: Mapping[str, Any], tall: int, wide: int) -> dict[str, Any]:
+    """A complete request for an image of tall x wide pixels: its own size, or of `sizes` the nearest to the image's."""
+    made = {name: value for name, value in request.items() if name != "sizes"}
+    if "sizes" in request:
+        made["height"], made["width"] = fitting_size(tall, wide, request["sizes"])
+    return made
+
+
+def cut_of(request: Mapping[str, Any], tall: int, wide: int) -> float:
+    """The share of an image, tall x wide pixels, that is cut away to make a video of its size."""
+    return 0.0 if "fit" in request else round(cut_away(tall, wide, request["height"], request["width"]), 4)
 
 
 def sampler(asked: Settings) -> dict[str, Any]:
@@ -105,13 +131,13 @@ EDITED = {"guidance_scale": 1.0, "dct_init": False, "dct_timestep": 985}
 
 # What requests must have in common to be made in one batch.
 SAME_FOR_ALL = ("height", "width", "num_frames", "num_inference_steps", "dct_init", "dct_cutoff", "dct_timestep")
-OF_SPEED = ("scheduler", "guidance_interval", "cache_interval")  # in requests that name a speed
+OF_SOME = ("fit", "scheduler", "guidance_interval", "cache_interval")  # in requests that are padded or name a speed
 REQUEST_NAMES = {"cache_interval": "reuse"}  # in sidecars, and so in the ids of videos, where it had this name first
 
 
 def shared(request: dict[str, Any]) -> dict[str, Any]:
     """What all requests of a batch have in common with this one, as arguments of CinemoPipeline."""
-    names = {name: REQUEST_NAMES.get(name, name) for name in (*SAME_FOR_ALL, *OF_SPEED)}
+    names = {name: REQUEST_NAMES.get(name, name) for name in (*SAME_FOR_ALL, *OF_SOME)}
     return {name: request[kept] for name, kept in names.items() if kept in request}
 
 

@@ -11,7 +11,7 @@ import io
 import json
 import time
 from collections.abc import Mapping
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from cinemo.image import ImageError, check_aspect, fit_pixels, read_image
 from cinemo.memory import keep_freed_memory
 from cinemo.motion import motion_bucket, motion_score
 from cinemo.video import VideoError, read_clip
+from pipelines.animate import request
 from pipelines.animate.records import animation_id, reject
 from pipelines.core import isolation
 from pipelines.core.isolation import Run
@@ -44,8 +45,18 @@ def warm_up() -> None:
     fit_pixels(np.zeros((8, 8, 3), np.uint8), 8, 8)
 
 
-def load(uri: str, height: int, width: int, edited: bool = False) -> tuple[str, np.ndarray, float]:
-    """The digest of an image's bytes (sha256, hex); its pixels, fitted: float32 (3, height, width) in [-1, 1]; seconds.
+class Photo(NamedTuple):
+    """An image that was read and fitted, and what was found out about it."""
+
+    digest: str  # sha256 of its bytes, hex
+    request: dict[str, Any]  # with the size that suits it, where that was open
+    pixels: np.ndarray  # float32 (3, height, width) in [-1, 1]
+    cut_away: float  # share of the image
+    seconds: float
+
+
+def load(uri: str, asked: dict[str, Any], edited: bool = False) -> Photo:
+    """Read an image, and fit it as a request says.
 
     edited: it is the first frame of a video, and has its aspect. Raises ImageError.
     """
@@ -53,12 +64,16 @@ def load(uri: str, height: int, width: int, edited: bool = False) -> tuple[str, 
     data = images.read(uri)
     try:
         image = read_image(data)
+        size = image.shape[:2]
+        made = request.fitted(asked, *size)
         if edited:
-            check_aspect(image, height, width)
+            check_aspect(image, made["height"], made["width"])
     except ImageError as error:
         raise ImageError(error.reason, str(error).replace("image", f"image {uri}", 1)) from None
-    pixels = fit_pixels(image, height, width, exact=edited)[0].contiguous().numpy()
-    return hashlib.sha256(data).hexdigest(), pixels, time.perf_counter() - began
+    fit = made.get("fit", "crop")
+    pixels = fit_pixels(image, made["height"], made["width"], edited, fit)[0].contiguous().numpy()
+    digest = hashlib.sha256(data).hexdigest()
+    return Photo(digest, made, pixels, request.cut_of(made, *size), time.perf_counter() - began)
 
 
 def load_video(uri: str, num_frames: int, height: int, width: int) -> tuple[str, np.ndarray, float]:
@@ -95,28 +110,27 @@ def prepare(task: Mapping[str, Any], made_with: Mapping[str, str], run: Run) -> 
     row = dict(task)
     if row["reason"]:
         return reject(row, "catalog", Reason(row["reason"]), row["message"])
-    request, video = json.loads(row["request"]), row["source_video"]
-    size = (request["height"], request["width"])
-    stage = "image"
+    video, stage = row["source_video"], "image"
     try:
-        digest, pixels, seconds = run(load, row["image"], *size, video is not None)
-        row |= {"image_digest": digest, "pixels": pixels.tobytes()}
+        photo = run(load, row["image"], json.loads(row["request"]), video is not None)
+        made, seconds = photo.request, photo.seconds
+        row |= {"image_digest": photo.digest, "pixels": photo.pixels.tobytes()}
         if video is not None:
             stage = "video"
-            video_digest, clip, more = run(load_video, video, request["num_frames"], *size)
+            video_digest, clip, more = run(load_video, video, made["num_frames"], made["height"], made["width"])
             row |= {"video_digest": video_digest, "clip": clip.tobytes()}
             seconds += more
-            if request["motion_bucket"] is None:
-                request["motion_bucket"] = motion_bucket(motion_score(clip))
+            if made["motion_bucket"] is None:
+                made["motion_bucket"] = motion_bucket(motion_score(clip))
     except (ImageError, VideoError) as error:
         return reject(row, stage, Reason(error.reason), sentence(error, video if stage == "video" else None))
     except Exception as error:
         return reject(row, stage, Reason.INTERNAL, f"{type(error).__name__}: {error}")
     return {
         **row,
-        "request": json.dumps(request),
-        "id": animation_id(digest, request, made_with, row.get("video_digest")),
-        "facts": json.dumps({"timings": {"prepare_seconds": round(seconds, 4)}}),
+        "request": json.dumps(made),
+        "id": animation_id(photo.digest, made, made_with, row.get("video_digest")),
+        "facts": json.dumps({"cut_away": photo.cut_away, "timings": {"prepare_seconds": round(seconds, 4)}}),
     }
 
 

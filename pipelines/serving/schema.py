@@ -58,6 +58,8 @@ class Video(BaseModel):
     motion_bucket: int = Field(description="asked for: 0 (still) to 19")
     measured_motion_bucket: int | None = Field(None, description="measured in the finished video")
     negative_prompt: str
+    fit: Literal["crop", "pad"] = Field(description="how the image was brought to the size")
+    cut_away: float | None = Field(None, description="share of the image that is in no frame; fit=pad shows all of it")
     num_inference_steps: int
     guidance_scale: float
     dct_init: bool
@@ -133,6 +135,8 @@ def to_video(job: Job) -> Video:
         completed_at=None if job.ended_at is None else int(job.ended_at),
         expires_at=None if job.expires_at is None else int(job.expires_at),
         error=None if job.error is None else Failure(**job.error),
+        fit=asked.get("fit", "crop"),
+        cut_away=asked.get("cut_away"),
         measured_motion_bucket=(job.result or {}).get("motion_bucket"),
         **{name: asked[name] for name in SETTINGS},
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cinemo.image import read_image
+from pipelines.animate.request import cut_of, fitted
 from pipelines.core import storage
 from pipelines.serving import body, keys, results, schema
 from pipelines.serving.dispatch import Dispatcher
@@ -55,7 +56,9 @@ class Service:
             known = ", ".join(self.models)
             raise ApiError(404, f"model {name[:100]} is not served; use {known}", "model", "model_not_found")
         request = complete(asked, self.models[name], self.settings.limits)
-        await asyncio.to_thread(check_image, image, self.settings.limits.max_pixels)
+        size = await asyncio.to_thread(check_image, image, self.settings.limits.max_pixels)
+        request = fitted(request, *size)
+        request["cut_away"] = cut_of(request, *size)
         now = time.time()
         digest = hashlib.sha256(json.dumps(asked.model_dump(), sort_keys=True).encode() + image).hexdigest()
         job = Job(
@@ -113,9 +116,10 @@ class Service:
         return path
 
 
-def check_image(image: bytes, most_pixels: int) -> None:
-    """Raise ApiError (422) for bytes that are not an image, or one of too many pixels."""
+def check_image(image: bytes, most_pixels: int) -> tuple[int, int]:
+    """Height and width of an image in pixels. Raises ApiError (422) for other bytes, and for one of too many pixels."""
     try:
-        read_image(image, most_pixels)
+        tall, wide, _ = read_image(image, most_pixels).shape
+        return tall, wide
     except ValueError as error:
         raise ApiError(422, f"{body.IMAGE}: {error}", body.IMAGE, "invalid_image") from None

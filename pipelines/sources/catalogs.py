@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from cinemo.image import IMAGE_SUFFIXES
 from pipelines.core import storage
 from pipelines.sources import cells, columns, folder, images, manifests, places, tables, webdataset
 from pipelines.sources.rows import is_utf8
 from pipelines.sources.tally import Tally
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
 # What a row may wish for, and the columns that say it. `video` is that whose motion the image gets.
 WISHES: dict[str, columns.Groups] = {
     "prompt": columns.PROMPT,
@@ -30,6 +30,7 @@ WISHES: dict[str, columns.Groups] = {
     "num_inference_steps": (("num_inference_steps",), ("steps",)),
     "guidance_scale": (("guidance_scale",), ("guidance",)),
     "size": (("size",),),
+    "fit": (("fit",),),
     "video": columns.MOTION,
 }
 _HEAD = 100  # rows that `check` looks at for a prompt

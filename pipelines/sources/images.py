@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from cinemo.image import ImageError
 from pipelines.core import storage
 from pipelines.sources import cells, places, webdataset
 
@@ -47,8 +48,6 @@ def stamp(uri: str) -> str:
 
 def read(uri: str) -> bytes:
     """The bytes of an image's file. Raises ImageError: missing, unreadable, too_large."""
-    from cinemo.image import ImageError  # torch, which listing a catalog does not need
-
     try:
         data = cells.read(uri) if cells.table_of(uri) else _read_file(uri)
     except FileNotFoundError as error:

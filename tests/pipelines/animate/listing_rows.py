@@ -15,12 +15,15 @@ REQUEST = {
 }  # fmt: skip
 
 
-def state(number: int, name: str | None = None, score: float = 0.9, **changes: Any) -> dict[str, Any]:
-    """The row of a finished video. changes: of the request."""
+def state(
+    number: int, name: str | None = None, score: float = 0.9, cut: float | None = 0.0, **changes: Any
+) -> dict[str, Any]:
+    """The row of a finished video. cut: share of the image; None in sidecars of before. changes: of the request."""
     request = {**REQUEST, **changes}
     facts = {
         "request": request,
         "timings": {"prepare_seconds": 0.0, "sample_seconds": 1.0, "decode_seconds": 0.5},
+        "cut_away": cut,
         "motion_score": score,
         "motion_bucket": int((1 - score) * 20),
         "psnr_first_frame": 30.0,

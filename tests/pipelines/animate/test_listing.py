@@ -41,6 +41,15 @@ def test_what_was_listed_is_found_again_and_counted(tmp_path: Path) -> None:
     assert stored(tmp_path, "rejects")[2]["message"] == "it is gone"
 
 
+def test_rows_that_lack_more_than_a_third_of_their_image_are_counted(tmp_path: Path) -> None:
+    write(tmp_path, [state(0, cut=0.4), state(1, cut=0.3), state(2, cut=None)])
+    assert listing.survey(str(tmp_path)).much_cut == 1
+    assert stored(tmp_path)[0]["cut_away"] == pytest.approx(0.4)
+    (part,) = (tmp_path / "results").iterdir()
+    pq.write_table(pq.read_table(part).drop_columns("cut_away"), part)  # as outputs of before
+    assert listing.survey(str(tmp_path)).much_cut == 0
+
+
 def test_rows_that_left_the_catalog_are_not_listed_and_files_of_others_are_not_touched(tmp_path: Path) -> None:
     write(tmp_path, [state(0)])
     write(tmp_path, [state(1), state(2)])

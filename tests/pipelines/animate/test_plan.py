@@ -63,7 +63,9 @@ def test_a_row_s_own_steps_outdo_the_speed_of_the_job(config: AnimateConfig) -> 
     assert [(one.get("scheduler"), one["num_inference_steps"]) for one in asked] == [("dpmsolver++", 8), (None, 3)]
 
 
-@pytest.mark.parametrize("change", [{"precision": "bfloat16"}, {"format": "gif"}, {"fps": 12.0}, {"seed": 5}, FAST])
+@pytest.mark.parametrize(
+    "change", [{"precision": "bfloat16"}, {"format": "gif"}, {"fps": 12.0}, {"seed": 5}, {"fit": "pad"}, FAST]
+)
 def test_a_flag_that_changes_videos_changes_keys(config: AnimateConfig, change: dict[str, Any]) -> None:
     write_catalog(Path(config.catalog), [{"image": "0.png", "prompt": "x"}])
     assert keys(config) != keys(config.model_copy(update=change))
@@ -96,6 +98,8 @@ def test_rows_in_other_places_keep_their_keys(config: AnimateConfig) -> None:
         ({"steps": 0}, Reason.BAD_SETTING, "num_inference_steps 0: "),
         ({"guidance": -1}, Reason.BAD_SETTING, "guidance_scale -1: "),
         ({"size": "65x64"}, Reason.BAD_SETTING, "size: height x width"),
+        ({"fit": "stretch"}, Reason.BAD_SETTING, "fit 'stretch': "),
+        ({"fit": "pad", "video": "a.mp4"}, Reason.BAD_SETTING, "fit pad does not apply to a row with a video"),
         ({"image": ""}, Reason.BAD_ROW, "names no image"),
     ],
 )

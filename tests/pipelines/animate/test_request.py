@@ -76,3 +76,22 @@ def test_a_speed_is_steps_sampler_and_shape_of_its_own(tiny: models.Facts) -> No
     with pytest.raises(request.SettingError, match="speed fast sets num_inference_steps itself") as caught:
         request.complete(request.Settings(speed="fast", num_inference_steps=3), "", tiny)
     assert caught.value.field == "speed"
+
+
+def test_a_size_that_follows_from_the_image_is_chosen_once_the_image_is_known(tiny: models.Facts) -> None:
+    def made(tall: int, wide: int, **asked: object) -> dict[str, object]:
+        return request.fitted(request.complete(request.Settings.model_validate(asked), "", tiny), tall, wide)
+
+    plain = made(900, 600)
+    assert plain == request.complete(request.Settings(), "", tiny)  # ids of before, without a word of fit
+    assert request.cut_of(plain, 900, 600) == pytest.approx(1 - 600 * 320 / 512 / 900, abs=1e-4)
+    portrait = made(900, 600, fit="auto")
+    assert {**portrait, "height": 320, "width": 512} == plain
+    assert (portrait["height"], portrait["width"]) == (512, 320)
+    assert made(600, 900, fit="auto") == plain
+    assert made(900, 600, fit="auto", size="512x320") == plain
+    padded = made(900, 600, fit="pad")
+    assert padded == {**portrait, "fit": "pad"}
+    assert request.cut_of(padded, 900, 600) == 0
+    assert request.shape_of(padded) != request.shape_of(portrait)
+    assert made(900, 600, fit="pad", size="512x320") == {**plain, "fit": "pad"}

@@ -1,13 +1,16 @@
 """One row before the model sees it: its id is its content's, and whatever is wrong with an image is one reject row."""
 
 import io
+import json
 import os
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from cinemo.card import ModelCard, write_card
 from cinemo.image import fit_pixels, read_image
 from pipelines.animate import rows
 from pipelines.animate.config import AnimateConfig
@@ -18,6 +21,25 @@ def test_pixels_are_those_that_the_pipeline_would_take(config: AnimateConfig) ->
     for row in ready(config):
         expected = fit_pixels(read_image(row["image"]), 64, 64)[0].numpy()
         np.testing.assert_array_equal(np.frombuffer(row["pixels"], np.float32).reshape(3, 64, 64), expected)
+
+
+def test_each_row_s_image_is_fitted_as_the_row_says(config: AnimateConfig) -> None:
+    folder = Path(config.catalog).parent
+    model = shutil.copytree(config.model, folder / "model")
+    write_card(model, ModelCard(sizes=[(64, 96), (96, 64)]))
+    shutil.copy(Path(__file__).parents[2] / "field" / "portrait.jpg", folder / "portrait.jpg")
+    portrait, wish = read_image(folder / "portrait.jpg"), {"image": "portrait.jpg", "prompt": "x"}
+    write_catalog(Path(config.catalog), [wish, {**wish, "fit": "crop"}, {**wish, "fit": "auto"}, {**wish, "fit": "pad"},
+                                         {**wish, "fit": "pad", "size": "96x64"}])  # fmt: skip
+    plain, crop, auto, pad, wide = ready(config.model_copy(update={"size": None, "model": str(model)}))
+    assert plain["id"] == crop["id"]
+    cuts = [json.loads(row["facts"])["cut_away"] for row in (plain, auto, pad, wide)]
+    assert cuts == [pytest.approx(0.5556, abs=1e-4), 0, 0, 0]
+    for row, size, fit in ((plain, (64, 96), "crop"), (auto, (96, 64), "crop"), (pad, (96, 64), "pad"),
+                           (wide, (64, 96), "pad")):  # fmt: skip
+        assert (json.loads(row["request"])["height"], json.loads(row["request"])["width"]) == size
+        expected = fit_pixels(portrait, *size, fit=fit)[0].numpy()
+        np.testing.assert_array_equal(np.frombuffer(row["pixels"], np.float32).reshape(3, *size), expected)
 
 
 def test_an_id_is_of_the_content_and_not_of_the_name(config: AnimateConfig) -> None:
@@ -38,6 +60,7 @@ def test_every_fault_of_an_image_is_a_reject_with_its_reason(config: AnimateConf
     (folder / "text.png").write_text("no image at all")
     (folder / "cut.png").write_bytes(good[: len(good) // 2])
     Image.new("RGB", (4, 400)).save(folder / "thin.png")
+    Image.new("L", (400_000, 8)).save(folder / "strip.png")
     buffer = io.BytesIO()
     Image.new("L", (20_000, 10_000)).save(buffer, "PNG")
     (folder / "huge.png").write_bytes(buffer.getvalue())
@@ -47,6 +70,7 @@ def test_every_fault_of_an_image_is_a_reject_with_its_reason(config: AnimateConf
         "text": "no_image",
         "cut": "corrupt",
         "thin": "too_small",
+        "strip": "wrong_aspect",
         "huge": "too_large",
         "folder": "unreadable",
         "gone": "missing",

@@ -110,11 +110,13 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
 
 @pytest.fixture(scope="session")
 def small(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model directory whose videos take a moment: 4 or 8 frames of 96x64, in 2 steps. It was trained on nothing."""
+    """A model directory whose videos take a moment: 4 or 8 frames of 96x64, 64x96, in 2 steps; trained on nothing."""
     model = tmp_path_factory.mktemp("model") / "small"
     shutil.copytree(checkpoint, model)
     sampling = {"num_inference_steps": 2, "guidance_scale": 1.4}
-    write_card(model, ModelCard(sizes=[(64, 96)], lengths=[4, 8], sampling=sampling, lineage={"recipe": "a test"}))
+    write_card(
+        model, ModelCard(sizes=[(64, 96), (96, 64)], lengths=[4, 8], sampling=sampling, lineage={"recipe": "a test"})
+    )
     return str(model)
 
 

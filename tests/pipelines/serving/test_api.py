@@ -95,6 +95,20 @@ def test_json_with_a_data_url_and_ranges_and_sync_give_the_same_video(
     assert client.get(f"/v1/videos/{sync.headers['x-video-id']}").json()["status"] == "completed"
 
 
+def test_a_portrait_is_cropped_padded_or_gets_the_nearest_size_and_what_is_cut_away_is_said(
+    client: TestClient, idle: None
+) -> None:
+    portrait = (Path(__file__).parents[2] / "field" / "portrait.jpg").read_bytes()
+    found = {}
+    for fit in ("crop", "pad", "auto"):
+        video = wait(client, send(client, portrait, num_inference_steps="1", fit=fit).json()["id"])
+        assert video["status"] == "completed", video
+        found[fit] = (video["size"], video["fit"], video["cut_away"])
+    assert found["crop"] == ("96x64", "crop", pytest.approx(0.5556, abs=1e-4))
+    assert found["pad"] == ("64x96", "pad", 0)
+    assert found["auto"] == ("64x96", "crop", 0)
+
+
 def test_events_tell_every_change_to_the_end(settings: ServeSettings, animator: Animator, idle: None) -> None:
     seen = []
     app = application(settings, animator)

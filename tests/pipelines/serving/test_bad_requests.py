@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from tests.pipelines.serving.in_process import png, send, wait
+
+FIELD = Path(__file__).parents[2] / "field"
 
 
 def picture(mode: str, size: tuple[int, int] = (64, 64), kind: str = "PNG", **options: Any) -> bytes:
@@ -31,6 +34,8 @@ def zip_file() -> bytes:
         (zip_file(), {}, 422, "input_reference"),
         (picture("RGB", (1, 1)), {}, 422, "input_reference"),
         (picture("1", (50_000, 50_000)), {}, 422, "input_reference"),
+        (picture("L", (2_000_000, 8)), {}, 422, "input_reference"),
+        (None, {"fit": "stretch"}, 422, "fit"),
         (png()[:200], {}, 422, "input_reference"),
         (bytes(3_000_001), {}, 413, "input_reference"),
         (None, {"prompt": "a\0b"}, 422, "prompt"),
@@ -93,8 +98,10 @@ def test_bodies_that_are_none(client: TestClient, content: bytes, kind: str, sta
         picture("I;16"),
         picture("RGBA"),
         picture("P", kind="GIF", save_all=True, append_images=[Image.new("P", (64, 64), 3)]),
+        picture("RGB", kind="AVIF"),
+        (FIELD / "ztxt.png").read_bytes(),
     ],
-    ids=["cmyk", "16 bits", "alpha", "animated gif"],
+    ids=["cmyk", "16 bits", "alpha", "animated gif", "avif", "large text"],
 )
 def test_images_of_every_kind_are_taken(client: TestClient, idle: None, image: bytes) -> None:
     video = send(client, image, prompt="emoji 🐈 here", num_inference_steps="1")
