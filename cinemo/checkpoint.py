@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -24,6 +25,10 @@ if TYPE_CHECKING:  # torch and diffusers take seconds to import, and `cinemo inf
 
 VAES = {"temporal": "vae_temporal_decoder", "frame": "vae"}
 WEIGHTS = ("*.safetensors", "*.bin")
+# Names that diffusers and transformers give weights: of a variant such as fp16, and in shards, or neither.
+NAME = re.compile(
+    r"(diffusion_pytorch_model|pytorch_model|model)(\.(?P<variant>\w+))?(-\d+-of-\d+)?\.(?P<kind>safetensors|bin)"
+)
 # Every official model was trained with these, whatever its scheduler_config.json says.
 OFFICIAL_SCHEDULE = {
     "beta_start": 1e-4,
@@ -188,13 +193,30 @@ def inversion_note(model: str, scheduler: Any) -> str | None:
     return f"{model} predicts residuals, so little of a video's motion comes back; builtin:tiny brings back more"
 
 
+def choose_weights(directory: Path) -> tuple[list[Path], dict[str, Any]]:
+    """The files of a part's weights, and the arguments of from_pretrained that load them, pickles as tensors alone.
+
+    Safetensors before .bin, and files without a variant before those of one (fp16). Raises ValueError for other names.
+    """
+    named = [(path, match) for path in list_weights(directory) if (match := NAME.fullmatch(path.name))]
+    if not named:
+        names = ", ".join(path.name for path in list_weights(directory)[:3]) or "no weights"
+        raise ValueError(f"{directory} holds {names}; needed is diffusion_pytorch_model.safetensors, model.safetensors "
+                         "or the same as .bin")  # fmt: skip
+    best = min(named, key=lambda pair: (pair[1]["kind"] == "bin", pair[1]["variant"] or ""))[1]
+    kind, variant = best["kind"], best["variant"]
+    files = [path for path, match in named if (match["kind"], match["variant"]) == (kind, variant)]
+    return files, {"use_safetensors": kind == "safetensors", "variant": variant}
+
+
 def load_part(cls: Any, directory: Path, dtype: "torch.dtype | None") -> Any:
     """from_pretrained of one part, from safetensors or .bin, with one sentence for whatever is wrong with its files."""
     import torch
 
     name = "dtype" if cls.__module__.startswith("transformers") else "torch_dtype"
+    _, arguments = choose_weights(directory)
     try:
-        return cls.from_pretrained(directory, **{name: dtype or torch.float32})
+        return cls.from_pretrained(directory, **{name: dtype or torch.float32}, **arguments)
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         first_line = str(error).strip().split("\n")[0]
         raise ValueError(f"{directory} cannot be loaded as {cls.__name__}: {first_line}") from error
@@ -270,9 +292,9 @@ def describe(directory: Path) -> dict[str, Any]:
 
     parts: dict[str, int | str] = {}
     for part in ("unet", *VAES.values(), "text_encoder"):
-        files = list_weights(directory / part)
-        if not files:
+        if not list_weights(directory / part):
             continue
+        files, _ = choose_weights(directory / part)
         if any(path.suffix == ".bin" for path in files):
             parts[part] = "in .bin, not counted"
             continue

@@ -14,7 +14,11 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
+from cinemo.machine import cores, keep_loopback_direct
+
 DONE, FAILED, BAD_USAGE, TOO_MANY_REJECTS = 0, 1, 2, 3
+SOCKET = "ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"  # the longest path that Ray binds
+MOST_SOCKET = 107 if sys.platform == "linux" else 103  # bytes of the path of a socket
 STOPPED = 130  # by a person or by `ray job stop`, as shells say it
 REPOSITORY = Path(__file__).resolve().parent.parent
 Config = TypeVar("Config", bound=BaseModel)
@@ -133,6 +137,9 @@ def connect(num_cpus: int, verbose: bool) -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     if "working_dir" not in (job or {}):  # with one, Ray brings the code along itself
         variables["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
+    keep_loopback_direct()
+    if not joins:
+        shorten_temporary_folder()
     import ray
 
     ray.init(
@@ -168,12 +175,20 @@ def is_relative(place: str) -> bool:
 def has_token() -> bool:
     """Whether there is a token for Ray where Ray looks for one: a cluster of this user's asks for it, then."""
     given = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return bool(given) or (Path.home() / ".ray" / "auth_token").is_file()
+    return bool(given) or os.path.isfile(os.path.expanduser("~/.ray/auth_token"))  # a user may have no home
 
 
-def cores() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def shorten_temporary_folder() -> None:
+    """Have Ray use /tmp where TMPDIR is too long for its sockets. Raises ValueError where that is no way out."""
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    if len(os.fsencode(os.path.join(folder, SOCKET))) <= MOST_SOCKET:
+        return
+    if os.environ.get("RAY_TMPDIR") or not os.access("/tmp", os.W_OK | os.X_OK):
+        most = MOST_SOCKET - len(SOCKET) - 1
+        raise ValueError(
+            f"{folder} is too long for Ray's sockets; set RAY_TMPDIR to a folder of at most {most} characters"
+        )
+    os.environ["RAY_TMPDIR"] = "/tmp"
 
 
 def disconnect() -> None:

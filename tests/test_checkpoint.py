@@ -10,7 +10,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from cinemo import checkpoint as model_directory
-from cinemo.checkpoint import ModelCard, export_model, fingerprint, load_scheduler, read_card, resolve
+from cinemo.checkpoint import ModelCard, describe, export_model, fingerprint, load_scheduler, read_card, resolve
 from cinemo.motion import OFFICIAL_MOTION, UNIFORM_MOTION
 from cinemo.unet import CinemoUNet
 from tests.tiny import TINY
@@ -91,14 +91,55 @@ def test_a_fingerprint_follows_the_bytes_alone(copy: Path, checkpoint: Path) -> 
     assert fingerprint(copy / "vae") == fingerprint(checkpoint / "vae")
 
 
-def test_weights_in_bin_load_as_well(copy: Path) -> None:
+@pytest.mark.parametrize("kind", ["fp16", "sharded", "sharded fp16", "bin", "bin fp16"])
+def test_weights_load_under_every_name_that_they_have_on_the_hub(copy: Path, kind: str, caplog: Any) -> None:
     from safetensors.torch import load_file
 
-    expected = model_directory.load_unet(copy).state_dict()
+    unet = model_directory.load_unet(copy)
+    parameters = describe(copy)["parameters"]
+    for weights in copy.glob("*/*.safetensors"):
+        variant = ".fp16" if "fp16" in kind else ""
+        if kind.startswith("bin"):
+            stem = weights.stem if weights.stem.startswith("diffusion") else "pytorch_model"
+            torch.save(load_file(weights), weights.with_name(f"{stem}{variant}.bin"))
+            weights.unlink()
+        elif weights.parent.name == "unet" and "sharded" in kind:
+            weights.unlink()
+            unet.save_pretrained(weights.parent, max_shard_size="4MB", variant=variant[1:] or None)
+        elif variant:
+            weights.rename(weights.with_name(f"{weights.stem}{variant}.safetensors"))
+    assert len(list((copy / "unet").glob("*-of-*"))) == (3 if "sharded" in kind else 0)
+    caplog.clear()
+    loaded = model_directory.load_unet(resolve(copy)).state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in unet.state_dict().items())
+    model_directory.load_text(copy)
+    model_directory.load_vae(copy)
+    assert "unsafe" not in caplog.text
+    if not kind.startswith("bin"):
+        assert describe(copy)["parameters"] == parameters
+
+
+def test_a_variant_beside_whole_weights_is_neither_loaded_nor_counted(copy: Path) -> None:
+    weights, parameters = copy / "unet" / "diffusion_pytorch_model.safetensors", describe(copy)["parameters"]
+    (copy / "unet" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"junk")
+    assert model_directory.choose_weights(copy / "unet")[0] == [weights]
+    assert describe(copy)["parameters"] == parameters
+    model_directory.load_unet(copy)
+
+
+def test_weights_of_another_name_and_pickles_that_run_code_are_refused(copy: Path, tmp_path: Path) -> None:
+    class Code:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "ran",))
+
     weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
-    torch.save(load_file(weights), weights.with_suffix(".bin"))
-    weights.unlink()
-    assert all(torch.equal(v, expected[k]) for k, v in model_directory.load_unet(resolve(copy)).state_dict().items())
+    weights.rename(copy / "unet" / "weights.safetensors")
+    with pytest.raises(ValueError, match=r"unet holds weights\.safetensors; needed is diffusion_pytorch_model"):
+        model_directory.load_unet(copy)
+    torch.save({"a": Code()}, weights.with_suffix(".bin"))
+    with pytest.raises(ValueError, match="cannot be loaded as CinemoUNet"):
+        model_directory.load_unet(copy)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_directory_without_a_part_says_which(copy: Path) -> None:

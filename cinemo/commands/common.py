@@ -3,6 +3,7 @@
 Imports nothing large: `cinemo --help` answers at once.
 """
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -46,9 +47,12 @@ def load(model: str, device: str, dtype: str = "float32", vae: str = "auto") -> 
     """A pipeline on a device; "auto" is the GPU where there is one. Raises ValueError."""
     import torch
 
+    from cinemo.machine import cores
     from cinemo.memory import give_back_freed_memory
     from cinemo.pipeline import CinemoPipeline
 
+    if "OMP_NUM_THREADS" not in os.environ:  # torch counts the machine's cores, whatever a container may use of them
+        torch.set_num_threads(min(torch.get_num_threads(), cores()))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     elif device.startswith("cuda") and not torch.cuda.is_available():

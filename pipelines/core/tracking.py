@@ -15,9 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cinemo.machine import keep_loopback_direct
 from pipelines.core import storage
 
 EXPERIMENT = "cinemo"
+MOST_CHARACTERS = 6000  # of a parameter's value, in MLflow's databases
 FINGERPRINT = "model_fingerprint"  # the tag of a run, and of a version in the registry
 
 
@@ -116,7 +118,7 @@ def start(job: str, output: str, uri: str | None, parameters: Mapping[str, Any])
         run = client.create_run(experiment_id, run_name=job, tags={"job": job, "output": output})
         log = Log(client, run.info.run_id, uri)
         for name, value in parameters.items():
-            client.log_param(run.info.run_id, name, value)
+            client.log_param(run.info.run_id, name, shorten(name, str(value)))
     except Exception as error:
         _warn(error)
     try:
@@ -125,6 +127,14 @@ def start(job: str, output: str, uri: str | None, parameters: Mapping[str, Any])
         log.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     log.end("FINISHED")
+
+
+def shorten(name: str, value: str) -> str:
+    """What MLflow takes of a parameter's value: it refuses longer ones, and they would cost the run all others."""
+    if len(value) <= MOST_CHARACTERS:
+        return value
+    print(f"note: {name} has {len(value):,} characters; MLflow keeps the first {MOST_CHARACTERS:,}", file=sys.stderr)
+    return value[: MOST_CHARACTERS - 3] + "..."
 
 
 def join(uri: str | None, run_id: str | None) -> Log:
@@ -209,6 +219,7 @@ def _database(uri: str) -> Path | None:
 
 
 def _client(uri: str) -> Any:
+    keep_loopback_direct()
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

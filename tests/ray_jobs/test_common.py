@@ -1,5 +1,6 @@
 """Arguments of a job: flags over YAML over defaults, nothing from the environment, one sentence for what is wrong."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -118,3 +119,24 @@ def test_a_token_is_found_where_ray_looks_for_one(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("HOME", str(tmp_path / "nobody"))
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / ".ray" / "auth_token"))
     assert common.has_token()
+
+
+def test_a_user_without_a_home_has_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # as of a container's uid that no passwd names
+    assert not common.has_token()
+
+
+def test_a_temporary_folder_is_short_enough_for_sockets_or_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    long = "/tmp/" + "x" * 90
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    for given, taken in (("/var/tmp", None), (long, "/tmp")):
+        monkeypatch.setenv("TMPDIR", given)
+        common.shorten_temporary_folder()
+        assert os.environ.get("RAY_TMPDIR") == taken
+    monkeypatch.setenv("RAY_TMPDIR", long)
+    with pytest.raises(
+        ValueError, match=r"too long for Ray's sockets; set RAY_TMPDIR to a folder of at most 3[0-9] char"
+    ):
+        common.shorten_temporary_folder()

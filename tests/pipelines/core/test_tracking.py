@@ -31,6 +31,23 @@ def test_a_run_leads_to_those_that_made_its_model_and_its_data(tmp_path: Path) -
     assert "prepare_run_id" not in tags(animate.run_id)
 
 
+def test_a_long_parameter_costs_itself_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    given = {"first": 1, "prompt": "x" * 7000, "list": list(range(3000)), "just": "y" * 6000, "last": None}
+    with tracking.start("animate", str(tmp_path / "out"), uri, given) as log:
+        log.metrics({"videos": 3})
+    assert log.run_id is not None
+    run = MlflowClient(uri).get_run(log.run_id)
+    assert run.data.params == {
+        "first": "1", "prompt": "x" * 5997 + "...", "list": str(given["list"])[:5997] + "...", "just": "y" * 6000,
+        "last": "None",
+    }  # fmt: skip
+    assert run.data.metrics == {"videos": 3}
+    said = capsys.readouterr().err
+    assert "note: prompt has 7,000 characters; MLflow keeps the first 6,000" in said
+    assert "not tracked" not in said
+
+
 def test_a_database_that_cannot_be_opened_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mlflow.db").write_text("no database")
     with tracking.start("prepare", str(tmp_path / "out"), f"sqlite:///{tmp_path / 'mlflow.db'}", {"a": 1}) as log:
