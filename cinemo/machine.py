@@ -1,10 +1,12 @@
-"""What the machine lets a process have, and how a process reaches its own machine.
+"""What the machine lets a process have: CPUs, its own addresses, a home.
 
-Knows Linux's control groups and environment variables. Nothing about what is computed.
+Knows Linux's control groups and environment variables; nothing about what is computed.
 """
 
+import getpass
 import math
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -50,6 +52,21 @@ def read_quota(group: Path) -> float | None:
         return int(quota) / int(period) if quota != "max" and int(quota) > 0 else None
     except (OSError, ValueError):
         return None
+
+
+def settle_environment() -> None:
+    """Give libraries what they ask an environment for and odd ones lack, here and in processes that are started later.
+
+    Addresses of this machine go to no proxy. A user whom the system does not know, such as a container's uid, gets a
+    name and, without HOME, a home that is empty.
+    """
+    keep_loopback_direct()
+    if os.path.expanduser("~") == "~":
+        os.environ["HOME"] = tempfile.mkdtemp(prefix="cinemo-home-")
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = f"uid{os.getuid()}"
 
 
 def keep_loopback_direct() -> None:

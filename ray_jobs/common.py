@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
-from cinemo.machine import cores, keep_loopback_direct
+from cinemo.machine import cores, settle_environment
 
 DONE, FAILED, BAD_USAGE, TOO_MANY_REJECTS = 0, 1, 2, 3
 SOCKET = "ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"  # the longest path that Ray binds
@@ -35,6 +35,7 @@ def main(
 
     num_cpus: logical CPUs that the job needs at once. The last line of stdout is run's summary as one JSON object.
     """
+    settle_environment()
     try:
         config, verbose = read_arguments(model, sys.argv[1:])
         output = getattr(config, "output", "/")
@@ -137,7 +138,6 @@ def connect(num_cpus: int, verbose: bool) -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     if "working_dir" not in (job or {}):  # with one, Ray brings the code along itself
         variables["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
-    keep_loopback_direct()
     if not joins:
         shorten_temporary_folder()
     import ray

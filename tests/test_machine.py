@@ -1,6 +1,7 @@
 """How many CPUs a container leaves to a process, and that its own machine is reached without a proxy."""
 
 import contextlib
+import getpass
 import http.server
 import os
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cinemo.machine import cores, keep_loopback_direct
+from cinemo.machine import cores, keep_loopback_direct, settle_environment
 
 
 def group(root: Path, place: str, **files: str) -> None:
@@ -95,3 +96,35 @@ def test_a_proxy_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("NO_PROXY")
     keep_loopback_direct()
     assert "no_proxy" not in os.environ  # without a proxy there is nothing to say
+
+
+def test_a_user_whom_the_system_does_not_know_gets_a_name_and_a_home(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("HOME", "LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # as of a container's uid that no passwd names
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    settle_environment()
+    assert Path.home().parent == tmp_path
+    assert getpass.getuser() == f"uid{os.getuid()}"
+    before = dict(os.environ)
+    settle_environment()
+    assert dict(os.environ) == before
+
+
+def test_a_run_is_tracked_for_a_user_without_passwd_entry_and_home(tmp_path: Path) -> None:
+    """As a real user of a namespace, where this machine lets one be made."""
+    namespace = ["unshare", "--user", "--map-user=12345", "env", "-u", "HOME", "-u", "LOGNAME", "-u", "USER"]
+    try:
+        subprocess.run([*namespace, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no user namespace can be made here")
+    track = f"""
+from pipelines.core import tracking
+with tracking.start("x", "{tmp_path}/out", "sqlite:///{tmp_path}/mlflow.db", {{}}) as log:
+    print(log.run_id)
+"""
+    command = [*namespace, sys.executable, "-c", track]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=True)
+    assert len(result.stdout.strip()) == 32, result.stderr

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cinemo.machine import keep_loopback_direct
+from cinemo.machine import settle_environment
 from pipelines.core import storage
 
 EXPERIMENT = "cinemo"
@@ -219,7 +219,7 @@ def _database(uri: str) -> Path | None:
 
 
 def _client(uri: str) -> Any:
-    keep_loopback_direct()
+    settle_environment()
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
