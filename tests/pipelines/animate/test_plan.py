@@ -131,6 +131,15 @@ def test_equal_shapes_stand_together(config: AnimateConfig) -> None:
     assert sum(a != b for a, b in itertools.pairwise(shapes)) == 2
 
 
+def test_photos_are_listed_under_every_ending_that_they_have(config: AnimateConfig, tmp_path: Path) -> None:
+    endings = ("jpg", "JPE", "jfif", "heic", "HEIF", "hif", "avif", "webp", "tif")
+    (tmp_path / "photos").mkdir()
+    for ending in (*endings, "txt", "mp4"):
+        (tmp_path / "photos" / f"a-{ending}.{ending}").touch()
+    listed = tasks_of(config.model_copy(update={"catalog": str(tmp_path / "photos"), "prompt": "x"}))
+    assert {Path(task["image"]).suffix[1:] for task in listed} == set(endings)
+
+
 def test_a_limit_takes_the_first_rows(config: AnimateConfig) -> None:
     assert keys(config.model_copy(update={"limit": 2})) == keys(config)[:2]
 
