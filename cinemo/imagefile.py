@@ -46,6 +46,7 @@ OTHERS = {
 HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _USABLE = "save it as JPEG, PNG or WebP"
 _TILE_SIDES, _SUBFILE = (322, 323), 254  # TIFF's tags
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt")  # PNG's
 
 
 class ImageError(ValueError):
@@ -167,17 +168,18 @@ def without_large_chunks(data: bytes) -> tuple[bytes, bytes | None]:
 
     The profile is None where there is none, and where it is broken or larger than MAX_PROFILE.
     """
-    kept: list[bytes | memoryview] = [data[:8]]
-    whole, profile, at = memoryview(data), None, 8
+    if not any(kind in data for kind in (b"iCCP", *_TEXTS)):
+        return data, None
+    whole, kept, packed, at = memoryview(data), bytearray(data[:8]), None, 8
     while at < len(data):
-        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
-        kind = data[at + 4 : at + 8]
+        end = at + 12 + int.from_bytes(whole[at : at + 4], "big")
+        kind = bytes(whole[at + 4 : at + 8])
         if kind == b"iCCP":
-            profile = inflate(data[at + 8 : end - 4].partition(b"\0")[2][1:])
-        elif kind not in (b"tEXt", b"zTXt", b"iTXt"):
-            kept.append(whole[at:end])
+            packed = packed or whole[at + 8 : end - 4]  # of several, the first
+        elif kind not in _TEXTS:
+            kept += whole[at:end]
         at = end
-    return b"".join(kept), profile
+    return bytes(kept), inflate(bytes(packed).partition(b"\0")[2][1:]) if packed else None
 
 
 def inflate(data: bytes) -> bytes | None:

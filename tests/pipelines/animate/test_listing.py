@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.animate import listing
+from pipelines.animate.job import lines
 from pipelines.animate.records import reject
 from pipelines.core.output import Reason
 from tests.pipelines.animate.listing_rows import plan_of, state
@@ -43,7 +44,9 @@ def test_what_was_listed_is_found_again_and_counted(tmp_path: Path) -> None:
 
 def test_rows_that_lack_more_than_a_third_of_their_image_are_counted(tmp_path: Path) -> None:
     write(tmp_path, [state(0, cut=0.4), state(1, cut=0.3), state(2, cut=None)])
-    assert listing.survey(str(tmp_path)).much_cut == 1
+    found = listing.survey(str(tmp_path))
+    assert found.much_cut == 1
+    assert any("1  rows with more than a third of the image cut away" in line for line in lines(found))
     assert stored(tmp_path)[0]["cut_away"] == pytest.approx(0.4)
     (part,) = (tmp_path / "results").iterdir()
     pq.write_table(pq.read_table(part).drop_columns("cut_away"), part)  # as outputs of before
