@@ -56,13 +56,13 @@ def upright(picture: Image.Image) -> Image.Image:
 def value_levels(picture: Any, name: str) -> np.ndarray | None:
     """The 8-bit value of each 16-bit one, uint8 (65536,), by the range of the type; None for a picture without such.
 
-    Raises ImageError (no_image) for 32-bit integers, of which nobody knows where white is.
+    Raises ImageError (no_image) for signed and 32-bit integers, of which nobody knows where white is.
     """
     if not picture.mode.startswith("I"):
         return None
     tags = getattr(picture, "tag_v2", {})
     if picture.mode == "I" and tags:
-        raise ImageError("no_image", f"{name} has integers of 32 bits; save it with 8 or 16 bits a channel")
+        raise ImageError("no_image", f"{name} has signed or 32-bit integers; save it with 8 or 16 bits a channel")
     top = (1 << tags.get(_BITS, (16,))[0]) - 1
     levels = (np.arange(1 << 16).clip(0, top) * (255 / top)).round().astype(np.uint8)
     return 255 - levels if tags.get(_PHOTOMETRIC) == 0 else levels  # 0 is white, which Pillow undoes of 8 bits alone

@@ -135,7 +135,7 @@ def test_floats_are_0_to_1_or_refused() -> None:
     for bad in (values * 255, values - 0.5, np.where(values > 0.5, np.nan, values)):
         with pytest.raises(ImageError, match=r"float values outside 0\.\.1; save it with 8 or 16 bits"):
             read_image(save(Image.fromarray(bad.astype(np.float32)), "TIFF"))
-    with pytest.raises(ImageError, match="integers of 32 bits"):
+    with pytest.raises(ImageError, match="signed or 32-bit integers"):
         read_image(save(Image.fromarray(np.full((16, 32), 200, np.int32)), "TIFF"))
 
 
