@@ -3,30 +3,12 @@
 import time
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
 from cinemo.commands import common
-
-
-class Scheduler(StrEnum):
-    """cinemo.sampling.SCHEDULERS, which loads torch."""
-
-    ddim = "ddim"
-    dpmsolver = "dpmsolver++"
-    unipc = "unipc"
-    deis = "deis"
-    euler = "euler"
-    heun = "heun"
-
-
-class Speed(StrEnum):
-    """cinemo.sampling.SPEEDS, which loads torch."""
-
-    paper = "paper"
-    balanced = "balanced"
-    fast = "fast"
+from cinemo.presets import SCHEDULERS, SPEEDS, Speed
 
 
 class Fit(StrEnum):
@@ -48,13 +30,17 @@ ExtendOption = Annotated[int, typer.Option(help="further clips, each from the la
 LoopOption = Annotated[bool, typer.Option("--loop", help="forward and back again, so that it repeats seamlessly")]
 SeedOption = Annotated[int, typer.Option(help="the same seed gives the same video")]
 SpeedOption = Annotated[
-    Speed | None,
+    str | None,
     typer.Option(
+        metavar="|".join(SPEEDS),
         help="sampler, steps and what they share. paper: 50 steps of DDIM; balanced: over 4 times as fast, near to "
-        "paper; fast: over 8 times, less near (benchmarks/README.md). Default: the model's own steps of DDIM"
+        "paper; fast: over 8 times, less near (benchmarks/README.md). Default: the model's own steps of DDIM",
     ),
 ]
-SchedulerOption = Annotated[Scheduler, typer.Option(help="sampler; the numbers of paper and model card are DDIM's")]
+SchedulerOption = Annotated[
+    str,
+    typer.Option(metavar="|".join(SCHEDULERS), help="sampler; the numbers of paper and model card are DDIM's"),
+]
 GuidanceOption = Annotated[
     float | None, typer.Option(help="how strongly the prompt acts; 1 or less is off; default: the model's, or 7.5")
 ]
@@ -87,7 +73,7 @@ def animate(
     seed: SeedOption = 0,
     steps: common.StepsOption = None,
     speed: SpeedOption = None,
-    scheduler: SchedulerOption = Scheduler.ddim,
+    scheduler: SchedulerOption = "ddim",
     guidance_scale: GuidanceOption = None,
     guidance_rescale: RescaleOption = 0.0,
     guidance_interval: IntervalOption = (0.0, 1.0),
@@ -135,21 +121,19 @@ def animate(
         write_chain(pipe, photo, prompt, extend, loop, settings | {"motion_bucket": motion_bucket}, output, fps)
 
 
-def read_sampler(
-    steps: int | None, speed: Speed | None, scheduler: Scheduler, interval: tuple[float, float]
-) -> dict[str, Any]:
-    """What is asked for of the sampler, as arguments of CinemoPipeline. Raises ValueError where --speed sets it too."""
+def read_sampler(steps: int | None, speed: str | None, scheduler: str, interval: tuple[float, float]) -> dict[str, Any]:
+    """The sampler's settings as arguments of CinemoPipeline. Raises ValueError for unknown names, and if --speed is not
+    alone.
+    """
+    for flag, name, known in (("--scheduler", scheduler, SCHEDULERS), ("--speed", speed, SPEEDS)):
+        if name is not None and name not in known:
+            raise ValueError(f"{flag} {name} is unknown; use {', '.join(known)}")
     if speed is None:
         asked: dict[str, Any] = {} if steps is None else {"num_inference_steps": steps}
-        name = None if scheduler == Scheduler.ddim else scheduler.value
-        return {**asked, "scheduler": name, "guidance_interval": interval}
-    if steps is not None or scheduler != Scheduler.ddim or interval != (0.0, 1.0):
-        raise ValueError(
-            f"--speed {speed.value} sets --steps, --scheduler and --guidance-interval itself; leave these out"
-        )
-    from cinemo.sampling import SPEEDS
-
-    return dict(SPEEDS[speed.value])
+        return {**asked, "scheduler": None if scheduler == "ddim" else scheduler, "guidance_interval": interval}
+    if steps is not None or scheduler != "ddim" or interval != (0.0, 1.0):
+        raise ValueError(f"--speed {speed} sets --steps, --scheduler and --guidance-interval itself; leave these out")
+    return dict(SPEEDS[cast(Speed, speed)])
 
 
 def fitted(pipe: Any, photo: Any, fit: Fit, height: int | None, width: int | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field
 
 from cinemo.image import cut_away, fitting_size
+from cinemo.presets import SPEEDS, Speed
 from pipelines.core.models import Facts
 
 MAX_SEED = 2**63 - 1
@@ -36,7 +37,7 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     negative_prompt: Text = Field("", description="what should not happen; used when guidance_scale is above 1")
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="the same seed gives the same video; default: 0")
     num_inference_steps: int | None = Field(None, ge=1, le=999, description="denoising steps; default: the model's")
-    speed: Literal["paper", "balanced", "fast"] | None = Field(
+    speed: Speed | None = Field(
         None, description="sampler, steps and what they share: paper (50 steps of DDIM), balanced (4 times as fast, "
         "near to it), fast (8 times, less near); default: the model's steps of DDIM",
     )  # fmt: skip
@@ -71,7 +72,7 @@ def complete(asked: Settings, prompt: str, model: Facts) -> dict[str, Any]:
     from cinemo.arguments import check_length, check_settings, check_size  # torch, which `--help` does not need
 
     card = model.card
-    preset = sampler(asked)
+    preset = speed_preset(asked)
     steps = preset.get("num_inference_steps") or asked.num_inference_steps or card.steps
     width, height = map(int, asked.size.split("x")) if asked.size else (None, None)
     frames = asked.num_frames or (card.lengths[0] if card.lengths else 16)
@@ -114,14 +115,12 @@ def cut_of(request: Mapping[str, Any], tall: int, wide: int) -> float:
     return 0.0 if "fit" in request else round(cut_away(tall, wide, request["height"], request["width"]), 4)
 
 
-def sampler(asked: Settings) -> dict[str, Any]:
-    """What `speed` stands for; nothing where it is not asked for. Raises SettingError where steps are, too."""
+def speed_preset(asked: Settings) -> dict[str, Any]:
+    """The settings that `speed` stands for, {} without it. Raises SettingError where steps are asked for as well."""
     if asked.speed is None:
         return {}
     if asked.num_inference_steps is not None:
         raise SettingError("speed", f"speed {asked.speed} sets num_inference_steps itself; give one of the two")
-    from cinemo.sampling import SPEEDS
-
     preset = {REQUEST_NAMES.get(name, name): value for name, value in SPEEDS[asked.speed].items()}
     return {"speed": asked.speed, **preset}
 
