@@ -44,11 +44,16 @@ def check_output(path: str | os.PathLike[str], fps: float) -> Path:
         raise ValueError(f"output {path} is a directory; name a file in it, such as {path / 'out.mp4'}")
     if path.suffix.lower() not in WRITERS:
         raise ValueError(f"output {path} ends in {path.suffix or 'nothing'}; use {', '.join(WRITERS)}")
-    most = MOST_FPS[path.suffix.lower()]
-    if not 1 <= fps <= most:
-        slow = f": browsers would play a faster {path.suffix} at 10; use .mp4" if 1 <= fps <= MOST_FPS[".mp4"] else ""
-        raise ValueError(f"fps {fps:g} is outside 1..{most}{slow}")
+    check_fps(fps, path.suffix.lower())
     return path
+
+
+def check_fps(fps: float, ending: str) -> None:
+    """Raise ValueError for frames a second that players of such a file do not show. ending: a key of MOST_FPS."""
+    most = MOST_FPS[ending]
+    if not 1 <= fps <= most:
+        slow = f": browsers would play a faster {ending} at 10; use .mp4" if 1 <= fps <= MOST_FPS[".mp4"] else ""
+        raise ValueError(f"fps {fps:g} is outside 1..{most}{slow}")
 
 
 def write_mp4(path: str, frames: np.ndarray, fps: float) -> None:

@@ -114,7 +114,11 @@ def test_the_built_in_model_says_its_recipe_and_the_official_layout_nothing(chec
 
 @pytest.mark.parametrize(
     ("name", "text", "sentence"),
-    [("x.mp4", "", "has no sidecar x.json"), ("y.json", "[1]", "is no sidecar"), ("y.json", "{", "cannot be read")],
+    [
+        ("x.mp4", "", "has no sidecar x.json"),
+        ("y.json", "[1]", "is not a video's sidecar"),
+        ("y.json", "{", "cannot be read"),
+    ],
 )
 def test_a_file_that_is_none_of_them_is_one_sentence(tmp_path: Path, name: str, text: str, sentence: str) -> None:
     (tmp_path / name).write_text(text)

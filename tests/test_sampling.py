@@ -9,7 +9,8 @@ from torch import Tensor
 
 from cinemo import CinemoPipeline
 from cinemo.checkpoint import load_scheduler
-from cinemo.sampling import SCHEDULERS, SPEEDS, Guidance, denoise, make_scheduler, rescaled
+from cinemo.presets import SCHEDULERS, SPEEDS
+from cinemo.sampling import Guidance, denoise, make_scheduler, rescaled
 from cinemo.synthetic.images import photo
 
 SMALL = {"num_frames": 4, "height": 64, "width": 96, "output_type": "latent"}

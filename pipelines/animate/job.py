@@ -65,7 +65,7 @@ def resolve(config: AnimateConfig) -> Job:
     Output(config.output).check(identity(config), {"schema_version": "--output"})
     model = models.look_up(config.model)
     try:
-        request.complete(config, config.prompt or "", model)
+        request.complete(config, config.prompt or "", model, config.ending)
     except request.SettingError as error:
         raise ValueError(f"--{error.field.replace('_', '-')}: {error}") from None
     return Job(config, model)

@@ -101,7 +101,7 @@ class Filler:
     """An entry of a catalog -> its complete request as JSON and its shape, or the reason why it has none."""
 
     def __init__(self, config: AnimateConfig, model: models.Facts) -> None:
-        self.prompt, self.model = config.prompt, model
+        self.prompt, self.model, self.ending = config.prompt, model, config.ending
         self.defaults = config.model_dump(include=_FLAGS)
         self.asked = {name for name in config.model_fields_set & _FLAGS if self.defaults[name] is not None}
         self.completed = functools.lru_cache(4096)(self._complete)  # most rows differ in nothing but image and prompt
@@ -140,7 +140,7 @@ class Filler:
             )
         if edited and asked.fit == "pad":
             raise request.SettingError("fit", "fit pad does not apply to a row with a video, whose frames have no bars")
-        settings = request.complete(asked, "", self.model)
+        settings = request.complete(asked, "", self.model, self.ending)
         if edited and "motion_bucket" not in {*self.asked, *dict(wishes)}:
             settings["motion_bucket"] = None  # what the video measures
         return settings, request.shape_of(settings, edited)

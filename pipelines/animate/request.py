@@ -63,13 +63,14 @@ class SettingError(ValueError):
         self.field = field
 
 
-def complete(asked: Settings, prompt: str, model: Facts) -> dict[str, Any]:
-    """The settings as a pipeline takes them. Raises SettingError for what the model cannot take.
+def complete(asked: Settings, prompt: str, model: Facts, ending: str = ".mp4") -> dict[str, Any]:
+    """The settings as a pipeline takes them. Raises SettingError for what the model, or a file so named, cannot take.
 
     Nothing is left open but the size where it follows from the image's: then `sizes` are those to choose from, and
     `fitted` chooses.
     """
     from cinemo.arguments import check_length, check_settings, check_size  # torch, which `--help` does not need
+    from cinemo.videowrite import check_fps
 
     card = model.card
     preset = speed_preset(asked)
@@ -83,6 +84,8 @@ def complete(asked: Settings, prompt: str, model: Facts) -> dict[str, Any]:
         check_length(frames, card.lengths)
         field = "num_inference_steps"
         check_settings(steps, asked.dct_timestep, "np", 1, model.scheduler)
+        field = "fps"
+        check_fps(asked.fps or FPS, ending)
     except ValueError as error:
         raise SettingError(field, str(error)) from None
     return {

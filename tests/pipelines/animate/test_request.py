@@ -67,6 +67,13 @@ def test_one_shape_is_what_one_batch_can_hold(tiny: models.Facts) -> None:
     assert request.shape_of(plain) != request.shape_of(plain, edited=True)
 
 
+def test_an_fps_that_browsers_do_not_show_in_a_file_is_refused(tiny: models.Facts) -> None:
+    assert request.complete(request.Settings(fps=60), "", tiny, ".mp4")["fps"] == 60
+    with pytest.raises(request.SettingError, match=r"fps 60 is outside 1..50: browsers would play") as caught:
+        request.complete(request.Settings(fps=60), "", tiny, ".gif")
+    assert caught.value.field == "fps"
+
+
 def test_a_speed_is_steps_sampler_and_shape_of_its_own(tiny: models.Facts) -> None:
     fast = request.complete(request.Settings(speed="fast"), "", tiny)
     assert (fast["speed"], fast["num_inference_steps"], fast["reuse"]) == ("fast", 8, 2)

@@ -162,7 +162,7 @@ def test_a_decoder_that_hangs_or_dies_is_a_reject(tmp_path: Path) -> None:
     (row,) = clips.make_spans(video, SamplingConfig(), SIZE, clips.in_sandbox(0.5))
     assert (row["stage"], row["reason"]) == ("probe", "timeout")
     assert "took longer than 0.5 s; raise --clip-timeout" in row["message"]
-    with pytest.raises(VideoError, match="died of it 2 times: killed by SIGSEGV") as caught:
+    with pytest.raises(VideoError, match="the decoder crashed 2 times: killed by SIGSEGV") as caught:
         clips.in_sandbox(30)(signal.raise_signal, signal.SIGSEGV)
     assert caught.value.reason == "crashed"
 

@@ -135,7 +135,7 @@ def test_every_fault_is_one_reject_row_and_the_rest_is_done(
     assert summary["counts"]["clips"] == 2
     assert summary["too_many_rejects"]
     assert all(row["message"] for row in found.values())
-    assert "died of it 2 times: killed by SIGKILL" in found["crash"]["message"]
+    assert "the decoder crashed 2 times: killed by SIGKILL" in found["crash"]["message"]
     assert "column 2" in found["caption"]["message"]
 
 
