@@ -67,7 +67,7 @@ def main(
     rate = "1e-3" if init == "none" else "3e-4"
     job("train.py", "--dataset", str(dataset), "--output", str(run), "--preset", "tiny", "--init", init,
         "--max-steps", str(steps), "--num-workers", "2", "--total-batch", "4", "--micro-batch", "2",
-        "--learning-rate", rate, "--prompt-drop", "0.1", "--validate-every", str(max(1, steps // 4)),
+        "--learning-rate", rate, "--prompt-drop", "0.1", "--validate-every", str(max(1, steps // 2)),
         *([] if clips else ["--validation-share", "0.15"]))  # of few videos none could be left  # fmt: skip
     show_losses(run / "validation.csv")
 
