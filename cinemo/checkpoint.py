@@ -1,7 +1,7 @@
-"""The model directory: find it, load its parts, write a new one, identify it. Its card is card.py's.
+"""The model directory: find it, load its parts, write a new one, identify it. card.py reads and writes its card.
 
-Reads the official repository's layout as it is (unet/ vae/ vae_temporal_decoder/ text_encoder/ tokenizer/ scheduler/)
-and ours, which adds cinemo.json. Knows files and components. Knows nothing of sampling or training.
+Reads the official repository's layout (unet/ vae/ vae_temporal_decoder/ text_encoder/ tokenizer/ scheduler/) and ours,
+which adds cinemo.json.
 """
 
 import contextlib
@@ -25,11 +25,11 @@ if TYPE_CHECKING:  # torch and diffusers take seconds to import, and `cinemo inf
 
 VAES = {"temporal": "vae_temporal_decoder", "frame": "vae"}
 WEIGHTS = ("*.safetensors", "*.bin")
-# Names that diffusers and transformers give weights: of a variant such as fp16, and in shards, or neither.
+# Names that diffusers and transformers give weights, optionally with a variant such as fp16, and in shards.
 NAME = re.compile(
     r"(diffusion_pytorch_model|pytorch_model|model)(\.(?P<variant>\w+))?(-\d+-of-\d+)?\.(?P<kind>safetensors|bin)"
 )
-# Every official model was trained with these, whatever its scheduler_config.json says.
+# Every official model was trained with this schedule, whatever its scheduler_config.json says.
 OFFICIAL_SCHEDULE = {
     "beta_start": 1e-4,
     "beta_end": 0.02,
@@ -44,7 +44,7 @@ OFFICIAL_SCHEDULE = {
 
 
 def resolve(model: str | os.PathLike[str]) -> Path:
-    """A MODEL as users write it -> its directory. model: "builtin:tiny", a directory, or a hub id (owner/name).
+    """Find the directory of a model. model: "builtin:tiny", a directory, or a hub id (owner/name).
 
     Raises ValueError when there is no such model or it has no U-Net.
     """
@@ -84,7 +84,7 @@ def list_weights(directory: Path) -> list[Path]:
 
 
 def fingerprint(directory: str | os.PathLike[str]) -> str:
-    """sha256 over the sorted file digests of a model directory, or of one part of it such as vae/. Hex.
+    """Compute the SHA-256 of the sorted file digests of a model directory, or of a part such as vae/. Hexadecimal.
 
     Raises ValueError when there is nothing to identify.
     """
@@ -101,14 +101,14 @@ def fingerprint(directory: str | os.PathLike[str]) -> str:
 
 
 def load_unet(directory: str | os.PathLike[str], dtype: "torch.dtype | None" = None, device: str = "cpu") -> Any:
-    """The U-Net of a model directory, in evaluation mode; dtype None keeps float32. Raises ValueError."""
+    """Load the U-Net of a model directory, in evaluation mode; dtype None means float32. Raises ValueError."""
     from cinemo.unet import CinemoUNet
 
     return load_part(CinemoUNet, Path(directory) / "unet", dtype).to(device).eval()
 
 
 def vae_name(directory: str | os.PathLike[str], kind: str = "auto") -> str:
-    """The subdirectory of the VAE that `kind` means: "temporal", "frame", or "auto" (temporal where there is one).
+    """Subdirectory of the VAE of a kind: "temporal", "frame", or "auto" (temporal if there is one).
 
     Raises ValueError when the directory has no such VAE.
     """
@@ -124,7 +124,7 @@ def vae_name(directory: str | os.PathLike[str], kind: str = "auto") -> str:
 
 
 def vae_factor(config: Mapping[str, Any]) -> int:
-    """Pixels a latent cell, per side, of an autoencoder with such a configuration (its config.json)."""
+    """Pixels per latent cell, along each side, of an autoencoder. config: its config.json."""
     if "cell" in config:
         return int(config["cell"])
     blocks = config.get("encoder_block_out_channels") or config["block_out_channels"]
@@ -134,14 +134,14 @@ def vae_factor(config: Mapping[str, Any]) -> int:
 def load_vae(
     directory: str | os.PathLike[str], kind: str = "auto", dtype: "torch.dtype | None" = None, device: str = "cpu"
 ) -> Any:
-    """The autoencoder of a model directory, in evaluation mode. kind as in vae_name. Raises ValueError.
+    """Load the autoencoder of a model directory, in evaluation mode. kind: see vae_name. Raises ValueError.
 
-    AutoencoderKLTemporalDecoder, AutoencoderKL, or what the configuration names of AutoencoderDC and our
-    AutoencoderMotion.
+    Its class is AutoencoderKLTemporalDecoder for the temporal kind and AutoencoderKL for the other, unless the
+    configuration names AutoencoderDC or our AutoencoderMotion.
     """
     name = vae_name(directory, kind)
     cls = "AutoencoderKLTemporalDecoder" if name == VAES["temporal"] else "AutoencoderKL"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # what is wrong with the files, load_part says
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # load_part reports broken files
         named = json.loads((Path(directory) / name / "config.json").read_text())["_class_name"]
         cls = named if named in ("AutoencoderDC", "AutoencoderMotion") else cls
     module = "cinemo.autoencoder" if cls == "AutoencoderMotion" else "diffusers"  # the latter takes a second to load
@@ -151,7 +151,7 @@ def load_vae(
 def load_text(
     directory: str | os.PathLike[str], dtype: "torch.dtype | None" = None, device: str = "cpu"
 ) -> tuple[Any, Any]:
-    """(CLIPTokenizer, CLIPTextModel) of a model directory. Raises ValueError."""
+    """Load (CLIPTokenizer, CLIPTextModel) of a model directory. Raises ValueError."""
     from transformers import CLIPTextModel, CLIPTokenizer
     from transformers.utils import logging
 
@@ -164,10 +164,10 @@ def load_text(
 
 
 def load_scheduler(directory: str | os.PathLike[str], predicts: str | None = None) -> Any:
-    """DDIMScheduler of a model directory; the official layout's is forced to the schedule its models were trained with.
+    """Load the DDIMScheduler of a model directory; official models get the schedule they were trained with.
 
-    predicts: the prediction type of another U-Net that is to have this schedule. One that predicts noise gets it with
-    some signal at the last level: there is no telling residuals from noise alone.
+    predicts: prediction type of another U-Net that is to use this schedule. If that is "epsilon", some signal is left
+    at the last noise level: residuals cannot be recovered from noise alone.
     Raises ValueError when scheduler/ is missing.
     """
     from diffusers import DDIMScheduler
@@ -184,9 +184,9 @@ def load_scheduler(directory: str | os.PathLike[str], predicts: str | None = Non
 
 
 def inversion_note(model: str, scheduler: Any) -> str | None:
-    """A sentence for who inverts videos with a model that predicts residuals; None of any other.
+    """Note about inverting videos with a model that predicts residuals; None for other models.
 
-    Where there is hardly any noise such a network is not exact, and what it gets wrong is divided by the noise.
+    Such a network is inexact where there is hardly any noise, and its error is divided by the noise.
     """
     if scheduler.config.prediction_type != "sample":
         return None
@@ -194,9 +194,10 @@ def inversion_note(model: str, scheduler: Any) -> str | None:
 
 
 def choose_weights(directory: Path) -> tuple[list[Path], dict[str, Any]]:
-    """The files of a part's weights, and the arguments of from_pretrained that load them, pickles as tensors alone.
+    """Choose the weight files of a part; returns them and the arguments of from_pretrained that load them.
 
-    Safetensors before .bin, and files without a variant before those of one (fp16). Raises ValueError for other names.
+    Safetensors come before .bin, and files without a variant before those with one (fp16). Raises ValueError for other
+    names.
     """
     named = [(path, match) for path in list_weights(directory) if (match := NAME.fullmatch(path.name))]
     if not named:
@@ -210,7 +211,7 @@ def choose_weights(directory: Path) -> tuple[list[Path], dict[str, Any]]:
 
 
 def load_part(cls: Any, directory: Path, dtype: "torch.dtype | None") -> Any:
-    """from_pretrained of one part, from safetensors or .bin, with one sentence for whatever is wrong with its files."""
+    """Load one part with from_pretrained, from safetensors or .bin. Raises ValueError, in one sentence, if it fails."""
     import torch
 
     name = "dtype" if cls.__module__.startswith("transformers") else "torch_dtype"
@@ -223,9 +224,9 @@ def load_part(cls: Any, directory: Path, dtype: "torch.dtype | None") -> Any:
 
 
 def load_lavie(path: str | os.PathLike[str], **config: Any) -> Any:
-    """A full-size CinemoUNet that starts from LaVie's base weights (paper, section 3.1).
+    """Create a full-size CinemoUNet with LaVie's base weights (paper, section 3.1).
 
-    path: lavie_base.pt, its state dict plain or under "ema". The motion embedding, which LaVie lacks, starts at zero
+    path: lavie_base.pt, a state dict, plain or under "ema". The motion embedding, which LaVie lacks, starts without
     effect. config: CinemoUNet arguments, for weights of another size. Raises ValueError when names or shapes differ.
     """
     import torch
@@ -257,10 +258,10 @@ def export_model(
     card: ModelCard,
     prediction_type: str | None = None,
 ) -> Path:
-    """Write a whole model directory: `unet`, the other parts of `source`, and `card`.
+    """Write a complete model directory: `unet`, the other parts of `source`, and `card`.
 
-    prediction_type: what this U-Net predicts, where that differs from the source's scheduler.
-    It appears complete or not at all; an existing output is replaced by a rename. Returns the output path.
+    prediction_type: what this U-Net predicts, if it differs from the source's scheduler.
+    The directory appears complete or not at all; an existing output is replaced by a rename. Returns the output path.
     """
     source, output = Path(source), Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -269,7 +270,7 @@ def export_model(
         for name in (*VAES.values(), "text_encoder", "tokenizer", "scheduler"):
             if (source / name).is_dir():
                 shutil.copytree(source / name, aside / name)
-        scheduler = load_scheduler(source, prediction_type)  # as forced: beside a card, the file is taken at its word
+        scheduler = load_scheduler(source, prediction_type)  # corrected here, because with a card the file is trusted
         scheduler.save_pretrained(aside / "scheduler")
         unet.save_pretrained(aside / "unet")
         write_card(aside, card)
@@ -287,7 +288,7 @@ def export_model(
 
 
 def describe(directory: Path) -> dict[str, Any]:
-    """What `cinemo info` shows: parts with their parameters, card, fingerprint. Reads headers, never the weights."""
+    """Facts for `cinemo info`: parts with their parameters, card, fingerprint. Counts by headers, without loading."""
     from safetensors import safe_open
 
     parts: dict[str, int | str] = {}

@@ -1,7 +1,7 @@
-"""The `cinemo` command: animate and edit (cinemo.commands), score, info, demo.
+"""The `cinemo` command: animate, edit and info (cinemo.commands), score, demo.
 
-Knows flags, text and exit codes: 0 done, 1 failed, 2 bad usage or input with one sentence on stderr. The work is done
-by the modules it calls, which are imported inside the commands so that `cinemo --help` answers at once.
+Exit codes: 0 done, 1 failed, 2 bad usage or input, with one sentence on stderr. Modules that do the work are imported
+inside the commands, so that `cinemo --help` answers at once.
 """
 
 import gc
@@ -27,7 +27,7 @@ app = typer.Typer(
 )
 
 
-EXAMPLE_PHOTO = "chelsea.png"  # one of scikit-image's, which the built-in model never saw
+EXAMPLE_PHOTO = "chelsea.png"  # from scikit-image; the built-in model was not trained on it
 
 app.command()(animate)
 app.command()(edit)
@@ -111,7 +111,7 @@ def demo(
 
 
 def quiet_libraries() -> None:
-    """Warnings of ours as one line on stderr; those of libraries about themselves not at all."""
+    """Show our own warnings as one line on stderr, and hide those of libraries."""
     import warnings
 
     warnings.filterwarnings("ignore")
@@ -120,9 +120,9 @@ def quiet_libraries() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; ValueError becomes one sentence and exit code 2; a failing disk or NaN, exit code 1."""
+    """Run the command line: a ValueError becomes one sentence and exit code 2; a failing disk or NaN, exit code 1."""
     quiet_libraries()
-    gc.set_threshold(100_000)  # importing makes a million objects that stay: to search them often takes half a second
+    gc.set_threshold(100_000)  # imports create a million objects that stay; collecting often would take half a second
     try:
         app(arguments)
     except ValueError as error:

@@ -1,8 +1,7 @@
-"""High dynamic range and wide colour to sRGB: PQ (SMPTE ST 2084), HLG (ARIB STD-B67), BT.2020 and P3 primaries.
+"""Convert high dynamic range and wide colour to sRGB: PQ (SMPTE ST 2084), HLG (ARIB STD-B67), BT.2020, P3.
 
-Knows colours as numbers. Knows nothing of files or frames. Light is relative to reference white, which is 203 cd/m2
-(ITU-R BT.2408): up to 0.75 of it is kept, what is brighter is rolled off towards 1, so that white stays white and
-highlights keep some detail. The transfer functions are those of ITU-R BT.2100.
+Light is relative to reference white, 203 cd/m2 (ITU-R BT.2408). Up to 0.75 it is kept; brighter light is rolled off
+towards 1, so that white stays white and highlights keep some detail. The transfer functions are from ITU-R BT.2100.
 """
 
 from functools import cache
@@ -13,22 +12,22 @@ PQ, HLG = "pq", "hlg"
 BT2020, P3 = "bt2020", "p3"
 
 REFERENCE_WHITE = 203.0  # cd/m2
-HLG_PEAK, HLG_GAMMA = 1000.0, 1.2  # of the display that HLG is made for: cd/m2, and its system gamma
-KNEE = 0.75  # of reference white: from here on light is rolled off
-ROWS = 64  # of a picture at a time, so that memory stays small
+HLG_PEAK, HLG_GAMMA = 1000.0, 1.2  # HLG's nominal display: peak in cd/m2, and system gamma
+KNEE = 0.75  # share of reference white above which light is rolled off
+ROWS = 64  # rows converted at a time, to save memory
 
-# Linear RGB of other primaries, white D65, to that of BT.709 and sRGB (computed from their chromaticities).
+# Linear RGB of other primaries to that of BT.709 and sRGB, white point D65 (computed from their chromaticities).
 TO_BT709 = {
     BT2020: ((1.660491, -0.587641, -0.072850), (-0.124550, 1.132900, -0.008349), (-0.018151, -0.100579, 1.118730)),
     P3: ((1.224940, -0.224940, 0.0), (-0.042057, 1.042057, 0.0), (-0.019638, -0.078636, 1.098274)),
 }
-LUMINANCE = (0.2627, 0.6780, 0.0593)  # of BT.2020's primaries
+LUMINANCE = (0.2627, 0.6780, 0.0593)  # weights of BT.2020's primaries
 
 
 def to_srgb(picture: np.ndarray, transfer: str | None, primaries: str | None) -> np.ndarray:
-    """A picture as an sRGB display shows it: uint16 (H, W, 3), full range, -> uint8 (H, W, 3).
+    """Convert a picture to sRGB: uint16 (H, W, 3), full range, -> uint8 (H, W, 3).
 
-    transfer: PQ, HLG or None, which is taken for sRGB's own; primaries: BT2020, P3 or None for BT.709.
+    transfer: PQ, HLG, or None for sRGB's own. primaries: BT2020, P3, or None for BT.709.
     """
     shown = np.empty(picture.shape, np.uint8)
     for top in range(0, len(picture), ROWS):
@@ -45,7 +44,7 @@ def to_srgb(picture: np.ndarray, transfer: str | None, primaries: str | None) ->
 
 
 def roll_off(light: np.ndarray) -> np.ndarray:
-    """Light above KNEE brought below 1, by the brightest channel of each pixel, so that hues stay."""
+    """Compress light above KNEE to below 1, by the brightest channel of each pixel, so that hues are kept."""
     brightest = light.max(axis=-1, keepdims=True)
     over = np.maximum(brightest - KNEE, 0) / (1 - KNEE)
     return light * np.where(over > 0, (KNEE + (1 - KNEE) * over / (1 + over)) / np.maximum(brightest, KNEE), 1)
@@ -53,7 +52,7 @@ def roll_off(light: np.ndarray) -> np.ndarray:
 
 @cache
 def to_light(transfer: str | None) -> np.ndarray:
-    """float32 (65536,): linear light of each code; of PQ relative to reference white, of HLG the scene's, 0 to 1."""
+    """Linear light of each code, float32 (65536,): for PQ relative to reference white, for HLG scene light, 0 to 1."""
     code = np.linspace(0, 1, 65536)
     if transfer == PQ:
         m1, m2, c1, c2, c3 = 2610 / 16384, 2523 / 32, 3424 / 4096, 2413 / 128, 2392 / 128
@@ -69,7 +68,7 @@ def to_light(transfer: str | None) -> np.ndarray:
 
 @cache
 def from_light() -> np.ndarray:
-    """uint8 (65536,): the sRGB code of linear light 0 to 1."""
+    """sRGB codes of linear light from 0 to 1, uint8 (65536,)."""
     light = np.linspace(0, 1, 65536)
     code = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
     return (255 * code).round().astype(np.uint8)

@@ -1,8 +1,7 @@
-"""The input photo: bytes or a path -> RGB, and RGB -> the pixels a VAE takes.
+"""The input photo: read it as RGB, and fit it to a size as the pixels a VAE takes.
 
-The only reader of images, for the command, the catalog and the service alike (imagefile.py bounds files, imagepixels.py
-converts pixels), and the only place that decides how a photo is fitted to a size. Knows nothing of latents or video
-files. Loads no torch until pixels are made.
+The only reader of images, shared by the command, the catalog and the service (imagefile.py checks files, imagepixels.py
+converts pixels), and the only place that decides how a photo is fitted to a size. torch is imported only in fit_pixels.
 """
 
 import math
@@ -39,22 +38,22 @@ __all__ = [
     "read_image",
 ]
 
-ASPECT_TOLERANCE = 0.02  # of an edited first frame
+ASPECT_TOLERANCE = 0.02  # relative, of an edited first frame
 FITS = ("crop", "pad")
-NOTABLE_CUT = 1 / 3  # of a photo; a larger share that is cut away is said in the result
-BLUR = 0.05  # of the bars of a padded photo: the Gaussian's sigma, as a share of the shorter side
+NOTABLE_CUT = 1 / 3  # share of a photo; cutting away more is reported with the result
+BLUR = 0.05  # sigma of the Gaussian that blurs a padded photo's bars, as a share of the shorter side
 
 
 def read_image(
     source: str | os.PathLike[str] | bytes | Image.Image | np.ndarray, max_pixels: int = MAX_PIXELS
 ) -> np.ndarray:
-    """Open a photo as uint8 (H, W, 3) RGB as it is seen: upright, in sRGB, transparency over white, the first picture.
+    """Read a photo as uint8 (H, W, 3) RGB, as it is seen: upright, in sRGB, transparency over white.
 
-    source: a path, the bytes of an image file, a PIL image, or uint8 (H, W, 3) which is passed through.
-    max_pixels: most that are decoded; reading takes at most 20 bytes a pixel (HEIC: 26) beside the file.
-    Values of 16 bits and floats become 8 bits by the range of their type.
-    Raises ImageError (a ValueError), naming the file and the remedy: missing, empty, no image, broken, too large, or
-    thinner than 1 to 16.
+    source: a path, the bytes of an image file, a PIL image, or uint8 (H, W, 3), which is passed through. A file with
+    several pictures gives its first. max_pixels: largest picture decoded; reading takes at most 20 bytes a pixel
+    (HEIC: 26) in addition to the file. 16-bit and float values become 8-bit by the range of their type.
+    Raises ImageError (a ValueError), naming the file and the remedy, when it is missing, empty, not an image, broken,
+    too large, or of an aspect beyond 16 to 1.
     """
     if isinstance(source, np.ndarray):
         return check_array(source)
@@ -73,9 +72,9 @@ def check_array(array: np.ndarray) -> np.ndarray:
 
 
 def check_aspect(image: np.ndarray, height: int, width: int) -> None:
-    """Raise ImageError unless an edited frame has its video's aspect, within 2 %: cutting it would move its content.
+    """Raise ImageError unless an edited frame has its video's aspect, within 2 %: cropping would move its content.
 
-    image: uint8 (H, W, 3). height, width: of the video's frames.
+    image: uint8 (H, W, 3). height, width: size of the video's frames, in pixels.
     """
     tall, wide = image.shape[:2]
     if abs(wide * height / (tall * width) - 1) > ASPECT_TOLERANCE:
@@ -87,9 +86,9 @@ def check_aspect(image: np.ndarray, height: int, width: int) -> None:
 
 
 def fitting_size(tall: int, wide: int, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """Of a model's trained sizes (H, W), the large one whose aspect is nearest to that of a photo, tall x wide pixels.
+    """Choose the size (H, W) whose aspect is nearest to that of a photo of tall x wide pixels.
 
-    Large are those with more than 0.9 of the pixels of the largest.
+    sizes: those the model was trained for. Only sizes with more than 0.9 of the pixels of the largest are considered.
     """
     largest = max(height * width for height, width in sizes)
     large = [size for size in sizes if size[0] * size[1] > 0.9 * largest]
@@ -97,20 +96,20 @@ def fitting_size(tall: int, wide: int, sizes: Sequence[tuple[int, int]]) -> tupl
 
 
 def cut_away(tall: int, wide: int, height: int, width: int) -> float:
-    """The share of a photo, tall x wide pixels, that is cut away to fill height x width: 0 for one of its aspect."""
+    """Share of a photo of tall x wide pixels that is cut away to fill height x width; 0 if the aspects are equal."""
     ratio = wide * height / (tall * width)
     return 1 - min(ratio, 1 / ratio)
 
 
 def fit_pixels(image: np.ndarray, height: int, width: int, exact: bool = False, fit: str = "crop") -> "Tensor":
-    """Bring a photo to height x width, and normalise.
+    """Fit a photo to height x width, and normalise it.
 
     image: uint8 (H, W, 3). Returns float32 (1, 3, height, width) in [-1, 1].
-    fit: "crop" scales the photo to cover the size and cuts the centre, the official preparation for any size: bilinear
-    without antialiasing, and scaled to one pixel more than needed, because the official weights were trained and
-    measured so. "pad" shows all of the photo, between bars that go on from its borders, blurred. exact: an image of
-    this size is taken as it is, as the frame of a video has to be.
-    Memory: some times that of the result, however large the photo. Raises ValueError for another fit.
+    fit: "crop" scales the photo to cover the size and crops its centre, as the official code does: bilinear without
+    antialiasing, and one pixel larger than needed, because the official weights were trained and measured that way.
+    "pad" shows the whole photo between bars, its borders extended and blurred. exact: use an image of this size
+    unchanged, as the frame of a video must be.
+    Memory: a few times the result's, however large the photo. Raises ValueError for another fit.
     """
     import torch
 
@@ -127,10 +126,10 @@ def fit_pixels(image: np.ndarray, height: int, width: int, exact: bool = False, 
 
 
 def scale_window(image: np.ndarray, scale: float, height: int, width: int) -> np.ndarray:
-    """The centred window of a scaled image, cut before it is scaled: float32 (height, width, 3) in [0, 1].
+    """Scale only the centred window of an image: float32 (height, width, 3) in [0, 1].
 
-    image: uint8 (H, W, 3). Equals torch's interpolate(scale_factor=scale, mode="bilinear", align_corners=False,
-    recompute_scale_factor=False) of the whole, cut afterwards.
+    image: uint8 (H, W, 3). Equals the centre of torch's interpolate(scale_factor=scale, mode="bilinear",
+    align_corners=False, recompute_scale_factor=False) of the whole image.
     """
     above, below, down = neighbours(image.shape[0], scale, height)
     left, right, across = neighbours(image.shape[1], scale, width)
@@ -144,18 +143,18 @@ def scale_window(image: np.ndarray, scale: float, height: int, width: int) -> np
 
 
 def neighbours(length: int, scale: float, wanted: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of the centred `wanted` pixels of a side that is scaled: the two pixels of the side that each lies between, and
-    how near it is to the second, float32 in [0, 1]. length: pixels of the side before it is scaled.
+    """Interpolation along a side: for each of the centred `wanted` pixels after scaling, the two source pixels that it
+    lies between and the weight of the second, float32 in [0, 1]. length: pixels of the side before scaling.
     """
     first = round((int(length * scale) - wanted) / 2.0)
-    step = float(np.float32(1 / scale))  # torch has places as float32, and rounds once
+    step = float(np.float32(1 / scale))  # torch computes positions in float32, and rounds once
     at = np.maximum((np.arange(first, first + wanted) + 0.5) * step - 0.5, 0).astype(np.float32)
     lower = np.minimum(at.astype(np.int64), length - 1)
     return lower, np.minimum(lower + 1, length - 1), np.minimum(at - lower.astype(np.float32), np.float32(1))
 
 
 def padded(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """All of a photo, scaled, between bars that go on from its borders, ever more blurred: as scale_window returns."""
+    """Scale the whole photo, between bars that extend its borders, blurred. Returns the same as scale_window."""
     from scipy.ndimage import gaussian_filter
 
     scale = min(height / image.shape[0], width / image.shape[1])

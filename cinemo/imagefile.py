@@ -1,7 +1,6 @@
-"""Image files: open one within bounds, or say in one sentence why it cannot be used.
+"""Open an image file within limits, or raise an error that says in one sentence why it cannot be used.
 
-Knows file formats and what their headers promise; a picture that is too large or too thin is refused before anything is
-decoded. Knows nothing of colours, of the sizes of a model, or of tensors.
+Headers are checked first: a picture that is too large or too narrow is refused before anything is decoded.
 """
 
 import io
@@ -14,7 +13,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError, features
 
-# What is listed in a folder. A file is judged by its content, so others are read where they are named.
+# Suffixes of the files that count as images in a folder. A file named explicitly is identified by its content alone.
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif",
     ".hif",
@@ -24,7 +23,7 @@ MAX_ASPECT = 16  # the longer side over the shorter one
 MIN_SIDE = 8
 MAX_PROFILE = 16 << 20  # bytes of a colour profile
 
-# What files begin with -> the format, as Pillow names it. Pillow knows many more, and is asked for none of them.
+# First bytes of a file -> Pillow's name for its format. Pillow's other readers are never used.
 FORMATS = {
     b"\xff\xd8\xff": "JPEG",
     b"\x89PNG\r\n\x1a\n": "PNG",
@@ -32,7 +31,7 @@ FORMATS = {
     b"BM": "BMP",
     **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "TIFF"),
 }
-# The same of what people take for a photo and is not read here -> what to call it; letters are small ones.
+# First bytes, in lower case, of files that are mistaken for photos and not supported -> what to call them.
 OTHERS = {
     b"8bps": "a Photoshop file",
     b"%pdf": "a PDF",
@@ -45,8 +44,8 @@ OTHERS = {
 }
 HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _USABLE = "save it as JPEG, PNG or WebP"
-_TILE_SIDES, _SUBFILE = (322, 323), 254  # TIFF's tags
-_TEXTS = (b"tEXt", b"zTXt", b"iTXt")  # PNG's
+_TILE_SIDES, _SUBFILE = (322, 323), 254  # TIFF tags
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt")  # PNG chunks
 
 
 class ImageError(ValueError):
@@ -59,12 +58,12 @@ class ImageError(ValueError):
         super().__init__(message)
         self.reason = reason
 
-    def __reduce__(self) -> tuple[Any, ...]:  # two arguments, which Exception's own pickling would lose
+    def __reduce__(self) -> tuple[Any, ...]:  # Exception's own pickling would lose the second argument
         return (type(self), (self.reason, str(self)))
 
 
 def read_bytes(path: Path, name: str) -> bytes:
-    """The bytes of a file. Raises ImageError: missing, unreadable."""
+    """Read the bytes of a file. Raises ImageError: missing, unreadable."""
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -74,7 +73,7 @@ def read_bytes(path: Path, name: str) -> bytes:
 
 
 def open_picture(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The first picture of an image file, its header read and checked, nothing decoded.
+    """Open the first picture of an image file: its header is read and checked, nothing decoded.
 
     data: the file. name: for messages. Raises ImageError: no_image, too_large, too_small, wrong_aspect.
     """
@@ -85,7 +84,7 @@ def open_picture(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.
     profile = None
     if kind == "PNG":
         data, profile = without_large_chunks(data)
-    if kind == "WEBP" and (size := webp_size(data)):  # Pillow takes memory for all pixels when it opens one
+    if kind == "WEBP" and (size := webp_size(data)):  # Pillow allocates all pixels on opening
         check_header(*size, name, max_pixels)
     with _refusals(kind, name, max_pixels):
         picture = Image.open(io.BytesIO(data), formats=[kind])
@@ -98,7 +97,7 @@ def open_picture(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.
 
 
 def identify(data: bytes) -> str:
-    """What a file is, by its content: a format of Pillow's, a phrase for something else, "" where it says nothing."""
+    """Identify a file by its content: Pillow's name of its format, a phrase for other known files, or ""."""
     for start, kind in FORMATS.items():
         if data.startswith(start):
             return kind
@@ -117,7 +116,7 @@ def identify(data: bytes) -> str:
 
 
 def check_kind(kind: str, name: str) -> None:
-    """Refuse what cannot be read here, by its own name and with the remedy. Raises ImageError (no_image)."""
+    """Refuse unsupported files, naming their kind and the remedy. Raises ImageError (no_image)."""
     if not kind:
         raise ImageError("no_image", f"{name} is not an image that can be read; pass a JPEG, PNG or WebP file")
     if kind == "HEIF":
@@ -154,7 +153,7 @@ def check_header(width: int, height: int, name: str, max_pixels: int) -> None:
 
 
 def check_tiff(picture: Any, name: str, max_pixels: int) -> None:
-    """Refuse the preview that a raw photo begins with, and large tiles. Raises ImageError: no_image, too_large."""
+    """Refuse large tiles, and raw photos, which begin with a preview. Raises ImageError: no_image, too_large."""
     tags = picture.tag_v2
     if tags.get(_SUBFILE, 0) & 1:
         raise ImageError("no_image", f"{name} holds a preview first, as raw photos of cameras do; {_USABLE}")
@@ -164,9 +163,9 @@ def check_tiff(picture: Any, name: str, max_pixels: int) -> None:
 
 
 def without_large_chunks(data: bytes) -> tuple[bytes, bytes | None]:
-    """A PNG without its texts and its colour profile, and the profile: Pillow refuses files where these are large.
+    """Split a PNG into a file without texts and colour profile, and the profile: Pillow refuses these when large.
 
-    The profile is None where there is none, and where it is broken or larger than MAX_PROFILE.
+    The profile is None when missing, broken, or larger than MAX_PROFILE.
     """
     if not any(kind in data for kind in (b"iCCP", *_TEXTS)):
         return data, None
@@ -175,7 +174,7 @@ def without_large_chunks(data: bytes) -> tuple[bytes, bytes | None]:
         end = at + 12 + int.from_bytes(whole[at : at + 4], "big")
         kind = bytes(whole[at + 4 : at + 8])
         if kind == b"iCCP":
-            packed = packed or whole[at + 8 : end - 4]  # of several, the first
+            packed = packed or whole[at + 8 : end - 4]  # the first, if there are several
         elif kind not in _TEXTS:
             kept += whole[at:end]
         at = end
@@ -183,7 +182,7 @@ def without_large_chunks(data: bytes) -> tuple[bytes, bytes | None]:
 
 
 def inflate(data: bytes) -> bytes | None:
-    """What zlib compressed, None where it is broken or more than MAX_PROFILE."""
+    """Decompress zlib data; None if it is broken or larger than MAX_PROFILE."""
     stream = zlib.decompressobj()
     try:
         plain = stream.decompress(data, MAX_PROFILE)
@@ -193,7 +192,7 @@ def inflate(data: bytes) -> bytes | None:
 
 
 def webp_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height of a WebP, from its header (RFC 9649); None where it has another one."""
+    """Width and height of a WebP, from its header (RFC 9649); None if the header is of another kind."""
     kind, body = data[12:16], data[20:30]
     if len(body) < 10:
         return None
@@ -208,9 +207,9 @@ def webp_size(data: bytes) -> tuple[int, int] | None:
 
 @contextmanager
 def _refusals(kind: str, name: str, max_pixels: int) -> Iterator[None]:
-    """What Pillow raises while it reads a header, as ImageError."""
+    """Convert errors that Pillow raises while reading a header to ImageError."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # our own limits are checked, and what Pillow says of tags helps nobody
+        warnings.simplefilter("ignore")  # our own limits are checked, and Pillow's warnings about tags help nobody
         try:
             yield
         except Image.DecompressionBombError:

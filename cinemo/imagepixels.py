@@ -1,7 +1,6 @@
-"""A picture as Pillow opens it -> uint8 RGB as it is seen on a screen: upright, in sRGB, over white.
+"""Convert a picture opened by Pillow to uint8 RGB as a screen shows it: upright, in sRGB, over white.
 
-Knows modes, ranges of values, colour profiles and orientation. Works in strips, so that beside the decoded picture and
-the result it needs little memory. Knows nothing of files.
+Works in strips, so that it needs little memory in addition to the decoded picture and the result.
 """
 
 import io
@@ -12,18 +11,19 @@ from PIL import Image, ImageCms, ImageOps
 
 from cinemo.imagefile import ImageError
 
-STRIP = 1 << 20  # pixels that are converted at once
-# Levels of a profile's colours that are looked at; two of 255 are what rounding leaves between two profiles of sRGB.
+STRIP = 1 << 20  # pixels converted at once
+# Levels at which a profile is compared with sRGB; two sRGB profiles differ by up to 2 of 255, from rounding.
 _LEVELS, _ROUNDING = np.array([0, 32, 64, 96, 128, 160, 192, 224, 255], np.uint8), 2
 _GREYS = ("1", "L", "LA", "La", "F", "I", "I;16", "I;16B", "I;16L", "I;16N")
 _ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
-_BITS, _PHOTOMETRIC = 258, 262  # TIFF's tags
+_BITS, _PHOTOMETRIC = 258, 262  # TIFF tags
 
 
 def to_rgb(picture: Image.Image, name: str) -> np.ndarray:
     """Decode a picture whose header was checked: uint8 (H, W, 3).
 
-    name: for messages. Raises ImageError: corrupt; no_image for values whose range nobody can know.
+    name: for messages. Raises ImageError: corrupt; too_large without enough memory; no_image for values of unknown
+    range.
     """
     try:
         picture.load()
@@ -46,17 +46,17 @@ def to_rgb(picture: Image.Image, name: str) -> np.ndarray:
 
 
 def upright(picture: Image.Image) -> Image.Image:
-    """Turn a picture as its EXIF data says. EXIF data that cannot be read say nothing."""
+    """Turn a picture according to its EXIF data, if these can be read."""
     try:
         return ImageOps.exif_transpose(picture)
-    except Exception:  # a parser of what any program may have written
+    except Exception:  # EXIF data may be broken in any way
         return picture
 
 
 def value_levels(picture: Any, name: str) -> np.ndarray | None:
-    """The 8-bit value of each 16-bit one, uint8 (65536,), by the range of the type; None for a picture without such.
+    """Table from 16-bit to 8-bit values by the range of the type, uint8 (65536,); None for a picture of other values.
 
-    Raises ImageError (no_image) for signed and 32-bit integers, of which nobody knows where white is.
+    Raises ImageError (no_image) for signed and 32-bit integers, whose white level is unknown.
     """
     if not picture.mode.startswith("I"):
         return None
@@ -65,14 +65,14 @@ def value_levels(picture: Any, name: str) -> np.ndarray | None:
         raise ImageError("no_image", f"{name} has signed or 32-bit integers; save it with 8 or 16 bits a channel")
     top = (1 << tags.get(_BITS, (16,))[0]) - 1
     levels = (np.arange(1 << 16).clip(0, top) * (255 / top)).round().astype(np.uint8)
-    return 255 - levels if tags.get(_PHOTOMETRIC) == 0 else levels  # 0 is white, which Pillow undoes of 8 bits alone
+    return 255 - levels if tags.get(_PHOTOMETRIC) == 0 else levels  # 0 is white, which Pillow inverts for 8 bits only
 
 
 def to_bytes(strip: Image.Image, levels: np.ndarray | None, name: str) -> Image.Image:
-    """A strip of any mode -> one of 8-bit values. Raises ImageError (no_image) for values beside the type's range."""
+    """Convert a strip of any mode to 8-bit values. Raises ImageError (no_image) for floats outside 0..1."""
     if strip.mode == "F":
         values = np.asarray(strip)
-        if not ((values >= 0) & (values <= 1)).all():  # NaN is neither
+        if not ((values >= 0) & (values <= 1)).all():  # false for NaN as well
             raise ImageError("no_image", f"{name} has float values outside 0..1; save it with 8 or 16 bits a channel")
         return Image.fromarray((values * 255).round().astype(np.uint8))
     if levels is None:
@@ -85,7 +85,7 @@ def to_bytes(strip: Image.Image, levels: np.ndarray | None, name: str) -> Image.
 
 
 def flatten(strip: Image.Image, convert: ImageCms.ImageCmsTransform | None, mode: str) -> np.ndarray:
-    """A strip of 8-bit values -> uint8 (H, W, 3): colours by `convert`, which takes `mode`; alpha over white."""
+    """Convert a strip of 8-bit values to uint8 (H, W, 3), alpha over white. mode: what `convert` takes."""
     see_through = strip.mode in _ALPHA or "transparency" in strip.info
     whole = strip.convert("RGBA") if see_through else strip
     colours = whole.convert("RGB") if see_through else strip
@@ -98,9 +98,9 @@ def flatten(strip: Image.Image, convert: ImageCms.ImageCmsTransform | None, mode
 
 
 def profile_to_srgb(picture: Image.Image) -> tuple[ImageCms.ImageCmsTransform | None, str]:
-    """What turns a picture's colours into sRGB, None for none, and the mode that it takes.
+    """The transform of a picture's colours to sRGB, None if none is needed, and the mode that it takes.
 
-    A profile that is broken, or for colours of another kind, says nothing, as in browsers. One of sRGB changes nothing.
+    A profile that is broken or for another kind of colours is ignored, as in browsers. One of sRGB needs no transform.
     """
     own = "L" if picture.mode in _GREYS else picture.mode if picture.mode in ("CMYK", "LAB") else "RGB"
     data = picture.info.get("icc_profile")
@@ -112,7 +112,7 @@ def profile_to_srgb(picture: Image.Image) -> tuple[ImageCms.ImageCmsTransform | 
         else:
             return None, own
         taken = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}.get(profile.profile.xcolor_space.strip(), "")
-        if taken != own and (taken, own) != ("RGB", "L"):  # a grey picture with a profile of colours: grey is R = G = B
+        if taken != own and (taken, own) != ("RGB", "L"):  # a grey picture may have an RGB profile: R = G = B
             return None, own
         convert = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), taken, "RGB")
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError, SyntaxError):
@@ -121,7 +121,7 @@ def profile_to_srgb(picture: Image.Image) -> tuple[ImageCms.ImageCmsTransform | 
 
 
 def changes_nothing(convert: ImageCms.ImageCmsTransform) -> bool:
-    """Whether a transform from RGB to RGB leaves all colours what they are, but for rounding."""
+    """Whether a transform from RGB to RGB leaves all colours unchanged, except for rounding."""
     colours = np.stack(np.meshgrid(_LEVELS, _LEVELS, _LEVELS), axis=-1).reshape(1, -1, 3)
     after = np.asarray(convert.apply(Image.fromarray(colours)))
     return int(np.abs(after.astype(int) - colours).max()) <= _ROUNDING

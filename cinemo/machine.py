@@ -1,7 +1,4 @@
-"""What the machine lets a process have: CPUs, its own addresses, a home.
-
-Knows Linux's control groups and environment variables; nothing about what is computed.
-"""
+"""What a machine grants a process: CPUs within its container's quota, direct loopback addresses, a user and a home."""
 
 import getpass
 import math
@@ -15,19 +12,19 @@ _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 
 def cores(root: Path = Path("/")) -> int:
-    """CPUs that this process may use: those that it may run on, and no more than its container's quota comes to.
+    """CPUs that this process may use: those it may run on, up to its container's quota.
 
-    root: where proc/ and sys/ are. A quota of one and a half CPUs counts as two.
+    root: directory of proc/ and sys/. A quota of one and a half CPUs counts as two.
     """
     own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([own, *(math.ceil(quota) for quota in quotas(root))]))
 
 
 def quotas(root: Path) -> Iterator[float]:
-    """Quotas, in CPUs, of the control groups that this process is in and of those above them, version 2 and 1."""
+    """Yield the quotas, in CPUs, of this process's control groups and their parents, versions 2 and 1."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:  # no Linux, or no groups
+    except OSError:  # not Linux, or no control groups
         return
     for line in lines:
         _, controllers, path = line.split(":", 2)
@@ -35,14 +32,14 @@ def quotas(root: Path) -> Iterator[float]:
             continue
         own = PurePosixPath(path.lstrip("/"))
         for name in ("", "unified") if not controllers else {"cpu", controllers}:
-            for group in (own, *own.parents):  # in a container the root of what is seen is its own group
+            for group in (own, *own.parents):  # a container sees its own group as the root
                 quota = read_quota(root / "sys/fs/cgroup" / name / group)
                 if quota is not None:
                     yield quota
 
 
 def read_quota(group: Path) -> float | None:
-    """The quota of one control group in CPUs; None where it has none."""
+    """Read the quota of one control group, in CPUs; None if it has none."""
     try:
         if (group / "cpu.max").exists():  # version 2: "200000 100000" or "max 100000"
             quota, period = (group / "cpu.max").read_text().split()
@@ -55,10 +52,10 @@ def read_quota(group: Path) -> float | None:
 
 
 def settle_environment() -> None:
-    """Give libraries what they ask an environment for and odd ones lack, here and in processes that are started later.
+    """Set environment variables that libraries need, for this process and those started later.
 
-    Addresses of this machine go to no proxy. A user whom the system does not know, such as a container's uid, gets a
-    name and, without HOME, a home that is empty.
+    Addresses of this machine bypass proxies. A user unknown to the system, such as a container's uid, gets a name and,
+    without HOME, an empty home.
     """
     keep_loopback_direct()
     if os.path.expanduser("~") == "~":
@@ -70,7 +67,7 @@ def settle_environment() -> None:
 
 
 def keep_loopback_direct() -> None:
-    """Ask no proxy for addresses of this machine, here and in processes that are started from now on."""
+    """Let addresses of this machine bypass proxies, in this process and those started later."""
     if not any(os.environ.get(name) or os.environ.get(name.upper()) for name in _PROXIES):
         return
     given = ",".join(os.environ.get(name, "") for name in ("no_proxy", "NO_PROXY"))

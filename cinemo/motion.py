@@ -1,7 +1,6 @@
 """Motion score (paper, Eq. 2) and motion buckets.
 
-Knows pixels and SSIM. Knows nothing of video files, latents or Ray. The only place that knows which way a bucket
-points: 0 is still, 19 is the most motion.
+The only module that depends on the direction of buckets: 0 is still, 19 the most motion.
 """
 
 import math
@@ -13,11 +12,11 @@ import numpy as np
 
 NUM_BUCKETS = 20
 SCORE_DEFINITION = "ssim-rgb-u7-v1"  # stored with every dataset and model; change it when a score would change
-OFFICIAL_MOTION = {"kind": "official-demo-100"}  # the mapping of a model directory that states none
+OFFICIAL_MOTION = {"kind": "official-demo-100"}  # the mapping of a model directory without one
 UNIFORM_MOTION = {"kind": "ssim-uniform-20", "score": SCORE_DEFINITION}  # the mapping of models trained here
 
 
-# scikit-image's constants for data_range 255, times 49 * 49 and 48 * 49: what the window's sums below are scaled by.
+# scikit-image's constants for data_range 255, times 49 * 49 and 48 * 49: the scale of the window sums below.
 _LUMINANCE = np.float32((0.01 * 255) ** 2 * 49 * 49)
 _CONTRAST = np.float32((0.03 * 255) ** 2 * 48 * 49)
 
@@ -27,16 +26,16 @@ def motion_score(frames: np.ndarray) -> float:
 
     frames: uint8 (N, H, W, 3), RGB, N >= 2, H and W >= 7.
     Equals skimage.metrics.structural_similarity(a, b, channel_axis=-1, data_range=255), averaged over pairs.
-    Raises ValueError when the shape or the dtype is another.
+    Raises ValueError for another shape or dtype.
     """
     return float(np.mean(neighbour_ssim(frames)))
 
 
 def neighbour_ssim(frames: np.ndarray) -> np.ndarray:
-    """SSIM of every frame with the next: uint8 (N, H, W, 3) -> float64 (N - 1,). Raises as motion_score.
+    """SSIM of every frame with the next: uint8 (N, H, W, 3) -> float64 (N - 1,). Raises like motion_score.
 
-    A process's first call loads the compiled loop from numba's cache; the first call on a machine compiles it. One
-    thread, the GIL released.
+    A process's first call loads the compiled loop from numba's cache; the first call on a machine compiles it. Uses one
+    thread and releases the GIL.
     """
     frames = np.asarray(frames)
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
@@ -45,39 +44,40 @@ def neighbour_ssim(frames: np.ndarray) -> np.ndarray:
     if count < 2 or height < 7 or width < 7:
         raise ValueError(f"frames are {count} of {height} x {width}; SSIM needs at least 2 frames of 7 x 7 pixels")
     columns = _compiled()(np.ascontiguousarray(frames).reshape(count, height, width * 3))
-    # float32 rounds a pixel's SSIM to 1 + 1e-7 at times, and above 1 there is no bucket.
+    # float32 sometimes rounds a pixel's SSIM to 1 + 1e-7, and scores above 1 have no bucket.
     return np.minimum(columns.sum(axis=1) / ((height - 6) * columns.shape[1]), 1.0)
 
 
 @cache
 def _compiled() -> Callable[[np.ndarray], np.ndarray]:
-    """`_column_ssim` as machine code."""
-    from numba import njit, types  # 0.25 s to import; bucket arithmetic does not need it
+    """`_column_ssim`, compiled."""
+    from numba import njit, types  # takes 0.25 s to import, and bucket arithmetic does not need it
 
-    # Read-only, as arrays out of Ray's object store are; one that may be written is taken too.
+    # Read-only, because arrays from Ray's object store are; writable arrays are accepted too.
     signature = types.float64[:, ::1](types.Array(types.uint8, 3, "C", readonly=True))
     try:
         return njit(signature, nogil=True, error_model="numpy", cache=True)(_column_ssim)
-    except RuntimeError as error:  # neither our folder nor the user's can be written: compile in every process
+    except RuntimeError as error:  # neither our folder nor the user's is writable: compile in every process
         if "cannot cache" not in str(error):
             raise
         return njit(signature, nogil=True, error_model="numpy")(_column_ssim)
 
 
 def _column_ssim(frames: np.ndarray) -> np.ndarray:
-    """uint8 (N, H, W * 3) -> float64 (N - 1, (W - 6) * 3): SSIM of neighbours, summed over the rows of windows.
+    """SSIM of neighbours, summed over the rows of windows: uint8 (N, H, W * 3) -> float64 (N - 1, (W - 6) * 3).
 
-    One pass. A window's sums are exact: at most 49 * 49 * 255**2, which int32 holds, and so are its variance and
-    covariance, 49 * sum(xy) - sum(x) * sum(y) (49 * 48 times the sample's). Only the last quotient is float32.
+    One pass. A window's sums are at most 49 * 49 * 255**2, which int32 holds exactly. So are its variance and
+    covariance, 49 * sum(xy) - sum(x) * sum(y), which are 49 * 48 times the sample's. Only the final quotient is
+    float32.
     """
     count, height, width = frames.shape
     inner = width - 18  # a window's 7 columns are 3 values apart
     int32, float32 = np.int32, np.float32  # numba widens int32 * int32 to int64, which halves the speed
     ssim = np.zeros((count - 1, inner))
     nothing = np.zeros(width, np.uint8)
-    # Of the last 7 rows, per column: sum of the frame, of its square, of its product with the frame before.
+    # Sums over the last 7 rows, per column: the frame, its square, its product with the previous frame.
     column = np.zeros((3, count, width), np.int32)
-    # Of the window: sum and variance of this frame and of the one before, which take turns.
+    # Sum and variance of the window in this frame and in the previous one, in alternating rows.
     total, spread = np.zeros((2, inner), np.int32), np.zeros((2, inner), np.int32)
     for row in range(height):
         for i in range(count):
@@ -111,7 +111,7 @@ def _column_ssim(frames: np.ndarray) -> np.ndarray:
 
 
 def motion_bucket(score: float) -> int:
-    """Motion score -> bucket 0..19, uniform in the score; a negative score counts as 0.
+    """Convert a motion score to its bucket, 0..19, uniform in the score; a negative score counts as 0.
 
     Raises ValueError for a score above 1 or one that is not a number.
     """
@@ -121,10 +121,10 @@ def motion_bucket(score: float) -> int:
 
 
 def motion_id(bucket: int, mapping: Mapping[str, Any]) -> float:
-    """The number that a model's U-Net is given for a bucket; `mapping` is the model directory's.
+    """Convert a bucket to the number that a model's U-Net receives. mapping: the model directory's.
 
-    mapping["ids"], where it is there, has one for each bucket: those with which the model's videos measure so.
-    Raises ValueError for a bucket outside 0..19 and for a mapping that this version does not know.
+    mapping["ids"], if present, has one number per bucket: the one with which the model's videos measure that bucket.
+    Raises ValueError for a bucket outside 0..19 and for an unknown mapping.
     """
     if isinstance(bucket, bool) or int(bucket) != bucket or not 0 <= bucket < NUM_BUCKETS:
         raise ValueError(

@@ -1,8 +1,8 @@
-"""Schedulers by name, and settings by speed: the one place to add either. Loads no torch: `--help` lists them."""
+"""Schedulers by name and settings by speed; add either here. Does not import torch, because `--help` lists them."""
 
 from typing import Any, Literal
 
-# Only samplers that add no noise between steps: a sample then depends on its own seed alone, whatever its batch.
+# Only samplers that add no noise between steps, so that a sample depends on its own seed alone, not on its batch.
 SCHEDULERS = {
     "ddim": "DDIMScheduler",
     "dpmsolver++": "DPMSolverMultistepScheduler",
@@ -12,8 +12,8 @@ SCHEDULERS = {
     "heun": "HeunDiscreteScheduler",
 }
 
-# Settings of CinemoPipeline by speed. "paper" evaluates the U-Net 100 times; "balanced" 15 times, and its first level
-# alone 15 times; "fast" 6 and 6. Guidance acts in the first half, which decides the motion. See benchmarks/speed.py.
+# Settings of CinemoPipeline by speed. "paper" evaluates the whole U-Net 100 times; "balanced" 15 times, and its first
+# level 15 times more; "fast" 6 and 6. Guidance acts in the first half, which decides motion. See benchmarks/speed.py.
 _FAST = {"scheduler": "dpmsolver++", "guidance_interval": (0.0, 0.5), "cache_interval": 2}
 Speed = Literal["paper", "balanced", "fast"]
 SPEEDS: dict[Speed, dict[str, Any]] = {

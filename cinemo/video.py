@@ -1,9 +1,8 @@
-"""Sample clips from video files (and, from `videowrite`, write them).
+"""Sample clips from video files; writing them (videowrite.py) is re-exported.
 
-Knows which frames a clip has. Knows nothing of motion scores, latents or Ray. A clip is read by seeking to the keyframe
-before its first frame, decoding to its last (videodecode.py) and resizing inside the decoder: no full-size RGB frame
-and no frame past the clip's end is ever made, and in H.264 no frame that neither the clip nor another frame needs. What
-a picture looks like is videopixels.py, and when it is shown videotimes.py.
+To read a clip, seek to the keyframe before its first frame, decode to its last (videodecode.py), and resize inside the
+decoder. No full-size RGB frame and no frame past the clip's end is ever made; in H.264, frames that neither the clip
+nor another frame needs are skipped too. Pixels are converted in videopixels.py, timestamps read in videotimes.py.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -51,10 +50,10 @@ SAMPLING_VERSION = "pts-cover-crop-v2"  # part of every clip id; change it when 
 
 
 class VideoTraits(NamedTuple):
-    """How a video is stored, where a player shows it otherwise; as its frames and timestamps say."""
+    """Properties of a video's storage that affect how it is shown, read from its frames and timestamps."""
 
     fps: float  # frames a second, on average
-    variable_rate: bool  # frames are shown for uneven times
+    variable_rate: bool  # frames are shown for unequal times
     sample_aspect_ratio: float  # width of a stored pixel to its height; pictures are scaled to square pixels
     transfer: str | None  # "pq" or "hlg": high dynamic range, which is tone-mapped
     interlaced: bool  # frames hold two fields, of which the upper one is shown
@@ -69,7 +68,7 @@ class VideoTraits(NamedTuple):
 
 
 class SampledClip(NamedTuple):
-    """A clip and how it was found."""
+    """A clip, its interval, and the traits of its video."""
 
     frames: np.ndarray  # uint8 (N, H, W, 3), RGB
     interval: int  # between its frames, in frames of the video
@@ -79,9 +78,9 @@ class SampledClip(NamedTuple):
 def load_clip(
     source: Source, start: int, interval: int, num_frames: int, size: tuple[int, int] | None, shorten: bool = False
 ) -> SampledClip:
-    """A clip as sample_clip gives it, with its interval and the traits of its video.
+    """Sample a clip like sample_clip, with its interval and the traits of its video.
 
-    shorten: where the video is short, take the longest interval that fits. Raises as sample_clip.
+    shorten: in a video too short for the interval, use the longest that fits. Raises like sample_clip.
     """
     check_span(start, interval, num_frames)
     with open_video(source) as video:
@@ -98,9 +97,9 @@ def load_clip(
 def read_clip(
     source: Source, start: int, interval: int, num_frames: int, size: tuple[int, int]
 ) -> tuple[np.ndarray, int]:
-    """A clip as sample_clip gives it, and its interval: less than asked for where the video is short.
+    """Sample a clip like sample_clip; returns it and its interval, smaller than requested if the video is short.
 
-    Raises as sample_clip.
+    Raises like sample_clip.
     """
     clip = load_clip(source, start, interval, num_frames, size, shorten=True)
     return clip.frames, clip.interval
@@ -109,11 +108,11 @@ def read_clip(
 def sample_clip(
     source: Source, start: int, interval: int, num_frames: int = 16, size: tuple[int, int] | None = None
 ) -> np.ndarray:
-    """Frames start, start + interval, ... of a video, scaled to cover `size` and cut to its centre.
+    """Read frames start, start + interval, ... of a video, scaled to cover `size` and cropped to its centre.
 
     source: a path or a seekable binary file object, which is read from its beginning and stays open.
-    start, interval: in frames of the video in the order they are shown, whatever their rate: where it varies, those of
-    a clip are not evenly spaced in time. size: (H, W) pixels, or None for the size at which the video is shown.
+    start, interval: in frames of the video, in display order. Where the frame rate varies, a clip's frames are not
+    evenly spaced in time. size: (H, W) pixels, or None for the size at which the video is shown.
     Returns uint8 (num_frames, H, W, 3), RGB, upright, with square pixels, deinterlaced, high dynamic range tone-mapped,
     transparency laid over white. Raises VideoError (a ValueError) when the video is missing, unreadable, too short for
     the span, or corrupt within it; ValueError for a negative start or an interval below 1.
@@ -127,9 +126,9 @@ def sample_clips(
     num_frames: int = 16,
     size: tuple[int, int] | None = None,
 ) -> Iterator[np.ndarray | VideoError]:
-    """For every span (start, interval) what sample_clip returns, or its VideoError; the file is opened once.
+    """Yield for every span (start, interval) what sample_clip returns, or its VideoError; the file is opened once.
 
-    Raises VideoError where the fault is the whole video's, ValueError for a negative start or an interval below 1.
+    Raises VideoError when the whole video is at fault, ValueError for a negative start or an interval below 1.
     """
     for start, interval in spans:
         check_span(start, interval, num_frames)
@@ -142,7 +141,7 @@ def sample_clips(
 
 
 def check_span(start: int, interval: int, num_frames: int) -> None:
-    """Raise ValueError for a span that no video can have."""
+    """Raise ValueError for a span that is invalid in every video."""
     if start < 0 or interval < 1 or num_frames < 1:
         raise ValueError(
             f"start {start}, interval {interval}, num_frames {num_frames}: need start >= 0, the others >= 1"
@@ -157,7 +156,7 @@ def read_span(
     size: tuple[int, int] | None,
     found: set[str] | None = None,
 ) -> np.ndarray:
-    """One span of an open video, as sample_clip; found: as in render_all. Raises VideoError."""
+    """Read one span of an open video, like sample_clip. found: see render_all. Raises VideoError."""
     name, times = video.name, video.times
     wanted = range(start, start + interval * num_frames, interval)
     if wanted[-1] >= times.count:
@@ -171,7 +170,7 @@ def read_span(
             clip = list(render_all(frames, size, video.pixel_aspect, found))
     except av.FFmpegError as error:
         raise VideoError("corrupt", f"video {name} cannot be decoded from frame {start} on ({error})") from error
-    except OSError as error:  # the file object's own: the video may be sound
+    except OSError as error:  # raised by the file object: the video itself may be sound
         raise VideoError("unreadable", f"video {name} cannot be read from frame {start} on ({error})") from error
     if len(clip) < num_frames:
         at = start + interval * len(clip)
@@ -182,11 +181,11 @@ def read_span(
 def read_lean(
     video: OpenVideo, targets: list[Fraction], size: tuple[int, int] | None, found: set[str] | None
 ) -> list[np.ndarray] | None:
-    """The pictures at `targets` from no more decoding than they need, or None where that cannot be sure of them.
+    """Read the pictures at `targets`, skipping frames that they do not need; None where that could give wrong pictures.
 
-    H.264 only: its packets say which frames no other frame refers to, in so many words. HEVC's do not (a frame of a
-    higher temporal layer may refer to one marked so), and in other codecs few frames are so. Nor AVI, which does not
-    store when a frame is shown.
+    H.264 only: its packets mark the frames that no other frame refers to. In HEVC a frame of a higher temporal layer
+    may refer to one so marked, and in other codecs few frames are. AVI is excluded, because it does not store when a
+    frame is shown.
     """
     if video.decoder.name != "h264" or video.container.format.name == "avi" or video.times.by_place:
         return None
@@ -197,13 +196,13 @@ def read_lean(
     frames = pick_frames(decode_from(video, targets, seen), targets, ticks)
     for picture in render_all(watch(frames, shown), size, video.pixel_aspect, found):
         clip.append(picture)
-    # Any frame left out is one that was not wanted, if every picture is the one that the timestamps ask for. It is not
-    # where a frame is damaged, a timestamp is absent or the video ends within the span.
+    # If every picture is the one that the timestamps call for, only unneeded frames were skipped. They differ where a
+    # frame is damaged, a timestamp is missing, or the video ends within the span.
     return clip if shown == [on_screen(seen, target, ticks) for target in targets] else None
 
 
 def watch(frames: Iterable[Any], shown: list[int]) -> Iterator[Any]:
-    """The frames themselves; their timestamps are put in `shown`."""
+    """Pass frames through, appending their timestamps to `shown`."""
     for frame in frames:
         shown.append(frame.pts)
         yield frame

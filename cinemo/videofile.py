@@ -1,7 +1,4 @@
-"""Video files: open one, or say in one sentence why it cannot be used.
-
-Knows containers, streams and their faults. Knows nothing of which frames are wanted or what their pixels are.
-"""
+"""Open a video file, or raise an error that says in one sentence why it cannot be used."""
 
 import os
 from collections.abc import Iterator
@@ -15,7 +12,8 @@ from av.stream import Discard, Disposition
 from cinemo import animation
 from cinemo.videotimes import FrameTimes, frame_times
 
-# What a folder of videos is searched for; and animated WebP, but most files that end so are photos or thumbnails.
+# Suffixes of the files that count as videos in a folder. WebP is not among them: most WebP files are photos, so only
+# animated ones are taken.
 VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v", ".mkv", ".webm", ".avi", ".wmv", ".asf", ".flv", ".ogv"),
     *(".mpg", ".mpeg", ".m2v", ".vob", ".ts", ".mts", ".m2ts", ".mxf", ".dv", ".gif", ".apng"),
@@ -23,8 +21,8 @@ VIDEO_SUFFIXES = (
 ANIMATED_WEBP = ".webp"
 MAX_FRAME_PIXELS = 8192 * 4608
 MAX_FRAMES = 10_000_000  # four days at 30 frames a second
-MAX_ANIMATION_PIXELS = 1 << 28  # of all frames of an animated picture, which is unpacked in memory: 1 GB at most
-ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own ones see no transparency
+MAX_ANIMATION_PIXELS = 1 << 28  # all frames of an animated picture, which is unpacked in memory: 1 GB at most
+ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's native decoders ignore transparency
 
 Source = str | os.PathLike[str] | BinaryIO  # a path, or a seekable binary file object (object storage, a tar member)
 
@@ -39,12 +37,12 @@ class VideoError(ValueError):
         super().__init__(message)
         self.reason = reason
 
-    def __reduce__(self) -> tuple[Any, ...]:  # two arguments, which Exception's own pickling would lose
+    def __reduce__(self) -> tuple[Any, ...]:  # Exception's own pickling would lose the second argument
         return (type(self), (self.reason, str(self)))
 
 
 class OpenVideo(NamedTuple):
-    """An open container and the stream in it that is the video."""
+    """An open container and its video stream."""
 
     name: str
     container: Any
@@ -54,13 +52,13 @@ class OpenVideo(NamedTuple):
 
     @property
     def pixel_aspect(self) -> Fraction:
-        """Width of a stored pixel to its height; what no display can have had in mind counts as square."""
+        """Width of a stored pixel to its height; implausible ratios, outside 1/4..4, count as square."""
         stored = Fraction(self.stream.sample_aspect_ratio or 1)
         return stored if Fraction(1, 4) <= stored <= 4 else Fraction(1)
 
 
 class VideoInfo(NamedTuple):
-    """What is known without decoding. Frames are those that are shown; frames a second are measured, on average.
+    """Facts known without decoding: the number of frames shown, their measured average rate, and their size.
 
     Width and height are as coded, before any rotation.
     """
@@ -72,7 +70,7 @@ class VideoInfo(NamedTuple):
 
 
 def probe(source: Source) -> VideoInfo:
-    """Frame count, frames per second and size (pixels), by timestamps and the container.
+    """Read frame count, frames per second and size (pixels) from the timestamps and the container.
 
     source: a path or a seekable binary file object, which is read from its beginning and stays open.
     Raises VideoError.
@@ -83,9 +81,9 @@ def probe(source: Source) -> VideoInfo:
 
 @contextmanager
 def open_video(source: Source) -> Iterator[OpenVideo]:
-    """The container and its first video stream, with one decoding thread; closed on leaving. Raises VideoError.
+    """Open a container and its first video stream, with one decoding thread; closed on leaving. Raises VideoError.
 
-    A file object is read from its beginning wherever it stands, and stays open.
+    A file object is read from its beginning, whatever its position, and stays open.
     """
     name = name_of(source)
     with open_container(source, name, max_pixels=str(MAX_FRAME_PIXELS)) as container:
@@ -98,28 +96,29 @@ def open_video(source: Source) -> Iterator[OpenVideo]:
 
 
 def prepare(source: Source, name: str, container: Any) -> OpenVideo:
-    """An open container's video stream, checked, with its decoder and the times of its frames. Raises VideoError."""
+    """Check an open container's video stream; find its decoder and the times of its frames. Raises VideoError."""
     stream = choose_stream(container, name)
     check_size(source, stream, name)
     decoder = choose_decoder(stream)
-    decoder.thread_count = 1  # the callers run one decoder a core
-    decoder.options = {"max_pixels": str(MAX_FRAME_PIXELS)}  # frames may be larger than the header's
+    decoder.thread_count = 1  # callers run one decoder per core
+    decoder.options = {"max_pixels": str(MAX_FRAME_PIXELS)}  # frames may be larger than the header says
     for other in container.streams:
         if other is not stream:
             other.discard = Discard.all  # sound is not even read
     check_count(stream.frames, container, name)
     try:
         times = remembered(source, container, name, stream)
-    except OSError as error:  # the file object's own: the video may be sound
+    except OSError as error:  # raised by the file object: the video itself may be sound
         raise VideoError("unreadable", f"video {name} cannot be read ({error})") from error
     check_count(times.count, container, name)
     return OpenVideo(name, container, stream, decoder, times)
 
 
 def remembered(source: Source, container: Any, name: str, stream: Any) -> FrameTimes:
-    """The times of a stream's frames; those of a known file as they were, so that it is not read for each clip.
+    """The times of a stream's frames, cached so that a file is not read again for each of its clips.
 
-    Known by its name, and on disk by its time as well. Memory has no names.
+    The cache key is path, size and modification time on disk, name and size elsewhere. Unnamed file objects are not
+    cached.
     """
     if isinstance(source, str | os.PathLike):
         key: Any = (os.path.abspath(source), container.size, os.stat(source).st_mtime_ns)
@@ -136,7 +135,7 @@ _TIMES: dict[Any, FrameTimes] = {}
 
 
 def name_of(source: Source) -> str:
-    """How messages call the source: its path, or a file object's own name."""
+    """Name of the source in messages: its path, or a file object's own name."""
     if isinstance(source, str | os.PathLike):
         return os.fspath(source)
     name = getattr(source, "name", None)  # an integer for a file without one
@@ -144,14 +143,14 @@ def name_of(source: Source) -> str:
 
 
 def open_container(source: Source, name: str, **options: str) -> Any:
-    """The opened container. options: FFmpeg's, for the decoder that looks at the first frames. Raises VideoError."""
+    """Open a container. options: FFmpeg's, for the decoder that probes the first frames. Raises VideoError."""
     try:
         if isinstance(source, str | os.PathLike):
-            file: Any = f"file:{os.path.abspath(source)}"  # a colon in its name makes no protocol of it
+            file: Any = f"file:{os.path.abspath(source)}"  # so that a colon in the name is not taken for a protocol
         else:
             file = source
             file.seek(0)
-        # A playlist names other files: whatever it names, nothing is fetched over a network.
+        # A playlist may name remote files; nothing is fetched over a network.
         return av.open(file, metadata_errors="ignore", options={"protocol_whitelist": "file", **options})
     except FileNotFoundError:
         raise VideoError("missing", f"video {name} does not exist; check the path") from None
@@ -160,7 +159,7 @@ def open_container(source: Source, name: str, **options: str) -> Any:
 
 
 def choose_stream(container: Any, name: str) -> Any:
-    """The first video stream that is moving pictures and can be decoded. Raises VideoError."""
+    """Find the first video stream that is not a still picture and can be decoded. Raises VideoError."""
     if container.format.name.endswith("_pipe") or container.format.name == "image2":  # jpeg_pipe, png_pipe, ...
         raise VideoError("no_video", f"{name} is a still image ({container.format.name}), not a video")
     streams = list(container.streams.video)
@@ -178,9 +177,9 @@ def choose_stream(container: Any, name: str) -> Any:
 
 
 def check_size(source: Source, stream: Any, name: str) -> None:
-    """Raise VideoError unless frames have a size, and one that fits in memory."""
+    """Raise VideoError unless frames have a size, and it is within MAX_FRAME_PIXELS."""
     width, height = stream.width, stream.height
-    if not width or not height:  # some decoders forget the size when it is over the limit: ask without decoding
+    if not width or not height:  # some decoders drop a size over the limit: read it without decoding
         with open_container(source, name, skip_frame="all") as container:
             sizes = [(other.width, other.height) for other in container.streams.video if other.index == stream.index]
             width, height = sizes[0] if sizes else (0, 0)
@@ -191,7 +190,7 @@ def check_size(source: Source, stream: Any, name: str) -> None:
 
 
 def check_count(count: int, container: Any, name: str) -> None:
-    """Raise VideoError for more frames than can be: no codec makes frames of less than a byte."""
+    """Raise VideoError for an impossible number of frames: in every codec a frame takes at least one byte."""
     if count > MAX_FRAMES or 0 < container.size < count:
         raise VideoError(
             "too_large",
@@ -201,7 +200,7 @@ def check_count(count: int, container: Any, name: str) -> None:
 
 
 def choose_decoder(stream: Any) -> Any:
-    """The stream's decoder, or one that gives its transparency as well."""
+    """Choose the stream's decoder, or one that also decodes its transparency."""
     native = stream.codec_context
     codec = ALPHA_DECODERS.get(native.name)
     if codec not in av.codecs_available or stream.metadata.get("alpha_mode") != "1":
@@ -210,12 +209,12 @@ def choose_decoder(stream: Any) -> Any:
 
 
 def is_animated_webp(head: bytes) -> bool:
-    """Whether a file is animated WebP, by its first 21 bytes."""
+    """Whether a file is animated WebP. head: its first 21 bytes at least."""
     return head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and len(head) > 20 and bool(head[20] & 2)
 
 
 def unpack(source: Source, name: str, kind: str) -> BinaryIO:
-    """An animated picture as a video in memory. Raises VideoError where it does not move, is broken or too large."""
+    """Convert an animated picture to a video in memory. Raises VideoError if it is still, broken or too large."""
     if isinstance(source, str | os.PathLike):
         file: Any = os.fspath(source)
     else:

@@ -1,8 +1,7 @@
-"""When the frames of a video are shown: how many there are, and the timestamp of each.
+"""Number and timestamps of a video's frames, from a file's index or its packets.
 
-Knows packets, the index of a file, and what the two say of time. Knows nothing of pixels. A header is a hint: its frame
-rate is used where the timestamps agree with it, its counts and durations are not used at all. Frames that an edit list
-hides, and those before the first keyframe, which no decoder shows, are not counted.
+The header is only a hint: its frame rate is used where the timestamps agree with it, its counts and durations never.
+Frames that an edit list hides, and those before the first keyframe, which no decoder shows, are not counted.
 """
 
 import contextlib
@@ -15,22 +14,22 @@ from typing import Any
 import av
 import numpy as np
 
-EVEN = 0.25  # of a frame: how far timestamps may be from even ones; containers round them, to milliseconds at worst
+EVEN = 0.25  # tolerance of even timestamps, in frames; containers round them, to milliseconds at worst
 
 
 @dataclass(frozen=True, eq=False)
 class FrameTimes:
-    """Timestamps of the frames in the order they are shown: frame k is the k-th that a player shows.
+    """Timestamps of the frames in display order, in units of the stream's time base.
 
-    Timestamps are in units of the stream's time base.
+    Frame k is the k-th that a player shows, counted from 0.
     """
 
     count: int
     rate: Fraction  # frames a second, on average
-    origin: int  # of the first frame
+    origin: int  # timestamp of the first frame
     ticks: Fraction  # from a frame to the next; 1 where the frame rate varies
-    uneven: np.ndarray | None = None  # int64, of every frame, sorted: where the frame rate varies
-    by_place: bool = False  # the timestamps that decoders give are wrong or missing: frames must be counted
+    uneven: np.ndarray | None = None  # timestamp of every frame, int64, sorted; only where the frame rate varies
+    by_place: bool = False  # decoders give wrong or no timestamps: frames must be counted
 
     def at(self, frame: int) -> Fraction:
         """The timestamp of a frame, 0 <= frame < count."""
@@ -38,19 +37,19 @@ class FrameTimes:
 
 
 def frame_times(container: Any, stream: Any) -> FrameTimes:
-    """The times of a stream's frames: by the index where it tells all, else by reading the packets to their end.
+    """Find the times of a stream's frames: from the index if it suffices, else by reading all packets.
 
-    The container must stand at its beginning, and stands anywhere afterwards. Other streams should be discarded. A
-    file that breaks off has the frames before that. Raises OSError when a file object cannot be read.
+    The container must be at its beginning; its position afterwards is undefined. Other streams should be discarded. A
+    truncated file has the frames before its end. Raises OSError when a file object cannot be read.
     """
     return from_index(container, stream) or from_packets(container, stream)
 
 
 def from_index(container: Any, stream: Any) -> FrameTimes | None:
-    """By the index of MP4 or AVI, without reading a frame; None where that cannot say when each frame is shown."""
+    """Times from the index of MP4 or AVI, without reading a frame; None if it does not say when each is shown."""
     entries = stream.index_entries
     if container.format.name == "avi":
-        # AVI stores no times. Where frames may be shown in another order, FFmpeg guesses them, and is wrong.
+        # AVI stores no times. FFmpeg guesses them, wrongly where display and decoding order differ.
         reordered = bool(stream.codec_context.has_b_frames) or stream.codec_context.name in ("h264", "hevc")
         shown = sum(1 for entry in entries if entry.size)
         if shown == 0 or (shown < len(entries) and not reordered):  # an empty entry repeats the frame before it
@@ -66,25 +65,23 @@ def from_index(container: Any, stream: Any) -> FrameTimes | None:
         or any(entry.is_discard for entry in entries)
         or (stream.duration or 0) > length + 2 * length / len(stamps)
     ):
-        return (
-            None  # an edit list hides frames; or fragments follow, which the index does not know yet; or it is damaged
-        )
-    # The index has decoding times: where they are even, so are the times at which frames are shown.
+        return None  # an edit list hides frames, fragments follow that the index does not list yet, or it is damaged
+    # The index has decoding times: where these are even, the display times are too.
     rate = even_rate(stamps, stream)
     return None if rate is None else evenly(stream, len(stamps), rate, stream.start_time or 0)
 
 
 def packets_of(container: Any, stream: Any) -> Iterator[Any]:
-    """The packets of a stream from where the container stands, and an empty one at the end."""
-    with contextlib.suppress(IndexError):  # PyAV's, at the end of a file in which further streams turned up on the way
+    """Yield the packets of a stream from the container's position on, and an empty one at the end."""
+    with contextlib.suppress(IndexError):  # PyAV raises it at the end of a file in which streams appeared on the way
         yield from container.demux(stream)
 
 
 def from_packets(container: Any, stream: Any) -> FrameTimes:
-    """By the timestamps of all packets."""
+    """Times from the timestamps of all packets."""
     times, begin, clock, unsure = array("q"), None, None, False
-    earliest = None  # what is shown before the first keyframe needs frames that are not there
-    with contextlib.suppress(av.FFmpegError):  # the file breaks off: what was read is what there is
+    earliest = None  # first timestamp shown; what would precede the first keyframe needs frames that do not exist
+    with contextlib.suppress(av.FFmpegError):  # a truncated file: keep what was read
         for packet in packets_of(container, stream):
             if not packet.size:
                 continue
@@ -92,7 +89,7 @@ def from_packets(container: Any, stream: Any) -> FrameTimes:
                 begin, earliest = len(times), packet.pts
             if packet.is_discard:
                 continue
-            # No timestamps, as in a bare stream; or time runs backward, as where recordings were put end to end.
+            # No timestamps, as in a raw stream; or time runs backward, as in recordings that were joined.
             unsure |= packet.pts is None or (clock is not None and packet.dts is not None and packet.dts < clock)
             clock = packet.dts if packet.dts is not None else clock
             times.append(packet.pts or 0)
@@ -109,12 +106,12 @@ def from_packets(container: Any, stream: Any) -> FrameTimes:
 
 
 def evenly(stream: Any, count: int, rate: Fraction, origin: int) -> FrameTimes:
-    """Frames at an even rate."""
+    """Times of `count` frames at an even rate. origin: timestamp of the first."""
     return FrameTimes(count, rate, origin, 1 / (rate * stream.time_base))
 
 
 def even_rate(stamps: np.ndarray, stream: Any) -> Fraction | None:
-    """The frame rate of sorted timestamps, int64, where they are even: the header's, else as measured."""
+    """The frame rate of sorted timestamps (int64): the header's or the measured one; None if they are uneven."""
     rates = [header_rate(stream)] if len(stamps) < 2 else [header_rate(stream), measured_rate(stamps, stream)]
     seconds = (stamps - stamps[0]) * float(stream.time_base)
     for rate in rates:
@@ -124,7 +121,7 @@ def even_rate(stamps: np.ndarray, stream: Any) -> Fraction | None:
 
 
 def header_rate(stream: Any) -> Fraction:
-    """Frames a second, as the file says."""
+    """Frames a second according to the header; 25 if it gives none."""
     return Fraction(stream.average_rate or stream.guessed_rate or 25)
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 CRF = 18  # visually lossless H.264
 HD_LINES = 720
-BT709, SMPTE170M = 1, 6  # of primaries, transfer and matrix alike (ITU-T H.273)
+BT709, SMPTE170M = 1, 6  # codes of primaries, transfer and matrix alike (ITU-T H.273)
 
 
 def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: float = 8) -> None:
@@ -57,7 +57,7 @@ def check_fps(fps: float, ending: str) -> None:
 
 
 def write_mp4(path: str, frames: np.ndarray, fps: float) -> None:
-    """H.264 that says its colours: BT.709 from 720 lines on, else BT.601, as players assume where nothing is said."""
+    """Write H.264, tagged with the colour space that players would assume: BT.709 from 720 lines on, else BT.601."""
     _, height, width, _ = frames.shape
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     matrix, tag = ("ITU709", BT709) if height >= HD_LINES else ("ITU601", SMPTE170M)
@@ -76,10 +76,10 @@ def write_mp4(path: str, frames: np.ndarray, fps: float) -> None:
 
 
 def write_animation(path: str, frames: np.ndarray, fps: float) -> None:
-    """GIF with the best palette of each frame, or WebP; a frame that equals the one before it is a frame as well."""
+    """Write GIF, with an adaptive palette for each frame, or WebP. Repeated frames are kept as frames."""
     is_gif = path.endswith(".gif")
-    unit = Fraction(1, 100 if is_gif else 1000)  # in which the format counts
-    with av.open(path, "w", options={"loop": "0"}) as container:  # for ever
+    unit = Fraction(1, 100 if is_gif else 1000)  # the format's time unit, in seconds
+    with av.open(path, "w", options={"loop": "0"}) as container:  # 0: forever
         stream: Any = container.add_stream("gif" if is_gif else "libwebp", rate=Fraction(fps).limit_denominator(1001))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "pal8" if is_gif else "bgra"
@@ -95,7 +95,7 @@ def write_animation(path: str, frames: np.ndarray, fps: float) -> None:
 
 
 def with_palette(picture: np.ndarray) -> av.VideoFrame:
-    """uint8 (H, W, 3) in 256 colours."""
+    """Reduce a picture, uint8 (H, W, 3), to 256 colours."""
     reduced = Image.fromarray(picture).convert("P", palette=Image.Palette.ADAPTIVE)
     colours = np.array(reduced.getpalette("RGB"), np.uint8).reshape(-1, 3)
     palette = np.zeros((256, 4), np.uint8)  # alpha, red, green, blue
@@ -104,5 +104,5 @@ def with_palette(picture: np.ndarray) -> av.VideoFrame:
 
 
 WRITERS = {".mp4": write_mp4, ".gif": write_animation, ".webp": write_animation}
-# Browsers show a frame of a GIF for at least 20 ms, of a WebP for 11: what is shorter they show for 100.
+# Browsers show a GIF's frame for 100 ms if it is given less than 20 ms, a WebP's if it is given less than 11.
 MOST_FPS = {".mp4": 240, ".gif": 50, ".webp": 90}

@@ -1,1 +1,1 @@
-"""The larger commands of `cinemo`, one file each; cinemo.cli has the small ones and puts them together."""
+"""The larger commands of `cinemo`, one file each; cinemo.cli adds the small ones."""

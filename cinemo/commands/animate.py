@@ -1,4 +1,4 @@
-"""`cinemo animate`: a photo and a prompt become a video, a chain of clips, a loop, or a sheet over motion buckets."""
+"""`cinemo animate`: turn a photo and a prompt into a video, a chain of clips, a loop, or a sheet of motion buckets."""
 
 import time
 from enum import StrEnum
@@ -12,7 +12,7 @@ from cinemo.presets import SCHEDULERS, SPEEDS, Speed
 
 
 class Fit(StrEnum):
-    """How a photo of another aspect becomes a frame; the last two are cinemo.image.FITS, which loads numpy."""
+    """How to fit a photo of another aspect. crop and pad repeat cinemo.image.FITS, which would import numpy."""
 
     auto = "auto"
     crop = "crop"
@@ -122,8 +122,9 @@ def animate(
 
 
 def read_sampler(steps: int | None, speed: str | None, scheduler: str, interval: tuple[float, float]) -> dict[str, Any]:
-    """The sampler's settings as arguments of CinemoPipeline. Raises ValueError for unknown names, and if --speed is not
-    alone.
+    """The sampler's settings as arguments of CinemoPipeline.
+
+    Raises ValueError for unknown names, and for --speed together with a setting that it implies.
     """
     for flag, name, known in (("--scheduler", scheduler, SCHEDULERS), ("--speed", speed, SPEEDS)):
         if name is not None and name not in known:
@@ -137,9 +138,9 @@ def read_sampler(steps: int | None, speed: str | None, scheduler: str, interval:
 
 
 def fitted(pipe: Any, photo: Any, fit: Fit, height: int | None, width: int | None) -> dict[str, Any]:
-    """The size to animate at and how the photo is brought to it, as arguments of CinemoPipeline.
+    """The size to animate at and how the photo is fitted to it, as arguments of CinemoPipeline.
 
-    Says so when more than a third of the photo is cut away. Raises ValueError for a size that the model does not take.
+    Prints a note when more than a third of the photo is cut away. Raises ValueError for a size the model does not take.
     """
     from cinemo.image import NOTABLE_CUT, cut_away, fitting_size
 
@@ -158,7 +159,7 @@ def fitted(pipe: Any, photo: Any, fit: Fit, height: int | None, width: int | Non
 
 
 def measure(video: Path, settings: dict[str, Any]) -> int:
-    """The motion bucket of a video, at the size and length that are made."""
+    """Measure the motion bucket of a video at the size and length of the animation."""
     from cinemo.motion import motion_bucket, motion_score
     from cinemo.video import read_clip
 
@@ -169,7 +170,7 @@ def measure(video: Path, settings: dict[str, Any]) -> int:
 
 
 def read_buckets(text: str | None) -> list[int]:
-    """ "0,5,10" -> [0, 5, 10]; nothing -> []. Raises ValueError."""
+    """Parse "0,5,10" as [0, 5, 10], and None as []. Raises ValueError."""
     from cinemo.motion import UNIFORM_MOTION, motion_id
 
     if text is None:
@@ -179,14 +180,14 @@ def read_buckets(text: str | None) -> list[int]:
     except ValueError:
         raise ValueError(f"--sweep {text} is no list of motion buckets; write it as 0,5,10,15,19") from None
     for bucket in buckets:
-        motion_id(bucket, UNIFORM_MOTION)  # refuses what is no bucket
+        motion_id(bucket, UNIFORM_MOTION)  # raises ValueError for other numbers
     return buckets
 
 
 def write_chain(
     pipe: Any, photo: Any, prompt: str, more: int, loop: bool, settings: dict[str, Any], output: Path, fps: float
 ) -> None:
-    """One clip and `more` that go on from it, as one video; loop: forward and back again."""
+    """Write one clip and `more` that continue it, as one video; loop: forward and back again."""
     import numpy as np
 
     from cinemo import longer
@@ -210,7 +211,7 @@ def write_chain(
 def write_sweep(
     pipe: Any, photo: Any, prompt: str, buckets: list[int], settings: dict[str, Any], output: Path, fps: float
 ) -> None:
-    """The photo at each bucket: OUTPUT-5.mp4 and so on, OUTPUT.png with a row for each, requested against measured."""
+    """Animate the photo at each bucket: OUTPUT-5.mp4 and so on, and OUTPUT.png with requested and measured buckets."""
     from cinemo.motion import motion_bucket, motion_score
     from cinemo.sheet import contact_sheet, write_sheet
     from cinemo.video import write_video

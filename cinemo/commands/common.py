@@ -1,6 +1,6 @@
-"""What several commands need: their common options, a model on a device, the motion of an animation.
+"""Shared by several commands: their common options, a model on a device, the motion of an animation.
 
-Imports nothing large: `cinemo --help` answers at once.
+Imports nothing large at module level, so that `cinemo --help` answers at once.
 """
 
 import os
@@ -40,18 +40,18 @@ CutoffOption = Annotated[float, typer.Option(help="share of low frequencies take
 VaeOption = Annotated[Vae, typer.Option(help="which VAE, where a model has two")]
 DtypeOption = Annotated[Dtype, typer.Option(help="precision")]
 
-LARGE_BYTES = 2**30  # of weights: beside so many, memory counts for more than the time that the system takes to give it
+LARGE_BYTES = 2**30  # of weights: with more, saving memory matters more than the time that allocating it takes
 
 
 def load(model: str, device: str, dtype: str = "float32", vae: str = "auto") -> "CinemoPipeline":
-    """A pipeline on a device; "auto" is the GPU where there is one. Raises ValueError."""
+    """Load a pipeline on a device; "auto" is the GPU if there is one. Raises ValueError."""
     import torch
 
     from cinemo.machine import cores
     from cinemo.memory import give_back_freed_memory
     from cinemo.pipeline import CinemoPipeline
 
-    if "OMP_NUM_THREADS" not in os.environ:  # torch counts the machine's cores, whatever a container may use of them
+    if "OMP_NUM_THREADS" not in os.environ:  # torch counts the machine's cores, even if a container may use fewer
         torch.set_num_threads(min(torch.get_num_threads(), cores()))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -68,7 +68,7 @@ def load(model: str, device: str, dtype: str = "float32", vae: str = "auto") -> 
 
 
 def frame_size(pipe: "CinemoPipeline", height: int | None, width: int | None) -> tuple[int, int]:
-    """(H, W) in pixels that the model animates at. Raises ValueError for a size that it does not take."""
+    """Size (H, W) in pixels to animate at. Raises ValueError for one that the model does not take."""
     from cinemo.arguments import check_size
     from cinemo.checkpoint import vae_factor
 
@@ -76,7 +76,7 @@ def frame_size(pipe: "CinemoPipeline", height: int | None, width: int | None) ->
 
 
 def sentence(frames: "np.ndarray", asked: int) -> str:
-    """Measured and requested motion of an animation, for people."""
+    """Sentence with the measured and the requested motion of an animation."""
     from cinemo.motion import motion_bucket, motion_score
 
     score = motion_score(frames)

@@ -1,4 +1,4 @@
-"""`cinemo edit`: a video's motion, beginning from another first frame (motion transfer, video editing)."""
+"""`cinemo edit`: give an edited first frame the motion of a video (motion transfer, video editing)."""
 
 import time
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""`cinemo info`: what is in a model directory, and where a model, a video or a dataset came from.
+"""`cinemo info`: show what is in a model directory, and where a model, a video or a dataset came from.
 
-Knows flags and text. What is found is cinemo.checkpoint's and cinemo.lineage's.
+The facts come from cinemo.checkpoint and cinemo.lineage.
 """
 
 import json
@@ -32,10 +32,10 @@ def info(
 
 
 def text(facts: dict[str, Any]) -> list[str]:
-    """Facts in two columns; those of a dictionary below its name."""
+    """Format facts in two columns; those of a dictionary follow its name."""
     lines = []
     for name, value in facts.items():
-        if name == "lineage":  # the chain says it, and more
+        if name == "lineage":  # the chain shows more
             continue
         if isinstance(value, dict):
             lines.append(f"{name}:")
