@@ -1,15 +1,15 @@
-"""What a job reads: any list of videos becomes tables (uri, caption, fault), streamed; and one video becomes a file.
+"""Read sources: any list of videos becomes a stream of tables (uri, caption, fault), and each video a file object.
 
 A source is a folder of videos, a list (.csv, .tsv, .json, .jsonl, .ndjson, each also .gz, or .parquet), a folder of
 .parquet files, or WebDataset .tar shards (one, a folder, or a pattern such as shards/{000..127}.tar; lists may be
 patterns as well). It may be local or anything that fsspec opens, and so may each video.
 
-A uri is absolute: two names of one local place are one uri. A video, or a segment of one, that is listed twice is taken
-once, with its first caption. A video without a caption gets the empty prompt. What is wrong with one row is a fault in
-it, which names file and line, and becomes a reject; what is wrong with the source is a ValueError. tally.py counts.
+A uri is absolute, so that every local file has one uri. A video, or a segment of one, that is listed twice is read
+once, with its first caption. A video without a caption gets the empty prompt. An error in one row is stored in its
+`fault`, which names file and line, and becomes a reject; an error of the whole source is a ValueError.
 
-folder.py, manifests.py (over tables.py and columns.py) and webdataset.py read each kind, segments.py knows times,
-places.py opens, media.py opens videos. What the catalog job reads is catalogs.py, and images.py opens its images.
+folder.py, manifests.py (with tables.py and columns.py) and webdataset.py read the kinds of sources; segments.py parses
+times, places.py opens files, media.py videos; tally.py counts. catalogs.py reads catalogs, images.py their images.
 """
 
 import itertools
@@ -30,18 +30,17 @@ from pipelines.sources.tally import Tally
 __all__ = ["CHUNK", "VIDEO", "Tally", "check", "iter_videos", "open_video"]
 
 VIDEO = pa.schema([("uri", pa.string()), ("caption", pa.string()), ("fault", pa.string())])
-CHUNK = 65536  # rows of a table at most
+CHUNK = 65536  # most rows of a table
 
 
 def iter_videos(
     source: str, uri_column: str | None = None, caption_column: str | None = None, tally: Tally | None = None
 ) -> Iterator[pa.Table]:
-    """The videos of a source as tables of schema VIDEO of at most CHUNK rows; fault is null where there is none.
+    """Yield the videos of a source as tables of schema VIDEO, at most CHUNK rows each; fault is null in good rows.
 
-    A table in which a row means a segment of its video has the column `segment`, too (records.py).
-    The order is the source's own, or that of names in a folder, and always the same. tally: counts what was found, and
-    what was left out. Memory: one chunk, and 8 bytes a video. Raises ValueError as `check` does; OSError when storage
-    fails on the way.
+    Tables with rows for segments of videos have the column `segment` as well (records.py).
+    The order is the source's own, by name in a folder, and always the same. tally: counts what was found and what was
+    left out. Memory: one chunk, and 8 bytes per video. Raises ValueError like `check`; OSError when storage fails.
     """
     seen, tally = Seen(), tally or Tally()
     with _naming(source):
@@ -58,21 +57,21 @@ def iter_videos(
 
 
 def check(source: str, uri_column: str | None = None, caption_column: str | None = None) -> None:
-    """Refuse a source that cannot be read, before a cluster is touched. Reads only its beginning.
+    """Refuse a source that cannot be read, before a cluster is used. Reads only its beginning.
 
     Raises ValueError, one sentence that starts with `--input {source}`, when it does not exist, is of no known kind,
-    lacks a column, lists no video, or when its driver is not installed or not let in.
+    lacks a column, lists no video, or when its driver is not installed or is denied access.
     """
     with _naming(source):
         try:
             kind, files = _resolve(storage.absolute(source), uri_column, caption_column)
-            if kind == ".tar":  # not _rows, which read a shard to its end
+            if kind == ".tar":  # _rows would read a whole shard
                 found = any(webdataset.holds_video(shard) for shard in files)
             else:
                 found = next(_rows(source, uri_column, caption_column, Tally()), None) is not None
         except ValueError:
             raise
-        # Drivers have exceptions of their own, such as botocore's NoCredentialsError, that share no class.
+        # Drivers raise their own exceptions, such as botocore's NoCredentialsError, without a common base class.
         except Exception as error:
             raise ValueError(f"it cannot be read: {type(error).__name__}: {error}") from error
         if not found:
@@ -84,7 +83,7 @@ _NO_VIDEO = f"it lists no video; videos end in {', '.join(VIDEO_SUFFIXES)}"
 
 
 def _rows(source: str, uri_column: str | None, caption_column: str | None, tally: Tally) -> Iterator[Row]:
-    """All rows, those listed twice too. Of many files the first must be good; a later bad one is a row with a fault."""
+    """Yield all rows, including repeated ones. The first file must be readable; a bad one after it becomes a fault."""
     uri = storage.absolute(source)
     kind, files = _resolve(uri, uri_column, caption_column)
     if kind == folder.VIDEOS:
@@ -103,7 +102,7 @@ def _rows(source: str, uri_column: str | None, caption_column: str | None, tally
 
 
 def _resolve(uri: str, uri_column: str | None, caption_column: str | None) -> tuple[str, Iterator[str]]:
-    """What a source is, "videos", ".tar" or the suffix of a list, and its files (none for a folder of videos)."""
+    """Find the kind of a source ("videos", ".tar" or the suffix of a list) and its files (none for "videos")."""
     if storage.base_name(uri).lower().endswith(webdataset.COMPRESSED):
         raise ValueError(webdataset.UNPACK)
     first = next(webdataset.expand(uri))

@@ -1,12 +1,12 @@
-"""What the catalog job reads: images to animate, each with what is wished for it, streamed.
+"""Read catalogs: a stream of images to animate, each with its settings.
 
 A catalog is a folder of images, a table (.csv, .tsv, .json, .jsonl, .ndjson, each also .gz, or .parquet), a folder of
 .parquet files, or a pattern such as catalog/{000..127}.parquet; local or anything that fsspec opens, and so may each
-image. A column holds the image's uri or, in Parquet, its bytes; another one the uri of the video whose motion the image
-shall get; others hold settings for the row. A folder may hold Hugging Face's metadata.csv, .jsonl or .parquet as well.
+image. A column holds the image's uri or, in Parquet, its bytes; another the uri of the video whose motion the image
+gets; others hold settings of the row. A folder may also hold Hugging Face's metadata.csv, .jsonl or .parquet.
 
-Knows what columns are called. Opens no image, and knows no ranges of settings: what is wrong with a value is found by
-who uses it. What is wrong with a row stands in it; what is wrong with the catalog is a ValueError.
+Images are not opened and values not checked here. An error in one row is stored in its `fault`; an error of the whole
+catalog is a ValueError.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from pipelines.sources import cells, columns, folder, images, manifests, places,
 from pipelines.sources.rows import is_utf8
 from pipelines.sources.tally import Tally
 
-# What a row may wish for, and the columns that say it. `video` is that whose motion the image gets.
+# Settings that a row may have, and the names of their columns. `video` is the one whose motion the image gets.
 WISHES: dict[str, columns.Groups] = {
     "prompt": columns.PROMPT,
     "negative_prompt": (("negative_prompt",),),
@@ -33,16 +33,16 @@ WISHES: dict[str, columns.Groups] = {
     "fit": (("fit",),),
     "video": columns.MOTION,
 }
-_HEAD = 100  # rows that `check` looks at for a prompt
-_TRIED = 4  # images whose storage `check` asks for them
+_HEAD = 100  # rows in which `check` looks for a prompt
+_TRIED = 4  # images that `check` tries to reach
 _PARQUET = (".parquet",)
 
 
 class Entry(NamedTuple):
-    """A row of a catalog: the image's uri, and what it wishes for, as it stands there; empty values are left out.
+    """A row of a catalog: the image's uri, and the row's settings as written there, without empty values.
 
-    A video that is wished for is an absolute uri.
-    fault: what is wrong with the row, None when nothing is; then image may be the place of the row.
+    A video among the settings is an absolute uri.
+    fault: the error in the row, None for a good one. In a faulty row, image may be the place of the row.
     """
 
     image: str
@@ -57,9 +57,9 @@ def entries(
     video_column: str | None = None,
     tally: Tally | None = None,
 ) -> Iterator[Entry]:
-    """The rows of a catalog in its order, those of a folder by name; the same rows twice are two entries.
+    """Yield the rows of a catalog in order, those of a folder by name; equal rows are separate entries.
 
-    tally: counts files that were passed over. Raises ValueError as `check` does; OSError when storage fails on the way.
+    tally: counts files that were skipped. Raises ValueError like `check`; OSError when storage fails.
     """
     asked = (image_column, prompt_column, video_column)
     with _naming(catalog):
@@ -84,11 +84,11 @@ def check(
     prompt: str | None,
     video_column: str | None = None,
 ) -> None:
-    """Refuse a catalog that cannot be read, before a cluster is touched. Reads only its beginning.
+    """Refuse a catalog that cannot be read, before a cluster is used. Reads only its beginning.
 
-    prompt: of rows without one; None for none. Raises ValueError, one sentence that starts with `--catalog {catalog}`,
-    when it does not exist, is of no known kind, lacks a column, lists no image, has neither prompts nor a prompt for
-    all, or when its storage or that of its first images lets nobody in.
+    prompt: for rows without one; None for none. Raises ValueError, one sentence that starts with
+    `--catalog {catalog}`, when it does not exist, is of no known kind, lacks a column, lists no image, has no prompts
+    while `prompt` is None, or when access to its storage or that of its first images is denied.
     """
     with _naming(catalog):
         try:
@@ -96,7 +96,7 @@ def check(
             _check_reachable([entry.image for entry in head if entry.fault is None][:_TRIED])
         except ValueError as error:
             raise ValueError(str(error).removeprefix(_name(catalog))) from error
-        # Drivers have exceptions of their own, such as botocore's NoCredentialsError, that share no class.
+        # Drivers raise their own exceptions, such as botocore's NoCredentialsError, without a common base class.
         except Exception as error:
             raise ValueError(f"it cannot be read: {type(error).__name__}: {error}") from error
         if not head:
@@ -107,7 +107,7 @@ def check(
 
 
 def _check_reachable(uris: list[str]) -> None:
-    """Ask for some images; raises what the last one's storage raised, where all of them raise."""
+    """Try to reach one of these images. If all fail, raises the exception of the last one."""
     for place, uri in enumerate(uris, 1):
         try:
             images.stamp(uri)
@@ -118,12 +118,12 @@ def _check_reachable(uris: list[str]) -> None:
 
 
 def is_below(uri: str, catalog: str) -> bool:
-    """Whether a place lies in the folder that a catalog is, so that what is written there would be listed."""
+    """Whether a place is inside the catalog's folder, so that files written there would be listed."""
     return f"{storage.absolute(uri)}/".startswith(f"{storage.absolute(catalog)}/")
 
 
 def _files(uri: str) -> Iterator[str] | None:
-    """The tables that a catalog is made of, None for a folder of images. Raises ValueError for what is no catalog."""
+    """Find the tables of a catalog; None for a folder of images. Raises ValueError if it is neither."""
     kinds = f"a folder of images, or a table ({', '.join(tables.SUFFIXES)})"
     first = next(webdataset.expand(uri))
     if tables.kind(first) is not None and places.is_file(first):
@@ -141,7 +141,7 @@ def _files(uri: str) -> Iterator[str] | None:
 
 
 def _folder(uri: str, asked: tuple[str | None, str | None, str | None], tally: Tally) -> Iterator[Entry]:
-    """What lists in a folder of images say of them, and the images that no list names."""
+    """Yield the entries of lists in a folder of images, and the images that no list names."""
     listed: set[str] = set()
 
     def lists(place: str, names: folder.Names) -> Iterator[Entry]:
@@ -193,7 +193,7 @@ def _table(uri: str, image_column: str | None, prompt_column: str | None, video_
 
 
 def _columns(found: list[str], asked: str | None, flags: dict[str, str | None]) -> tuple[str, dict[str, str]]:
-    """The column of the image, and those of wishes. asked, flags: the columns that flags name. Raises ValueError."""
+    """Find the columns of the image and of settings. asked, flags: the columns that flags name. Raises ValueError."""
     image = columns.pick(found, asked, columns.IMAGE, "the image", "--image-column")
     if image is None:
         raise ValueError(
@@ -210,7 +210,7 @@ def _columns(found: list[str], asked: str | None, flags: dict[str, str | None]) 
 
 
 def _file(value: Any, folder: str, at: str, column: str) -> str:
-    """The uri of a file that a column of a row names. Raises ValueError for what is no name."""
+    """The uri of a file that a cell names. Raises ValueError for a value that is not a file name."""
     if not isinstance(value, str):
         raise ValueError(f"{at}: {column} is of type {type(value).__name__}, not text")
     text = value.strip()
@@ -220,7 +220,7 @@ def _file(value: Any, folder: str, at: str, column: str) -> str:
 
 
 def _is_empty(value: Any) -> bool:
-    """What stands for nothing: null, blank text, and the NaN that pandas writes for a missing number."""
+    """Whether a value is missing: null, blank text, or the NaN that pandas writes for a missing number."""
     return value is None or (isinstance(value, str) and not value.strip()) or (
         isinstance(value, float) and math.isnan(value)
     )  # fmt: skip

@@ -1,7 +1,7 @@
-"""Images and videos that are cells of a Parquet table: bytes, or a struct with bytes, as Hugging Face writes them.
+"""Images and videos stored in cells of a Parquet table: bytes, or a struct with bytes, as Hugging Face writes them.
 
-A cell has the uri `{table}#{column}@{row}`: the table's absolute uri, the column's name percent-encoded, the row from
-0. Knows Parquet. Knows nothing of what the bytes are.
+The uri of a cell is `{table}#{column}@{row}`: the table's absolute uri, the column's name, percent-encoded, and the
+row, counted from 0.
 """
 
 import functools
@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 
 from pipelines.sources import places, tables
 
-BYTES = "bytes"  # the field of a struct that holds them
+BYTES = "bytes"  # the field of a struct that holds the bytes
 _CELL = re.compile(r"(?P<table>.+)#(?P<column>[^#@]+)@(?P<row>\d+)")
-_BATCH = 4  # cells that are in memory at a time
+_BATCH = 4  # cells in memory at a time
 
 
 def uri_of(table: str, column: str, row: int) -> str:
@@ -26,13 +26,13 @@ def uri_of(table: str, column: str, row: int) -> str:
 
 
 def table_of(uri: str) -> str | None:
-    """The table of a cell, None for the uri of a file."""
+    """The table of a cell; None for the uri of a file."""
     match = _CELL.fullmatch(uri)
     return match["table"] if match else None
 
 
 def holds_bytes(table: str, column: str) -> bool:
-    """Whether the cells of a column of a table are files themselves."""
+    """Whether the cells of a table's column hold files."""
     if tables.kind(table) != ".parquet":
         return False
     kind = tables.schema(table).field(column).type
@@ -42,7 +42,7 @@ def holds_bytes(table: str, column: str) -> bool:
 
 
 def read(uri: str) -> bytes:
-    """The bytes in a cell. Raises FileNotFoundError when it is empty, or the table is not there."""
+    """Read the bytes in a cell. Raises FileNotFoundError when it is empty or the table does not exist."""
     match = _CELL.fullmatch(uri)
     assert match, uri
     table, name, number = match["table"], urllib.parse.unquote(match["column"]), int(match["row"])
@@ -60,16 +60,16 @@ def _reader(table: str, column: str) -> "_Cells":
 
 
 class _Cells:
-    """A column of a Parquet table, read from front to back: going on is cheap, going back reads a row group anew."""
+    """A column of a Parquet table, read in order: moving forward is cheap, moving back reads the row group again."""
 
     def __init__(self, table: str, column: str) -> None:
         self._table, self._column = table, column
         self._first, self._cells = 0, []  # type: int, list[Any]
         self._following: Iterator[Any] = iter(())
-        self._end = 0  # of the row group that is being read
+        self._end = 0  # end of the current row group
 
     def at(self, row: int) -> Any:
-        """The value in a row. Raises IndexError when the table has fewer."""
+        """The value in a row. Raises IndexError beyond the last row."""
         if not self._first <= row < self._end:
             self._open(row)
         while row >= self._first + len(self._cells):

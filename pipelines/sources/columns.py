@@ -1,12 +1,11 @@
-"""What columns are called: the one list of the names that people give to videos, images, captions and times.
+"""Usual names of columns for videos, images, captions and times.
 
-A name counts whatever its case, and whether its words are joined, spaced or underscored: `Video Path` is `video_path`.
-Knows names. Reads no table.
+Case, spaces and punctuation do not matter: `Video Path` is `video_path`.
 """
 
 from collections.abc import Iterable, Sequence
 
-# Each group outdoes those after it; two columns of one group are ambiguous. `*caption` is any name that ends so.
+# Earlier groups take precedence; two columns of one group are ambiguous. `*caption` is any name with that ending.
 Groups = Sequence[Sequence[str]]
 
 _FILES = ("uri", "url", "path", "file", "file_name", "file_path", "file_uri", "file_url", "full_path", "media")
@@ -30,7 +29,7 @@ CAPTION: Groups = (
     ("*caption", "*captions", "video_description", "image_description", "alt_text"),
     ("name", "title"),
 )  # fmt: skip
-PROMPT: Groups = (("prompt",), *CAPTION[:2])  # of a catalog, in which a name is no prompt
+PROMPT: Groups = (("prompt",), *CAPTION[:2])  # in a catalog, where a name or title is not a prompt
 MOTION: Groups = (("video_path", "video_uri", "video_url", "video_file", "video_file_name"), ("video",))
 
 _START = ("start", "begin", "start_time", "begin_time", "start_timestamp", "time_start", "t_start", "clip_start",
@@ -39,7 +38,7 @@ _END = ("end", "stop", "end_time", "stop_time", "end_timestamp", "time_end", "t_
 _SECONDS = ("s", "sec", "secs", "second", "seconds")
 _START_S = (*_START, *(f"start_{unit}" for unit in _SECONDS), *(f"start_time_{unit}" for unit in _SECONDS))
 _END_S = (*_END, *(f"end_{unit}" for unit in _SECONDS), *(f"end_time_{unit}" for unit in _SECONDS))
-# The unit of a segment of a video -> the names of the columns with its start, its end, and its length in place of that.
+# Unit of a video's segment -> names of the columns for its start, its end, and its length (in place of an end).
 SEGMENTS: dict[str, tuple[Groups, Groups, Groups]] = {
     "frames": (
         (("start_frame", "begin_frame", "frame_start", "start_frame_index"),),
@@ -56,15 +55,15 @@ SEGMENTS: dict[str, tuple[Groups, Groups, Groups]] = {
 
 
 def plain(name: str) -> str:
-    """A column's name without case, spaces and punctuation, by which names are compared."""
+    """Normalise a column's name for comparisons: without case, spaces and punctuation."""
     return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 
 def find(found: Sequence[str], usual: Groups, what: str, flag: str) -> str | None:
-    """The column among those found that has one of the usual names, None when none has.
+    """Find the column with one of the usual names; None when there is none.
 
-    what, flag: what the column holds and the flag that names it, for a sentence. Raises ValueError when several of one
-    group have; the sentence begins after its subject, the name of the table.
+    what, flag: what the column holds and the flag that names it, for messages. Raises ValueError when several columns
+    match one group; the message lacks its subject, the name of the table.
     """
     for group in usual:
         names = {plain(name) for name in group if not name.startswith("*")}
@@ -79,9 +78,9 @@ def find(found: Sequence[str], usual: Groups, what: str, flag: str) -> str | Non
 
 
 def pick(found: Sequence[str], asked: str | None, usual: Groups, what: str, flag: str) -> str | None:
-    """The column that a flag asks for, in this spelling or, if only one is like it, in another; without, as `find`.
+    """Find the column that a flag names, by its exact spelling or, if unique, a similar one; without a flag, `find` it.
 
-    Raises ValueError, as `find`, also when what is asked for is not there, or not once.
+    Raises ValueError like `find`, and when the column named by the flag is missing or ambiguous.
     """
     if asked is None:
         return find(found, usual, what, flag)
@@ -96,12 +95,12 @@ def pick(found: Sequence[str], asked: str | None, usual: Groups, what: str, flag
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names for a sentence; of many the first, and how many more there are."""
+    """Format names for a message: the first 30, and the number of the others."""
     names = list(names)
     more = f" and {len(names) - 30} more" if len(names) > 30 else ""
     return ", ".join(names[:30]) + more if names else "(none)"
 
 
 def usual_names(usual: Groups) -> str:
-    """All usual names, for a sentence."""
+    """Format all usual names for a message."""
     return ", ".join(name for group in usual for name in group if not name.startswith("*"))

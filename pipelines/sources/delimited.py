@@ -1,7 +1,7 @@
-"""Tables in text with a delimiter: CSV as programs and people write it.
+"""Read delimited text: CSV as programs and people write it.
 
-The delimiter (comma, semicolon, tab or |) is found from the header, or a line `sep=;` before it says it; blank lines do
-not count. A quote that never closes costs its own line, not those after it. Knows lines and fields, not what they mean.
+The delimiter (comma, semicolon, tab or |) is inferred from the header, or given by a line `sep=;` before it. Blank
+lines are skipped. A quote that never closes spoils its own line, not those after it.
 """
 
 import csv
@@ -12,17 +12,17 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
-_TRIED = 50  # lines that are looked at when the header does not decide
+_TRIED = 50  # lines compared when the header alone does not decide
 _SAID = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 
 
 class Lines:
-    """Lines of a text that can be given back, each with its number from 1; `taken` are those since `begin`."""
+    """Iterator over lines that can be given back. `taken` holds the lines since `begin`."""
 
     def __init__(self, lines: Iterator[str]) -> None:
         self._lines, self._back = lines, deque[str]()
         self.taken: list[str] = []
-        self.number = 0  # of the last line taken
+        self.number = 0  # of the last line taken, counted from 1
 
     def __iter__(self) -> "Lines":
         return self
@@ -34,21 +34,21 @@ class Lines:
         return line
 
     def begin(self) -> None:
-        """A record begins with the next line."""
+        """Start a record at the next line."""
         self.taken = []
 
     def give_back(self, count: int) -> None:
-        """The last lines taken come again."""
+        """Give back the last lines taken, which will be returned again."""
         if count:
             self._back.extendleft(reversed(self.taken[-count:]))
             self.number -= count
 
 
 class Table:
-    """A table of which the header is read; `rows` gives the rest."""
+    """A delimited table. The header is read at once, `rows` yields the rest."""
 
     def __init__(self, text: Iterator[str]) -> None:
-        """Raises ValueError when the first line is no header."""
+        """Read the header. Raises ValueError when the first line is not one."""
         self._lines = Lines(iter(text))
         self.delimiter = self._find_delimiter()
         self.header: list[str] = []
@@ -60,12 +60,12 @@ class Table:
                 break
 
     def rows(self) -> Iterator[tuple[int, list[str] | str]]:
-        """(line, fields) of every row that is not blank; instead of fields, a sentence about a row that is broken."""
+        """Yield (line, fields) of every row that is not blank; for a broken row, a message instead of fields."""
         for number, fields, fault in self._records():
             if fault:
                 yield number, fault
             elif len(fields) >= len(self.header) and not any(fields[len(self.header) :]):
-                yield number, fields  # and nothing but empty fields after them
+                yield number, fields  # surplus fields are empty
             elif fields:
                 yield (
                     number,
@@ -76,7 +76,7 @@ class Table:
                 )
 
     def _records(self) -> Iterator[tuple[int, list[str], str | None]]:
-        """(line of its beginning, fields, what is wrong) of every record."""
+        """Yield (first line, fields, fault) of every record."""
         lines = self._lines
         reader = csv.reader(lines, delimiter=self.delimiter)
         while True:
@@ -94,7 +94,7 @@ class Table:
             yield begun, fields, fault
 
     def _find_delimiter(self) -> str:
-        """What separates fields. Takes blank lines and a line with `sep=`, and gives back the header."""
+        """Find the delimiter. Skips blank lines and a line with `sep=`, and gives back the header."""
         lines = self._lines
         lines.begin()
         header = next((line for line in lines if line.strip()), "")
@@ -110,7 +110,7 @@ class Table:
 
 
 def _agreeing(header: str, lines: Sequence[str], delimiter: str) -> int:
-    """How many lines have as many fields as the header."""
+    """Number of lines with as many fields as the header."""
     expected = len(_fields(header, delimiter))
     return sum(len(_fields(line, delimiter)) == expected for line in lines)
 
@@ -123,7 +123,7 @@ def _fields(line: str, delimiter: str) -> list[str]:
 
 
 def _is_closed(lines: Sequence[str], delimiter: str) -> bool:
-    """Whether the quotes of a record are in order; of one line, only whether they are closed."""
+    """Whether the quotes of a record are valid; for a single line, only whether they are closed."""
     raw = "".join(lines)
     if len(lines) < 2 and raw.count('"') % 2 == 0:
         return True

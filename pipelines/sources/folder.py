@@ -1,8 +1,7 @@
-"""Folders of videos, searched to their leaves; captions from a list in the folder, or from a file beside each video.
+"""Search folders of videos recursively; captions come from a list in the folder or from a file beside each video.
 
 A list is captions.csv, Hugging Face's metadata.csv, .jsonl or .parquet, or finetrainers' prompts.txt with videos.txt.
-Knows files by their names and opens only captions. Holds the names of one folder at a time (and of those above it), so
-that millions of files in many folders need little memory.
+Only the names in one folder and its parents are held in memory, so that millions of files in many folders need little.
 """
 
 import contextlib
@@ -19,18 +18,18 @@ from pipelines.sources.tally import Tally
 VIDEOS = "videos"
 CAPTIONS = "captions.csv"
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-TEXTS = (".txt", ".caption", ".json")  # of captions, in this order
-_PROMPTS = ("prompts.txt", "prompt.txt", "captions.txt")  # line by line those of videos.txt
-_BATCH = 256  # captions asked for at a time: object stores answer many requests as fast as one
+TEXTS = (".txt", ".caption", ".json")  # endings of captions, in order of precedence
+_PROMPTS = ("prompts.txt", "prompt.txt", "captions.txt")  # one line for each line of videos.txt
+_BATCH = 256  # captions requested at a time: object stores answer many requests as fast as one
 
-Names = dict[str, str]  # of the files in a folder, by the same with the ending in lower case
+Names = dict[str, str]  # names of a folder's files, by the name with its ending in lower case
 Listed = TypeVar("Listed")
 
 
 def walk(folder: str) -> Iterator[tuple[str, str, Names]]:
-    """(folder, name, all names in that folder) of every file below an absolute folder, in the order of full names.
+    """Yield (folder, name, all names in that folder) of every file below an absolute folder, sorted by full name.
 
-    Each folder comes first, as a file without a name.
+    Each folder comes before its files, with an empty name.
     """
     found = places.entries(folder)
     names = {_lower(name): name for name in sorted(name for name, is_folder in found if not is_folder)}
@@ -48,14 +47,14 @@ def _lower(name: str) -> str:
 
 
 def files(folder: str, suffix: str) -> Iterator[str]:
-    """uris of all files below a folder that end in a suffix, in order."""
+    """The uris of all files below a folder with a suffix, in order."""
     return (storage.join(place, name) for place, name, _ in walk(folder) if name.lower().endswith(suffix))
 
 
 def kind(folder: str) -> str:
-    """What a folder is a source of: VIDEOS, else ".tar" shards, else ".parquet" files; "" when of none of them.
+    """Find what a folder holds: VIDEOS, else ".tar" shards, else ".parquet" files, else "".
 
-    In this order, because tools that write videos or shards write tables about them beside.
+    In this order, because tools that write videos or shards also write tables about them.
     """
     if places.is_file(storage.join(folder, CAPTIONS)):
         return VIDEOS
@@ -65,14 +64,14 @@ def kind(folder: str) -> str:
             return VIDEOS
         seen |= {suffix for suffix in (".tar", ".parquet") if name.lower().endswith(suffix)}
         if not name and place == folder and (metadata(names) or _prompts(names)):
-            seen.add(VIDEOS)  # which may lie elsewhere
+            seen.add(VIDEOS)  # the listed videos may be elsewhere
     return next((found for found in (".tar", ".parquet", VIDEOS) if found in seen), "")
 
 
 def rows(folder: str, uri_column: str | None, caption_column: str | None, tally: Tally) -> Iterator[Row]:
-    """What lists in the folder name, then all videos: who drops what came before keeps the captions of the former.
+    """Yield the rows of lists in the folder, then all videos, so that dropping repeated ones keeps the lists' captions.
 
-    A video that a list names and the folder lacks is a row: it becomes a reject, not a silence.
+    A listed video that the folder lacks is a row, and becomes a reject.
     """
     asked = (uri_column, caption_column)
     listed = storage.join(folder, CAPTIONS)
@@ -91,9 +90,9 @@ def rows(folder: str, uri_column: str | None, caption_column: str | None, tally:
 
 
 def wanted(place: str, name: str, suffixes: tuple[str, ...]) -> bool:
-    """Whether a file in a folder ends in one of the suffixes; among videos also whether it is animated WebP.
+    """Whether a file has one of the suffixes or, when searching for videos, is animated WebP.
 
-    Most .webp files are photos, or thumbnails of the videos that they lie beside: their first bytes tell.
+    Most .webp files are photos or thumbnails of videos, so their first bytes are read.
     """
     lower = name.lower()
     if suffixes != VIDEO_SUFFIXES or not lower.endswith(ANIMATED_WEBP):
@@ -106,9 +105,9 @@ def wanted(place: str, name: str, suffixes: tuple[str, ...]) -> bool:
 def captioned_files(
     folder: str, suffixes: tuple[str, ...], tally: Tally, lists: Callable[[str, Names], Iterator[Listed]]
 ) -> Iterator[Row | Listed]:
-    """Files below a folder that end in one of the suffixes, with the captions beside them, in the order of names.
+    """Yield the files below a folder that have one of the suffixes, with the captions beside them, in order of names.
 
-    lists: gives what the lists in one folder name, which comes before what is in it. Other files are counted.
+    lists: yields the entries of the lists in a folder, which come before its files. Other files are counted.
     """
     batch: list[tuple[str, str, str]] = []
     for place, name, names in walk(folder):
@@ -132,9 +131,9 @@ def metadata(names: Names) -> list[str]:
 def metadata_of(
     place: str, names: Names, usual: columns.Groups, flag: str, asked: str | None, tally: Tally
 ) -> Iterator[str]:
-    """uris of the lists in a folder that name files; of others a note is made."""
+    """Yield the uris of the lists in a folder that name files; for others, add a note to the tally."""
     for uri in (storage.join(place, name) for name in metadata(names)):
-        with contextlib.suppress(ValueError):  # whatever is wrong with it is said when it is read
+        with contextlib.suppress(ValueError):  # reading it will report the fault
             if asked is None and columns.find(tables.columns(uri), usual, "", flag) is None:
                 tally.note(f"{storage.base_name(uri)} has no column for a file's name, and is not read")
                 continue
@@ -142,7 +141,7 @@ def metadata_of(
 
 
 def _careful(found: Iterator[Row], uri: str, is_first: bool) -> Iterator[Row]:
-    """The rows of a list; one that cannot be read is a row with the fault, but of the first one the ValueError."""
+    """Yield the rows of a list. If it cannot be read, yield a row with the fault, or raise ValueError if is_first."""
     try:
         yield from found
     except ValueError as error:
@@ -152,14 +151,14 @@ def _careful(found: Iterator[Row], uri: str, is_first: bool) -> Iterator[Row]:
 
 
 def _prompts(names: Names) -> tuple[str, str] | None:
-    """The names of the lists of videos and of their prompts, when both are among those in a folder."""
+    """The names of the lists of videos and of their prompts, if the folder has both."""
     by_name = {name.lower(): name for name in names.values()}
     prompts = next((by_name[name] for name in _PROMPTS if name in by_name), None)
     return (by_name["videos.txt"], prompts) if prompts and "videos.txt" in by_name else None
 
 
 def _pairs(place: str, videos: str, prompts: str, tally: Tally) -> Iterator[Row]:
-    """The videos of one list with the prompts of the other, line by line. Raises ValueError unless they are as long."""
+    """Pair the videos of one list with the prompts of the other, by line. Raises ValueError if the lengths differ."""
     uris = [storage.join(place, name) for name in (videos, prompts)]
     counts = [sum(1 for _ in _lines(uri)) for uri in uris]
     if counts[0] != counts[1]:
@@ -176,7 +175,7 @@ def _pairs(place: str, videos: str, prompts: str, tally: Tally) -> Iterator[Row]
 
 
 def _lines(uri: str) -> Iterator[str]:
-    """The lines of a text without blanks around them; blank ones at its end do not count."""
+    """Yield the lines of a text, stripped; blank lines at its end are dropped."""
     blank = 0
     with places.open_binary(uri) as file, texts.reader(file) as text:
         for line in text:
@@ -189,21 +188,21 @@ def _lines(uri: str) -> Iterator[str]:
 
 
 def _beside(name: str, names: Names) -> str:
-    """The name of the file with the caption of a video or an image, "" when there is none."""
+    """The name of the file with the caption of a video or an image; "" when there is none."""
     stem = name.rpartition(".")[0]
     beginnings = (stem, name, _lower(name))
     return next((names[one + ending] for one in beginnings for ending in TEXTS if one + ending in names), "")
 
 
 def _captioned(batch: list[tuple[str, str, str]], tally: Tally) -> Iterator[Row]:
-    """(folder, name, name of the caption) of some files -> their rows."""
+    """Yield the rows of some files. batch: (folder, name, name of the caption)."""
     contents = iter(_fetch([storage.join(place, beside) for place, _, beside in batch if beside]))
     for place, name, beside in batch:
         yield captioned(storage.join(place, name), beside, next(contents) if beside else None, tally)
 
 
 def _fetch(uris: list[str]) -> list[bytes | Exception]:
-    """The bytes of some files of one file system, or why they cannot be had."""
+    """Read some files of one file system: the bytes of each, or its exception."""
     if not uris:
         return []
     remote, _ = places.locate(uris[0])

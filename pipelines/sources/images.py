@@ -1,6 +1,6 @@
-"""One image of a catalog by its uri: a file wherever it is, or a cell of a Parquet table (cells.py).
+"""Read an image of a catalog by its uri: a local or remote file, or a cell of a Parquet table (cells.py).
 
-Knows file objects and stamps, which tell that a file changed without reading it. Knows nothing of pixels.
+A stamp shows that a file has changed without reading it.
 """
 
 import os
@@ -12,13 +12,13 @@ from pipelines.core import storage
 from pipelines.sources import cells, places, webdataset
 
 MAX_BYTES = 256 << 20  # of one image file
-# What file systems say of a file that changes with it, each under names of its own.
+# Properties that change with a file, under the names that the file systems give them.
 _STAMPS = ("size", "ETag", "etag", "md5Hash", "Content-MD5", "Digest", "LastModified", "Last-Modified", "mtime", "CRC")
 _THREADS = 32  # requests at a time: object stores answer many as fast as one
 
 
 def stamps(uris: Sequence[str]) -> list[str]:
-    """What `stamp` says of each; "" for one that cannot be asked for now, which is a fault for who reads it."""
+    """The `stamp` of each uri; "" for a file that cannot be reached, which reading it will report."""
     files = {uri: _file(uri) for uri in uris}
     local = {file: _stamp_or_nothing(file) for file in set(files.values()) if storage.is_local(file)}
     remote = sorted(set(files.values()) - set(local))
@@ -29,10 +29,10 @@ def stamps(uris: Sequence[str]) -> list[str]:
 
 
 def stamp(uri: str) -> str:
-    """What changes when an image's or a video's file does: its size, and its time, ETag or the like; "" without a file.
+    """Stamp of an image's or a video's file: its size, and its time, ETag or the like; "" if it does not exist.
 
-    Of a cell, that of its table; of a video in a shard, that of the shard. Raises whatever the storage raises for who
-    is not let in.
+    A cell has the stamp of its table, a video in a shard that of the shard. Raises whatever the storage raises when
+    access is denied.
     """
     file = _file(uri)
     try:
@@ -47,13 +47,13 @@ def stamp(uri: str) -> str:
 
 
 def read(uri: str) -> bytes:
-    """The bytes of an image's file. Raises ImageError: missing, unreadable, too_large."""
+    """Read the bytes of an image's file. Raises ImageError: missing, unreadable, too_large."""
     try:
         data = cells.read(uri) if cells.table_of(uri) else _read_file(uri)
     except FileNotFoundError as error:
         why = f"is none: {error}" if cells.table_of(uri) else "does not exist; check the path"
         raise ImageError("missing", f"image {uri} {why}") from None
-    # Drivers have exceptions of their own, such as botocore's NoCredentialsError and aiohttp's ClientError.
+    # Drivers raise their own exceptions, such as botocore's NoCredentialsError and aiohttp's ClientError.
     except Exception as error:
         raise ImageError("unreadable", f"image {uri} cannot be read: {type(error).__name__}: {error}") from error
     if len(data) > MAX_BYTES:
@@ -69,7 +69,7 @@ def _file(uri: str) -> str:
 def _stamp_or_nothing(uri: str) -> str:
     try:
         return stamp(uri)
-    except Exception:  # each driver has its own; reading says what is wrong
+    except Exception:  # each driver has its own exceptions; reading will report the fault
         return ""
 
 

@@ -1,7 +1,4 @@
-"""Tables in JSON: one object a line, or an array of objects, each read as a stream.
-
-Knows JSON and lines. Knows nothing of what a name means.
-"""
+"""Read tables in JSON as a stream: one object per line, or an array of objects."""
 
 import io
 import json
@@ -15,9 +12,9 @@ _DECODER = json.JSONDecoder()
 
 
 def records(text: io.TextIOWrapper) -> Iterator[tuple[int, Any]]:
-    """(line, object) of every record; instead of an object, a sentence about one that is broken.
+    """Yield (line, object) of every record; for a broken one, a message instead of the object.
 
-    After a fault in an array nothing more can be read of it.
+    After a fault in an array, the rest of it cannot be read.
     """
     number, line = 1, text.readline()
     while line and not line.strip():
@@ -33,7 +30,7 @@ def records(text: io.TextIOWrapper) -> Iterator[tuple[int, Any]]:
 
 def _object(line: str) -> Any:
     try:
-        line.encode()  # bytes that are not UTF-8 were let through, to spoil their own line only
+        line.encode()  # the reader let bytes that are not UTF-8 through, so that they spoil their own line only
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
         return f"not JSON ({error})"
@@ -45,8 +42,8 @@ def _no_object(value: Any) -> str:
 
 
 def _array(buffer: str, text: io.TextIOWrapper, number: int) -> Iterator[tuple[int, Any]]:
-    """The elements of an array that begins in `buffer`, which begins at a line of this number."""
-    at, comma = buffer.index("[") + 1, False  # a comma must stand before the next element
+    """Yield the elements of an array that begins in `buffer`. number: line at which `buffer` begins."""
+    at, comma = buffer.index("[") + 1, False  # comma: whether one must precede the next element
     error = "the array is not closed"
     while True:
         gap = _GAP.match(buffer, at)

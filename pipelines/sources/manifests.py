@@ -1,8 +1,7 @@
-"""Lists of videos: tables (tables.py) with a column for the video and, mostly, one for its caption.
+"""Read lists of videos: tables (tables.py) with a column for the video and, usually, one for its caption.
 
-Knows paths relative to the list, and rows that mean a segment of a video. Opens no video. A row that is broken becomes
-a row with a fault that names file and line; only a list that cannot be read at all, or lacks the column for the video,
-raises ValueError.
+Paths are relative to the list; a row may stand for a segment of a video. A broken row becomes a row with a fault that
+names file and line. Only a list that cannot be read at all, or lacks the column for the video, raises ValueError.
 """
 
 import re
@@ -14,14 +13,14 @@ from pipelines.sources import cells, columns, segments, tables
 from pipelines.sources.rows import Row, is_utf8, row
 from pipelines.sources.tally import Tally
 
-WINDOWS = re.compile(r"[A-Za-z]:\\|\\\\")  # how an absolute path of Windows begins
+WINDOWS = re.compile(r"[A-Za-z]:\\|\\\\")  # start of an absolute Windows path
 
 
 class Columns(NamedTuple):
     """The columns to read.
 
-    webvid: a contentUrl on the web stands for the downloaded file page_dir/videoid.mp4. embedded: cells are videos.
-    unit: of start and end, which are columns both or None both. is_length: end is the length of a segment.
+    webvid: a contentUrl on the web stands for the downloaded file page_dir/videoid.mp4. embedded: cells hold videos.
+    start, end: both columns or both None, in this unit. is_length: end holds the length of a segment.
     """
 
     uri: str
@@ -34,16 +33,16 @@ class Columns(NamedTuple):
     is_length: bool = False
 
     def names(self) -> list[str]:
-        """Those of which values are needed, each once. What is embedded stays where it is."""
+        """The columns whose values are needed, each once. Embedded videos are not read."""
         wanted = [None if self.embedded else self.uri, self.caption, self.start, self.end]
         extra = ["page_dir", "videoid"] if self.webvid else []
         return list(dict.fromkeys([name for name in wanted if name is not None] + extra))
 
 
 def rows(uri: str, uri_column: str | None, caption_column: str | None, tally: Tally) -> Iterator[Row]:
-    """The rows of one list, in its order. uri: absolute; the names of columns: None to find them by their usual names.
+    """Yield the rows of one list, in order. uri: absolute. Columns that are None are found by their usual names.
 
-    Raises ValueError when the list cannot be read from its beginning or lacks a column; OSError when storage fails.
+    Raises ValueError when the list cannot be read at all or lacks a column; OSError when storage fails.
     """
     name, folder = storage.base_name(uri), storage.parent(uri)
     chosen = choose(uri, tables.columns(uri), uri_column, caption_column, tally)
@@ -64,7 +63,7 @@ def rows(uri: str, uri_column: str | None, caption_column: str | None, tally: Ta
 
 
 def choose(uri: str, found: list[str], uri_column: str | None, caption_column: str | None, tally: Tally) -> Columns:
-    """Which columns are the video, its caption and its segment. Raises ValueError that lists what there is."""
+    """Choose the columns of the video, its caption and its segment. Raises ValueError that lists the columns found."""
     name, shown = storage.base_name(uri), columns.listed(found)
     try:
         video = columns.pick(found, uri_column, columns.VIDEO, "the video", "--uri-column")
@@ -84,13 +83,13 @@ def choose(uri: str, found: list[str], uri_column: str | None, caption_column: s
     if caption is None:
         tally.note(f"{name} has no column for the caption; found are {shown}; name it with --caption-column")
     embedded = cells.holds_bytes(uri, video)
-    # Who names contentUrl himself means the address.
+    # A user who names contentUrl explicitly means the address.
     downloaded = webvid and uri_column is None and {"page_dir", "videoid"} <= set(found)
     return Columns(video, caption, downloaded, embedded, *times)
 
 
 def _segment_columns(found: list[str], name: str, tally: Tally) -> tuple[str | None, str | None, str, bool]:
-    """The columns of start and end, their unit, and whether the latter is a length; None for both without segments."""
+    """Find the columns of start and end (None without segments), their unit, and whether the second is a length."""
     for unit, (starts, ends, lengths) in columns.SEGMENTS.items():
         start = columns.find(found, starts, "the start of a segment", "")
         end = columns.find(found, ends, "the end of a segment", "")
@@ -120,7 +119,7 @@ def _video(record: dict[str, Any], folder: str, where: str, chosen: Columns) -> 
 def file_of(name: str, folder: str, cell: str) -> str:
     """The uri of a file that a cell names, relative to the folder of its table.
 
-    cell: its place in words, for the ValueError about what cannot be the name of a file.
+    cell: its place, for messages. Raises ValueError for a value that cannot name a file.
     """
     if "\0" in name:
         raise ValueError(f"{cell} holds a zero byte")
@@ -130,7 +129,7 @@ def file_of(name: str, folder: str, cell: str) -> str:
 
 
 def _segment(record: dict[str, Any], where: str, chosen: Columns) -> str | None:
-    """The segment that a row means, None for all of the video. Raises ValueError."""
+    """The segment that a row stands for; None for the whole video. Raises ValueError."""
     if chosen.start is None or chosen.end is None:
         return None
     try:

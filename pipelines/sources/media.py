@@ -1,7 +1,4 @@
-"""One video by its uri: local path, remote file, a span of bytes in a tar shard, or a cell of a Parquet table.
-
-Knows file objects. Knows nothing of containers or frames; that is cinemo.video.
-"""
+"""Open a video by its uri: a local path, a remote file, a span of bytes in a tar shard, or a cell of Parquet."""
 
 import io
 import os
@@ -15,19 +12,19 @@ from cinemo.video import VideoError
 from pipelines.core import storage
 from pipelines.sources import cells, places, webdataset
 
-# An index at the end, a jump back, then one clip in sequence: aligned blocks of one request each, of which fsspec keeps
-# the last 32, so that what was read is not asked for again.
+# A clip is read as an index at the end, a jump back, then one sequence. Aligned blocks take one request each, and
+# fsspec keeps the last 32 of them, so that nothing is requested twice.
 BLOCK = 1 << 20
 _CACHE = "blockcache"
 
 
 @contextmanager
 def open_video(uri: str) -> Iterator[str | BinaryIO]:
-    """What cinemo.video takes: a local path as it is, anything else a seekable binary file whose `.name` is the uri.
+    """Open a video for cinemo.video: a local path as it is, others as a seekable binary file whose `.name` is the uri.
 
-    Of a remote file only what is read is fetched, BLOCK bytes a request; a web server that answers no ranges has the
-    file copied to a temporary one first. A member of a local tar is read in place. A driver's faults while reading come
-    out as OSError, whatever class they are.
+    Only the parts of a remote file that are read are fetched, BLOCK bytes per request; from a web server without range
+    requests, the file is first copied to a temporary one. A member of a local tar is read in place. Whatever a driver
+    raises while reading becomes an OSError.
     Raises VideoError "missing" when there is no such file, "unreadable" when it cannot be opened.
     """
     uri = storage.absolute(uri)
@@ -42,7 +39,7 @@ def open_video(uri: str) -> Iterator[str | BinaryIO]:
     except FileNotFoundError as error:
         why = f"is none: {error}" if cells.table_of(uri) else "does not exist; check the address"
         raise VideoError("missing", f"video {uri} {why}") from None
-    # Drivers have exceptions of their own, such as botocore's NoCredentialsError and aiohttp's ClientError.
+    # Drivers raise their own exceptions, such as botocore's NoCredentialsError and aiohttp's ClientError.
     except Exception as error:
         raise VideoError("unreadable", f"video {uri} cannot be opened: {_sentence(error)}") from error
     with io.BufferedReader(window) as file:
@@ -50,7 +47,7 @@ def open_video(uri: str) -> Iterator[str | BinaryIO]:
 
 
 class _Window(io.RawIOBase):
-    """Bytes offset to offset + size of an open file, which is closed with it. Its faults are OSErrors."""
+    """Bytes offset to offset + size of an open file, which is closed with it. Raises OSError for all faults."""
 
     def __init__(self, name: str, file: BinaryIO, offset: int, size: int) -> None:
         self.name = name
@@ -98,7 +95,7 @@ def _open_window(uri: str, span: tuple[str, int, int] | None) -> _Window:
     file = places.open_binary(uri, BLOCK, _CACHE)
     try:
         size = file.seek(0, os.SEEK_END)
-    except (OSError, ValueError):  # fsspec's stream from a server without ranges
+    except (OSError, ValueError):  # fsspec's stream from a server without range requests
         file = _copy(file)
         size = file.seek(0, os.SEEK_END)
     return _Window(uri, file, 0, size)

@@ -1,7 +1,7 @@
-"""Where sources and videos lie: how a place is opened and listed, by its absolute URI (core/storage.py).
+"""Open and list places by their absolute URI (core/storage.py).
 
-Knows local paths, fsspec's URLs (s3://, gs://, https://...) and its chains, where each link lies in the next
-(`zip://a.mp4::s3://bucket/x.zip`). Knows nothing of manifests, captions or pixels.
+A place is a local path, one of fsspec's URLs (s3://, gs://, https://...), or a chain in which each link lies in the
+next (`zip://a.mp4::s3://bucket/x.zip`).
 """
 
 import contextlib
@@ -13,20 +13,20 @@ import fsspec.core
 
 from pipelines.core import storage
 
-STREAM_BLOCK = 4 << 20  # bytes a request, for files that are read from end to end
+STREAM_BLOCK = 4 << 20  # bytes per request, for files that are read from start to end
 
 
 @functools.lru_cache(maxsize=8)
 def _archive(root: str) -> Any:
-    """The file system of a zip file or its like: its list of contents is read once, not for each of its videos."""
+    """The file system of an archive such as a zip, cached so that its directory is not read for each of its videos."""
     return fsspec.core.url_to_fs(root)[0]
 
 
 def locate(uri: str) -> tuple[Any, str]:
-    """fsspec's file system of an absolute uri, and the path in it.
+    """Find fsspec's file system of an absolute uri, and the path in it.
 
-    Raises ValueError, naming the package to install, when the driver is not there; OSError when an outer link of a
-    chain cannot be opened.
+    Raises ValueError, naming the package to install, when the driver is missing; OSError when an outer link of a chain
+    cannot be opened.
     """
     if storage.is_local(uri):
         return fsspec.filesystem("file"), uri
@@ -43,13 +43,13 @@ def locate(uri: str) -> tuple[Any, str]:
 
 
 def open_binary(uri: str, block: int = STREAM_BLOCK, cache: str = "readahead") -> BinaryIO:
-    """An absolute uri opened for reading. block, cache: bytes a request and fsspec's cache type, for what is remote."""
+    """Open an absolute uri for reading. block, cache: bytes per request and fsspec's cache type, for remote files."""
     if storage.is_local(uri):
         return open(uri, "rb")
     files, path = locate(uri)
     file = files.open(path, "rb", block_size=block, cache_type=cache)
-    with contextlib.suppress(AttributeError):  # io.BytesIO takes no attributes, and needs none
-        file._files = files  # an archive's file system, when it is forgotten, closes the files in it
+    with contextlib.suppress(AttributeError):  # io.BytesIO has no attributes, and needs none
+        file._files = files  # keep the file system: when an archive's is collected, it closes its files
     return cast(BinaryIO, file)
 
 
@@ -58,7 +58,7 @@ def is_file(uri: str) -> bool:
         return os.path.isfile(uri)
     files, path = locate(uri)
     try:
-        return bool(files.info(path)["type"] == "file")  # isfile takes every fault for "no", and GETs over HTTP
+        return bool(files.info(path)["type"] == "file")  # isfile returns False for every fault, and GETs over HTTP
     except FileNotFoundError:
         return False
 
@@ -71,14 +71,14 @@ def is_folder(uri: str) -> bool:
 
 
 def entries(folder: str) -> list[tuple[str, bool]]:
-    """(name, whether it is a folder) of what lies in a folder, hidden names left out; in the order of full names."""
+    """List (name, whether it is a folder) of a folder's entries without hidden ones, sorted by full name."""
     if storage.is_local(folder):
         with os.scandir(folder) as found:
             names = [(entry.name, entry.is_dir()) for entry in found if not _loops(folder, entry)]
     else:
         files, path = locate(folder)
         listed = files.ls(path, detail=True)
-        files.invalidate_cache(path)  # the driver would keep every listing, and there may be millions
+        files.invalidate_cache(path)  # the driver would keep every listing, of millions of names
         at = path.rstrip("/")
         inside = [(info["name"].rstrip("/"), info["type"] == "directory") for info in listed]
         names = [(name.rpartition("/")[2], is_folder) for name, is_folder in inside if name != at]
@@ -87,7 +87,7 @@ def entries(folder: str) -> list[tuple[str, bool]]:
 
 
 def _loops(folder: str, entry: "os.DirEntry[str]") -> bool:
-    """Whether an entry is a link to a folder that holds it."""
+    """Whether an entry is a link to a folder that contains it."""
     if not entry.is_symlink() or not entry.is_dir():
         return False
     return f"{os.path.realpath(folder)}/".startswith(f"{os.path.realpath(entry.path)}/")

@@ -1,6 +1,6 @@
-"""One video of a source, or a segment of one, whatever it was read from.
+"""Rows of a source: one video, or a segment of one, with its caption.
 
-Knows what a caption is. A fault of one video stands in its row, and becomes a reject later: nothing here raises.
+A fault of one video is stored in its row and becomes a reject later; rows are made without raising.
 """
 
 import ast
@@ -13,7 +13,7 @@ from pipelines.sources.tally import Tally
 
 
 class Row(NamedTuple):
-    """A video. segment: the part of it that is meant (segments.py), None for all. listed: a list names it."""
+    """A video. segment: the part of it to use (segments.py), None for all. listed: whether a list names it."""
 
     uri: str
     caption: str = ""
@@ -23,14 +23,14 @@ class Row(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What tells it from other rows."""
+        """Identifies the row among all others."""
         return name_of({"uri": self.uri, "segment": self.segment})
 
 
 def row(uri: str, caption: Any, where: str, tally: Tally, segment: str | None = None, listed: bool = False) -> Row:
-    """A row, with a fault when the caption is no text or either is not UTF-8. where: names the place, in the fault.
+    """Create a row, with a fault if the caption is not text, or uri or caption not UTF-8. where: its place, in words.
 
-    Of several captions the first that is not empty is taken, and counted.
+    Of several captions, the first that is not empty is used, and the row is counted.
     """
     if not is_utf8(uri):
         fault = f"{where}: the name of the video is not UTF-8; rename it, or save the list as UTF-8"
@@ -50,8 +50,9 @@ def row(uri: str, caption: Any, where: str, tally: Tally, segment: str | None = 
 
 
 def captioned(uri: str, name: str, data: bytes | Exception | None, tally: Tally) -> Row:
-    """The row of a video with a caption beside it: that file's name, and what reading it gave (None: there is none).
+    """Create the row of a video with a caption file beside it.
 
+    name, data: of the caption file; data is its bytes, the exception that reading it raised, or None without a file.
     JSON holds the caption under one of its usual names.
     """
     if data is None:
@@ -68,7 +69,7 @@ def captioned(uri: str, name: str, data: bytes | Exception | None, tally: Tally)
 
 
 def _caption_in(value: Any) -> Any:
-    """The caption in an object of JSON, None when it has none. Raises ValueError when it is no object."""
+    """The caption in a JSON object, None when it has none. Raises ValueError for another type."""
     if not isinstance(value, dict):
         raise ValueError('it is not an object with "caption", "text" or "prompt"')
     names = {columns.plain(name): found for name, found in reversed(value.items())}
@@ -77,7 +78,7 @@ def _caption_in(value: Any) -> Any:
 
 
 def _several(caption: Any) -> list[Any] | None:
-    """The captions of a list, or of the text of one, as tables without lists write it; None for a single caption."""
+    """The captions in a list, or in text that spells one, as tables without lists do; None for a single caption."""
     if isinstance(caption, str) and caption.startswith("[") and caption.rstrip().endswith("]"):
         for read in (json.loads, ast.literal_eval):
             try:
@@ -94,7 +95,7 @@ def _escaped(text: str) -> str:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether text can be stored: no lone surrogate is in it, which is what becomes of bytes that are not UTF-8."""
+    """Whether text can be stored as UTF-8: it has no lone surrogates, which invalid bytes are read as."""
     try:
         text.encode()
     except UnicodeEncodeError:

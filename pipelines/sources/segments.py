@@ -1,7 +1,6 @@
-"""Segments of videos: what a list says of start and end, kept as text, and the frames that it means.
+"""Segments of videos: start and end as a list gives them, stored as text, and the frames that they cover.
 
-The text is a media fragment (W3C): `t=1.5,3` in seconds, or `frames=30,60`; the end is not part of the segment, and may
-be left out. Knows times and frames. Opens no video.
+The text is a media fragment (W3C): `t=1.5,3` in seconds, or `frames=30,60`. The end is exclusive, and may be left out.
 """
 
 import datetime
@@ -15,10 +14,10 @@ _TEXT = re.compile(r"(?P<unit>t|frames)=(?P<start>[\d.]+)(?:,(?P<end>[\d.]+))?")
 
 
 def segment(start: Any, end: Any, unit: str, is_length: bool = False) -> str | None:
-    """The text of a segment from two cells of a row, None when both are empty: then the whole video is meant.
+    """The text of a segment from two cells of a row; None, for the whole video, when both are empty.
 
-    unit: "seconds", "milliseconds" or "frames". An empty start is the beginning, an empty end that of the video.
-    is_length: `end` is the length of the segment. Raises ValueError for cells that are no times, or in the wrong order.
+    unit: "seconds", "milliseconds" or "frames". An empty start means the video's beginning, an empty end its end.
+    is_length: `end` is the length of the segment. Raises ValueError for cells that are not times, or in wrong order.
     """
     first, last = _number(start, unit), _number(end, unit)
     if first is None and last is None:
@@ -33,7 +32,7 @@ def segment(start: Any, end: Any, unit: str, is_length: bool = False) -> str | N
 
 
 def _number(cell: Any, unit: str) -> float | None:
-    """Seconds or frames, None for an empty cell."""
+    """Parse a cell as seconds or frames; None if it is empty. Raises ValueError."""
     if isinstance(cell, datetime.timedelta):
         return cell.total_seconds()
     if isinstance(cell, datetime.time):
@@ -62,11 +61,11 @@ def _shown(number: float) -> str:
 
 
 def frames_of(text: str, fps: float, video_frames: int) -> range:
-    """The frames of a video that lie in a segment; empty when it begins after the end of the video."""
+    """The frames of a video within a segment; empty when it begins after the end of the video."""
     found = _TEXT.fullmatch(text)
     assert found, text
     rate = 1.0 if found["unit"] == "frames" else fps
-    # The first frame that is shown at or after a time; a thousandth of a frame is rounding.
+    # The first frame shown at or after a time, with a tolerance of a thousandth of a frame for rounding.
     first, end = (
         math.ceil(float(found[name]) * rate - 1e-3) if found[name] else video_frames for name in ("start", "end")
     )

@@ -1,7 +1,6 @@
-"""Tables in files: CSV (delimited.py), JSON (jsonfiles.py), both also gzipped, and Parquet; as a stream of records.
+"""Read table files as a stream of records: CSV (delimited.py), JSON (jsonfiles.py), both also gzipped, and Parquet.
 
-Knows columns, places and damage. Knows nothing of what a column means. A row that is broken becomes a sentence in its
-place; only a file that cannot be read from its beginning raises ValueError.
+A broken row becomes a message in its place; only a file that cannot be read at all raises ValueError.
 """
 
 import gzip
@@ -18,21 +17,21 @@ import pyarrow.parquet as pq
 from pipelines.core import storage
 from pipelines.sources import delimited, jsonfiles, places, texts
 
-_HEAD = 100  # JSON lines that are read to learn the columns: a line may leave out what it has not
+_HEAD = 100  # JSON lines read to learn the columns, because a line may lack some
 
-Record = dict[str, Any] | str  # a row, or what is wrong with it
+Record = dict[str, Any] | str  # a row, or a message about a broken one
 Records = Iterator[tuple[str, Record]]  # each with its place in the file, such as "line 3"
 
 
 def kind(uri: str) -> str | None:
-    """The suffix, without .gz, by which a file is known to be a table; None when it is none."""
+    """The suffix of a table file, without .gz; None for other files."""
     name = storage.base_name(uri).lower()
     suffix = name.removesuffix(".gz").rpartition(".")[2]
     return f".{suffix}" if f".{suffix}" in _READERS and not name.endswith(".parquet.gz") else None
 
 
 def columns(uri: str) -> list[str]:
-    """The names of a table's columns. Raises ValueError when it cannot be read, OSError when storage fails."""
+    """Read the names of a table's columns. Raises ValueError when it cannot be read, OSError when storage fails."""
     suffix = _suffix(uri)
     try:
         return _READERS[suffix][0](uri)
@@ -43,9 +42,9 @@ def columns(uri: str) -> list[str]:
 
 
 def records(uri: str, names: Sequence[str]) -> Records:
-    """The rows of a table as dictionaries, in its order; of Parquet and CSV these columns alone.
+    """Yield the rows of a table as dictionaries, in order; from Parquet and CSV, only the columns in `names`.
 
-    A file that is damaged on the way gives what stands before, and a sentence. Raises OSError when storage fails.
+    A damaged file yields the rows before the damage, and a message. Raises OSError when storage fails.
     """
     place = "the beginning"
     try:
@@ -59,13 +58,13 @@ def records(uri: str, names: Sequence[str]) -> Records:
 
 
 def schema(uri: str) -> pa.Schema:
-    """The Arrow schema of a Parquet table that `columns` could read."""
+    """Read the Arrow schema of a Parquet table that `columns` has read without error."""
     with places.open_binary(uri) as file, pq.ParquetFile(file) as table:
         return table.schema_arrow
 
 
 def is_damage(place: str) -> bool:
-    """Whether the record at this place is the sentence about a file that is damaged."""
+    """Whether the record at this place is the message about a damaged file."""
     return place.startswith("after ")
 
 
@@ -75,7 +74,7 @@ def _suffix(uri: str) -> str:
     return suffix
 
 
-# Readers. Each kind has two: the names of its columns, and its records.
+# Each kind of file has two readers: of column names, and of records.
 
 
 def _csv_names(uri: str) -> list[str]:
@@ -125,7 +124,7 @@ def _parquet_records(uri: str, names: Sequence[str]) -> Records:
 def _values(column: pa.Array) -> list[Any]:
     try:
         return cast(list[Any], column.to_pylist())
-    except UnicodeDecodeError:  # Parquet promises UTF-8 and does not check it
+    except UnicodeDecodeError:  # Parquet requires UTF-8, but writers do not check it
         values = column.cast(pa.binary()).to_pylist()
         return [value if value is None else value.decode("utf-8", "surrogateescape") for value in values]
 
@@ -151,10 +150,10 @@ _READERS: dict[str, tuple[Callable[[str], list[str]], Callable[[str, Sequence[st
 }
 SUFFIXES = tuple(_READERS)
 
-# What readers raise for bytes that are no such file; _is_damage tells pyarrow's OSError from a storage's.
+# What readers raise for damaged files; _is_damage tells pyarrow's OSError from that of a storage.
 _DAMAGED = (EOFError, zlib.error, pa.ArrowInvalid, UnicodeDecodeError, OSError)
 
 
 def _is_damage(error: Exception) -> bool:
-    """Storage gives its errors a number; pyarrow and gzip, which use the same class for damaged bytes, do not."""
+    """Whether an error means damage. An OSError of a storage has an errno; pyarrow's and gzip's, for damage, do not."""
     return not isinstance(error, OSError) or (error.errno is None and type(error) in (OSError, gzip.BadGzipFile))

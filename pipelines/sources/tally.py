@@ -1,6 +1,6 @@
-"""What a source held: counts of videos with and without a caption, and of all that was passed over, for people.
+"""Count what a source holds: videos with and without a caption, and what was skipped.
 
-Knows sentences. A job gives an empty tally to what reads its source, and shows it.
+A job passes an empty tally to the readers of its source, and prints it.
 """
 
 from collections import Counter
@@ -8,17 +8,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-MANY = 0.1  # of the videos without a caption deserve a warning
+MANY = 0.1  # share of videos without a caption above which a warning is printed
 
 
 @dataclass
 class Tally:
     """Counts of one pass over a source.
 
-    A segment of a video counts as a video with or without a caption; segments: how many of these are segments.
-    repeated: rows of a list that name a video, or a segment, that an earlier row named; the first one's caption is
-    taken. alternatives: rows with several captions, of which the first is taken. unknown: files that are neither videos
-    nor captions, by ending. notes: sentences, each once.
+    A segment counts as a video, with or without a caption; segments: how many of these are segments.
+    repeated: rows of a list that name a video or a segment again; the first row's caption is used.
+    alternatives: rows with several captions, of which the first is used. unknown: files that are neither videos nor
+    captions, by ending. notes: messages, each once.
     """
 
     captioned: int = 0
@@ -31,7 +31,7 @@ class Tally:
     notes: list[str] = field(default_factory=list)
 
     def add(self, row: Any, is_new: bool) -> None:
-        """Count a row (rows.Row). A file in a folder that a list named before is no repetition."""
+        """Count a row (rows.Row). A file in a folder that a list has named does not count as repeated."""
         if not is_new:
             self.repeated += row.listed
         elif row.fault is not None:
@@ -42,7 +42,7 @@ class Tally:
             self.uncaptioned += row.caption == ""
 
     def note(self, sentence: str) -> None:
-        """Remember a sentence; the same one again is not repeated."""
+        """Add a note, unless it is there already."""
         if sentence not in self.notes:
             self.notes.append(sentence)
 
@@ -52,7 +52,7 @@ class Tally:
         self.unknown[f".{ending.lower()}" if dot and stem else "(no ending)"] += 1
 
     def counts(self) -> dict[str, Any]:
-        """For a summary."""
+        """Counts for a job's summary."""
         return {
             "with_caption": self.captioned,
             "without_caption": self.uncaptioned,
@@ -64,14 +64,14 @@ class Tally:
         }
 
     def warnings(self) -> Iterator[str]:
-        """What deserves a look before a job goes on."""
+        """Yield notes and warnings to print before the work begins."""
         yield from (f"note: {sentence}" for sentence in self.notes)
         videos = self.captioned + self.uncaptioned
         if self.uncaptioned > MANY * videos:
             yield f"warning: {self.uncaptioned} of {videos} videos have no caption, and get the empty prompt"
 
     def lines(self) -> Iterator[str]:
-        """For the end of a job: what came of videos."""
+        """Yield lines to print at the end of a job that reads videos."""
         yield _line(self.captioned, "videos with a caption")
         yield _line(self.uncaptioned, "videos without a caption")
         if self.segments:
@@ -85,7 +85,7 @@ class Tally:
         yield from self.lines_of_files()
 
     def lines_of_files(self) -> Iterator[str]:
-        """What was passed over because nobody knows its kind."""
+        """Yield a line about the skipped files of unknown kinds, if there are any."""
         if count := self.unknown.total():
             kinds = ", ".join(f"{ending} {number}" for ending, number in self.unknown.most_common())
             what = "file of an unknown kind" if count == 1 else "files of unknown kinds"

@@ -1,7 +1,4 @@
-"""Bytes of text files to text: UTF-8 and UTF-16, with a byte order mark or without.
-
-Knows encodings. Knows nothing of captions or tables.
-"""
+"""Decode text files: UTF-8 and UTF-16, with or without a byte order mark, and UTF-32 with one."""
 
 import codecs
 import io
@@ -14,11 +11,11 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-_HEAD = 64  # bytes that tell an encoding
+_HEAD = 64  # bytes inspected to find the encoding
 
 
 def encoding_of(head: bytes) -> str:
-    """The encoding of a text that begins with these bytes: without a mark UTF-8, unless every other byte is 0."""
+    """Find the encoding of a text that begins with these bytes: without a mark, UTF-8 unless every other byte is 0."""
     for mark, name in _MARKS.items():
         if head.startswith(mark) and (mark == codecs.BOM_UTF8 or len(head) > len(mark)):
             return name
@@ -31,12 +28,12 @@ def encoding_of(head: bytes) -> str:
 
 
 def decode(data: bytes) -> str:
-    """The text in the bytes of a whole file. Raises UnicodeDecodeError, a ValueError, for another encoding."""
+    """Decode the bytes of a whole file. Raises UnicodeDecodeError, a ValueError, for another encoding."""
     return data.decode(encoding_of(data))
 
 
 def reader(file: BinaryIO) -> io.TextIOWrapper:
-    """A file as text. Bytes that are not UTF-8 become lone surrogates, so that they spoil their own row only."""
+    """Open a binary file as text. Bytes that are not UTF-8 become lone surrogates, and spoil their own row only."""
     buffered = io.BufferedReader(file)  # type: ignore[type-var]
     encoding = encoding_of(buffered.peek(_HEAD)[:_HEAD])
     errors = "surrogateescape" if encoding.startswith("utf-8") else "surrogatepass"

@@ -1,8 +1,8 @@
-"""WebDataset shards: tar files in which a video and its caption have the same key, the name up to its first dot.
+"""Read WebDataset shards: tar files in which a video and its caption share a key, the name up to its first dot.
 
-Knows tar headers. A video in a shard has the uri `{shard}#{member}@{offset}+{size}`: the shard's absolute uri, the
-member's name percent-encoded, and where its bytes lie. So a clip is read by one seek, and no process ever scans a shard
-to find it. Opens no video. Memory grows with the number of members of the largest shard.
+The uri of a video in a shard is `{shard}#{member}@{offset}+{size}`: the shard's absolute uri, the member's name,
+percent-encoded, and the position of its bytes. So a clip is read with one seek, and no process scans a shard to find
+it. Memory grows with the number of members of the largest shard.
 """
 
 import posixpath
@@ -19,16 +19,16 @@ from pipelines.sources.rows import Row, captioned
 from pipelines.sources.tally import Tally
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-_TEXTS = (".txt", ".caption", ".json")  # endings of captions; what comes first outdoes the others
-_BLOCK = 64 << 10  # bytes a request while headers are read: a caption and the next header fit, a video is jumped over
+_TEXTS = (".txt", ".caption", ".json")  # endings of captions, in order of precedence
+_BLOCK = 64 << 10  # bytes per request while reading headers: fits a caption and the next header; videos are skipped
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _SPAN = re.compile(r"(?P<shard>.+)#[^#@]+@(?P<offset>\d+)\+(?P<size>\d+)")
 
 
 def expand(pattern: str) -> Iterator[str]:
-    """`shards/{000..127}.tar` -> shards/000.tar and so on, as wide as the first number; without braces, itself.
+    """Expand `shards/{000..127}.tar` to shards/000.tar and so on, padded like the first number; or yield it unchanged.
 
-    Raises ValueError for a range that runs backwards.
+    Raises ValueError for a descending range.
     """
     found = _RANGE.search(pattern)
     if found is None:
@@ -43,22 +43,22 @@ def expand(pattern: str) -> Iterator[str]:
 
 
 def member_uri(shard: str, name: str, span: str) -> str:
-    """The uri of a member by its name; span: where its bytes lie, such as 512+700."""
+    """The uri of a member by its name. span: offset and size of its bytes, such as 512+700."""
     return f"{shard}#{urllib.parse.quote(name, errors='surrogateescape')}@{span}"
 
 
 def parse(uri: str) -> tuple[str, int, int] | None:
-    """(shard, offset, size) of the uri of a video in a shard, None for any other uri."""
+    """Parse the uri of a video in a shard: (shard, offset, size); None for any other uri."""
     match = _SPAN.fullmatch(uri)
     return (match["shard"], int(match["offset"]), int(match["size"])) if match else None
 
 
 def rows(shard: str, tally: Tally) -> Iterator[Row]:
-    """The videos of one shard, in its order, with the captions of their keys, wherever those stand in it.
+    """Yield the videos of one shard, in order, with the captions of their keys, wherever these are in the shard.
 
-    A shard that ends too early gives what it has, and a row with the fault. Raises ValueError when it is no tar file.
+    A truncated shard yields what it has, and a row with the fault. Raises ValueError when it is not a tar file.
     """
-    videos: list[tuple[str, str, str]] = []  # name in the shard, the same without `./`, span; no span for a link
+    videos: list[tuple[str, str, str]] = []  # name in the shard, the same without `./`, span ("" for a link)
     captions: dict[str, Row] = {}
     links: dict[str, str] = {}
     short, fault = storage.base_name(shard), None
@@ -97,20 +97,20 @@ def rows(shard: str, tally: Tally) -> Iterator[Row]:
 
 
 def _target(link: tarfile.TarInfo) -> str:
-    """The name of the member that a link stands for: a symbolic one says it relative to its own folder."""
+    """The name of a link's target: that of a symbolic link is relative to its own folder."""
     name = link.linkname if link.islnk() else posixpath.join(posixpath.dirname(link.name), link.linkname)
     return posixpath.normpath(name)
 
 
 def _follow(name: str, links: Mapping[str, str]) -> str:
     """The end of a chain of links."""
-    for _ in range(40):  # as many as Linux follows
+    for _ in range(40):  # Linux's limit
         name = links.get(name, name)
     return name
 
 
 def _split(name: str) -> tuple[str, str]:
-    """(key, extension) of a member: the key ends at the first dot of the base name, as WebDataset has it."""
+    """Split a member's name into (key, extension): the key ends at the first dot of the base name, as in WebDataset."""
     folder, base = posixpath.split(name)
     key, _, extension = base.partition(".")
     return posixpath.join(folder, key), extension
@@ -123,7 +123,7 @@ def _lower(name: str) -> str:
 
 
 def _captions_of(video: str) -> Iterator[str]:
-    """Names that the caption of a video may have, with extensions in lower case: of its own stem, then of its key."""
+    """Yield names that a video's caption may have, extensions in lower case: by its own stem, then by its key."""
     name = _lower(video)
     key, stem = _split(name)[0], name.rpartition(".")[0]
     for beginning in dict.fromkeys([stem, name, key]):
@@ -132,7 +132,7 @@ def _captions_of(video: str) -> Iterator[str]:
 
 
 def holds_video(shard: str) -> bool:
-    """Whether a shard has a video; reads no further than the first. Raises ValueError when it is no tar file."""
+    """Whether a shard has a video; stops reading at the first. Raises ValueError when it is not a tar file."""
     with places.open_binary(shard, _BLOCK) as file, _open_tar(shard, file) as tar:
         return any(member.name.lower().endswith(VIDEO_SUFFIXES) for member in _members(tar))
 
@@ -149,7 +149,7 @@ UNPACK = "unpack it with gunzip or its like: a video in a compressed tar cannot 
 
 
 def _members(tar: Any) -> Iterator[tarfile.TarInfo]:
-    """Visible files, and links; each is forgotten once it was given."""
+    """Yield visible files and links, without keeping them in memory."""
     while (member := tar.next()) is not None:
         tar.members.clear()
         hidden = any(part.startswith(".") and part != "." for part in member.name.split("/"))
