@@ -1,4 +1,4 @@
-"""Flags of the catalog job: the catalog, the output, the model and its replicas, defaults for rows of the catalog."""
+"""Flags of the animate job: catalog, output, model and replicas, and defaults for rows of the catalog."""
 
 from typing import Literal
 
@@ -47,10 +47,10 @@ class AnimateConfig(request.Settings, frozen=True):
 
     @property
     def ending(self) -> str:
-        """What names of video files end in, such as ".mp4"."""
+        """Ending of video files, such as ".mp4"."""
         return f".{self.format}"
 
     @property
     def batch_size(self) -> int:
-        """Most videos that a replica makes at once."""
+        """Largest number of videos that a replica makes at once."""
         return self.batch or (4 if self.num_gpus else 1)

@@ -1,7 +1,7 @@
 """The files of a video: OUT/videos/ID.mp4 (or .gif, .webp), its thumbnail ID.thumb.webp, and its sidecar ID.json.
 
-The sidecar is written last: where it is, the video is finished. Until then OUT/latents/ID.npy keeps what sampling gave,
-so that nothing that fails after it costs it again. Knows names and storage. Knows nothing of models or Ray.
+The sidecar is written last: if it exists, the video is finished. Until then OUT/latents/ID.npy keeps the sampled
+latents, so that a failure after sampling does not repeat it.
 """
 
 import io
@@ -22,7 +22,7 @@ THUMBNAIL_WIDTH = 256  # pixels
 
 
 def sidecar(output: str, name: str) -> dict[str, Any] | None:
-    """What is written of a video of this id; None when it is not finished."""
+    """Read the sidecar of the video with this id; None when the video is not finished."""
     found = storage.read_json(storage.join(output, "videos", f"{name}.json"))
     assert found is None or isinstance(found, dict), f"videos/{name}.json is no sidecar"
     return found
@@ -36,15 +36,15 @@ def keep(output: str, name: str, latents: np.ndarray) -> None:
 
 
 def kept(output: str, name: str) -> np.ndarray | None:
-    """The residual latents that were kept; None when there are none."""
+    """Read a video's kept residual latents; None when there are none."""
     data = storage.read(_latents(output, name))
     return None if data is None else np.load(io.BytesIO(data), allow_pickle=False)
 
 
 def write(row: Mapping[str, Any], output: str, ending: str) -> dict[str, Any]:
-    """A row with frames and facts -> its files; the row without frames, its sidecar as facts, `made`; or a reject row.
+    """Write the files of a row with frames; returns the row without frames, with `made` and its sidecar as facts.
 
-    Raises OSError when the storage fails, which is no fault of the row.
+    Returns a reject row if encoding fails. Raises OSError when the storage fails, which is not the row's fault.
     """
     facts, name = json.loads(row["facts"]), row["id"]
     request = facts["request"]
@@ -66,7 +66,7 @@ def write(row: Mapping[str, Any], output: str, ending: str) -> dict[str, Any]:
 
 
 def forget_latents(output: str) -> None:
-    """Remove what a killed job kept of videos that are finished."""
+    """Remove latents of finished videos, which a killed job has left."""
     for uri in storage.list_files(storage.join(output, "latents"), (".npy",)):
         name = uri.rsplit("/", 1)[-1].removesuffix(".npy")
         if storage.exists(storage.join(output, "videos", f"{name}.json")):

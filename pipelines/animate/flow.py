@@ -1,6 +1,6 @@
-"""Tasks to videos, on Ray Data: read and fit images -> animate -> write files -> rows of the listing.
+"""Turn tasks into videos on Ray Data: read and fit images -> animate -> write files -> rows of the listing.
 
-Knows the picture, and the resources of each stage. What happens to one row is rows.py, replica.py and files.py.
+Defines the stages and their resources; rows.py, replica.py and files.py do the work on a row.
 """
 
 import json
@@ -23,63 +23,63 @@ from pipelines.dataset.records import iter_rows
 if TYPE_CHECKING:  # seconds to import, and `--help` does not need it
     import ray.data
 
-CLAIMED = 8  # rows that ask the ledger at once
+CLAIMED = 8  # rows claimed from the ledger at once
 _BLOCK = 1 << 20  # bytes
 
 
 class Ledger:
-    """What the processes of a job must agree on: who makes which video, and whom it brought down."""
+    """State shared by the processes of a job: which row makes which video, and processes that died working on it."""
 
     def __init__(self) -> None:
         self.owner: dict[str, str] = {}  # id -> key of the row that makes it
-        self.begun: dict[str, int] = {}
+        self.begun: dict[str, int] = {}  # id -> processes that began to work on it and did not finish
 
     def claim(self, names: list[str], keys: list[str]) -> list[bool]:
-        """Whether each row makes its video; of rows with one id, the first that asks, whenever it asks again."""
+        """Whether each row makes its video: of rows with one id, the first that asks, even if it asks again."""
         return [self.owner.setdefault(name, key) == key for name, key in zip(names, keys, strict=True)]
 
     def begin(self, names: list[str]) -> list[int]:
-        """A process begins to work on these; returns how many began before and did not come back."""
+        """Record that a process begins to work on these ids; returns how many began before and did not finish."""
         before = [self.begun.get(name, 0) for name in names]
         for name in names:
             self.begun[name] = self.begun.get(name, 0) + 1
         return before
 
     def end(self, names: list[str]) -> None:
-        """It came back, with a video or without."""
+        """Record that a process has finished these ids, with or without a video."""
         for name in names:
             self.begun.pop(name, None)
 
     def died(self, names: list[str]) -> int:
-        """How many processes began to work on one of these and did not come back, or not yet."""
+        """Number of processes that began to work on one of these ids and have not finished."""
         return sum(self.begun.get(name, 0) for name in names)
 
 
 class RemoteLedger:
-    """The job's ledger, as another process sees it."""
+    """The job's ledger, called from another process."""
 
     def __init__(self, actor: Any) -> None:
         self.actor = actor
 
     def begin(self, names: list[str]) -> list[int]:
-        """As Ledger."""
+        """See Ledger."""
         import ray
 
         return list(ray.get(self.actor.begin.remote(names)))
 
     def end(self, names: list[str]) -> None:
-        """As Ledger; nobody waits for it."""
+        """See Ledger. Does not wait."""
         self.actor.end.remote(names)
 
     def died(self, names: list[str]) -> int:
-        """As Ledger."""
+        """See Ledger."""
         import ray
 
         return int(ray.get(self.actor.died.remote(names)))
 
 
 class Replica:
-    """An animator in an actor of its own, with the job's ledger."""
+    """An Animator in a Ray actor, with the job's ledger."""
 
     def __init__(self, config: AnimateConfig, facts: dict[str, Any], ledger: Any) -> None:
         from pipelines.animate.replica import Animator
@@ -87,7 +87,7 @@ class Replica:
         self.animate = Animator(config, facts, RemoteLedger(ledger))
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
-        """Blocks as Animator takes and gives them."""
+        """See Animator."""
         yield from self.animate(block)
 
 
@@ -99,10 +99,10 @@ def build(
     animator: type | None = None,
     edited: bool = False,
 ) -> "ray.data.Dataset":
-    """The dataflow, lazily: slices of OUT/catalog -> rows of STATE, each a finished video, a twin of one, or a reject.
+    """Build the lazy dataflow from slices of OUT/catalog to rows of STATE: finished videos, twins of them, or rejects.
 
-    done: sorted hashes of keys that are not wanted. animator: stands in for the replica and what writes its videos.
-    edited: some rows have a source video, whose frames travel with them.
+    done: sorted hashes of keys to skip. animator: replaces the class Replica. edited: whether some rows have a source
+    video, whose frames travel with them.
     """
     import ray.data
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -110,15 +110,15 @@ def build(
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
     replicas = most_replicas(config, slices.num_rows)
     bound_memory(config, model, cpus, edited)
-    # On the driver's node: the job does not survive the loss of that one anyway.
+    # On the driver's node, whose loss the job does not survive anyway.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     ledger = ray.remote(num_cpus=0, scheduling_strategy=here)(Ledger).remote()
 
-    # 1. Slices of the catalog: a file name and two numbers, however many rows there are.
+    # 1. Slices of the catalog: each a file name and two numbers, however many rows there are.
     tasks = ray.data.from_arrow([slices.slice(i, 1) for i in range(slices.num_rows)])
 
-    # 2. Images and source videos, read and fitted, with content ids. What is finished leaves here. Little work beside
-    #    that of the model, so two processes for each replica keep it busy; each has a child that decodes.
+    # 2. Images and source videos, read and fitted, with content ids; finished rows are skipped here. Little work
+    #    compared with the model's, so two processes per replica keep it busy; each has a child process that decodes.
     ready = tasks.map_batches(
         take_slice,
         fn_args=(config, made_with(config, model), ray.put(done), ledger),
@@ -128,8 +128,8 @@ def build(
         num_cpus=0.3,
     )
 
-    # 3. Frames, by replicas that come and go with the work. On CPUs more than half of a core each, so that there is one
-    #    for each core and room for the other stages.
+    # 3. Frames, from replicas that scale with the work. On CPUs each reserves more than half a core, so that there is
+    #    one per core and room for the other stages.
     facts = {
         "model": models.plain(config.model),
         "model_fingerprint": model.fingerprint,
@@ -146,7 +146,7 @@ def build(
         num_cpus=1 if config.num_gpus else 0.6,
     )
 
-    # 4. Files. Encoding takes a core for a moment, and frames end here.
+    # 4. Files; frames are dropped here. Encoding takes a core for a moment.
     return made.map_batches(
         write_block,
         fn_args=(config.output, config.ending),
@@ -158,7 +158,7 @@ def build(
 
 
 def most_replicas(config: AnimateConfig, slices: int) -> int:
-    """How many replicas there may be: as asked for, else what there is room for now; no more than there is work for."""
+    """Largest number of replicas: the flag's, else what the cluster has room for now; at most one per slice."""
     import ray
 
     have = ray.cluster_resources()
@@ -170,13 +170,13 @@ def most_replicas(config: AnimateConfig, slices: int) -> int:
 
 
 def bound_memory(config: AnimateConfig, model: models.Facts, cpus: int, edited: bool) -> None:
-    """Keep what is under way to some batches, however many rows wait: blocks are a batch or a few rows."""
+    """Limit the data in flight to some batches, however many rows wait: blocks are a batch or a few rows."""
     import ray.data
 
     height, width = (model.card.sizes or [(320, 512)])[0]
     pixels = height * width * 3 * np.dtype(np.float32).itemsize
     context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = False  # a slow row holds up nobody
+    context.execution_options.preserve_order = False  # a slow row does not hold up others
     frames = (model.card.lengths or [16])[0] * height * width * 3 * config.batch_size
     context.target_max_block_size = max(_BLOCK, config.batch_size * pixels + edited * frames)
     room = max(256 << 20, 8 * cpus * max(frames, context.target_max_block_size))
@@ -186,10 +186,10 @@ def bound_memory(config: AnimateConfig, model: models.Facts, cpus: int, edited: 
 def take_slice(
     slices: pa.Table, config: AnimateConfig, made: dict[str, str], done: Any, ledger: Any
 ) -> Iterator[pa.Table]:
-    """Slices of the catalog -> tables of a few rows each: with pixels, finished, twins of another row, or rejects."""
+    """Yield tables of a few rows of the slices: with pixels, finished, twins of other rows, or rejects."""
     import ray
 
-    keep_freed_memory()  # pixels of the next row need as much
+    keep_freed_memory()  # the next row's pixels need as much
     run = rows.in_sandbox(config.image_timeout)
     finished = ray.get(done)
     for part in slices.to_pylist():
@@ -202,7 +202,7 @@ def take_slice(
 
 
 def claimed(ready: list[rows.Row], output: str, ledger: Any) -> list[rows.Row]:
-    """Rows with pixels as they are where they make a video; as finished or as twins where another one does or did."""
+    """Claim rows from the ledger: those whose video exists become finished, those that another row makes twins."""
     import ray
 
     asking = [row for row in ready if not row["reason"]]
@@ -219,7 +219,7 @@ def claimed(ready: list[rows.Row], output: str, ledger: Any) -> list[rows.Row]:
 
 
 def write_block(block: pa.Table, output: str, ending: str) -> Iterator[pa.Table]:
-    """Rows with frames -> their files, and rows of the listing; other rows pass through."""
+    """Write the files of rows with frames, and yield rows for the listing; other rows pass through."""
     if block["frames"].null_count == block.num_rows:
         yield block
         return

@@ -1,7 +1,7 @@
-"""What people see of a finished catalog: a page that opens from disk, and a sheet of some videos.
+"""Gallery of a finished catalog: a page that opens from disk, and a sheet of some videos.
 
-Knows the listing and pictures. Changes nothing. The page (gallery.html) holds its data and its script, asks no network
-for anything, and takes pictures and videos from the folder beside it; prompts reach it as data, never as markup.
+The page (gallery.html) contains its data and script, loads nothing from a network, and takes pictures and videos from
+the folder beside it. Prompts reach it as data, never as markup.
 """
 
 import functools
@@ -14,7 +14,7 @@ from typing import Any
 from pipelines.animate import listing, videos
 from pipelines.core import storage
 
-MOST = 20_000  # rows of the catalog that the page lists: some megabytes
+MOST = 20_000  # most rows of the catalog on the page: some megabytes
 COLUMNS = (
     "row", "id", "image", "prompt", "motion_bucket", "measured_motion_bucket", "measured_motion_score", "seed",
     "psnr_first_frame",
@@ -24,23 +24,23 @@ _DIGITS = {"measured_motion_score": 4, "psnr_first_frame": 2}
 
 
 def page(output: str, counts: Mapping[str, Any], ending: str) -> bytes:
-    """index.html of the videos of a catalog's first rows. counts: of the summary. ending: of the videos' files."""
+    """Create index.html, with the videos of a catalog's first rows. counts: the summary's. ending: of video files."""
     rows = sorted(_cells(row) for row in listing.results(output, COLUMNS, MOST))
     data = {"columns": COLUMNS, "rows": rows, "ending": ending, "total": counts["rows"], "rejected": counts["rejected"]}
     text = json.dumps(data, separators=(",", ":"))
-    for sign in "<>&":  # no text of a stranger may end the script that holds it
+    for sign in "<>&":  # so that no prompt or name can end the script that holds it
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return _template().replace("__DATA__", text).encode()
 
 
 def _cells(row: dict[str, Any]) -> list[Any]:
     row["image"] = storage.base_name(row["image"])
-    row["seed"] = str(row["seed"])  # a script's numbers are exact to 2**53
+    row["seed"] = str(row["seed"])  # JavaScript's numbers are exact only up to 2**53
     return [round(row[name], _DIGITS[name]) if name in _DIGITS else row[name] for name in COLUMNS]
 
 
 def sheet(output: str, ending: str) -> bytes | None:
-    """A PNG of some videos, from the least motion to the most; None where there are none."""
+    """Draw a PNG of some videos, from the least motion to the most; None if there are none."""
     from cinemo.sheet import contact_sheet
 
     rows = []
@@ -53,14 +53,14 @@ def sheet(output: str, ending: str) -> bytes | None:
         rows.append((label, frames[:, : row["height"], : row["width"]]))
     if not rows:
         return None
-    rows = [pair for pair in rows if pair[1].shape[1:3] == rows[0][1].shape[1:3]]  # a sheet has one aspect
+    rows = [pair for pair in rows if pair[1].shape[1:3] == rows[0][1].shape[1:3]]  # a sheet has one frame size
     buffer = io.BytesIO()
     contact_sheet(rows).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 def _examples(output: str) -> Iterator[dict[str, Any]]:
-    """Of the first rows, some that are spread over the motion measured; no video twice."""
+    """Yield some of the first rows, spread evenly over the ranking by measured motion, without repeated videos."""
     first = {
         row["id"]: row for row in listing.results(output, (*COLUMNS, "video", "num_frames", "height", "width"), MOST)
     }

@@ -1,12 +1,9 @@
-"""A catalog of images to videos: tasks (plan.py) -> videos (flow.py) -> a listing, a gallery, a summary.
+"""Turn a catalog of images into videos: tasks (plan.py) -> videos (flow.py) -> a listing, a gallery, a summary.
 
-Knows what a finished job is, and how to get there from whatever is left of an earlier try.
-
-Exactly once: a video is named by the bytes of its image and of the video whose motion it has, by its settings and its
-model, and its sidecar is written last; a row of the catalog is known by a key that changes with it. So the same command
-finishes a job that was killed at any moment and makes what changed in the catalog, and a finished job changes no file.
-A reject is a result: delete OUT/rejects to have them tried again. Videos of rows that are no longer in the catalog
-stay, and are not listed.
+Exactly once: a video is named by the bytes of its image and of its source video, its settings and its model, and its
+sidecar is written last; a row of the catalog has a key that changes with it. So the same command finishes a job that
+was killed at any moment and makes what changed in the catalog, and a finished job changes no file. A reject is a
+result: delete OUT/rejects to try them again. Videos of rows that are no longer in the catalog are kept, but not listed.
 """
 
 import time
@@ -26,18 +23,18 @@ from pipelines.dataset import manifest
 from pipelines.sources import catalogs
 from pipelines.sources.tally import Tally
 
-PASSES = 3  # over what is left; a second one is needed when Ray loses rows with a node
+PASSES = 3  # passes over what is left; a second is needed when Ray loses rows with a node
 
 
 def placed(config: AnimateConfig) -> AnimateConfig:
-    """The same job, by names that mean the same to workers, who have other working directories. Raises ValueError."""
+    """Make names absolute, because workers have other working directories. Raises ValueError."""
     output = storage.absolute(config.output)
     model = models.absolute(config.model, config.tracking_uri, output)
     return config.model_copy(update={"output": output, "model": model})
 
 
 def identity(config: AnimateConfig) -> dict[str, Any]:
-    """What an output belongs to. Anything else may change: then the rows that it changes are made anew."""
+    """What an output belongs to. All other settings may change; the rows that they change are made again."""
     return {
         "job": "animate",
         "schema_version": records.SCHEMA_VERSION,
@@ -47,14 +44,14 @@ def identity(config: AnimateConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Job:
-    """A configuration that can work, by names that mean the same to every process, and what was read to know it."""
+    """A checked configuration, with names that are valid in every process, and what was read to check it."""
 
     config: AnimateConfig
     model: models.Facts
 
 
 def resolve(config: AnimateConfig) -> Job:
-    """Refuse what cannot work, before a cluster is touched: raises ValueError for catalog, settings, model, output."""
+    """Check the configuration before a cluster is used. Raises ValueError for catalog, settings, model or output."""
     config = placed(config)
     catalogs.check(config.catalog, config.image_column, config.prompt_column, config.prompt, config.video_column)
     if catalogs.is_below(config.output, config.catalog):
@@ -72,9 +69,9 @@ def resolve(config: AnimateConfig) -> Job:
 
 
 def run(job: Job, animator: type | None = None) -> dict[str, Any]:
-    """Do the job, or what is left of it; returns the summary. Needs a running Ray.
+    """Run the job, or what is left of it; returns the summary. Needs a running Ray.
 
-    animator: as in flow.build.
+    animator: see flow.build.
     """
     config, model = job.config, job.model
     out, began = Output(config.output), time.monotonic()
@@ -123,9 +120,9 @@ def run(job: Job, animator: type | None = None) -> dict[str, Any]:
 def work(
     job: Job, wanted: plan.Plan, found: listing.Survey, animator: type | None, held: lease.Lease
 ) -> tuple[listing.Survey, Counter[str]]:
-    """Make and list what is left; returns what is listed then, and sums over the rows that came out of the dataflow.
+    """Make and list what is left; returns the new listing, and sums over the rows that the dataflow returned.
 
-    Raises RuntimeError when rows are lost again and again.
+    Raises RuntimeError when rows are still missing after PASSES passes.
     """
     output, sums = job.config.output, Counter[str]()
     for _ in range(PASSES):
@@ -143,7 +140,7 @@ def work(
 
 
 def one_pass(job: Job, wanted: plan.Plan, done: np.ndarray, animator: type | None) -> Counter[str]:
-    """Run the dataflow to its end, and list what comes out of it."""
+    """Run the dataflow to its end, and list its rows."""
     from pipelines.animate import flow  # torch, which `--help` does not need
 
     config = job.config
@@ -164,9 +161,9 @@ def one_pass(job: Job, wanted: plan.Plan, done: np.ndarray, animator: type | Non
 
 
 def describe(job: Job, wanted: plan.Plan, found: listing.Survey) -> dict[str, Any]:
-    """What the files say; no clock in it: a rerun says the same.
+    """Summarise the files. No times, so that reruns give the same.
 
-    rows = listed + rejected; listed = videos + those that share one.
+    rows = listed + rejected; listed = videos + rows that share one.
     """
     config, rejects = job.config, dict(sorted(found.reasons.items()))
     return {
@@ -189,7 +186,7 @@ def describe(job: Job, wanted: plan.Plan, found: listing.Survey) -> dict[str, An
 
 
 def lines(found: listing.Survey) -> list[str]:
-    """For the end of a job: videos, what they lack of their images, and rejects by reason."""
+    """Lines to print at the end of a job: videos, those with much of the image cut away, and rejects by reason."""
     rejects = [f"{count:>10}  rejected: {reason}" for reason, count in found.reasons.most_common()]
     cut = f"{found.much_cut:>10}  rows with more than a third of the image cut away; --fit auto or pad shows more of it"
     return [f"{found.videos:>10}  videos for {found.listed} rows", *([cut] if found.much_cut else []), *rejects]

@@ -1,7 +1,6 @@
-"""What is listed of a catalog: OUT/results and OUT/rejects, in parts that are written once; and what they say is done.
+"""The listing of a catalog: OUT/results and OUT/rejects, in parts that are written once; and which rows are done.
 
-One row for each row of the catalog, in one of the two. The driver alone writes here, so rows are never written twice at
-a time. Knows Parquet files and keys of rows. Knows nothing of images, models or Ray.
+Each row of the catalog has one row in one of the two. Only the driver writes here, so there are no concurrent writes.
 """
 
 from collections import Counter
@@ -21,32 +20,32 @@ from pipelines.animate.records import REJECT, RESULT, result, table
 from pipelines.core import hashing, storage
 from pipelines.core.output import write_part
 
-FOLDERS = {"results": RESULT, "rejects": REJECT}  # in this order: a video outdoes a reject of the same row
-ROWS_PER_FILE = 512  # what a kill lists anew, from sidecars
+FOLDERS = {"results": RESULT, "rejects": REJECT}  # in this order: a video takes precedence over the row's reject
+ROWS_PER_FILE = 512  # at most so many rows are listed again, from sidecars, after a kill
 _READ = ("row", "key", "id", "measured_motion_bucket", "psnr_first_frame", "cut_away")
 _FOUND = pa.schema([RESULT.field(name) for name in _READ])
 
 
 @dataclass
 class Survey:
-    """What is listed: counts, and what tells rows apart, as sorted 8-byte hashes."""
+    """What is listed: counts, and the keys of rows as sorted 8-byte hashes."""
 
     listed: int = 0  # rows with a video
-    videos: int = 0  # different ones
-    reasons: Counter[str] = field(default_factory=Counter)  # rows without, by reason
+    videos: int = 0  # distinct videos
+    reasons: Counter[str] = field(default_factory=Counter)  # rows without a video, by reason
     buckets: list[int] = field(default_factory=lambda: [0] * NUM_BUCKETS)  # rows by measured motion
     psnr: float | None = None  # mean, dB
     much_cut: int = 0  # rows whose video lacks more than a third of the image
-    keys: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))  # of every row, sorted
-    rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # their numbers
+    keys: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))  # of all rows, sorted
+    rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # numbers of these rows
 
     def lists(self, plan: Plan) -> bool:
-        """Whether each row of the catalog stands here, with its number, and no other."""
+        """Whether exactly the rows of the catalog are listed, with their numbers."""
         return np.array_equal(self.keys, plan.keys) and np.array_equal(self.rows, plan.rows)
 
 
 def survey(output: str) -> Survey:
-    """Read what is listed at `output`."""
+    """Read the listing at `output`."""
     found = Survey()
     keys, rows, names = [found.keys], [found.rows], [found.keys]
     psnr = 0.0
@@ -71,9 +70,9 @@ def survey(output: str) -> Survey:
 
 
 def settle(output: str, plan: Plan) -> None:
-    """Leave each row of the catalog at most once, by its number today; rows that it has no more are not listed.
+    """Keep each row of the catalog at most once, with its current number, and drop rows that it no longer has.
 
-    Their videos stay where they are. A part in which nothing changes is not touched.
+    Videos are not deleted. A part in which nothing changes is not rewritten.
     """
     seen = np.empty(0, np.uint64)
     for folder, schema in FOLDERS.items():
@@ -94,9 +93,9 @@ def settle(output: str, plan: Plan) -> None:
 
 
 class Writer:
-    """Collects rows that come out of the dataflow, and writes them in parts. To be closed, whatever happens.
+    """Collects rows from the dataflow, and writes them in parts. Close it even after an exception.
 
-    Twins are kept until the row that makes their video is listed: they become rows of the same video, or rejects for
+    Twins wait until the row that makes their video is listed; then they become rows of the same video, or rejects with
     the same reason.
     """
 
@@ -106,7 +105,7 @@ class Writer:
         self.twins: dict[str, list[dict[str, Any]]] = {}
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """A row of STATE that came to its end."""
+        """Add a row of STATE from the end of the dataflow."""
         if row["twin"]:
             own = {name: row[name] for name in ("row", "key", "image", "source_video")}
             self.twins.setdefault(row["id"], []).append(own)
@@ -116,7 +115,7 @@ class Writer:
             self._put("results", result(row, self.ending))
 
     def close(self) -> None:
-        """Write what is left, twins too."""
+        """Write the remaining rows, and the twins."""
         for folder in FOLDERS:
             self._flush(folder)
         if self.twins:
@@ -139,7 +138,7 @@ class Writer:
 
 
 def results(output: str, columns: Sequence[str], below: int) -> Iterator[dict[str, Any]]:
-    """These columns, `row` among them, of the videos of the catalog's first rows, those below a number; in no order."""
+    """Yield these columns, which include `row`, of listed videos whose row is below a number; in no order."""
     schema = pa.schema([RESULT.field(name) for name in columns])
     for part in storage.scan(storage.join(output, "results"), schema):
         yield from part.filter(pc.less(part["row"], below)).to_pylist()
@@ -147,9 +146,9 @@ def results(output: str, columns: Sequence[str], below: int) -> Iterator[dict[st
 
 def _read(uri: str, schema: pa.Schema) -> pa.Table:
     files, path = storage.filesystem(uri)
-    return pq.read_table(path, filesystem=files, schema=schema)  # a column that earlier versions lacked is null
+    return pq.read_table(path, filesystem=files, schema=schema)  # a column missing in earlier versions is null
 
 
 def _write(part: pa.Table, output: str, folder: str) -> None:
-    """One file, named by what is in it: the same rows again are the same file."""
+    """Write one file, named by its content, so that equal rows give the same file."""
     write_part(part.sort_by("row"), storage.join(output, folder))

@@ -1,6 +1,6 @@
-"""A catalog -> the tasks of the job: complete requests, each with a key that changes when its row does.
+"""Turn a catalog into the tasks of the job: complete requests, each with a key that changes when its row does.
 
-Knows what makes a request complete, and the stamps of files. Opens no image. Memory: 16 bytes for each row.
+Images are not opened; keys use stamps of their files. Memory: 16 bytes per row.
 """
 
 import functools
@@ -25,15 +25,15 @@ from pipelines.sources import catalogs, images
 from pipelines.sources.seen import Seen
 from pipelines.sources.tally import Tally
 
-CHUNK = 8192  # rows whose files are asked for at a time
-MAX_PROMPT = 2000  # characters; what a text encoder reads is far less
+CHUNK = 8192  # rows whose stamps are requested at a time
+MAX_PROMPT = 2000  # characters; a text encoder reads far fewer
 _FLAGS = {*request.Settings.model_fields}
 
 
 class Plan(NamedTuple):
-    """The files of OUT/catalog with their number of rows; the keys of all rows, hashed and sorted; their numbers.
+    """The tasks. files: those of OUT/catalog with their numbers of rows. keys: of all rows, hashed and sorted.
 
-    edited: some row has a source video.
+    rows: the numbers of these rows. edited: whether some row has a source video.
     """
 
     files: dict[str, int]
@@ -43,14 +43,14 @@ class Plan(NamedTuple):
 
 
 def made_with(config: AnimateConfig, model: models.Facts) -> dict[str, str]:
-    """What makes a video, beside its image and its request; part of its id."""
+    """What determines a video in addition to its image and request; part of its id."""
     return {"model_fingerprint": model.fingerprint, "precision": config.precision, "format": config.format}
 
 
 def write(config: AnimateConfig, model: models.Facts, folder: str, tally: Tally | None = None) -> Plan:
-    """Store the tasks below `folder`; the same catalog again changes nothing. Raises as catalogs.entries.
+    """Store the tasks below `folder`; the same catalog again changes nothing. Raises like catalogs.entries.
 
-    tally: counts files that were passed over.
+    tally: counts files that were skipped.
     """
     keys, rows = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
     edited = 0
@@ -69,7 +69,7 @@ def write(config: AnimateConfig, model: models.Facts, folder: str, tally: Tally 
 
 
 def tasks(config: AnimateConfig, model: models.Facts, tally: Tally | None = None) -> Iterator[pa.Table]:
-    """The rows of a catalog as tables of schema TASK of at most CHUNK rows, in which equal shapes stand together."""
+    """Yield the rows of a catalog as tables of schema TASK, at most CHUNK rows each, grouped by shape."""
     seen, repeats = Seen(), Counter[str]()
     made = made_with(config, model)
     columns = (config.image_column, config.prompt_column, config.video_column)
@@ -88,7 +88,7 @@ def tasks(config: AnimateConfig, model: models.Facts, tally: Tally | None = None
             names.append(digest([entry.image, stamp, part.get("request"), part.get("message"), made, *source]))
         rows = []
         for place, (name, fresh) in enumerate(zip(names, seen.add(names), strict=True)):
-            if not fresh:  # a row like an earlier one is a row of its own
+            if not fresh:  # equal rows get different keys
                 repeats[name] += 1
                 name = digest([name, repeats[name]])
             rows.append({**made_of[place], "row": first + place, "key": name, "image": chunk[place].image})
@@ -98,13 +98,13 @@ def tasks(config: AnimateConfig, model: models.Facts, tally: Tally | None = None
 
 
 class Filler:
-    """An entry of a catalog -> its complete request as JSON and its shape, or the reason why it has none."""
+    """Completes the request of a catalog's entry: as JSON, with its shape; or the reason why it has none."""
 
     def __init__(self, config: AnimateConfig, model: models.Facts) -> None:
         self.prompt, self.model, self.ending = config.prompt, model, config.ending
         self.defaults = config.model_dump(include=_FLAGS)
         self.asked = {name for name in config.model_fields_set & _FLAGS if self.defaults[name] is not None}
-        self.completed = functools.lru_cache(4096)(self._complete)  # most rows differ in nothing but image and prompt
+        self.completed = functools.lru_cache(4096)(self._complete)  # most rows differ only in image and prompt
 
     def __call__(self, entry: catalogs.Entry) -> dict[str, Any]:
         if entry.fault is not None:
@@ -131,7 +131,7 @@ class Filler:
         if edited:
             edit = {**request.EDITED, "num_inference_steps": self.model.card.inversion_steps}
             usual = {name: value for name, value in edit.items() if name not in self.asked}
-        if "num_inference_steps" in dict(wishes):  # the row's own steps outdo the job's speed
+        if "num_inference_steps" in dict(wishes):  # the row's own steps override the job's speed
             usual["speed"] = None
         asked = request.Settings.model_validate({**self.defaults, **usual, **dict(wishes)})
         if edited and asked.speed:
@@ -142,7 +142,7 @@ class Filler:
             raise request.SettingError("fit", "fit pad does not apply to a row with a video, whose frames have no bars")
         settings = request.complete(asked, "", self.model, self.ending)
         if edited and "motion_bucket" not in {*self.asked, *dict(wishes)}:
-            settings["motion_bucket"] = None  # what the video measures
+            settings["motion_bucket"] = None  # to be measured in the video
         return settings, request.shape_of(settings, edited)
 
 
@@ -151,7 +151,7 @@ class _Prompt(BaseModel):
 
 
 def _wrong_prompt(prompt: Any) -> str | None:
-    """What is wrong with a prompt, None when nothing is."""
+    """Message about an invalid prompt; None for a valid one."""
     if prompt is None:
         return "the row has no prompt; give it one, or --prompt for all such rows"
     if not isinstance(prompt, str):

@@ -1,7 +1,4 @@
-"""The rows of the catalog job: Arrow schemas, their version, ids and keys.
-
-Knows Arrow and names. Knows nothing of files, of Ray, or of how a row comes about.
-"""
+"""The rows of the animate job: Arrow schemas, their version, ids and keys."""
 
 import hashlib
 import json
@@ -18,12 +15,12 @@ METHOD_VERSION = "1"  # change it when the same model and settings would give an
 
 _VERSION = {"cinemo.schema_version": str(SCHEMA_VERSION)}
 
-# A row of OUT/catalog: what is asked for. request is JSON, null where the row is at fault; in it, motion_bucket is null
-# where it is the source video's own, which is measured later.
+# A row of OUT/catalog: a task. request is JSON, null if the row has a fault; its motion_bucket is null if it is to be
+# measured in the source video.
 TASK = pa.schema(
     [
         ("row", pa.int64()),  # its number in the catalog, from 0
-        ("key", pa.string()),  # what tells that a row changed
+        ("key", pa.string()),  # changes when the row does
         ("image", pa.string()),
         ("source_video", pa.string()),  # whose motion the image gets; null for none
         ("request", pa.string()),
@@ -33,7 +30,7 @@ TASK = pa.schema(
     metadata=_VERSION,
 )
 
-# A row on its way through the job. Whatever has no pixels and no frames (rejects, what is done already) passes through.
+# A row on its way through the job. Rows without pixels and frames (rejects, finished rows) pass through.
 STATE = pa.schema(
     [
         *TASK,
@@ -43,8 +40,8 @@ STATE = pa.schema(
         ("video_digest", pa.string()),
         ("clip", pa.large_binary()),  # uint8 (N, H, W, 3), of the source video
         ("frames", pa.large_binary()),  # uint8 (N, H, W, 3)
-        ("facts", pa.string()),  # JSON: what is known of the video so far; in the end, its sidecar
-        ("twin", pa.bool_()),  # another row of this job has the same id, and gets the video made
+        ("facts", pa.string()),  # JSON: the facts known so far; in the end, the sidecar
+        ("twin", pa.bool_()),  # another row of this job has the same id, and makes the video
         ("made", pa.bool_()),  # the video was written by this job
         ("stage", pa.string()),
     ]
@@ -62,30 +59,30 @@ RESULT = pa.schema(
         ("source_video", pa.string()),  # null where the image was animated without one
         ("prompt", pa.string()),
         ("negative_prompt", pa.string()),
-        ("motion_bucket", pa.uint8()),  # asked for
+        ("motion_bucket", pa.uint8()),  # requested
         ("seed", pa.int64()),
         ("num_inference_steps", pa.int32()),
         ("guidance_scale", pa.float32()),
         ("width", pa.int32()),
         ("height", pa.int32()),
-        ("cut_away", pa.float32()),  # share of the image that is in no frame; null in outputs of before
+        ("cut_away", pa.float32()),  # share of the image that no frame shows; null in outputs of earlier versions
         ("num_frames", pa.int32()),
         ("fps", pa.float32()),
         ("measured_motion_score", pa.float32()),
         ("measured_motion_bucket", pa.uint8()),
         ("psnr_first_frame", pa.float32()),  # dB, against the fitted image
-        ("seconds", pa.float32()),  # that sampling and decoding took for this video's share of its batch
+        ("seconds", pa.float32()),  # sampling (this video's share of its batch) and decoding
         ("model_fingerprint", pa.string()),
     ],
     metadata=_VERSION,
 )
 
-# A row of OUT/rejects: one for each row of the catalog that has none.
+# A row of OUT/rejects: one for each row of the catalog that has no video.
 REJECT = pa.schema(
     [
         ("row", pa.int64()),
         ("key", pa.string()),
-        ("id", pa.string()),  # null: it was not known yet
+        ("id", pa.string()),  # null if not known yet
         ("image", pa.string()),
         *FAULT,
     ],
@@ -94,7 +91,7 @@ REJECT = pa.schema(
 
 
 def digest(value: Any) -> str:
-    """32 hexadecimal digits that stand for a JSON value: 128 bits, the same on every machine, for ever."""
+    """Digest of a JSON value: 32 hexadecimal digits (128 bits), the same on every machine, for ever."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -102,22 +99,22 @@ def digest(value: Any) -> str:
 def animation_id(
     image_digest: str, request: Mapping[str, Any], made_with: Mapping[str, str], video_digest: str | None = None
 ) -> str:
-    """The id of a video, of all that it depends on. made_with: model fingerprint, precision, format.
+    """The id of a video: a digest of all that it depends on. made_with: model fingerprint, precision, format.
 
-    video_digest: of the source video, None where there is none.
+    video_digest: of the source video; None if there is none.
     """
     edited = [] if video_digest is None else [video_digest]
     return digest([METHOD_VERSION, image_digest, dict(request), dict(made_with), *edited])
 
 
 def table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema = STATE) -> pa.Table:
-    """Rows as a table of a schema; names that they lack are null, others are left out."""
+    """Convert rows to a table of a schema: missing names become null, others are dropped."""
     rows = list(rows)
     return pa.Table.from_arrays([pa.array([row.get(f.name) for row in rows], f.type) for f in schema], schema=schema)
 
 
 def reject(row: Mapping[str, Any], stage: str, reason: Reason, message: str) -> dict[str, Any]:
-    """The row as a reject: where it failed, why, and the sentence that says so; nothing heavy travels on with it."""
+    """Turn a row into a reject with the stage that failed, the reason and a message; its pictures are dropped."""
     return output.reject(light(row), stage, reason, message)
 
 
@@ -127,7 +124,7 @@ def light(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def result(row: Mapping[str, Any], ending: str) -> dict[str, Any]:
-    """A row of STATE with a finished sidecar -> a row of RESULT. ending: of the video's file."""
+    """Convert a row of STATE with a finished sidecar to a row of RESULT. ending: of the video's file."""
     facts = json.loads(row["facts"])
     request, timings = facts["request"], facts["timings"]
     return {

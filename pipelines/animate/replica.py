@@ -1,8 +1,7 @@
-"""A replica: loads one model, and makes the frames of rows, several of one shape at once.
+"""A replica loads one model and makes the frames of rows, several of one shape at once.
 
-Knows the pipeline and kept latents. Knows nothing of catalogs, video files or other replicas. A batch that fails is
-tried again row by row, so that one row's fault is its own; a row that its process does not survive is given up after
-some processes, which a ledger counts.
+A batch that fails is tried again row by row, so that a bad row does not affect others. A row whose process dies is
+given up after DEATHS processes, which a ledger counts.
 """
 
 import json
@@ -28,21 +27,21 @@ from pipelines.core import models
 from pipelines.core.output import Reason
 
 Row = dict[str, Any]
-DEATHS = 5  # of processes that worked on a row by itself, of it or of something else, before it is given up
-_PEAK_DB = 100.0  # PSNR of equal pictures, which has no number
+DEATHS = 5  # processes that may die while working on a row alone, for whatever reason, before it is given up
+_PEAK_DB = 100.0  # PSNR reported for equal pictures, where it is infinite
 
 
 class DeadlyError(Exception):
-    """A row that too many processes did not survive."""
+    """Too many processes died while they worked on a row."""
 
 
 class Animator:
     """One replica; the model is loaded once."""
 
     def __init__(self, config: AnimateConfig, facts: dict[str, Any], ledger: Any) -> None:
-        """config: `placed`. facts: of every sidecar. ledger: a flow.Ledger, or what stands for it in this process."""
+        """config: after job.placed. facts: for every sidecar. ledger: a flow.Ledger or flow.RemoteLedger."""
         if not config.num_gpus:
-            keep_freed_memory()  # a process that does nothing else, and needs as much for every video
+            keep_freed_memory()  # this process does nothing else, and needs as much for every video
         device = "cuda" if config.num_gpus else "cpu"
         self.pipe = CinemoPipeline.from_pretrained(
             models.resolve(config.model), getattr(torch, config.precision), device
@@ -52,7 +51,7 @@ class Animator:
         self.ledger = ledger
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
-        """Rows with pixels -> rows with frames and no pixels, or rejects; rows without pixels pass through."""
+        """Replace pixels by frames, or reject the row; rows without pixels pass through."""
         passing = pc.is_null(block["pixels"])
         if pc.any(passing).as_py():
             yield block.filter(passing)
@@ -63,10 +62,10 @@ class Animator:
             group = [row for _, row in same]
             for first in range(0, len(group), self.batch):
                 for row in self.animate(group[first : first + self.batch]):
-                    yield table([row])  # one by one: so a retry gives the same tables, and frames are large
+                    yield table([row])  # one by one: a retry then gives the same tables, and frames are large
 
     def animate(self, rows: Sequence[Row]) -> Iterator[Row]:
-        """Rows of one shape -> rows with frames, or rejects."""
+        """Animate rows of one shape; yields rows with frames, or rejects."""
         names = [row["id"] for row in rows]
         if len(rows) > 1 and not self.ledger.died(names):
             made = self.attempt(rows)
@@ -83,9 +82,9 @@ class Animator:
                 yield from made
 
     def attempt(self, rows: Sequence[Row]) -> list[Row] | Exception:
-        """What `make` returns or raises, and a DeadlyError for what too many processes did not survive.
+        """Return the rows from `make` or its exception, or a DeadlyError if too many processes died of these rows.
 
-        Raises OSError: the storage fails, which is no row's fault.
+        Raises OSError when the storage fails, which is not a row's fault.
         """
         names = [row["id"] for row in rows]
         try:
@@ -102,7 +101,7 @@ class Animator:
 
     @torch.no_grad()
     def make(self, rows: Sequence[Row]) -> list[Row]:
-        """Rows of one shape -> the same rows with frames. Raises whatever the model raises."""
+        """Make the frames of rows of one shape. Raises whatever the model raises."""
         asked = [json.loads(row["request"]) for row in rows]
         height, width = asked[0]["height"], asked[0]["width"]
         pixels = np.stack([np.frombuffer(row["pixels"], np.float32).reshape(3, height, width) for row in rows])
@@ -138,7 +137,7 @@ class Animator:
         return done
 
     def residuals(self, rows: Sequence[Row], asked: Sequence[Row], image_latents: torch.Tensor) -> torch.Tensor:
-        """Residual latents (B, C, F, h, w): those that were kept, else sampled, and kept from now on."""
+        """Residual latents (B, C, F, h, w): those kept earlier, else newly sampled ones, which are kept."""
         found = [files.kept(self.output, row["id"]) for row in rows]
         new = [index for index, latents in enumerate(found) if latents is None]
         if new:
@@ -161,7 +160,7 @@ class Animator:
         return torch.tensor(np.stack([latents for latents in found if latents is not None])).to(image_latents)
 
     def noise(self, rows: Sequence[Row], asked: Sequence[Row], image_latents: torch.Tensor) -> torch.Tensor | None:
-        """What sampling starts from where rows have clips, whose motion it holds; None where they have none."""
+        """Initial noise inverted from the clips of rows, which carries their motion; None for rows without clips."""
         if rows[0]["clip"] is None:
             return None
         shape = [asked[0][name] for name in ("num_frames", "height", "width")]
@@ -175,7 +174,7 @@ class Animator:
         )
 
     def recover(self) -> None:
-        """After a failure: free memory; a process whose GPU does not answer any more ends, and Ray starts another."""
+        """Free memory after a failure. If the GPU no longer responds, end the process: Ray starts another."""
         if self.pipe.device.type != "cuda":
             return
         try:
@@ -186,12 +185,12 @@ class Animator:
 
 
 def first_line(error: Exception) -> str:
-    """Of what an error says, which may be nothing."""
+    """First line of an error's message, which may be empty."""
     return next(iter(str(error).splitlines()), "")
 
 
 def psnr(frame: np.ndarray, pixels: np.ndarray) -> float:
-    """Of a frame, uint8 (H, W, 3), against fitted pixels, float32 (3, H, W) in [-1, 1]: dB, 100 at most."""
+    """PSNR of a frame, uint8 (H, W, 3), against fitted pixels, float32 (3, H, W) in [-1, 1]: dB, 100 at most."""
     wanted = (np.clip(pixels / 2 + 0.5, 0, 1) * 255).round().transpose(1, 2, 0)
     error = float(np.mean((frame.astype(np.float64) - wanted) ** 2))
     return _PEAK_DB if not error else round(min(_PEAK_DB, 10 * float(np.log10(255**2 / error))), 3)

@@ -1,8 +1,4 @@
-"""Settings of one animation, as a request over HTTP, a row of a catalog or flags give them; and what fills in the rest.
-
-Knows names, ranges, and that a model has defaults and limits of its own; of images their size alone. Knows nothing of
-HTTP or files.
-"""
+"""Settings of one animation, from an HTTP request, a row of a catalog or flags, completed with the model's defaults."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -56,7 +52,7 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
 
 
 class SettingError(ValueError):
-    """A setting that a model cannot take; `field` is its name."""
+    """A setting that the model or the file cannot take; `field` is its name."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
@@ -64,10 +60,9 @@ class SettingError(ValueError):
 
 
 def complete(asked: Settings, prompt: str, model: Facts, ending: str = ".mp4") -> dict[str, Any]:
-    """The settings as a pipeline takes them. Raises SettingError for what the model, or a file so named, cannot take.
+    """Complete the settings for a pipeline. Raises SettingError for what the model, or a file so named, cannot take.
 
-    Nothing is left open but the size where it follows from the image's: then `sizes` are those to choose from, and
-    `fitted` chooses.
+    Only a size that depends on the image stays open: then `sizes` holds the choices, and `fitted` chooses.
     """
     from cinemo.arguments import check_length, check_settings, check_size  # torch, which `--help` does not need
     from cinemo.videowrite import check_fps
@@ -106,7 +101,7 @@ def complete(asked: Settings, prompt: str, model: Facts, ending: str = ".mp4") -
 
 
 def fitted(request: Mapping[str, Any], tall: int, wide: int) -> dict[str, Any]:
-    """A complete request for an image of tall x wide pixels: its own size, or of `sizes` the nearest to the image's."""
+    """Fix the size of a request for an image of tall x wide pixels: its own, or the nearest of `sizes` in aspect."""
     made = {name: value for name, value in request.items() if name != "sizes"}
     if "sizes" in request:
         made["height"], made["width"] = fitting_size(tall, wide, request["sizes"])
@@ -114,12 +109,12 @@ def fitted(request: Mapping[str, Any], tall: int, wide: int) -> dict[str, Any]:
 
 
 def cut_of(request: Mapping[str, Any], tall: int, wide: int) -> float:
-    """The share of an image, tall x wide pixels, that is cut away to make a video of its size."""
+    """Share of an image of tall x wide pixels that is cut away to fill the size of its video."""
     return 0.0 if "fit" in request else round(cut_away(tall, wide, request["height"], request["width"]), 4)
 
 
 def speed_preset(asked: Settings) -> dict[str, Any]:
-    """The settings that `speed` stands for, {} without it. Raises SettingError where steps are asked for as well."""
+    """The settings that `speed` stands for; {} without it. Raises SettingError if steps are requested as well."""
     if asked.speed is None:
         return {}
     if asked.num_inference_steps is not None:
@@ -128,22 +123,22 @@ def speed_preset(asked: Settings) -> dict[str, Any]:
     return {"speed": asked.speed, **preset}
 
 
-# Of a row that gets a video's motion, where nobody asks for anything else: as `cinemo edit`.
+# Defaults of a row with a source video: those of `cinemo edit`.
 EDITED = {"guidance_scale": 1.0, "dct_init": False, "dct_timestep": 985}
 
-# What requests must have in common to be made in one batch.
+# Settings that must be equal in a batch.
 SAME_FOR_ALL = ("height", "width", "num_frames", "num_inference_steps", "dct_init", "dct_cutoff", "dct_timestep")
-OF_SOME = ("fit", "scheduler", "guidance_interval", "cache_interval")  # in requests that are padded or name a speed
-REQUEST_NAMES = {"cache_interval": "reuse"}  # in sidecars, and so in the ids of videos, where it had this name first
+OF_SOME = ("fit", "scheduler", "guidance_interval", "cache_interval")  # in requests with padding or a speed
+REQUEST_NAMES = {"cache_interval": "reuse"}  # the older name, kept in sidecars and so in the ids of videos
 
 
 def shared(request: dict[str, Any]) -> dict[str, Any]:
-    """What all requests of a batch have in common with this one, as arguments of CinemoPipeline."""
+    """The settings that all requests of a batch share with this one, as arguments of CinemoPipeline."""
     names = {name: REQUEST_NAMES.get(name, name) for name in (*SAME_FOR_ALL, *OF_SOME)}
     return {name: request[kept] for name, kept in names.items() if kept in request}
 
 
 def shape_of(request: dict[str, Any], edited: bool = False) -> str:
-    """Complete requests of one shape can be made in one batch. edited: they get the motion of videos."""
+    """Shape of a complete request: those of equal shape fit in one batch. edited: whether it has a source video."""
     same = " ".join(f"{name}={value}" for name, value in shared(request).items())
     return f"{same} guided={request['guidance_scale'] > 1}{' edited' if edited else ''}"

@@ -1,8 +1,7 @@
-"""What happens to one row before the model sees it: its image is read, identified, decoded and fitted; its video too.
+"""Prepare one row for the model: read, identify, decode and fit its image, and its source video if it has one.
 
-Plain functions from row to row (records.STATE as dictionaries). Knows images, source videos and ids. Knows nothing of
-Ray, models or other rows. A fault of one file is a reject row, never an exception; whatever touches a file of a
-stranger goes through `run`, which may be a plain call or one into a process of its own.
+Plain functions from row to row (records.STATE as dictionaries). A fault of one file is a reject row, never an
+exception. Untrusted files are opened through `run`, a plain call or one into a child process.
 """
 
 import functools
@@ -27,12 +26,12 @@ from pipelines.core.output import Reason
 from pipelines.sources import images, media
 
 Row = dict[str, Any]
-INTERVAL = 3  # between the frames that are taken of a source video, less where it is short: as `cinemo edit`
+INTERVAL = 3  # between frames taken from a source video, smaller if it is short, as in `cinemo edit`
 
 
 @functools.cache
 def in_sandbox(timeout: float) -> Run:
-    """A `run` with one child process a process: what hangs or crashes there is an ImageError here.
+    """A `run` that calls a child process, one per process; hangs and crashes there become an ImageError here.
 
     timeout: seconds for one call.
     """
@@ -40,25 +39,25 @@ def in_sandbox(timeout: float) -> Run:
 
 
 def warm_up() -> None:
-    """Load what preparing an image needs: seconds on a new node, and not the first image's fault."""
+    """Load what preparing an image needs: seconds on a new node, not charged to the first image."""
     keep_freed_memory()
     fit_pixels(np.zeros((8, 8, 3), np.uint8), 8, 8)
 
 
 class Photo(NamedTuple):
-    """An image that was read and fitted, and what was found out about it."""
+    """A fitted image, and facts about it."""
 
-    digest: str  # sha256 of its bytes, hex
-    request: dict[str, Any]  # with the size that suits it, where that was open
+    digest: str  # SHA-256 of its bytes, hexadecimal
+    request: dict[str, Any]  # with a size chosen for the image if that was open
     pixels: np.ndarray  # float32 (3, height, width) in [-1, 1]
-    cut_away: float  # share of the image
+    cut_away: float  # share of the image that is cut away
     seconds: float
 
 
 def load(uri: str, asked: dict[str, Any], edited: bool = False) -> Photo:
-    """Read an image, and fit it as a request says.
+    """Read an image, and fit it to a request.
 
-    edited: it is the first frame of a video, and has its aspect. Raises ImageError.
+    edited: the image is a video's first frame, and must have its aspect. Raises ImageError.
     """
     began = time.perf_counter()
     data = images.read(uri)
@@ -77,9 +76,9 @@ def load(uri: str, asked: dict[str, Any], edited: bool = False) -> Photo:
 
 
 def load_video(uri: str, num_frames: int, height: int, width: int) -> tuple[str, np.ndarray, float]:
-    """The digest of a video's bytes (sha256, hex); its first frames, uint8 (num_frames, height, width, 3); seconds.
+    """Read a source video: SHA-256 of its bytes (hexadecimal), frames, and the seconds it took. Raises VideoError.
 
-    Raises VideoError.
+    The frames are uint8 (num_frames, height, width, 3), taken from its beginning.
     """
     began = time.perf_counter()
     with media.open_video(uri) as video:
@@ -97,7 +96,7 @@ def load_video(uri: str, num_frames: int, height: int, width: int) -> tuple[str,
 
 
 def digest_of(video: str | BinaryIO) -> str:
-    """sha256, hex, of a local file, or of a file object from its beginning."""
+    """SHA-256, hexadecimal, of a local file, or of a file object from its beginning."""
     if isinstance(video, str):
         with open(video, "rb") as file:
             return digest_of(file)
@@ -106,7 +105,7 @@ def digest_of(video: str | BinaryIO) -> str:
 
 
 def prepare(task: Mapping[str, Any], made_with: Mapping[str, str], run: Run) -> Row:
-    """A row of TASK -> a row with its id, pixels, clip, and the seconds that they took; or its reject row."""
+    """Prepare a row of TASK: adds id, pixels, clip and the seconds they took; or returns its reject row."""
     row = dict(task)
     if row["reason"]:
         return reject(row, "catalog", Reason(row["reason"]), row["message"])
@@ -135,5 +134,5 @@ def prepare(task: Mapping[str, Any], made_with: Mapping[str, str], run: Run) -> 
 
 
 def sentence(error: Exception, video: str | None) -> str:
-    """What an error says, with the name of the video that it is about."""
+    """Message of an error, with the name of the video if it lacks it."""
     return str(error) if video is None or video in str(error) else f"video {video}: {error}"

@@ -1,7 +1,4 @@
-"""A finished video as the bytes of its files, and what is measured in it; for the service and the catalog job alike.
-
-Knows frames and encoders. Knows nothing of names, jobs or storage.
-"""
+"""Encode a finished video as the bytes of its files, and measure it; for the service and the animate job alike."""
 
 import functools
 import io
@@ -20,7 +17,7 @@ SPRITES = 4  # columns of the spritesheet
 
 
 def video(frames: np.ndarray, fps: float, ending: str = ".mp4") -> bytes:
-    """Frames, uint8 (N, H, W, 3), as a file that ends in .mp4, .gif or .webp. Raises ValueError as write_video."""
+    """Encode frames, uint8 (N, H, W, 3), as .mp4, .gif or .webp. Raises ValueError like write_video."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"video{ending}"
         write_video(path, frames, fps)
@@ -28,7 +25,7 @@ def video(frames: np.ndarray, fps: float, ending: str = ".mp4") -> bytes:
 
 
 def read(data: bytes, num_frames: int, ending: str = ".mp4") -> np.ndarray:
-    """The frames of such a file: uint8 (N, H, W, 3)."""
+    """Decode the frames of such a file: uint8 (N, H, W, 3)."""
     if ending == ".mp4":
         return sample_clip(io.BytesIO(data), 0, 1, num_frames)
     with Image.open(io.BytesIO(data)) as picture:
@@ -36,7 +33,7 @@ def read(data: bytes, num_frames: int, ending: str = ".mp4") -> np.ndarray:
 
 
 def thumbnail(frame: np.ndarray, width: int | None = None) -> bytes:
-    """A frame, uint8 (H, W, 3), as WebP; width: at most so many pixels wide."""
+    """Encode a frame, uint8 (H, W, 3), as WebP, scaled down to `width` pixels if it is wider."""
     picture = Image.fromarray(frame)
     if width is not None and picture.width > width:
         picture.thumbnail((width, picture.height))
@@ -44,7 +41,7 @@ def thumbnail(frame: np.ndarray, width: int | None = None) -> bytes:
 
 
 def spritesheet(frames: np.ndarray) -> bytes:
-    """All frames from left to right and from top to bottom, without margins, as JPEG."""
+    """Lay out all frames from left to right and top to bottom, without margins, as JPEG."""
     count, height, width, _ = frames.shape
     sheet = Image.new("RGB", (SPRITES * width, -(-count // SPRITES) * height))
     for place, frame in enumerate(frames):
@@ -53,21 +50,21 @@ def spritesheet(frames: np.ndarray) -> bytes:
 
 
 def encoded(picture: Image.Image, kind: str) -> bytes:
-    """A picture as the bytes of a file."""
+    """Encode a picture. kind: Pillow's name of the format."""
     buffer = io.BytesIO()
     picture.save(buffer, format=kind, quality=85)
     return buffer.getvalue()
 
 
 def measured(frames: np.ndarray) -> dict[str, Any]:
-    """How much moves: motion_score (Eq. 2) and motion_bucket."""
+    """Measured motion: motion_score (Eq. 2) and motion_bucket."""
     score = motion_score(frames)
     return {"motion_score": round(score, 6), "motion_bucket": motion_bucket(score)}
 
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Of what a video depends on."""
+    """Versions of the packages that a video depends on."""
     import diffusers
     import torch
 

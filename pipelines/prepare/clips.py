@@ -1,9 +1,8 @@
-"""What happens to one clip on its way to a dataset: drawn, decoded, scored, encoded.
+"""Draw, decode, score and encode one clip: plain functions from row to row, and one class that holds the VAE.
 
-Plain functions from row to row, and one class that holds the VAE. Knows nothing of Ray, of files of the dataset, or of
-other clips: what a row becomes depends on the row alone, so a job that is killed and run again gives the same rows.
-A fault of one video is a row with a reason, never an exception. Whatever touches a file of a stranger goes through
-`run`, which may be a plain call or one into a process of its own.
+A result depends on its row alone, so a job that is killed and run again gives the same rows. A fault of one video is a
+row with a reason, never an exception. Untrusted files are opened through `run`, a plain call or one into a child
+process.
 """
 
 import functools
@@ -31,10 +30,10 @@ Row = dict[str, Any]
 
 
 def draw_span(sampling: SamplingConfig, uri: str, number: int, video_frames: int) -> tuple[int, int] | None:
-    """(start, interval) of a video's clip `number`, in frames; None when even the smallest interval does not fit.
+    """Draw (start, interval) of a video's clip `number`, in frames; None when even the smallest interval does not fit.
 
-    The interval is uniform in min_interval..max_interval, cut to the longest that fits; the start is uniform over what
-    is left. Both come from a hash and integer arithmetic: the same on every machine and with every library version.
+    The interval is uniform in min_interval..max_interval, reduced to the longest that fits; the start is uniform over
+    what is left. Both come from a hash and integer arithmetic, equal on every machine and with every library version.
     """
     digest = hashlib.sha256(f"{sampling.seed}\n{uri}\n{number}".encode()).digest()
     first, second = (int.from_bytes(digest[i : i + 8], "big") for i in (0, 8))
@@ -48,7 +47,7 @@ def draw_span(sampling: SamplingConfig, uri: str, number: int, video_frames: int
 
 @functools.cache
 def in_sandbox(timeout: float) -> Run:
-    """A `run` with one child process a process: what hangs or crashes there is a VideoError here.
+    """A `run` that calls a child process, one per process; hangs and crashes there become a VideoError here.
 
     timeout: seconds for one call.
     """
@@ -56,7 +55,7 @@ def in_sandbox(timeout: float) -> Run:
 
 
 def warm_up() -> None:
-    """Load and compile what decoding and scoring need: seconds on a new node, and not the first clip's fault."""
+    """Load and compile what decoding and scoring need: seconds on a new node, not charged to the first clip."""
     neighbour_ssim(np.zeros((2, 8, 8, 3), np.uint8))
 
 
@@ -66,7 +65,7 @@ def directly(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def probe_video(uri: str) -> VideoInfo:
-    """How many frames a video has, how fast and how large, wherever it is. Raises VideoError."""
+    """Probe a video, local or remote: number of frames, frame rate, size. Raises VideoError."""
     with sources.open_video(uri) as video:
         return probe(video)
 
@@ -74,9 +73,9 @@ def probe_video(uri: str) -> VideoInfo:
 def read_clip(
     uri: str, start: int, interval: int, num_frames: int, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, VideoTraits, float, float]:
-    """A clip, the SSIM of its neighbouring frames, how it is stored, and the seconds that decoding and scoring took.
+    """Decode a clip and score it: frames, uint8 (N, H, W, 3), and SSIM of neighbouring frames, float64 (N - 1,).
 
-    Returns uint8 (N, H, W, 3), float64 (N - 1,) and so on. Raises VideoError.
+    Also returns the video's traits, and the seconds that decoding and scoring took. Raises VideoError.
     """
     began = time.perf_counter()
     with sources.open_video(uri) as video:
@@ -89,10 +88,10 @@ def read_clip(
 def make_spans(
     video: Mapping[str, Any], sampling: SamplingConfig, size: tuple[int, int], run: Run = directly
 ) -> list[Row]:
-    """A video (uri, caption, fault, segment) -> the rows of its clips, with ids; or one reject row for the whole video.
+    """Create the rows of a video's clips, with ids; or one reject row for the whole video. Decodes nothing.
 
-    Decodes nothing. Where the row of a list means a segment, clips are drawn from within it, as if it were the video.
-    Two clips of one video never start at the same frame, so that (uri, segment, start_frame) names a clip among
+    video: uri, caption, fault, segment. Clips of a segment are drawn from within it, as if it were the video.
+    Two clips of one video never start at the same frame, so that (uri, segment, start_frame) identifies a clip among
     the rejects; a draw that repeats a start gives no further clip.
     """
     row = {"uri": video["uri"], "caption": video["caption"], "segment": video.get("segment")}
@@ -118,7 +117,7 @@ def make_spans(
 
 
 def _too_short(sampling: SamplingConfig, info: VideoInfo, frames: range, segment: str | None) -> str:
-    """Why no clip fits in these frames of a video."""
+    """Message that says why no clip fits in these frames of a video."""
     needed = (sampling.num_frames - 1) * sampling.min_interval + 1
     if segment and not frames:
         return (
@@ -130,9 +129,9 @@ def _too_short(sampling: SamplingConfig, info: VideoInfo, frames: range, segment
 
 
 def decode(row: Mapping[str, Any], sampling: SamplingConfig, size: tuple[int, int], run: Run = directly) -> Row:
-    """A span -> the same row with frames (uint8 N, H, W, 3 as bytes), score and bucket; or its reject row.
+    """Add frames (uint8 (N, H, W, 3), as bytes), score and bucket to the row of a span; or return its reject row.
 
-    A row that is a reject already passes through.
+    Rejects pass through.
     """
     if row["reason"]:
         return dict(row)
@@ -153,7 +152,7 @@ def decode(row: Mapping[str, Any], sampling: SamplingConfig, size: tuple[int, in
 
 
 def fault(row: Mapping[str, Any], stage: str, error: Exception) -> Row:
-    """The reject row for what a video raised; what is not a fault of the video is one of ours."""
+    """The reject row for an exception: a VideoError is the video's fault, others are internal errors."""
     if isinstance(error, VideoError):
         return reject(row, stage, Reason(error.reason), str(error))
     return reject(row, stage, Reason.INTERNAL, f"{type(error).__name__}: {error}")
@@ -171,7 +170,7 @@ class Encoder:
         from cinemo.memory import keep_freed_memory
         from pipelines.core import models
 
-        keep_freed_memory()  # a process that does nothing else, and needs as much for every clip
+        keep_freed_memory()  # this process does nothing else, and needs as much for every clip
         directory = models.resolve(model)
         self.shape = (num_frames, *size, 3)
         self.vae = checkpoint.load_vae(directory, dtype=torch.float32, device=device)
@@ -179,15 +178,15 @@ class Encoder:
         self.store_posterior = store_posterior
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        """Rows with frames -> rows with latents (posterior mean, scaled, float16) and no frames; rejects pass through.
+        """Replace frames by latents (posterior mean, scaled, float16); rejects pass through.
 
-        One clip at a time: its 16 frames fill a GPU, and a clip's latents then never depend on its neighbours.
+        One clip at a time: its 16 frames fill a GPU, and its latents never depend on its neighbours.
         """
         for row in records.iter_rows(table):
             yield records.row_table(row if row["reason"] else self.encode(row))
 
     def encode(self, row: Mapping[str, Any]) -> Row:
-        """One decoded clip -> the same row with its tensors as float16 bytes, and its first frame alone."""
+        """Encode one decoded clip: its row with the tensors as float16 bytes, and only the first of its frames."""
         from cinemo.latents import encode_clip, encode_prompts
 
         began = time.perf_counter()
@@ -204,7 +203,7 @@ class Encoder:
 
 
 def to_webp(frame: np.ndarray) -> bytes:
-    """A picture, uint8 (H, W, 3), as a WebP file that differs from it by no more than eyes see."""
+    """Encode a picture, uint8 (H, W, 3), as WebP without visible differences."""
     buffer = io.BytesIO()
     Image.fromarray(frame).save(buffer, format="WEBP", quality=90)
     return buffer.getvalue()

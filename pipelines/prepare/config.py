@@ -1,4 +1,4 @@
-"""Flags of the prepare job: how clips are drawn, made of videos, and written."""
+"""Flags of the prepare job: how clips are drawn from videos, encoded and written."""
 
 from pydantic import BaseModel, Field, model_validator
 

@@ -1,7 +1,7 @@
-"""Videos to encoded clips, on Ray Data: manifest -> spans -> frames -> score -> latents.
+"""Turn videos into encoded clips on Ray Data: manifest -> spans -> frames -> score -> latents.
 
-Knows the picture, and the resources of each stage. What happens to one clip is clips.py. Who wants the rows is not
-known here: the prepare job writes them, training that streams takes them as they come.
+Defines the stages and their resources; clips.py does the work on one clip. The prepare job writes the rows, streaming
+training consumes them directly.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # seconds to import, and `--help` does not need it
     import ray.data
 
 NOTHING = np.empty(0, np.uint64)  # no hashes
-DEFAULT_SIZE = (320, 512)  # the paper's, for a model directory that states none
+DEFAULT_SIZE = (320, 512)  # the paper's, for a model directory without sizes
 
 
 def extract(
@@ -33,26 +33,26 @@ def extract(
     left_out: np.ndarray = NOTHING,
     in_order: bool = False,
 ) -> "ray.data.Dataset":
-    """Slices of a manifest -> rows of records.ROW, clips with their tensors and rejects, lazily.
+    """Build the lazy dataflow from slices of a manifest to rows of records.ROW: clips with their tensors, and rejects.
 
-    written: sorted hashes of rows that are not wanted (parts.keys). finished: sorted hashes of names (records.name_of)
-    of videos or segments that are not even opened. left_out: the same, of uris, with all segments of these videos.
-    in_order: rows come in the order of the slices, whichever is made first.
+    written: sorted hashes of rows to skip (parts.keys). finished: sorted hashes of the names (records.name_of) of
+    videos or segments that need not be opened. left_out: sorted hashes of uris to skip with all their segments.
+    in_order: rows come in the order of the slices, not in that of completion.
     """
     import ray.data
 
     size = frame_size(config)
-    # A cluster that grows with its jobs may have no CPU yet: then what was asked for says how large it will be.
+    # A cluster that scales up on demand may have no CPU yet; then the flags say how large it will be.
     cpus = max(int(ray.cluster_resources().get("CPU", 1)), config.encoders or 0, config.gpus)
     bound_memory(config, size, cpus)
     ray.data.DataContext.get_current().execution_options.preserve_order = in_order
 
-    # 1. Slices of the manifest: a file name and two numbers, however many videos there are.
+    # 1. Slices of the manifest: each a file name and two numbers, however many videos there are.
     videos = ray.data.from_arrow([slices.slice(i, 1) for i in range(slices.num_rows)])
 
-    # 2. Spans with content ids (what is done leaves here, before a byte is decoded); then decode, score and bucket in
-    #    the same task: frames travel once. With GPUs each decoder has a core. Without, decoders and encoders have half
-    #    a core each, so that there are two processes a core and the slower stage gets what the other leaves.
+    # 2. Spans with content ids; finished clips are dropped here, before anything is decoded. Then decode, score and
+    #    bucket in the same task, so that frames travel once. With GPUs each decoder has a core. Without, decoders and
+    #    encoders have half a core each: two processes per core, so that the slower stage uses what the other leaves.
     taken = videos.map_batches(
         take_slice,
         fn_args=(config, size, ray.put((written, finished, left_out))),
@@ -63,8 +63,8 @@ def extract(
     if config.score_only:
         return taken
 
-    # 3. Latents. A fixed pool, because loading a VAE is slow; frames end here. Less than the half core that decoding
-    #    takes: Ray fuses neighbours with equal needs, and then the encoders would decode.
+    # 3. Latents; frames are dropped here. A fixed pool, because loading a VAE is slow. Less than decoding's half core,
+    #    because Ray fuses neighbouring stages with equal resources, and then the encoders would decode.
     encoder = (config.model, config.num_frames, size, config.embed_text, config.store_posterior)
     return taken.map_batches(
         clips.Encoder,
@@ -78,21 +78,21 @@ def extract(
 
 
 def bound_memory(config: ExtractConfig, size: tuple[int, int], cpus: int) -> None:
-    """Keep what is under way to some clips a core, however many videos wait: blocks are a clip or a few."""
+    """Limit the data in flight to some clips per core, however many videos wait: blocks are a few clips at most."""
     import ray.data
 
     clip = config.num_frames * size[0] * size[1] * 3
     context = ray.data.DataContext.get_current()
     context.target_max_block_size = max(clip, 4 << 20)
-    # The default is half of the object store, which a long job fills and a short one does not.
+    # The default, half of the object store, is filled by a long job though a short one needs little.
     room = max(64 << 20, 6 * (cpus + config.gpus) * context.target_max_block_size)
     context.execution_options.resource_limits = context.execution_options.resource_limits.copy(object_store_memory=room)
 
 
 def take_slice(slices: pa.Table, config: ExtractConfig, size: tuple[int, int], done: Any) -> Iterator[pa.Table]:
-    """Slices of the manifest -> a table for each clip or reject that is not done, in the order of the manifest.
+    """Yield a table for each unfinished clip or reject of slices of the manifest, in its order.
 
-    done: a reference to three sorted arrays of hashes, as `extract` takes them.
+    done: a reference to the three sorted arrays of hashes that `extract` takes.
     """
     import ray
 
@@ -110,9 +110,9 @@ def take_slice(slices: pa.Table, config: ExtractConfig, size: tuple[int, int], d
 
 
 def frame_size(config: ExtractConfig) -> tuple[int, int]:
-    """(H, W) in pixels: the flags, else the model's first trained size, else the paper's.
+    """Size (H, W) in pixels: from the flags, else the model's first trained size, else the paper's.
 
-    Any size is encoded; whether a U-Net takes it, training checks.
+    Any size can be encoded; training checks whether a U-Net takes it.
     """
     if config.height is not None and config.width is not None:
         return config.height, config.width
@@ -121,7 +121,7 @@ def frame_size(config: ExtractConfig) -> tuple[int, int]:
 
 
 def identity(config: ExtractConfig) -> dict[str, Any]:
-    """Everything that changes a row of a video, by the name of its flag."""
+    """All settings that change a video's rows, by the name of their flag."""
     directory = models.resolve(config.model)
     height, width = frame_size(config)
     kinds = {"score_only", "store_posterior", "embed_text"}

@@ -1,10 +1,8 @@
-"""Videos to a training dataset: the manifest's videos -> encoded clips (flow.py) -> Parquet.
+"""Turn videos into a training dataset: the manifest's videos -> encoded clips (flow.py) -> Parquet.
 
-Knows what a finished dataset is, and how to get there from whatever is left of an earlier try.
-
-Exactly once: a part is written whole, named by the ids in it, and what parts and rejects hold is known before anything
-is decoded. So the same command finishes a job that was killed at any moment, and a finished job changes no file. A
-reject is a result: delete OUT/rejects to have them tried again.
+Exactly once: a part is written whole and named by the ids in it, and the contents of parts and rejects are read before
+anything is decoded. So the same command finishes a job that was killed at any moment, and a finished job changes no
+file. A reject is a result: delete OUT/rejects to try them again.
 """
 
 import hashlib
@@ -33,15 +31,15 @@ STAGES = ("decode_s", "score_s", "encode_s")
 
 @dataclass(frozen=True)
 class Job:
-    """A configuration that can work, by names that mean the same to every process, and what was read to know it."""
+    """A checked configuration, with names that are valid in every process, and what was read to check it."""
 
     config: PrepareConfig
     size: tuple[int, int]  # (H, W) in pixels
-    identity: dict[str, Any]  # everything that changes a row, by the name of its flag
+    identity: dict[str, Any]  # all settings that change a row, by the name of their flag
 
 
 def resolve(config: PrepareConfig) -> Job:
-    """Refuse what cannot work, before a cluster is touched: raises ValueError for the source, the model, the output."""
+    """Check the configuration before a cluster is used. Raises ValueError for the source, the model or the output."""
     config = placed(config)
     sources.check(config.input, config.uri_column, config.caption_column)
     job = Job(config, flow.frame_size(config), identity(config))
@@ -50,28 +48,28 @@ def resolve(config: PrepareConfig) -> Job:
 
 
 def placed(config: PrepareConfig) -> PrepareConfig:
-    """The same job, by names that mean the same to workers, who have other working directories. Raises ValueError."""
+    """Make names absolute, because workers have other working directories. Raises ValueError."""
     output = storage.absolute(config.output)
     model = models.absolute(config.model, config.tracking_uri, output)
     return config.model_copy(update={"output": output, "model": model})
 
 
 def identity(config: PrepareConfig) -> dict[str, Any]:
-    """Everything that changes a row, by the name of its flag. Two jobs may share an output when these are equal."""
+    """All settings that change a row, by the name of their flag. Jobs with equal ones may share an output."""
     return {"input": storage.absolute(config.input), **flow.identity(config)}
 
 
 def build(job: Job, slices: pa.Table, written: parts.Survey) -> "ray.data.Dataset":
-    """The dataflow, lazily. Its rows are the parts as they are written: (clips, rejects) and seconds by stage."""
+    """Build the lazy dataflow. Its rows describe the parts written: numbers of clips and rejects, seconds by stage."""
     import ray.data
 
     config = job.config
 
-    # 1. to 3. Spans, clips, latents; what is written already is not even opened.
+    # 1. to 3. Spans, clips, latents; finished videos are not opened.
     rows = flow.extract(config, slices, written.keys, written.finished(config.clips_per_video))
 
-    # 4. Parts, each named by what is in it. It mostly waits for storage. A few at a time: every further one would start
-    #    a worker process, which costs more than the part.
+    # 4. Parts, each named by its content. Writing mostly waits for storage. Only a few at a time, because each would
+    #    start a worker process, which costs more than the part.
     writers = max(1, int(ray.cluster_resources().get("CPU", 1)) // 2)
     return rows.map_batches(
         write_block,
@@ -84,7 +82,7 @@ def build(job: Job, slices: pa.Table, written: parts.Survey) -> "ray.data.Datase
 
 
 def write_block(rows: pa.Table, output: str, num_frames: int, size: tuple[int, int]) -> pa.Table:
-    """Encoded rows and rejects -> files below output; returns how many of each, and the seconds of every stage."""
+    """Write encoded rows and rejects below output; returns their numbers, and the seconds of every stage."""
     began = time.perf_counter()
     seconds = {name: [sum(value or 0.0 for value in rows[name].to_pylist())] for name in STAGES}
     good, bad = parts.write(rows.to_pylist(), output, num_frames, size)
@@ -92,7 +90,7 @@ def write_block(rows: pa.Table, output: str, num_frames: int, size: tuple[int, i
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Do the job, or what is left of it; returns the summary. Needs a running Ray."""
+    """Run the job, or what is left of it; returns the summary. Needs a running Ray."""
     config = job.config
     out, began = Output(config.output, "dataset.json"), time.monotonic()
     with (
@@ -139,7 +137,7 @@ def run(job: Job) -> dict[str, Any]:
         log.metrics({"clips": counts["clips"], "videos": counts["videos"], "seconds": took})
         log.metrics({f"rejects_{reason}": count for reason, count in counts["rejects"].items()})
         log.metrics({f"clips_per_second_{stage}": speed for stage, speed in speeds.items()})
-        if seconds or not storage.exists(out.place("summary.json")):  # a job that had nothing to do changes no file
+        if seconds or not storage.exists(out.place("summary.json")):  # a finished job changes no file
             run = clips.in_sandbox(config.clip_timeout)
             for name, picture in report.pictures(written, config.num_frames, job.size, run).items():
                 out.show(name, picture, log)
@@ -152,9 +150,9 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def work(job: Job, slices: pa.Table, written: parts.Survey, videos: int) -> Counter[str]:
-    """Run the dataflow to its end; returns what was written (clips, rejects) and the seconds of every stage."""
+    """Run the dataflow to its end; returns the numbers of clips and rejects written, and the seconds of every stage."""
     done = len(written.keys)
-    # At most this many: a reject of a whole video stands for all of its clips.
+    # An upper bound: a reject of a whole video stands for all of its clips.
     progress = Progress("prepare", "clips", max(done, videos * job.config.clips_per_video), began=done)
     sums: Counter[str] = Counter()
     for part in build(job, slices, written).iter_rows():
@@ -164,11 +162,11 @@ def work(job: Job, slices: pa.Table, written: parts.Survey, videos: int) -> Coun
 
 
 def describe(job: Job, written: parts.Survey) -> dict[str, Any]:
-    """dataset.json: the settings, and counts that are read back from the files. No clock in it: a rerun says the same.
+    """The content of dataset.json: settings, and counts read back from the files. No times, so reruns give the same.
 
-    videos = those with a clip + those with none but a reject; rejected_videos + rejected_clips = the sum of rejects.
-    A segment that a list names counts as a video.
-    bucket_weights: how often to draw a clip of each bucket, for every bucket to count the same; their mean over the
+    videos = those with a clip + those with only a reject; rejected_videos + rejected_clips = the sum of rejects.
+    A segment counts as a video.
+    bucket_weights: sampling weight of a clip of each bucket, so that all buckets count the same; the mean over the
     clips is 1.
     """
     made_with = job.identity
