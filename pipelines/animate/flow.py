@@ -202,7 +202,7 @@ def take_slice(
 
 
 def claimed(ready: list[rows.Row], output: str, ledger: Any) -> list[rows.Row]:
-    """Claim rows from the ledger: those whose video exists become finished, those that another row makes twins."""
+    """Claim the rows with pixels: those whose video exists become finished, those whose video another makes, twins."""
     import ray
 
     asking = [row for row in ready if not row["reason"]]
