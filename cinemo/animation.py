@@ -1,7 +1,4 @@
-"""Animated pictures (WebP, PNG) as a video that FFmpeg reads: it decodes none of WebP, and cannot seek in PNG.
-
-Knows Pillow and one container. Knows nothing of which frames are wanted.
-"""
+"""Animated pictures (WebP, PNG) as a video that FFmpeg reads: it decodes none of WebP, and cannot seek in PNG."""
 
 import io
 from fractions import Fraction
@@ -15,13 +12,13 @@ KINDS = ("webp_pipe", "apng")  # as FFmpeg calls them
 
 
 def look(source: str | BinaryIO) -> tuple[int, int, int]:
-    """How many frames, and their width and height in pixels, by the header. Raises what Pillow raises."""
+    """Read the number of frames, and their width and height in pixels, from the header. Raises Pillow's errors."""
     with Image.open(source) as picture:
         return getattr(picture, "n_frames", 1), *picture.size
 
 
 def to_matroska(source: str | BinaryIO) -> io.BytesIO:
-    """Every frame without loss (FFV1), with its transparency and at its own time. Raises what Pillow raises."""
+    """Every frame without loss (FFV1), with its transparency and at its own time. Raises Pillow's errors."""
     made = io.BytesIO()
     milliseconds = Fraction(1, 1000)
     with Image.open(source) as picture, av.open(made, "w", format="matroska") as container:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from cinemo import builtin
 from cinemo.card import CARD_NAME, ModelCard, read_card, write_card
+from cinemo.errors import first_line
 
 if TYPE_CHECKING:  # torch and diffusers take seconds to import, and `cinemo info` needs neither
     import torch
@@ -219,8 +220,7 @@ def load_part(cls: Any, directory: Path, dtype: "torch.dtype | None") -> Any:
     try:
         return cls.from_pretrained(directory, **{name: dtype or torch.float32}, **arguments)
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        first_line = str(error).strip().split("\n")[0]
-        raise ValueError(f"{directory} cannot be loaded as {cls.__name__}: {first_line}") from error
+        raise ValueError(f"{directory} cannot be loaded as {cls.__name__}: {first_line(error)}") from error
 
 
 def load_lavie(path: str | os.PathLike[str], **config: Any) -> Any:
@@ -236,7 +236,7 @@ def load_lavie(path: str | os.PathLike[str], **config: Any) -> Any:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"LaVie weights {path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"LaVie weights {path} cannot be read: {first_line(error)}") from error
     state = state.get("ema", state)
     unet = CinemoUNet(**config)
     own = unet.state_dict()

@@ -1,7 +1,6 @@
 """Decode from a video the frames that are shown at given times, and as few others as its codec allows.
 
-Knows packets, keyframes and timestamps. Knows nothing of what pictures look like. H.264 frames that no other frame
-refers to are left out, unless they are wanted.
+H.264 frames that no other frame refers to are skipped, unless they are wanted.
 """
 
 from bisect import bisect_left, bisect_right, insort
@@ -94,7 +93,7 @@ def mark_wanted(
 
     Reads ahead only until that is known: packets come in decoding order, not in the order they are shown.
     """
-    limits = [target + ticks / 2 for target in targets]  # past them a frame is no longer the target's
+    limits = [target + ticks / 2 for target in targets]  # a frame shown later than this is not the target's
     waiting: deque[Any] = deque()
     clock = float("-inf")  # no packet to come is shown before this
 

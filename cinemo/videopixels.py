@@ -1,6 +1,6 @@
 """Decoded frames as the pictures that a player shows: deinterlaced, square pixels, upright, sRGB, over white.
 
-Knows pixels. Knows nothing of files, of time or of which frames are wanted: a picture depends on its frame alone.
+A picture depends on its frame alone, wherever decoding began.
 """
 
 from collections.abc import Iterable, Iterator

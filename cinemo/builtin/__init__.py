@@ -1,7 +1,7 @@
 """The embedded model, `builtin:tiny` (docs/model-card.md): a directory beside this file, made by recipes/builtin_tiny.
 
-Knows where its files are: beside this one, or, where this one was brought along by `ray job submit --working-dir .`
-without them (.rayignore), in the package that is installed on the node.
+Its files are beside this one; where `ray job submit --working-dir .` sent this file without them (.rayignore), they are
+in the package that is installed on the node.
 """
 
 import logging

@@ -12,7 +12,7 @@ from cinemo.presets import SCHEDULERS, SPEEDS, Speed
 
 
 class Fit(StrEnum):
-    """How to fit a photo of another aspect. crop and pad repeat cinemo.image.FITS, which would import numpy."""
+    """Ways to fit a photo of another aspect; crop and pad are also in cinemo.image.FITS, which loads numpy."""
 
     auto = "auto"
     crop = "crop"

@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cinemo.errors import first_line
+
 Features = Callable[[np.ndarray], np.ndarray]
 I3D_WIDTH, C3D_WIDTH, INCEPTION_WIDTH = 400, 101, 2048
 INCEPTION_SIDE = 299
@@ -29,8 +31,9 @@ def find(weights: str) -> str:
         try:
             return hf_hub_download(f"{owner}/{name}", file)
         except Exception as error:  # the hub's own errors are of many kinds
-            first = str(error).strip().split("\n")[0]
-            raise ValueError(f"{weights} cannot be fetched: {first}; download it and pass the path") from error
+            raise ValueError(
+                f"{weights} cannot be fetched: {first_line(error)}; download it and pass the path"
+            ) from error
     if not os.path.isfile(weights):
         raise ValueError(f"{weights} does not exist; pass a TorchScript file, or hf://OWNER/NAME/FILE")
     return weights
@@ -42,9 +45,7 @@ def load_script(weights: str, name: str, device: str) -> Any:
     try:
         return torch.jit.load(path, map_location=device).eval()
     except (RuntimeError, ValueError, OSError) as error:
-        raise ValueError(
-            f"{weights} is not a TorchScript file, which {name} needs: {str(error).splitlines()[0]}"
-        ) from error
+        raise ValueError(f"{weights} is not a TorchScript file, which {name} needs: {first_line(error)}") from error
 
 
 def as_batch(frames: np.ndarray, device: str) -> Tensor:
@@ -141,8 +142,7 @@ def load_clip(weights: str, device: str = "cpu") -> Callable[[np.ndarray, str], 
         model = CLIPModel.from_pretrained(weights).to(device).eval()
         processor = CLIPProcessor.from_pretrained(weights)
     except Exception as error:  # errors of the hub, safetensors or json
-        first = str(error).strip().split("\n")[0]
-        raise ValueError(f"CLIP {weights} cannot be loaded: {first}") from error
+        raise ValueError(f"CLIP {weights} cannot be loaded: {first_line(error)}") from error
     finally:
         logging.set_verbosity(level)
 

@@ -18,6 +18,7 @@ import torch
 
 from cinemo import CinemoPipeline
 from cinemo.editing import inverted_noise
+from cinemo.errors import first_line
 from cinemo.latents import decode_latents, encode_pixels
 from cinemo.memory import keep_freed_memory
 from pipelines.animate import files, request, videos
@@ -182,11 +183,6 @@ class Animator:
             torch.zeros(1, device=self.pipe.device).item()
         except Exception:
             os._exit(1)
-
-
-def first_line(error: Exception) -> str:
-    """First line of an error's message, which may be empty."""
-    return next(iter(str(error).splitlines()), "")
 
 
 def psnr(frame: np.ndarray, pixels: np.ndarray) -> float:

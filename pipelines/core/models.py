@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cinemo import checkpoint
+from cinemo.errors import first_line
 from pipelines.core import storage, tracking
 
 DEFAULT_ALIAS = "candidate"  # MLflow reserves "latest"
@@ -145,9 +146,9 @@ def register(name: str, model: str, tags: Mapping[str, str], log: tracking.Log) 
             directory = Path(model) if storage.is_local(model) else storage.download(model, Path(folder) / "model")
             version = tracking.register(log, directory, name, alias, tags)
     except Exception as error:
-        first_line = str(error).strip().split("\n")[0]
         print(
-            f"warning: {model} is complete, but not registered as {name}@{alias} ({type(error).__name__}: {first_line})"
+            f"warning: {model} is complete, but not registered as {name}@{alias} ({type(error).__name__}: "
+            f"{first_line(error)})"
             "; once MLflow answers, the same command registers it, and trains no more",
             file=sys.stderr,
         )

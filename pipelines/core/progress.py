@@ -1,7 +1,4 @@
-"""Progress of a job: one readable line every few seconds, on stderr, because stdout is for the summary.
-
-Knows counting and the clock. Knows nothing of what is counted.
-"""
+"""Progress of a job: one readable line every few seconds, on stderr, because stdout is for the summary."""
 
 import sys
 import time

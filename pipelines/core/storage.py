@@ -1,8 +1,7 @@
 """Files by path or URI: one absolute name for each place, atomic put, listing, and reading back what is already done.
 
-Knows pyarrow.fs (local paths, file://, s3://, gs://), and how fsspec's chains of URLs are written, which the sources
-open. Knows nothing of clips or training. A path without a scheme is a
-local path. Whatever is not complete has a name that starts with a dot, and no reader here looks at such names.
+pyarrow.fs opens local paths, file://, s3:// and gs://; the sources also open fsspec's chains of URLs. A path without a
+scheme is local. Incomplete files have names that start with a dot, and no reader here looks at these.
 """
 
 import contextlib

@@ -1,8 +1,7 @@
 """MLflow: the only module that imports it.
 
 The driver owns a run: it makes experiment and run, and passes the id to whoever else logs. Tracking never stops a job:
-the first call that fails warns, and the job goes on without it. Knows parameters, metrics, small pictures, and the
-registry's versions and aliases. Knows nothing of clips, or of what is in a model.
+the first call that fails warns, and the job goes on without it.
 """
 
 import logging
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cinemo.errors import first_line
 from cinemo.machine import settle_environment
 from pipelines.core import storage
 
@@ -198,7 +198,9 @@ def find_version(name: str, version: str | None, alias: str | None, uri: str) ->
         found = client.get_model_version(name, version) if version else client.get_model_version_by_alias(name, alias)
         source = client.get_model_version_download_uri(name, found.version)
     except Exception as error:
-        raise ValueError(f"model {wanted} is not to be had from the registry at {uri}: {_first_line(error)}") from error
+        raise ValueError(
+            f"model {wanted} is not to be had from the registry at {uri}: {type(error).__name__}: {first_line(error)}"
+        ) from error
     return Version(str(found.version), found.tags.get(FINGERPRINT), source)
 
 
@@ -210,7 +212,7 @@ def download(source: str, folder: Path, uri: str) -> Path:
     try:
         return Path(download_artifacts(source, dst_path=str(folder), tracking_uri=uri))
     except Exception as error:  # every kind of storage raises its own
-        raise OSError(_first_line(error)) from error
+        raise OSError(f"{type(error).__name__}: {first_line(error)}") from error
 
 
 def _database(uri: str) -> Path | None:
@@ -234,9 +236,7 @@ def _client(uri: str) -> Any:
 
 
 def _warn(error: Exception) -> None:
-    print(f"warning: not tracked in MLflow ({_first_line(error)}); the job goes on", file=sys.stderr)
-
-
-def _first_line(error: Exception) -> str:
-    first_line = str(error).strip().split("\n")[0]
-    return f"{type(error).__name__}: {first_line}"
+    print(
+        f"warning: not tracked in MLflow ({type(error).__name__}: {first_line(error)}); the job goes on",
+        file=sys.stderr,
+    )

@@ -1,7 +1,4 @@
-"""Manifest: the list of a job's inputs, stored with its output. It is made once from the source, and read in slices.
-
-Knows Parquet files and slices of rows. Knows nothing of the source, or of how a row is used.
-"""
+"""Manifest: the list of a job's inputs, stored with its output. It is made once from the source, and read in slices."""
 
 from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter

@@ -1,7 +1,6 @@
 """The files of a dataset (OUT/data and OUT/rejects), and a survey of the rows in them, which are done.
 
-Knows Parquet files and keys of rows. Knows nothing of decoding, models or Ray. A survey holds 8 bytes for each row, so
-that one of millions of rows fits into the driver's memory.
+A survey holds 8 bytes for each row, so that one of millions of rows fits into the driver's memory.
 """
 
 import uuid

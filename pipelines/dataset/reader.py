@@ -1,7 +1,7 @@
 """A prepared dataset, as training reads it: its description, the videos held out, and clips by position and in order.
 
 Single clips are read from Parquet when they are needed, so that a worker's memory does not grow with the dataset. The
-order depends on (seed, epoch) alone: not on files, workers or speed. Knows nothing of models.
+order depends on (seed, epoch) alone: not on files, workers or speed.
 """
 
 import functools

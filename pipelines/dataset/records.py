@@ -1,7 +1,6 @@
 """The rows of a dataset: Arrow schemas, their version, and content ids.
 
-Tensor columns are Arrow's native fixed-shape tensors, which plain pyarrow reads without Ray. Knows Arrow and names.
-Knows nothing of files, of Ray, or of how a row is made.
+Tensor columns are Arrow's native fixed-shape tensors, which plain pyarrow reads without Ray.
 """
 
 import uuid

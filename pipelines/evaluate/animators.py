@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from cinemo.errors import first_line
 from cinemo.video import ANIMATED_WEBP, VIDEO_SUFFIXES, VideoError, probe, sample_clip
 from pipelines.core import models
 from pipelines.evaluate.config import EvaluateConfig, scheme
@@ -78,8 +79,7 @@ def baseline(kind: str, place: str, config: EvaluateConfig, device: str) -> Anim
     try:
         pipe = LOADERS[kind](place, getattr(torch, config.precision)).to(device)
     except Exception as error:  # errors of the hub, safetensors or json
-        first = str(error).strip().split("\n")[0]
-        raise ValueError(f"{kind}:{place} cannot be loaded by diffusers: {first}") from error
+        raise ValueError(f"{kind}:{place} cannot be loaded by diffusers: {first_line(error)}") from error
     pipe.set_progress_bar_config(disable=True)
     overrides: dict[str, Any] = {"num_inference_steps": config.num_inference_steps}
     if kind != "svd":

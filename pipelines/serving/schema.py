@@ -1,7 +1,4 @@
-"""What goes over HTTP: the request for a video, the video object, errors; in the shape of the OpenAI Videos API.
-
-Knows names, types, units and defaults. Knows nothing of routes, jobs or models, but that a model has defaults.
-"""
+"""What goes over HTTP: the request for a video, the video object, errors; in the shape of the OpenAI Videos API."""
 
 import time
 from typing import Any, Literal

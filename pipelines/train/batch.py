@@ -1,7 +1,6 @@
 """Batches: clips -> the tensors that the training loss takes (latents, text, motion ids, timesteps and noise).
 
-Every random number derives from a text that names the draw, never from a global state or an order. Knows clips and
-tensors. Knows nothing of models in training, workers or files.
+Every random number derives from a text that names the draw, never from a global state or an order.
 """
 
 import functools

@@ -1,7 +1,4 @@
-"""Training data: a dataset that the prepare job wrote, or videos, whose clips are made while the model trains.
-
-Knows how to tell the two apart, describe them alike, and open either. Knows nothing of steps or engines.
-"""
+"""Training data: a dataset that the prepare job wrote, or videos, whose clips are made while the model trains."""
 
 import hashlib
 import json

@@ -1,7 +1,6 @@
 """DeepSpeed's configuration: made of this job's flags, with a user's own JSON file merged over it.
 
-Knows names and values of DeepSpeed's configuration. Knows nothing of engines, so that the driver can refuse a file
-before a cluster starts.
+Nothing here imports DeepSpeed, so that the driver can refuse a file before a cluster starts.
 """
 
 import json

@@ -1,7 +1,4 @@
-"""A DeepSpeed engine around the U-Net, and one optimizer step of it.
-
-Knows DeepSpeed's engine, the gradient's norm, and when a step is skipped. Knows nothing of clips, checkpoints or Ray.
-"""
+"""A DeepSpeed engine around the U-Net, and one optimizer step of it."""
 
 import math
 import os

@@ -1,7 +1,4 @@
-"""Export: a checkpoint of a run -> a model directory with the trained U-Net, the source's other parts and the lineage.
-
-Knows checkpoints and model directories. Knows nothing of engines or steps.
-"""
+"""Export a run's checkpoint as a model directory: the trained U-Net, the source's other parts and the lineage."""
 
 import tempfile
 from pathlib import Path

@@ -1,8 +1,7 @@
 """The driver of the train job: checks the settings, starts Ray Train, shows progress, and writes the results.
 
-Knows Ray Train and the files of a run. Flags are in config.py, the training loop of a worker in trainer.py. Settings
-that determine the result are stored with the run, so that the same command goes on from the last checkpoint and one
-with other settings is refused.
+Flags are in config.py, the training loop of a worker in trainer.py. Settings that determine the result are stored with
+the run, so that the same command continues from the last checkpoint and one with other settings is refused.
 """
 
 import threading

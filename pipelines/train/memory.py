@@ -1,8 +1,8 @@
 """Memory that a training step needs on each GPU, by part: computed from shapes alone, without a GPU.
 
 Weights, gradients, optimizer and average are counted as DeepSpeed's ZeRO keeps them (Rajbhandari et al. 2020, section
-5) under this job's settings; activations are the tensors of a forward and backward pass on fake tensors. Knows bytes.
-Knows nothing of clips, nor of the memory that libraries below PyTorch use.
+5) under this job's settings; activations are the tensors of a forward and backward pass on fake tensors. Memory of
+libraries below PyTorch is not counted.
 """
 
 import math

@@ -1,7 +1,6 @@
 """Sample sheets: animations by a model in training beside the clips that they should resemble, as one picture.
 
 The weights are read from a checkpoint, as for an export, so that neither the ZeRO stage nor other workers matter.
-Knows checkpoints, clips and the pipeline. Knows nothing of engines or steps.
 """
 
 import io

@@ -4,7 +4,7 @@ A checkpoint is what DeepSpeed saves, in a folder named after its layout (ZeRO s
 and state.json, which names that folder: shards that another layout left in a reused directory are never read.
 DeepSpeed itself loads a checkpoint of the same layout. One of another layout is loaded here, weight by weight, because
 DeepSpeed's universal checkpoint writes every tensor twice first, loads only at the stage that it came from, and leaves
-out stage 0 and the moving average. Knows DeepSpeed's files and optimizers. Knows nothing of clips or models.
+out stage 0 and the moving average.
 """
 
 import hashlib

@@ -3,7 +3,7 @@
 One actor runs the dataflow of prepare/flow.py and hands out numbered clips to all workers. Clip n of a run is the same
 whenever it is requested: slices of the list of videos come in a permutation by (seed, epoch), clips in the order of
 their videos, without rejects. A cursor is the place of clip n in the videos, so that a resumed run decodes nothing
-twice. Knows Ray and rows. Knows nothing of models in training.
+twice.
 """
 
 import itertools

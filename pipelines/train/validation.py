@@ -2,7 +2,7 @@
 
 The loss of each clip is computed at five timesteps, one from each fifth of the schedule. Timesteps and noise derive
 from the clip's id alone, so that two steps, two runs or two models are compared on the same draws. The weights are
-those in training, not their moving average. Knows losses and clips. Knows nothing of engines.
+those in training, not their moving average.
 """
 
 import csv
