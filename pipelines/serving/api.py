@@ -73,7 +73,7 @@ async def observe_and_guard(request: Request, call_next: Any) -> Response:
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Referrer-Policy"] = "no-referrer"
     response.headers.setdefault("X-Frame-Options", "DENY")
-    if request.url.path.startswith("/ui"):  # gradio's page runs inline code; nothing may come from elsewhere
+    if is_page(request):  # gradio's page runs inline code; nothing may come from elsewhere
         response.headers["Content-Security-Policy"] = PAGE_POLICY
     return response
 
@@ -84,7 +84,7 @@ def refused(request: Request) -> Response | None:
     Gradio's own routes would accept uploads and calls of any size from anybody, and serve files. The API's routes have
     their own checks.
     """
-    if not request.url.path.startswith("/ui"):
+    if not is_page(request):
         return None
     service: Service = request.app.state.service
     try:
@@ -98,6 +98,12 @@ def refused(request: Request) -> Response | None:
     return None
 
 
+def is_page(request: Request) -> bool:
+    """Whether a request goes to the page or one of gradio's routes, also where Serve has a route prefix."""
+    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    return path.startswith("/ui")
+
+
 async def _service(request: Request) -> Service:
     return request.app.state.service
 
@@ -108,7 +114,8 @@ Shared = Annotated[Service, Depends(_service)]
 async def _owner(
     service: Shared, authorization: Annotated[str | None, Header(description="Bearer KEY, where keys are set")] = None
 ) -> str:
-    return service.owner(authorization)
+    # Basic is for the page alone: browsers would send it along with any site's form to these routes.
+    return service.owner(authorization if (authorization or "").lower().startswith("bearer ") else None)
 
 
 Owner = Annotated[str, Depends(_owner)]

@@ -1,5 +1,6 @@
 """The service's database, SQLite or PostgreSQL: operations retry while it is away, and time out when it hangs."""
 
+import contextlib
 import os
 import socket
 import threading
@@ -79,11 +80,12 @@ class Database:
         if self.is_sqlite:  # has its own busy timeout
             yield
             return
-        file = connection.connection.dbapi_connection.fileno()  # type: ignore[union-attr]
 
         def break_it() -> None:
-            with socket.socket(fileno=os.dup(file)) as same:
-                same.shutdown(socket.SHUT_RDWR)
+            with contextlib.suppress(Exception):  # it has ended in this very moment
+                file = connection.connection.dbapi_connection.fileno()  # type: ignore[union-attr]
+                with socket.socket(fileno=os.dup(file)) as same:
+                    same.shutdown(socket.SHUT_RDWR)
 
         timer = threading.Timer(HANGING_S, break_it)
         timer.daemon = True

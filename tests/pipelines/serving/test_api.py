@@ -200,7 +200,9 @@ def test_each_key_sees_its_own_videos_only(
         assert client.get(f"/v1/videos/{video}", headers=b).status_code == 404
         assert client.delete(f"/v1/videos/{video}", headers=b).status_code == 404
         assert client.get("/v1/videos", headers=b).json()["data"] == []
-        assert client.get(f"/v1/videos/{video}", auth=("any", "secret-a")).status_code == 200  # as browsers send it
+        assert (
+            client.get(f"/v1/videos/{video}", auth=("any", "secret-a")).status_code == 401
+        )  # browsers send it for others
         assert client.delete(f"/v1/videos/{video}", headers=a).status_code == 200
         assert client.get("/health/live").status_code == 200
 
@@ -228,6 +230,8 @@ def test_the_page_is_behind_the_keys_and_within_the_limits(
         for path in ("/ui/gradio_api/queue/join", "/ui/gradio_api/upload"):
             assert client.post(path, content=large, auth=("any", "secret-a")).status_code == 413
             assert client.post(path, content=iter([b"{}"]), auth=("any", "secret-a")).status_code == 411
+    with TestClient(application(settings, animator, with_page=True), root_path="/prefix") as client:
+        assert client.get("/prefix/ui/config").status_code == 401
 
 
 def test_prometheus_is_told(client: TestClient, idle: None) -> None:
