@@ -66,26 +66,25 @@ def create_app(service: Service, metrics: Metrics, ready: Any) -> FastAPI:
 async def observe_and_guard(request: Request, call_next: Any) -> Response:
     """Middleware: count and time every response, and add the headers that protect browsers."""
     began, metrics = time.perf_counter(), request.app.state.metrics  # Gradio's application replaces request.app
-    response = refused(request) or await call_next(request)
+    to_page = is_page(request)  # asked before mounted applications change the scope
+    response = (refused(request) if to_page else None) or await call_next(request)
     route = getattr(request.scope.get("route"), "path", "other")  # the pattern, so that each route is one series
     seconds = time.perf_counter() - began
     metrics.answered(request.method, route, response.status_code, seconds)
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Referrer-Policy"] = "no-referrer"
     response.headers.setdefault("X-Frame-Options", "DENY")
-    if is_page(request):  # gradio's page runs inline code; nothing may come from elsewhere
+    if to_page:  # gradio's page runs inline code; nothing may come from elsewhere
         response.headers["Content-Security-Policy"] = PAGE_POLICY
     return response
 
 
 def refused(request: Request) -> Response | None:
-    """Response that refuses a request below /ui without a valid key or of excessive length; None for all others.
+    """Response that refuses a request to the page without a valid key or of excessive length; None for all others.
 
     Gradio's own routes would accept uploads and calls of any size from anybody, and serve files. The API's routes have
     their own checks.
     """
-    if not is_page(request):
-        return None
     service: Service = request.app.state.service
     try:
         service.owner(request.headers.get("authorization"))

@@ -225,7 +225,9 @@ def test_the_page_is_behind_the_keys_and_within_the_limits(
             assert refused.status_code == 401, path
             assert refused.headers["WWW-Authenticate"].startswith("Basic")
         assert client.post("/ui/gradio_api/queue/join", json={}).status_code == 401
-        assert client.get("/ui/", auth=("any", "secret-a")).status_code == 200
+        page = client.get("/ui/", auth=("any", "secret-a"))
+        assert page.status_code == 200
+        assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
         large = b" " * (settings.limits.max_bytes + 1)
         for path in ("/ui/gradio_api/queue/join", "/ui/gradio_api/upload"):
             assert client.post(path, content=large, auth=("any", "secret-a")).status_code == 413
