@@ -5,16 +5,18 @@ The work of the routes is in service.py.
 
 import asyncio
 import contextlib
+import json
 import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, RedirectResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 import cinemo
-from pipelines.serving import body, errors, results, schema
+from pipelines.serving import body, dialect, errors, results, schema
 from pipelines.serving.errors import ApiError
 from pipelines.serving.metrics import Metrics
 from pipelines.serving.served_models import Served
@@ -24,7 +26,7 @@ from pipelines.serving.store import Job
 POLL_S = 0.2  # seconds between an event stream's queries
 Variant = Literal["video", "thumbnail", "spritesheet"]
 ERRORS: dict[int | str, dict[str, Any]] = {
-    code: {"model": schema.ErrorBody} for code in (400, 401, 404, 405, 409, 410, 413, 415, 422, 429, 503)
+    code: {"model": schema.ErrorBody} for code in (400, 401, 404, 405, 409, 413, 415, 422, 429, 503)
 }
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 CONTENT: dict[int | str, dict[str, Any]] = {
@@ -60,14 +62,24 @@ def create_app(service: Service, metrics: Metrics, ready: Any) -> FastAPI:
     app.middleware("http")(observe_and_guard)
     for router in (videos, models, operations):
         app.include_router(router)
+    if origins := service.settings.allow_origins:
+        allowed: dict[str, Any] = {"allow_origins": origins, "allow_methods": ["*"], "allow_headers": ["*"]}
+        app.add_middleware(CORSMiddleware, **allowed, expose_headers=["X-Video-Id", "X-Warnings", "Retry-After"])
     return app
 
 
 async def observe_and_guard(request: Request, call_next: Any) -> Response:
-    """Middleware: count and time every response, and add the headers that protect browsers."""
+    """Middleware: count and time every response, add the headers that protect browsers, and answer HEAD like GET."""
+    is_head = request.method == "HEAD"
+    if is_head:
+        request.scope["method"] = "GET"
     began, metrics = time.perf_counter(), request.app.state.metrics  # Gradio's application replaces request.app
     to_page = is_page(request)  # asked before mounted applications change the scope
     response = (refused(request) if to_page else None) or await call_next(request)
+    if is_head:  # the headers alone, also of an event stream
+        request.scope["method"], headers = "HEAD", response.raw_headers
+        response = Response(status_code=response.status_code)
+        response.raw_headers = headers
     route = getattr(request.scope.get("route"), "path", "other")  # the pattern, so that each route is one series
     seconds = time.perf_counter() - began
     metrics.answered(request.method, route, response.status_code, seconds)
@@ -139,8 +151,15 @@ async def create(
     request: Request, service: Shared, owner: Owner, idempotency_key: IdempotencyKey = None
 ) -> schema.Video:
     """Queue an animation of an image. Returns at once; poll the video, or read its events, until it is completed."""
-    fields, image = await body.read(request, service.settings.limits.max_bytes)
-    return schema.to_video(await service.submit(fields, image, owner, idempotency_key))
+    fields, image, warnings = await read(request, service)
+    job = await service.submit(fields, image, owner, idempotency_key)
+    return schema.to_video(job).model_copy(update={"warnings": warnings})
+
+
+async def read(request: Request, service: Service) -> tuple[dict[str, Any], bytes, list[str]]:
+    """Read a request for a video: (its fields, the image's bytes, warnings). Raises ApiError."""
+    fields = await body.read(request, service.settings.limits.max_bytes)
+    return dialect.translate(fields, service.settings.strict)
 
 
 @videos.post(
@@ -151,7 +170,7 @@ async def create(
 )
 async def create_and_wait(request: Request, service: Shared, owner: Owner) -> FileResponse:
     """Animate an image and return the mp4. Disconnecting cancels it."""
-    fields, image = await body.read(request, service.settings.limits.max_bytes)
+    fields, image, warnings = await read(request, service)
     job = await service.submit(fields, image, owner)
     end = asyncio.create_task(service.dispatcher.ended(job.id))
     try:
@@ -167,7 +186,8 @@ async def create_and_wait(request: Request, service: Shared, owner: Owner) -> Fi
     if job.error is not None:
         raise ApiError(500 if job.error["code"] == "server_error" else 409, job.error["message"], code="failed")
     path = await service.file(job, "video")
-    return FileResponse(path, media_type=results.MEDIA["video"], headers={"X-Video-Id": job.id})
+    ignored = {"X-Warnings": json.dumps(warnings)} if warnings else {}
+    return FileResponse(path, media_type=results.MEDIA["video"], headers={"X-Video-Id": job.id} | ignored)
 
 
 @videos.get("", responses=ERRORS)
@@ -179,7 +199,7 @@ async def page(
     order: Annotated[Literal["asc", "desc"], Query(description="by creation time; desc: newest first")] = "desc",
 ) -> schema.VideoPage:
     """List the videos of an API key, page by page."""
-    jobs, more = await asyncio.to_thread(service.store.page, owner, after, limit, order == "desc")
+    jobs, more = await service.page(owner, after, limit, order == "desc")
     listed = [schema.to_video(job) for job in jobs]
     first, last = (listed[0].id, listed[-1].id) if listed else (None, None)
     return schema.VideoPage(data=listed, first_id=first, last_id=last, has_more=more)
@@ -229,6 +249,12 @@ async def events(service: Shared, job: FoundJob) -> AsyncIterator[ServerSentEven
 async def list_models(service: Shared, owner: Owner) -> schema.ModelList:
     """List the models that are served; the first is the default."""
     return schema.ModelList(data=[to_model(served, service.began) for served in service.models.values()])
+
+
+@models.get("/{model_id:path}", name="model", responses={401: ERRORS[401], 404: ERRORS[404]})
+async def retrieve_model(model_id: str, service: Shared, owner: Owner) -> schema.Model:
+    """Retrieve a model by its name or an alias."""
+    return to_model(service.model(model_id), service.began)
 
 
 def to_model(served: Served, began: int) -> schema.Model:

@@ -1,10 +1,8 @@
-"""Parse the body of a request for a video: multipart or JSON, within limits -> settings and the bytes of the image.
+"""Parse the body of a request for a video, multipart or JSON, within limits -> its fields.
 
 No URL is fetched, and no name from a client is used as a path.
 """
 
-import base64
-import binascii
 import json
 from typing import Any
 
@@ -14,26 +12,21 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from pipelines.serving.errors import ApiError
 
-IMAGE = "input_reference"
+MOST_FILES = 8
 MOST_FIELDS = 64
 
 
-async def read(request: Request, most: int) -> tuple[dict[str, Any], bytes]:
-    """Read a request: (its fields without input_reference, the image's bytes). most: bytes that the body may have.
+async def read(request: Request, most: int) -> dict[str, Any]:
+    """Read the fields of a request; those of a form are text, or bytes for a file. most: bytes that the body may have.
 
-    All fields of a form are text. Raises ApiError: 400 for a body that cannot be read, 413 for one that is too large,
-    415 for another type, 422 for a missing or invalid image.
+    Raises ApiError: 400 for a body that cannot be read, 413 for one that is too large, 415 for another type, 422 for a
+    field that is given twice.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type not in ("multipart/form-data", "application/json"):
         raise ApiError(415, f"content-type {media_type or 'is missing'}: send multipart/form-data or application/json")
     body = await read_bytes(request, most)
-    fields = json_fields(body) if media_type == "application/json" else await form_fields(request.headers, body)
-    value = fields.pop(IMAGE, None)
-    image = value if isinstance(value, bytes) else from_data_url(value)
-    if not image:
-        raise ApiError(422, f"{IMAGE} is empty (0 bytes); send a JPEG, PNG or WebP file", IMAGE)
-    return fields, image
+    return json_fields(body) if media_type == "application/json" else await form_fields(request.headers, body)
 
 
 async def read_bytes(request: Request, most: int) -> bytes:
@@ -56,7 +49,7 @@ def check_length(request: Request, most: int) -> None:
 
 def too_large(most: int) -> ApiError:
     """Error for a body of more than `most` bytes."""
-    return ApiError(413, f"the body has more than {most:,} bytes; send a smaller image", IMAGE)
+    return ApiError(413, f"the body has more than {most:,} bytes; send a smaller image", "input_reference")
 
 
 def json_fields(body: bytes) -> dict[str, Any]:
@@ -77,7 +70,8 @@ async def form_fields(headers: Headers, body: bytes) -> dict[str, Any]:
         yield body
 
     try:
-        parser = MultiPartParser(headers, once(), max_files=1, max_fields=MOST_FIELDS, max_part_size=len(body) + 1)
+        limits = {"max_files": MOST_FILES, "max_fields": MOST_FIELDS, "max_part_size": len(body) + 1}
+        parser = MultiPartParser(headers, once(), **limits)
         form = await parser.parse()
     except (MultiPartException, KeyError, ValueError, LookupError) as error:
         problem = getattr(error, "message", None) or "it is not a multipart form"
@@ -91,20 +85,3 @@ async def form_fields(headers: Headers, body: bytes) -> dict[str, Any]:
     if not fields:
         raise ApiError(400, "the body has no complete part; send it again, it may have been cut off")
     return fields
-
-
-def from_data_url(value: Any) -> bytes:
-    """Decode `data:image/png;base64,...`, alone or as {"image_url": ...}. Raises ApiError (422)."""
-    if isinstance(value, dict) and set(value) <= {"image_url", "file_id"}:
-        value = value.get("image_url")
-    if value is None:
-        raise ApiError(422, f"{IMAGE} is required: an image file, or its data: URL", IMAGE)
-    if not isinstance(value, str) or not value.lower().startswith("data:"):
-        raise ApiError(422, f"{IMAGE} should be a file, or a data: URL; other URLs are not fetched", IMAGE)
-    head, comma, data = value.partition(",")
-    if not comma or not head.lower().endswith(";base64"):
-        raise ApiError(422, f"{IMAGE} should be data:TYPE;base64,DATA", IMAGE)
-    try:
-        return base64.b64decode(data, validate=True)
-    except (binascii.Error, ValueError):
-        raise ApiError(422, f"{IMAGE} is not base64", IMAGE) from None

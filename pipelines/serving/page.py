@@ -14,7 +14,7 @@ import gradio as gr
 from fastapi import FastAPI
 from pydantic import ValidationError
 
-from pipelines.serving import body, errors, schema
+from pipelines.serving import dialect, errors, schema
 from pipelines.serving.errors import ApiError
 from pipelines.serving.service import Service
 from pipelines.serving.store import Job
@@ -138,7 +138,7 @@ class Page:
             owner = self.owner(request)
             data = await asyncio.to_thread(Path(photo).read_bytes) if photo else b""
             if not data:
-                raise ApiError(422, "choose a photo first", body.IMAGE)
+                raise ApiError(422, "choose a photo first", dialect.IMAGE)
             job: Job | None = await self.service.submit(fields, data, owner)
         except (ApiError, ValidationError) as error:
             yield {self.status: f"**{sentence_of(error)}**"}

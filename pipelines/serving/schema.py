@@ -62,6 +62,7 @@ class Video(BaseModel):
     dct_init: bool
     dct_cutoff: float
     dct_timestep: int
+    warnings: list[str] = Field([], description="of the request that made it: fields that were ignored")
 
 
 class VideoPage(BaseModel):
@@ -157,9 +158,12 @@ def request_body() -> dict[str, Any]:
     as_form = {"type": "string", "format": "binary", "description": "the image: JPEG, PNG, WebP, ..."}
     as_json = {"type": "string", "pattern": "^data:", "description": "the image: data:TYPE;base64,DATA"}
 
+    side = {"type": "integer", "description": "in pixels; width and height in place of size"}
+
     def with_image(image: dict[str, Any]) -> dict[str, Any]:
-        properties = {"input_reference": image, **fields["properties"]}
-        return {"schema": {**fields, "properties": properties, "required": ["prompt", "input_reference"]}}
+        properties = {"input_reference": image, **fields["properties"], "width": side, "height": side}
+        required = ["prompt", "input_reference"]
+        return {"schema": {**fields, "properties": properties, "required": required, "additionalProperties": True}}
 
     content = {"multipart/form-data": with_image(as_form), "application/json": with_image(as_json)}
     return {"requestBody": {"required": True, "content": content}}

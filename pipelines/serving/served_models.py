@@ -52,4 +52,4 @@ def frames_a_second(asked: VideoRequest, frames: int) -> float:
         )
     if not 1 <= fps <= 60:
         raise ApiError(422, f"seconds: {frames} frames last from {frames / 60:.2g} to {frames} seconds", "seconds")
-    return round(fps, 4)
+    return fps

@@ -8,7 +8,6 @@ import hashlib
 import json
 import tempfile
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,12 @@ from typing import Any
 from cinemo.image import read_image
 from pipelines.animate.request import cut_of, fitted
 from pipelines.core import storage
-from pipelines.serving import body, keys, results, schema
+from pipelines.serving import dialect, keys, results, schema
 from pipelines.serving.dispatch import Dispatcher
 from pipelines.serving.errors import ApiError
 from pipelines.serving.served_models import Served, complete
 from pipelines.serving.settings import ServeSettings
-from pipelines.serving.store import Job, OtherRequestError, QueueFullError, Store
+from pipelines.serving.store import Job, OtherRequestError, QueueFullError, Store, new_id
 
 
 class Service:
@@ -51,18 +50,15 @@ class Service:
     ) -> Job:
         """Check a request, store it as a job, and queue it. Raises ApiError and pydantic's ValidationError."""
         asked = schema.VideoRequest.model_validate(fields)
-        name = asked.model or next(iter(self.models))
-        if name not in self.models:
-            known = ", ".join(self.models)
-            raise ApiError(404, f"model {name[:100]} is not served; use {known}", "model", "model_not_found")
-        request = complete(asked, self.models[name], self.settings.limits)
+        served = self.model(asked.model or next(iter(self.models)))
+        request = complete(asked, served, self.settings.limits)
         size = await asyncio.to_thread(check_image, image, self.settings.limits.max_pixels)
         request = fitted(request, *size)
         request["cut_away"] = cut_of(request, *size)
-        now = time.time()
+        now = int(time.time() * 1000) / 1000  # as in the id
         digest = hashlib.sha256(json.dumps(asked.model_dump(), sort_keys=True).encode() + image).hexdigest()
         job = Job(
-            id=f"video_{uuid.uuid4().hex}", owner=owner, model=name, request=request, lease_owner=self.dispatcher.name,
+            id=new_id(now), owner=owner, model=served.name, request=request, lease_owner=self.dispatcher.name,
             lease_until=now + self.settings.lease_s, created_at=now, idempotency_key=idempotency_key,
             request_digest=digest,
         )  # fmt: skip
@@ -81,12 +77,27 @@ class Service:
             self.dispatcher.submit(job)
         return job
 
+    def model(self, name: str) -> Served:
+        """The model that is served under a name or an alias. Raises ApiError (404)."""
+        served = self.models.get(self.settings.aliases.get(name, name))
+        if served is None:
+            known = ", ".join([*self.models, *self.settings.aliases])
+            raise ApiError(404, f"model {name[:100]} is not served; use {known}", "model", "model_not_found")
+        return served
+
+    async def page(self, owner: str, after: str | None, limit: int, newest_first: bool) -> tuple[list[Job], bool]:
+        """List (jobs of an owner after the one with the id `after`, whether there are more). Raises ApiError (404)."""
+        try:
+            return await asyncio.to_thread(self.store.page, owner, after, limit, newest_first)
+        except KeyError:
+            raise ApiError(404, f"after: video {str(after)[:80]} does not exist", "after", "video_not_found") from None
+
     async def find(self, job_id: str, owner: str) -> Job:
-        """Find a job of this owner. Raises ApiError: 410 if it was deleted or has expired, 404 if it never existed."""
+        """Find a job of this owner. Raises ApiError (404) for one that was deleted, has expired or never existed."""
         if (job := await asyncio.to_thread(self.store.get, job_id, owner)) is not None:
             return job
         if await asyncio.to_thread(self.store.is_gone, job_id, owner):
-            raise ApiError(410, f"video {job_id} was deleted or has expired", "video_id", "video_gone")
+            raise ApiError(404, f"video {job_id} was deleted or has expired", "video_id", "video_gone")
         raise ApiError(404, f"video {job_id[:80]} does not exist", "video_id", "video_not_found")
 
     async def delete(self, job_id: str, owner: str) -> None:
@@ -100,7 +111,7 @@ class Service:
         await asyncio.to_thread(self.store.fail, job_id, None, "cancelled", message, self.settings.ttl_s)
 
     async def file(self, job: Job, variant: str) -> Path:
-        """Local path of a completed job's file. Raises ApiError: 409 if the job is not completed, 410 if it is gone."""
+        """Local path of a completed job's file. Raises ApiError: 409 if the job is not completed, 404 if it is gone."""
         if job.status != "completed":
             why = f"failed: {job.error['message']}" if job.error else f"is {job.status}, {job.progress} % done"
             raise ApiError(409, f"video {job.id} {why}", "video_id", "video_not_ready")
@@ -112,7 +123,7 @@ class Service:
             if not path.exists() and (data := await asyncio.to_thread(storage.read, storage.join(self.videos, name))):
                 storage.put(str(path), data)
         if not path.exists():
-            raise ApiError(410, f"the {variant} of {job.id} is gone", "video_id", "video_gone")
+            raise ApiError(404, f"the {variant} of {job.id} is gone", "video_id", "video_gone")
         return path
 
 
@@ -122,4 +133,4 @@ def check_image(image: bytes, most_pixels: int) -> tuple[int, int]:
         tall, wide, _ = read_image(image, most_pixels).shape
         return tall, wide
     except ValueError as error:
-        raise ApiError(422, f"{body.IMAGE}: {error}", body.IMAGE, "invalid_image") from None
+        raise ApiError(422, f"{dialect.IMAGE}: {error}", dialect.IMAGE, "invalid_image") from None

@@ -56,11 +56,20 @@ class ServeSettings(BaseModel, frozen=True, extra="forbid"):
     models: dict[str, str] = Field(
         default_factory=dict, description="several models: NAME in the API -> MODEL; the first is the default"
     )
+    aliases: dict[str, str] = Field(
+        default_factory=dict, description="other names of models, which clients send: NAME -> a name in the API"
+    )
     output: str = Field("out/serve", description="folder or URI of the videos")
     store: str | None = Field(
         None, description="SQLAlchemy URL of the database of jobs; default: jobs.db in a local output"
     )
     require_keys: bool = Field(False, description="refuse to start without API keys in CINEMO_API_KEYS")
+    strict: bool = Field(
+        False, description="refuse unknown fields of a request; otherwise they are ignored with a warning"
+    )
+    allow_origins: list[str] = Field(
+        default_factory=list, description='origins whose pages may call the API from a browser (CORS); ["*"]: all'
+    )
     page: bool = Field(True, description="serve the page at /ui, if gradio is installed")
     tracking_uri: str | None = Field(
         None, description="MLflow server or database for models:/ names and runs; default: MLFLOW_TRACKING_URI"
@@ -79,6 +88,9 @@ class ServeSettings(BaseModel, frozen=True, extra="forbid"):
     def _fits_together(self) -> "ServeSettings":
         if self.models and "model" in self.model_fields_set:
             raise ValueError("give either model or models, not both")
+        for alias, name in self.aliases.items():
+            if name not in self.served:
+                raise ValueError(f"aliases: {alias} is for {name}, which is not served; use {', '.join(self.served)}")
         if self.store is None and not storage.is_local(self.output):
             raise ValueError(
                 f"output {self.output} is remote, so store has no default; set it, such as postgresql://..."

@@ -8,7 +8,9 @@ lease runs out, nobody works on the job, and another process takes it over.
 import dataclasses
 import functools
 import json
+import re
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -19,6 +21,7 @@ from pipelines.serving.database import Database
 Status = Literal["queued", "in_progress", "completed", "failed"]
 OPEN: tuple[Status, ...] = ("queued", "in_progress")
 KEPT_TOMBSTONES_S = 30 * 86_400  # for this long, a deleted id is distinguished from one that never existed
+FIRST_TIME = 1_700_000_000.0  # no job is older
 
 metadata = sa.MetaData()
 # Times are seconds since 1970. The number in the names is the version of these columns.
@@ -154,15 +157,17 @@ class Store:
         return self.database.patiently(lambda: self.database.first(query)) is not None
 
     def page(self, owner: str, after: str | None, limit: int, newest_first: bool) -> tuple[list[Job], bool]:
-        """List (jobs of an owner after the one with the id `after`, whether there are more)."""
+        """List (jobs of an owner after the one with the id `after`, whether there are more).
+
+        A job that was deleted has its place by its id. Raises KeyError for an id that tells none.
+        """
         position = sa.tuple_(jobs.c.created_at, jobs.c.id)
         query = sa.select(*COLUMNS).where(jobs.c.owner == owner)
         if after is not None:
             start_query = sa.select(jobs.c.created_at, jobs.c.id).where(jobs.c.id == after, jobs.c.owner == owner)
-            start = self.database.patiently(lambda: self.database.first(start_query))
-            if start is None:
-                return [], False
-            query = query.where(position < tuple(start) if newest_first else position > tuple(start))
+            row = self.database.patiently(lambda: self.database.first(start_query))
+            start = (time_of(after), after) if row is None else tuple(row)
+            query = query.where(position < start if newest_first else position > start)
         order = [sa.desc(c) if newest_first else sa.asc(c) for c in (jobs.c.created_at, jobs.c.id)]
         rows = self.database.patiently(lambda: self.database.all(query.order_by(*order).limit(limit + 1)))
         return [_job(row) for row in rows[:limit]], len(rows) > limit
@@ -271,6 +276,19 @@ class Store:
             return self.database.change(change) > 0 or (attempt is not None and self.database.first(again) is not None)
 
         return self.database.patiently(end)
+
+
+def new_id(created_at: float) -> str:
+    """Make the id of a job. It starts with its time, so that a list can go on after one that was deleted."""
+    return f"video_{round(created_at * 1000):012x}{uuid.uuid4().hex[12:]}"
+
+
+def time_of(job_id: str) -> float:
+    """Time of creation in an id, in seconds since 1970. Raises KeyError for another text."""
+    seconds = int(job_id[6:18], 16) / 1000 if re.fullmatch("video_[0-9a-f]{32}", job_id) else 0
+    if not FIRST_TIME < seconds < time.time() + 3600:  # ids were random once
+        raise KeyError(job_id)
+    return seconds
 
 
 def _row(job: Job) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def zip_file() -> bytes:
         (None, {"guidance_scale": "inf"}, 422, "guidance_scale"),
         (None, {"motion_bucket": "20"}, 422, "motion_bucket"),
         (None, {"seed": str(2**63)}, 422, "seed"),
-        (None, {"sampler": "euler"}, 422, "sampler"),
+        (None, {"num_frame": "8"}, 422, "num_frame"),
     ],
     ids=lambda value: None if isinstance(value, bytes) else str(value)[:40],
 )

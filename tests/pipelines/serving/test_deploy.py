@@ -102,6 +102,8 @@ def test_it_animates_with_each_model_and_shows_the_page_and_the_documentation(cl
     assert "Cinemo" in client.get("/docs").text
     page = client.get("/ui/")
     assert page.status_code == 200
+    head = client.head(f"/v1/videos/{ids[0]}/content")
+    assert (head.status_code, head.content, head.headers["content-type"]) == (200, b"", "video/mp4")
     assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
 
 

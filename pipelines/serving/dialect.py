@@ -1,0 +1,98 @@
+"""Field names and spellings of other servers and clients (OpenAI, vllm-omni, SGLang, LiteLLM) -> those of this API.
+
+docs/http-api.md has the table. The fields that remain are checked by `schema.VideoRequest`.
+"""
+
+import base64
+import binascii
+import difflib
+import json
+from typing import Any
+
+from pipelines.serving.errors import ApiError
+from pipelines.serving.schema import VideoRequest
+
+IMAGE = "input_reference"
+IMAGE_NAMES = (IMAGE, "image_reference", "image")
+MAY_BE_EMPTY = ("prompt", "negative_prompt")
+
+
+def translate(fields: dict[str, Any], strict: bool) -> tuple[dict[str, Any], bytes, list[str]]:
+    """Translate the fields of a body: (fields of VideoRequest, bytes of the image, warnings).
+
+    An empty form field or a JSON null counts as not given. An unknown field is ignored with a warning; strict refuses
+    it, and one that is nearly the name of a field is always refused. Raises ApiError (422).
+    """
+    fields = merge_extra(fields)
+    empty = [name for name, value in fields.items() if value is None or (value == "" and name not in MAY_BE_EMPTY)]
+    fields = {name: value for name, value in fields.items() if name not in empty}
+    image = take_image(fields)
+    if str(fields.pop("n", 1)) != "1":
+        raise ApiError(422, "n: one request makes one video; send it once for each", "n")
+    join_size(fields)
+    unknown = [name for name in fields if name not in VideoRequest.model_fields]
+    for name in unknown:
+        if strict or (near := difflib.get_close_matches(name, VideoRequest.model_fields, 1, 0.8)):
+            hint = "" if strict else f"; is {near[0]} meant?"
+            raise ApiError(422, f"{name[:100]}: is not known{hint}", name[:100])
+        del fields[name]
+    return fields, image, [f"{name[:100]}: is not known here, and was ignored" for name in unknown]
+
+
+def merge_extra(fields: dict[str, Any]) -> dict[str, Any]:
+    """Move the members of `extra_params`, an object or its JSON text, to the top. Raises ApiError (422)."""
+    extra = fields.get("extra_params")
+    try:
+        extra = json.loads(extra) if isinstance(extra, str) and extra else extra or {}
+    except ValueError:
+        extra = None
+    if not isinstance(extra, dict):
+        raise ApiError(422, "extra_params: should be a JSON object", "extra_params")
+    for name in extra.keys() & fields.keys():
+        raise ApiError(422, f"{name} is given twice, by itself and in extra_params", name)
+    return {name: value for name, value in (fields | extra).items() if name != "extra_params"}
+
+
+def join_size(fields: dict[str, Any]) -> None:
+    """Replace width and height by size. Raises ApiError (422) for one without the other, or beside another size."""
+    sides = {name: fields.pop(name) for name in ("width", "height") if name in fields}
+    if not sides:
+        return
+    if len(sides) == 1:
+        missing = "height" if "width" in sides else "width"
+        raise ApiError(422, f"{missing} is required where {next(iter(sides))} is given; or give size", missing)
+    size = f"{sides['width']}x{sides['height']}"
+    if fields.setdefault("size", size) != size:
+        raise ApiError(422, f"size {fields['size']} differs from width and height, {size}; give one of the two", "size")
+
+
+def take_image(fields: dict[str, Any]) -> bytes:
+    """Remove the image from the fields, whatever its name, and return its bytes. Raises ApiError (422)."""
+    named = [fields.pop(name) for name in list(fields) if name.removesuffix("[]") in IMAGE_NAMES]
+    values = [one for value in named for one in (value if isinstance(value, list) else [value])]
+    if not values:
+        raise ApiError(422, f"{IMAGE} is required: an image file, its data: URL, or its base64", IMAGE)
+    if len(values) > 1:
+        raise ApiError(422, f"{IMAGE}: {len(values)} images are given; a video is made from one", IMAGE)
+    image = values[0] if isinstance(values[0], bytes) else decode(values[0])
+    if not image:
+        raise ApiError(422, f"{IMAGE} is empty (0 bytes); send a JPEG, PNG or WebP file", IMAGE)
+    return image
+
+
+def decode(value: Any) -> bytes:
+    """Decode base64, alone or in a `data:` URL, in OpenAI's objects or as text. Raises ApiError (422)."""
+    while isinstance(value, dict):
+        named = [value[name] for name in ("image_url", "url") if value.get(name) is not None]
+        value = named[0] if len(named) == 1 else 0
+    if not isinstance(value, str):
+        raise ApiError(422, f'{IMAGE} should be a file, base64 or {{"image_url": "data:TYPE;base64,DATA"}}', IMAGE)
+    head, is_url, data = value.partition(",") if value[:5].lower() == "data:" else ("", "", value)
+    if head and not (is_url and head.lower().endswith(";base64")):
+        raise ApiError(422, f"{IMAGE} should be data:TYPE;base64,DATA", IMAGE)
+    if not head and "://" in value[:16]:
+        raise ApiError(422, f"{IMAGE}: URLs are not fetched; send the file, or its data: URL", IMAGE)
+    try:
+        return base64.b64decode("".join(data.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise ApiError(422, f"{IMAGE} is not base64", IMAGE) from None
