@@ -6,14 +6,14 @@ dataset.json. Only files of this machine are read: a URI is named but not fetche
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cinemo import checkpoint
+from cinemo import checkpoint, provenance
 
 DATASET_NAME = "dataset.json"
-VIDEO_ENDINGS = (".mp4", ".gif", ".webp")
+MEDIA_ENDINGS = (".mp4", ".gif", ".webp", ".png", ".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,8 @@ def trace(place: str) -> Node:
     Raises ValueError if `place` is none of these.
     """
     path = Path(place)
-    if path.suffix.lower() in VIDEO_ENDINGS:
-        if not path.with_suffix(".json").is_file():
-            raise ValueError(f"{place} has no sidecar {path.with_suffix('.json').name} beside it; name a job's video")
-        return of_video(path.with_suffix(".json"))
+    if path.suffix.lower() in MEDIA_ENDINGS:
+        return of_media(path)
     if path.suffix == ".json":
         return of_video(path)
     if (path / DATASET_NAME).is_file():
@@ -46,6 +44,19 @@ def trace(place: str) -> Node:
     directory = checkpoint.resolve(place)
     parents = of_card(checkpoint.read_card(directory).lineage)
     return Node("model", place, fingerprint=checkpoint.fingerprint(directory), came_from=parents)
+
+
+def of_media(path: Path) -> Node:
+    """Lineage of a video or picture: its mark, and what its sidecar says. Raises ValueError if it has neither."""
+    mark = provenance.read_mark(path) if path.is_file() else None
+    facts = {"marked as": mark} if mark else {}
+    sidecar = path.with_suffix(".json")
+    if sidecar.is_file():
+        video = of_video(sidecar)
+        return replace(video, facts=facts | video.facts)
+    if not mark:
+        raise ValueError(f"{path} has no sidecar {sidecar.name} beside it, and no mark of its origin")
+    return Node("file", str(path), facts=facts, note=f"no sidecar {sidecar.name} beside it says more")
 
 
 def of_video(sidecar: Path) -> Node:

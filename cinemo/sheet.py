@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from cinemo import provenance
+
 MARGIN = 6  # pixels between frames
 INK, PAPER = (30, 30, 30), (250, 250, 248)
 
@@ -39,5 +41,5 @@ def write_sheet(path: str | os.PathLike[str], picture: Image.Image) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}")
-    picture.save(aside, format="PNG")
+    picture.save(aside, format="PNG", pnginfo=provenance.png_info())
     aside.replace(path)

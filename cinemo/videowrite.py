@@ -11,16 +11,21 @@ import numpy as np
 from av.video.reformatter import ColorRange
 from PIL import Image
 
+from cinemo import provenance
+
 CRF = 18  # visually lossless H.264
 HD_LINES = 720
 BT709, SMPTE170M = 1, 6  # codes of primaries, transfer and matrix alike (ITU-T H.273)
 
 
-def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: float = 8) -> None:
+def write_video(
+    path: str | os.PathLike[str], frames: np.ndarray, fps: float = 8, source: str = provenance.GENERATED
+) -> None:
     """Write frames as .mp4 (H.264, plays while loading), .gif or .webp, by the path's ending.
 
-    frames: uint8 (N, H, W, 3), RGB; an odd height or width gets one repeated row or column in mp4. The file appears
-    complete or not at all. Raises ValueError for other arrays, endings, or an fps outside 1..240 (GIF 50, WebP 90).
+    frames: uint8 (N, H, W, 3), RGB; an odd height or width gets one repeated row or column in mp4. source: the digital
+    source type that the file is marked with. The file appears complete or not at all. Raises ValueError for other
+    arrays, endings, or an fps outside 1..240 (GIF 50, WebP 90).
     """
     path = check_output(path, fps)
     frames = np.asarray(frames)
@@ -31,6 +36,7 @@ def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: float = 8
     os.close(handle)
     try:
         WRITERS[path.suffix.lower()](aside, frames, fps)
+        provenance.mark(aside, source)
         os.chmod(aside, 0o644)  # mkstemp makes it private
         os.replace(aside, path)
     finally:

@@ -30,7 +30,7 @@ LEAVES = (
     "hdr.py",
     "animation.py",
     "videotimes.py",
-    "videowrite.py",
+    "provenance.py",
     "imagefile.py",
 )
 

@@ -115,7 +115,7 @@ def test_the_built_in_model_says_its_recipe_and_the_official_layout_nothing(chec
 @pytest.mark.parametrize(
     ("name", "text", "sentence"),
     [
-        ("x.mp4", "", "has no sidecar x.json"),
+        ("x.mp4", "", "has no sidecar x.json beside it, and no mark"),
         ("y.json", "[1]", "is not a video's sidecar"),
         ("y.json", "{", "cannot be read"),
     ],

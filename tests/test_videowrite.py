@@ -1,6 +1,8 @@
 """Writing video files: every format, odd sizes, and nothing half-written."""
 
+import struct
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from PIL import Image, ImageSequence
 
 from cinemo.motion import motion_bucket, motion_score
+from cinemo.provenance import DRAWN, packet, png_info, read_mark
 from cinemo.video import load_clip, probe, sample_clip
 from cinemo.videowrite import write_video
 from tests.videos import corners, numbered, quadrants
@@ -93,3 +96,46 @@ def test_mp4_says_which_colours_it_was_made_with(tmp_path: Path, height: int, nu
     assert data.index(b"moov") < data.index(b"mdat")  # it plays while it loads
     for picture in (plain, sample_clip(path, 0, 1, 2)[1]):
         assert np.abs(np.subtract(corners(picture), corners(quadrants()))).max() <= 3
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".gif", ".webp"])
+def test_a_video_is_marked_as_generated_and_plays_as_before(tmp_path: Path, ending: str) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (4, 32, 48, 3), np.uint8)
+    path = tmp_path / f"a{ending}"
+    write_video(path, frames, 8)
+    assert read_mark(path) == "trainedAlgorithmicMedia"
+    assert len(sample_clip(path, 0, 1, 4)) == 4
+    if ending == ".webp":
+        with Image.open(path) as picture:
+            assert picture.info["xmp"] == packet()
+    if ending == ".gif":  # sub-blocks, as a reader that knows no XMP skips them
+        data = path.read_bytes()
+        at = data.index(b"!\xff\x0bXMP DataXMP") + 14
+        while data[at]:
+            at += data[at] + 1
+        assert data[at + 1 : at + 2] in (b"!", b",")
+    again = tmp_path / f"b{ending}"
+    write_video(again, frames, 8)
+    assert again.read_bytes() == path.read_bytes()
+    write_video(again, frames, 8, DRAWN)
+    assert read_mark(again) == "algorithmicMedia"
+
+
+def test_the_boxes_of_a_marked_mp4_end_where_the_file_ends(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", np.zeros((2, 32, 48, 3), np.uint8), 8)
+    data, names, at = (tmp_path / "a.mp4").read_bytes(), [], 0
+    while at < len(data):
+        size, name = struct.unpack_from(">I4s", data, at)
+        names, at = [*names, name], at + size
+    assert at == len(data)
+    assert names[-1] == b"uuid"
+    assert data[:32].find(b"moov") < data.find(b"mdat")
+
+
+@pytest.mark.parametrize(("kind", "options"), [("JPEG", {"xmp": packet()}), ("WEBP", {"xmp": packet()}),
+                                               ("PNG", {"pnginfo": png_info()})])  # fmt: skip
+def test_a_picture_is_marked_too(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a", kind, **options)
+    assert read_mark(tmp_path / "a") == "trainedAlgorithmicMedia"
+    Image.new("RGB", (8, 8)).save(tmp_path / "b", kind)
+    assert read_mark(tmp_path / "b") is None

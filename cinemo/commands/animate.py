@@ -200,7 +200,7 @@ def write_chain(
     write_video(output, played, fps)
     count, tall, wide = played.shape[:3]
     typer.echo(
-        f"{output}: {count} frames of {tall} x {wide} in {time.perf_counter() - began:.1f} s; "
+        f"{output}: {count} frames, {wide} pixels wide and {tall} high, in {time.perf_counter() - began:.1f} s; "
         f"{common.sentence(frames, settings['motion_bucket'])}"
     )
     if more:

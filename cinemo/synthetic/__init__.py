@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cinemo import provenance
 from cinemo.synthetic.captions import plain_caption
 from cinemo.synthetic.plan import DIRECTIONS, KINDS, Plan, make_plan
 from cinemo.synthetic.render import render
@@ -81,7 +82,7 @@ def write_clips(
     for number in range(seed, seed + count):
         clip = make_clip(number, size, num_frames, kinds, frame_step=VIDEO_STEP)
         name = f"{number:06d}_{clip.kind}_{clip.direction}.mp4"
-        write_video(folder / name, clip.frames, fps=fps)
+        write_video(folder / name, clip.frames, fps, provenance.DRAWN)
         seconds = round(num_frames / fps)
         rows.append([number, name, clip.caption, "synthetic", f"PT00H00M{seconds:02d}S"])
     path = folder / "captions.csv"

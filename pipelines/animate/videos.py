@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageSequence
 
 import cinemo
+from cinemo import provenance
 from cinemo.motion import motion_bucket, motion_score
 from cinemo.video import sample_clip, write_video
 
@@ -52,7 +53,7 @@ def spritesheet(frames: np.ndarray) -> bytes:
 def encoded(picture: Image.Image, kind: str) -> bytes:
     """Encode a picture. kind: Pillow's name of the format."""
     buffer = io.BytesIO()
-    picture.save(buffer, format=kind, quality=85)
+    picture.save(buffer, format=kind, quality=85, xmp=provenance.packet())
     return buffer.getvalue()
 
 
