@@ -45,10 +45,19 @@ phases:
 test-seconds:
 	@$(BIN)/python -m tests.promises $(wildcard $(VENV)/unit.xml $(VENV)/ray.xml $(VENV)/long.xml)
 
-# Animations over HTTP, and a page: http://127.0.0.1:8000/ui
+# Animations over HTTP, and a page: http://127.0.0.1:8000/ui. HOST=0.0.0.0 is reachable from other machines.
+HOST ?= 127.0.0.1
+PORT ?= 8000
+define SERVE_CONFIG
+http_options: {host: "$(HOST)", port: $(PORT)}
+applications:
+- {name: cinemo, route_prefix: /, import_path: "serve_app:app", args: {$(if $(MODEL),model: "$(MODEL)")}}
+endef
+export SERVE_CONFIG
 serve: $(STAMP)
-	@echo "serving the page at http://127.0.0.1:8000/ui and the API's documentation at /docs, once replicas are ready"
-	@$(BIN)/serve run serve_app:app $(if $(MODEL),model="$(MODEL)")
+	@printf '%s\n' "$$SERVE_CONFIG" > $(VENV)/serve.yaml
+	@echo "serving the page at http://$(HOST):$(PORT)/ui and the API's documentation at /docs, once replicas are ready"
+	@$(BIN)/serve run $(VENV)/serve.yaml
 
 # Into the table of benchmarks/README.md, in under 30 minutes; a quiet machine gives quiet numbers. BENCHMARKS=--all runs
 # the long ones too (about an hour), BENCHMARKS="unet.py speed.py" only these.
