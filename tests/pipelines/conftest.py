@@ -23,11 +23,16 @@ SMALL = {"num_frames": 4, "height": 64, "width": 64, "encoders": 1}
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A local cluster, connected to as the jobs do; its nodes' copies of registered models are this session's."""
+def ray_cluster(s3_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A local cluster, connected to as the jobs do; its nodes' copies of registered models are this session's.
+
+    Its processes inherit the environment of this moment, so they reach the S3 server; the tests do with `bucket` alone.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CINEMO_CACHE", str(tmp_path_factory.mktemp("cache")))
-        common.connect(4, verbose=False)
+        with pytest.MonkeyPatch.context() as at_start:
+            use_server(at_start, s3_server)
+            common.connect(4, verbose=False)
         yield
         common.disconnect()
 
@@ -40,14 +45,19 @@ def s3_server() -> Iterator[str]:
     server.stop()
 
 
+def use_server(patch: pytest.MonkeyPatch, address: str) -> None:
+    """Let S3 be the server at this address, for this process and those that it starts."""
+    patch.setenv("AWS_ENDPOINT_URL", address)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        patch.setenv(name, "of-the-test")
+    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+
+
 @pytest.fixture
 def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """s3://videos, empty, on a server of this machine, as a file system that writes to it."""
     urllib.request.urlopen(f"{s3_server}/moto-api/reset", data=b"").close()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "of-the-test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    use_server(monkeypatch, s3_server)
     files = fsspec.filesystem("s3", skip_instance_cache=True)
     type(files).clear_instance_cache()  # a client keeps the listings of the test before
     files.mkdir("videos")
