@@ -1,6 +1,5 @@
 """Rows -> plots by motion bucket and by frame, and a sheet of samples, as PNGs."""
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,7 +46,7 @@ def by_bucket(rows: Sequence[Row], column: str) -> list[tuple[float, float]]:
 
 def samples(config: EvaluateConfig, by_label: Mapping[str, Sequence[Row]]) -> bytes | None:
     """Draw some cases, spread over the requested buckets, under every variant, as a PNG; None if there are none."""
-    from cinemo.sheet import contact_sheet
+    from cinemo.sheet import sheet_png
 
     by_name = {label: {row["name"]: row for row in group} for label, group in by_label.items()}
     named = {name: row for name, row in by_name.get(REAL, {}).items() if all(name in rows for rows in by_name.values())}
@@ -64,8 +63,4 @@ def samples(config: EvaluateConfig, by_label: Mapping[str, Sequence[Row]]) -> by
                 buckets = f"bucket {row['requested_bucket']}, {row['measured_bucket']} measured"
                 text = f'{label}: {buckets}, "{row["prompt"][:60]}"'
                 rows.append((text, videos.read(data, config.num_frames)))
-    if not rows:
-        return None
-    buffer = io.BytesIO()
-    contact_sheet(rows).save(buffer, format="PNG")
-    return buffer.getvalue()
+    return sheet_png(rows)

@@ -1,7 +1,6 @@
 """Report on a prepared dataset: a table of counts, speeds, the bucket histogram, and a clip of each bucket."""
 
 import contextlib
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -41,7 +40,7 @@ def speeds(sums: Mapping[str, float], took: float) -> dict[str, float]:
 
 def pictures(written: parts.Survey, num_frames: int, size: tuple[int, int], run: clips.Run) -> dict[str, bytes]:
     """Draw PNGs, by file name: the histogram of buckets and, if there are clips, a sheet with one of each bucket."""
-    from cinemo.sheet import contact_sheet
+    from cinemo.sheet import sheet_png
 
     found = {"bucket_histogram.png": plots.bars(written.buckets, "motion bucket", "clips")}
     rows = []
@@ -51,8 +50,6 @@ def pictures(written: parts.Survey, num_frames: int, size: tuple[int, int], run:
             span = (clip["uri"], clip["start_frame"], clip["interval"], num_frames, size)
             frames, similar, *_ = run(clips.read_clip, *span)
             rows.append((f"bucket {bucket}, SSIM {similar.mean():.3f}", frames))
-    if rows:
-        buffer = io.BytesIO()
-        contact_sheet(rows).save(buffer, format="PNG")
-        found["bucket_sheet.png"] = buffer.getvalue()
+    if (sheet := sheet_png(rows)) is not None:
+        found["bucket_sheet.png"] = sheet
     return found

@@ -207,12 +207,9 @@ PACES = {
     "slow": ("slowly", "gently", "slightly", "slow", "gentle"),
     "fast": ("quickly", "fast", "rapidly", "quick"),
 }
-UNUSED = (
-    "the light flickers",
-    "flickering light",
-    "the brightness pulses",
-    "the light pulses",
-)  # known, not yet learned
+UNUSED = (  # known, not yet learned
+    "the light flickers", "flickering light", "the brightness pulses", "the light pulses",
+)  # fmt: skip
 JOINTS = (" and ", ", ", " while ", " and then ")
 
 
