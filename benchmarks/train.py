@@ -69,7 +69,7 @@ def plain_loop(dataset: Path, steps: int, encode: bool) -> float:
     from pipelines.train import weights
     from pipelines.train.batch import draw_batch, text_features
     from pipelines.train.config import TrainConfig
-    from pipelines.train.ema import AdamWithAverage
+    from pipelines.train.engine import AdamWithAverage
 
     config = TrainConfig(dataset=str(dataset), output="unused", total_batch=BATCH, micro_batch=BATCH)
     source = weights.directory(config)

@@ -19,10 +19,10 @@ from pipelines.animate import request
 from pipelines.animate.config import AnimateConfig
 from pipelines.animate.records import TASK, digest, table
 from pipelines.core import hashing, models
+from pipelines.core.hashing import Seen
 from pipelines.core.output import Reason
 from pipelines.dataset import manifest
 from pipelines.sources import catalogs, images
-from pipelines.sources.seen import Seen
 from pipelines.sources.tally import Tally
 
 CHUNK = 8192  # rows whose stamps are requested at a time

@@ -140,7 +140,7 @@ def plan(job: Job) -> dict[str, list[dict[str, Any]]]:
 
 def run(job: Job) -> dict[str, Any]:
     """Run the job, or the rest of it; returns the summary. Needs a running Ray."""
-    from pipelines.evaluate import figures, report
+    from pipelines.evaluate import report
 
     config, planned = job.config, plan(job)
     out, began = Output(config.output), time.monotonic()
@@ -161,7 +161,7 @@ def run(job: Job) -> dict[str, Any]:
         held.confirm()
         text = report.markdown(config, compared, cells, counts, job.size, marks)
         storage.put_changed(out.place("report.parquet"), report.parquet(cells, config))
-        pictures = figures.pictures(config, compared, measured)
+        pictures = report.pictures(config, compared, measured)
         for name, data in {"report.md": text.encode(), **pictures}.items():
             out.show(name, data, log)
         log.metrics({f"{cell.metric}/{tag(cell.variant)}": cell.value for cell in cells if cell.value == cell.value})

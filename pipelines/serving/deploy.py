@@ -13,12 +13,11 @@ from pipelines.core import models
 from pipelines.serving import keys, served_models
 from pipelines.serving.api import create_app
 from pipelines.serving.dispatch import Dispatcher
-from pipelines.serving.metrics import Metrics
+from pipelines.serving.metrics import Metrics, Tracker
 from pipelines.serving.replica import Animator
 from pipelines.serving.service import Service
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Job, Store
-from pipelines.serving.tracker import Tracker
 
 logger = logging.getLogger("ray.serve")
 

@@ -20,11 +20,11 @@ import pyarrow as pa
 
 from cinemo.video import VIDEO_SUFFIXES
 from pipelines.core import storage
+from pipelines.core.hashing import Seen
 from pipelines.dataset.records import SEGMENT
 from pipelines.sources import folder, manifests, places, tables, webdataset
 from pipelines.sources.media import open_video
 from pipelines.sources.rows import Row
-from pipelines.sources.seen import Seen
 from pipelines.sources.tally import Tally
 
 __all__ = ["CHUNK", "VIDEO", "Tally", "check", "iter_videos", "open_video"]
