@@ -69,9 +69,9 @@ class Service:
         except OtherRequestError:
             sentence = "this Idempotency-Key was used for another request; send a new key"
             raise ApiError(409, sentence, "Idempotency-Key") from None
-        except QueueFullError as full:
-            seconds = str(self.dispatcher.retry_after(full.args[0]))
-            sentence = f"{full.args[0]} videos are queued or in progress; send the request again in {seconds} s"
+        except QueueFullError as error:
+            seconds = str(self.dispatcher.retry_after(error.args[0]))
+            sentence = f"{error.args[0]} videos are queued or in progress; send the request again in {seconds} s"
             raise ApiError(429, sentence, code="queue_full", headers={"Retry-After": seconds}) from None
         if is_new:
             self.dispatcher.submit(job)
