@@ -161,10 +161,10 @@ def fitted(pipe: Any, photo: Any, fit: Fit, height: int | None, width: int | Non
 def measure(video: Path, settings: dict[str, Any]) -> int:
     """Measure the motion bucket of a video at the size and length of the animation."""
     from cinemo.motion import motion_bucket, motion_score
-    from cinemo.video import read_clip
+    from cinemo.video import load_clip
 
-    clip, _ = read_clip(video, 0, 3, settings["num_frames"], (settings["height"], settings["width"]))
-    bucket = motion_bucket(motion_score(clip))
+    size = settings["height"], settings["width"]
+    bucket = motion_bucket(motion_score(load_clip(video, 0, 3, settings["num_frames"], size, shorten=True).frames))
     typer.echo(f"{video}: motion bucket {bucket}")
     return bucket
 

@@ -52,7 +52,7 @@ def edit(
     from cinemo.motion import motion_bucket as measure_bucket
     from cinemo.motion import motion_score
     from cinemo.sheet import write_sheet
-    from cinemo.video import check_output, read_clip, write_video
+    from cinemo.video import check_output, load_clip, write_video
 
     if (image is None) == (first_frame is None):
         raise ValueError("give --image, the edited first frame, or --first-frame, where the frame to edit is written")
@@ -61,7 +61,8 @@ def edit(
     check_output(output, fps)
     edited = None if image is None else read_image(image)
     pipe = common.load(model, device, dtype.value, vae.value)
-    frames, step = read_clip(video, start, interval, num_frames, common.frame_size(pipe, height, width))
+    size = common.frame_size(pipe, height, width)
+    frames, step, _ = load_clip(video, start, interval, num_frames, size, shorten=True)
     if first_frame is not None:
         write_sheet(first_frame, Image.fromarray(frames[0]))
         typer.echo(f"{first_frame}: frame {start} of {video}; edit it, then pass it as --image")

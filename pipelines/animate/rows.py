@@ -17,7 +17,7 @@ import numpy as np
 from cinemo.image import ImageError, check_aspect, fit_pixels, read_image
 from cinemo.memory import keep_freed_memory
 from cinemo.motion import motion_bucket, motion_score
-from cinemo.video import VideoError, read_clip
+from cinemo.video import VideoError, load_clip
 from pipelines.animate import request
 from pipelines.animate.records import animation_id, reject
 from pipelines.core import isolation
@@ -83,7 +83,7 @@ def load_video(uri: str, num_frames: int, height: int, width: int) -> tuple[str,
     began = time.perf_counter()
     with media.open_video(uri) as video:
         try:
-            frames, _ = read_clip(video, 0, INTERVAL, num_frames, (height, width))
+            frames = load_clip(video, 0, INTERVAL, num_frames, (height, width), shorten=True).frames
             digest = digest_of(video)
         except VideoError as error:
             if error.reason != "too_short":

@@ -5,6 +5,7 @@ number of workers, nor on a resume, nor on how often the model is validated. Onl
 needs none.
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from cinemo import checkpoint
 from cinemo.memory import peak_rss
 from cinemo.motion import UNIFORM_MOTION
 from cinemo.residual import training_loss
-from pipelines.core import storage, tracking
+from pipelines.core import tracking
 from pipelines.core.progress import Progress
 from pipelines.dataset.reader import Clip, Clips, micro_batches
 from pipelines.train import data, validation, weights
@@ -29,7 +30,7 @@ from pipelines.train.config import TrainConfig
 from pipelines.train.deepspeed_config import gradient_accumulation
 from pipelines.train.engine import start_engine, take_step
 from pipelines.train.export import export
-from pipelines.train.losses import csv_lines, read_losses
+from pipelines.train.losses import read_losses, read_rows, write_rows
 from pipelines.train.samples import SHOWN, show_samples
 from pipelines.train.state import restore_checkpoint, save_checkpoint
 
@@ -108,7 +109,8 @@ class Trainer:
             self.clips.begin(self.first_step * config.total_batch, state.get("cursor"))
         torch.distributed.barrier()
         self.losses = read_losses(self.output)[: self.first_step]
-        self.validation_rows = [row for row in validation.read_rows(self.output) if row["step"] <= self.first_step]
+        validated = read_rows(self.output, validation.TABLE)
+        self.validation_rows = [row for row in validated if row["step"] <= self.first_step]
         self.held_out = self.clips.held_out(config.validation_clips)
         if config.validation_share and not self.held_out:
             self.log(f"no clip fell into --validation-share {config.validation_share}: there is no validation loss")
@@ -205,18 +207,17 @@ class Trainer:
     def validate(self, steps: int) -> None:
         """Compute the validation losses after so many steps; every worker calls it."""
         self.engine.eval()
+        draw = functools.partial(
+            validation.draw, embed=self.text_features, motion=self.motion, num_train_timesteps=self.num_train_timesteps
+        )
         means = validation.validate(
-            self.compute_losses, self.draw_validation, self.clips, self.held_out, self.config.micro_batch, self.device
+            self.compute_losses, draw, self.clips, self.held_out, self.config.micro_batch, self.device
         )
         self.engine.train()
         self.validation_rows.append({"step": steps, **means})
         if self.rank == 0:
-            validation.write_rows(self.output, self.validation_rows)
+            write_rows(self.output, validation.TABLE, validation.COLUMNS, self.validation_rows)
             self.tracking.series([(steps, means)])
-
-    def draw_validation(self, pairs: Sequence[tuple[Clip, int]]) -> Inputs:
-        """Draw the inputs of (clip, fifth of the timesteps) to validate on."""
-        return validation.draw(pairs, self.text_features, self.motion, self.num_train_timesteps)
 
     def log(self, line: str) -> None:
         """Show a line to the person who watches the job, once for all workers."""
@@ -242,7 +243,8 @@ class Trainer:
     def save(self, steps: int) -> None:
         """Write losses.csv and a checkpoint, from which the run can be resumed; every worker calls it."""
         if self.rank == 0:
-            storage.put(storage.join(self.output, "losses.csv"), csv_lines(self.losses))
+            rows = [{"step": step, "loss": loss} for step, loss in enumerate(self.losses, 1)]
+            write_rows(self.output, "losses.csv", ["loss"], rows)
         progress = {
             "steps": steps,
             "loss": self.losses[-1],
