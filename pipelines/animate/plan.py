@@ -23,7 +23,7 @@ from pipelines.core.hashing import Seen
 from pipelines.core.output import Reason
 from pipelines.dataset import manifest
 from pipelines.sources import catalogs, images
-from pipelines.sources.tally import Tally
+from pipelines.sources.rows import Tally
 
 CHUNK = 8192  # rows whose stamps are requested at a time
 MAX_PROMPT = 2000  # characters; a text encoder reads far fewer

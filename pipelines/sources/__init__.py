@@ -9,7 +9,7 @@ once, with its first caption. A video without a caption gets the empty prompt. A
 `fault`, which names file and line, and becomes a reject; an error of the whole source is a ValueError.
 
 folder.py, manifests.py (with tables.py and columns.py) and webdataset.py read the kinds of sources; segments.py parses
-times, places.py opens files, media.py videos; tally.py counts. catalogs.py reads catalogs, images.py their images.
+times, places.py opens files, media.py videos. catalogs.py reads catalogs, images.py their images.
 """
 
 import itertools
@@ -24,8 +24,7 @@ from pipelines.core.hashing import Seen
 from pipelines.dataset.records import SEGMENT
 from pipelines.sources import folder, manifests, places, tables, webdataset
 from pipelines.sources.media import open_video
-from pipelines.sources.rows import Row
-from pipelines.sources.tally import Tally
+from pipelines.sources.rows import Row, Tally
 
 __all__ = ["CHUNK", "VIDEO", "Tally", "check", "iter_videos", "open_video"]
 

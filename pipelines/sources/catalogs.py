@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 from cinemo.image import IMAGE_SUFFIXES
 from pipelines.core import storage
 from pipelines.sources import cells, columns, folder, images, manifests, places, tables, webdataset
-from pipelines.sources.rows import is_utf8
-from pipelines.sources.tally import Tally
+from pipelines.sources.rows import Tally, is_utf8
 
 # Settings that a row may have, and the names of their columns. `video` is the one whose motion the image gets.
 WISHES: dict[str, columns.Groups] = {

@@ -11,9 +11,8 @@ from typing import TypeVar
 
 from cinemo.video import ANIMATED_WEBP, VIDEO_SUFFIXES, is_animated_webp
 from pipelines.core import storage
-from pipelines.sources import columns, manifests, places, tables, texts
-from pipelines.sources.rows import Row, captioned, row
-from pipelines.sources.tally import Tally
+from pipelines.sources import columns, manifests, places, tables, textfiles
+from pipelines.sources.rows import Row, Tally, captioned, row
 
 VIDEOS = "videos"
 CAPTIONS = "captions.csv"
@@ -177,7 +176,7 @@ def _pairs(place: str, videos: str, prompts: str, tally: Tally) -> Iterator[Row]
 def _lines(uri: str) -> Iterator[str]:
     """Yield the lines of a text, stripped; blank lines at its end are dropped."""
     blank = 0
-    with places.open_binary(uri) as file, texts.reader(file) as text:
+    with places.open_binary(uri) as file, textfiles.as_text(file) as text:
         for line in text:
             if not line.strip():
                 blank += 1

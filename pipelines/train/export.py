@@ -9,7 +9,7 @@ import cinemo
 from cinemo import checkpoint
 from cinemo.unet import CinemoUNet
 from pipelines.core import models, storage
-from pipelines.train import data, weights
+from pipelines.train import data
 from pipelines.train.config import TrainConfig
 from pipelines.train.state import read_fragments
 
@@ -19,7 +19,7 @@ def trained_unet(config: TrainConfig, saved: str | Path) -> CinemoUNet:
     if config.init.startswith("lavie:"):
         unet = CinemoUNet()
     else:
-        unet = CinemoUNet.from_config(CinemoUNet.load_config(weights.directory(config) / "unet"))
+        unet = CinemoUNet.from_config(CinemoUNet.load_config(data.directory(config) / "unet"))
     fragments, steps = read_fragments(saved)
     key = "ema" if config.ema_decay and steps else "fp32"
     with torch.no_grad():
@@ -30,7 +30,7 @@ def trained_unet(config: TrainConfig, saved: str | Path) -> CinemoUNet:
 
 def export(config: TrainConfig, saved: str | Path, motion: dict[str, str], run_id: str | None, output: str) -> str:
     """Write OUTPUT/model from a checkpoint's folder; returns the model's fingerprint."""
-    source, unet = weights.directory(config), trained_unet(config, saved)
+    source, unet = data.directory(config), trained_unet(config, saved)
     dataset = data.describe(config)
     card = checkpoint.ModelCard(
         motion=motion,
@@ -51,9 +51,9 @@ def export(config: TrainConfig, saved: str | Path, motion: dict[str, str], run_i
         },
     )
     if storage.is_local(output):
-        model = checkpoint.export_model(source, unet, Path(output) / "model", card, weights.prediction_type(config))
+        model = checkpoint.export_model(source, unet, Path(output) / "model", card, data.prediction_type(config))
         return models.fingerprint(model)
     with tempfile.TemporaryDirectory() as folder:
-        model = checkpoint.export_model(source, unet, Path(folder) / "model", card, weights.prediction_type(config))
+        model = checkpoint.export_model(source, unet, Path(folder) / "model", card, data.prediction_type(config))
         storage.upload(model, storage.join(output, "model"))
         return models.fingerprint(model)

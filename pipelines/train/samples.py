@@ -16,7 +16,7 @@ from cinemo.latents import decode_latents
 from cinemo.sheet import contact_sheet
 from pipelines.core import storage, tracking
 from pipelines.dataset.reader import Clip
-from pipelines.train import weights
+from pipelines.train import data
 from pipelines.train.batch import named_generator
 from pipelines.train.config import TrainConfig
 from pipelines.train.export import trained_unet
@@ -68,14 +68,14 @@ def draw_sheet(
     """Draw two rows for each clip: as the VAE decodes it, and its first frame animated by its caption and bucket."""
     from cinemo.pipeline import CinemoPipeline  # takes 1.3 s to import, and only rank 0 needs it
 
-    source = weights.directory(config)
+    source = data.directory(config)
     tokenizer, text_encoder = checkpoint.load_text(source, device=str(device))
     pipe = CinemoPipeline(
         vae=checkpoint.load_vae(source, device=str(device)),
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=trained_unet(config, saved).to(device).eval(),
-        scheduler=checkpoint.load_scheduler(source, weights.prediction_type(config)),
+        scheduler=checkpoint.load_scheduler(source, data.prediction_type(config)),
         card=checkpoint.ModelCard(motion=motion),
     )
     rows = []

@@ -24,7 +24,7 @@ from cinemo.residual import training_loss
 from pipelines.core import tracking
 from pipelines.core.progress import Progress
 from pipelines.dataset.reader import Clip, Clips, micro_batches
-from pipelines.train import data, validation, weights
+from pipelines.train import data, validation
 from pipelines.train.batch import Inputs, draw_batch, text_features
 from pipelines.train.config import TrainConfig
 from pipelines.train.deepspeed_config import gradient_accumulation
@@ -85,9 +85,9 @@ class Trainer:
         self.rank: int = ray.train.get_context().get_world_rank()
         self.world_size: int = ray.train.get_context().get_world_size()
         self.device: torch.device = ray.train.torch.get_device()
-        source = weights.directory(config)
+        source = data.directory(config)
         self.motion: dict[str, str] = checkpoint.read_card(source).motion if config.has_model else UNIFORM_MOTION
-        self.prediction_type: str = weights.prediction_type(config)
+        self.prediction_type: str = data.prediction_type(config)
         self.schedule: Any = checkpoint.load_scheduler(source, self.prediction_type)
         self.num_train_timesteps: int = self.schedule.config.num_train_timesteps
         self.text_features = text_features(source, self.device)
@@ -95,7 +95,7 @@ class Trainer:
         self.gradient_accumulation_steps, self.micro_batch_size = gradient_accumulation(
             config.total_batch, config.micro_batch, self.world_size
         )
-        self.engine, self.optimizer = start_engine(config, weights.load_unet(config), self.world_size)
+        self.engine, self.optimizer = start_engine(config, data.load_unet(config), self.world_size)
         self.unet = cast_inputs(self.engine)
         self.tracking = tracking.join(*run) if self.rank == 0 else tracking.Log()
         self.pending_metrics: list[tuple[int, dict[str, float]]] = []

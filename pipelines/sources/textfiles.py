@@ -1,15 +1,19 @@
-"""Read delimited text: CSV as programs and people write it.
+"""Read tables in text: CSV as programs and people write it, and JSON, one object per line or an array of objects.
 
-The delimiter (comma, semicolon, tab or |) is inferred from the header, or given by a line `sep=;` before it. Blank
-lines are skipped. A quote that never closes spoils its own line, not those after it.
+Texts are UTF-8 or UTF-16, with or without a byte order mark, or UTF-32 with one. CSV's delimiter (comma, semicolon, tab
+or |) is inferred from the header, or given by a line `sep=;` before it. Blank lines are skipped. A quote that never
+closes spoils its own line, not those after it.
 """
 
+import codecs
 import csv
 import io
 import itertools
+import json
 import re
 from collections import deque
 from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 _TRIED = 50  # lines compared when the header alone does not decide
@@ -132,3 +136,103 @@ def _is_closed(lines: Sequence[str], delimiter: str) -> bool:
     except csv.Error as error:
         return len(lines) < 2 and "unexpected end" not in str(error)
     return True
+
+
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_PEEKED = 64  # bytes inspected to find the encoding
+
+
+def encoding_of(head: bytes) -> str:
+    """Find the encoding of a text that begins with these bytes: without a mark, UTF-8 unless every other byte is 0."""
+    for mark, name in _MARKS.items():
+        if head.startswith(mark) and (mark == codecs.BOM_UTF8 or len(head) > len(mark)):
+            return name
+    even, odd = head[:_PEEKED:2], head[1:_PEEKED:2]
+    if odd and not any(odd) and all(even[: len(odd)]):
+        return "utf-16-le"
+    if odd and not any(even[: len(odd)]) and all(odd):
+        return "utf-16-be"
+    return "utf-8"
+
+
+def decode_text(data: bytes) -> str:
+    """Decode the bytes of a whole file. Raises UnicodeDecodeError, a ValueError, for another encoding."""
+    return data.decode(encoding_of(data))
+
+
+def as_text(file: BinaryIO) -> io.TextIOWrapper:
+    """Open a binary file as text. Bytes that are not UTF-8 become lone surrogates, and spoil their own row only."""
+    buffered = io.BufferedReader(file)  # type: ignore[type-var]
+    encoding = encoding_of(buffered.peek(_PEEKED)[:_PEEKED])
+    errors = "surrogateescape" if encoding.startswith("utf-8") else "surrogatepass"
+    return io.TextIOWrapper(buffered, encoding, errors, newline="")
+
+
+_CHUNK = 1 << 16  # characters read at a time
+_GAP = re.compile(r"\s*(,?)\s*")
+_DECODER = json.JSONDecoder()
+
+
+def json_records(text: io.TextIOWrapper) -> Iterator[tuple[int, Any]]:
+    """Yield (line, object) of every record; for a broken one, a message instead of the object.
+
+    After a fault in an array, the rest of it cannot be read.
+    """
+    number, line = 1, text.readline()
+    while line and not line.strip():
+        number, line = number + 1, text.readline()
+    if line.lstrip().startswith("["):
+        yield from _array(line, text, number)
+        return
+    while line:
+        if line.strip():
+            yield number, _object(line)
+        number, line = number + 1, text.readline()
+
+
+def _object(line: str) -> Any:
+    try:
+        line.encode()  # the reader let bytes that are not UTF-8 through, so that they spoil their own line only
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return f"not JSON ({error})"
+    return value if isinstance(value, dict) else _no_object(value)
+
+
+def _no_object(value: Any) -> str:
+    return f"a JSON {type(value).__name__}, not an object"
+
+
+def _array(buffer: str, text: io.TextIOWrapper, number: int) -> Iterator[tuple[int, Any]]:
+    """Yield the elements of an array that begins in `buffer`. number: line at which `buffer` begins."""
+    at, comma = buffer.index("[") + 1, False  # comma: whether one must precede the next element
+    error = "the array is not closed"
+    while True:
+        gap = _GAP.match(buffer, at)
+        assert gap is not None
+        if (closed := buffer.startswith("]", gap.end())) or (comma and gap.end() < len(buffer) and not gap[1]):
+            if not closed:
+                yield number, "not JSON (a comma is missing), and what follows is not read"
+            return
+        if gap.end() < len(buffer):
+            try:
+                value, end = _DECODER.raw_decode(buffer, gap.end())
+            except (ValueError, RecursionError) as found:
+                error = getattr(found, "msg", str(found))
+            else:
+                number += buffer.count("\n", at, gap.end())
+                yield number, value if isinstance(value, dict) else _no_object(value)
+                number += buffer.count("\n", gap.end(), end)
+                at, comma, error = end, True, "the array is not closed"
+                continue
+        read = text.read(max(_CHUNK, len(buffer)))  # twice as much each time: a record may be long
+        if not read:
+            yield number + buffer.count("\n", at, gap.end()), f"not JSON ({error}), and what follows is not read"
+            return
+        buffer, at = buffer[at:] + read, 0
