@@ -109,8 +109,7 @@ def animation_id(
 
 def table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema = STATE) -> pa.Table:
     """Convert rows to a table of a schema: missing names become null, others are dropped."""
-    rows = list(rows)
-    return pa.Table.from_arrays([pa.array([row.get(f.name) for row in rows], f.type) for f in schema], schema=schema)
+    return pa.Table.from_pylist(list(rows), schema=schema)
 
 
 def reject(row: Mapping[str, Any], stage: str, reason: Reason, message: str) -> dict[str, Any]:

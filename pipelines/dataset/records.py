@@ -149,7 +149,7 @@ def clip_table(rows: Iterable[Mapping[str, Any]], num_frames: int, size: tuple[i
 def reject_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     """Make the table of rejects that is stored, of rows of schema ROW with a reason; sorted by video and frame."""
     rows = sorted(rows, key=lambda row: (name_of(row), -1 if row["start_frame"] is None else row["start_frame"]))
-    return pa.Table.from_pylist([{name: row.get(name) for name in REJECT.names} for row in rows], schema=REJECT)
+    return pa.Table.from_pylist(rows, schema=REJECT)
 
 
 def _tensors(values: list[bytes], kind: pa.FixedShapeTensorType) -> pa.Array:

@@ -242,7 +242,7 @@ class Evaluator:
             case = json.loads(text)
             variant = Variant(*case["variant"])
             row = self.measure(case, variant, self.animate, self.nets, self.config, self.size, self.run)
-            yield pa.Table.from_pylist([{name: row.get(name) for name in rows.ROW.names}], schema=rows.ROW)
+            yield pa.Table.from_pylist([row], schema=rows.ROW)
 
 
 def write_block(block: pa.Table, output: str) -> pa.Table:

@@ -68,8 +68,7 @@ def write(rows: list[dict[str, Any]], output: str) -> None:
             continue
         part.sort(key=lambda row: row["id"])
         named = "\n".join(row["id"] for row in part).encode()
-        kept = [{name: row.get(name) for name in schema.names} for row in part]
-        write_part(pa.Table.from_pylist(kept, schema=schema), storage.join(output, folder), named)
+        write_part(pa.Table.from_pylist(part, schema=schema), storage.join(output, folder), named)
 
 
 def done(output: str) -> set[str]:

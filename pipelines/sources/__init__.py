@@ -15,6 +15,7 @@ times, places.py opens files, media.py videos. catalogs.py reads catalogs, image
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import pyarrow as pa
 
@@ -24,7 +25,7 @@ from pipelines.core.hashing import Seen
 from pipelines.dataset.records import SEGMENT
 from pipelines.sources import folder, manifests, places, tables, webdataset
 from pipelines.sources.media import open_video
-from pipelines.sources.rows import Row, Tally
+from pipelines.sources.rows import Row, Tally, or_fault
 
 __all__ = ["CHUNK", "VIDEO", "Tally", "check", "iter_videos", "open_video"]
 
@@ -89,15 +90,9 @@ def _rows(source: str, uri_column: str | None, caption_column: str | None, tally
         yield from folder.rows(uri, uri_column, caption_column, tally)
         return
     for index, file in enumerate(files):
-        try:
-            if kind == ".tar":
-                yield from webdataset.rows(file, tally)
-            else:
-                yield from manifests.rows(file, uri_column, caption_column, tally)
-        except (ValueError, FileNotFoundError) as error:
-            if index == 0:
-                raise
-            yield Row(file, "", f"it cannot be read: {error}")
+        is_tar = kind == ".tar"
+        found = webdataset.rows(file, tally) if is_tar else manifests.rows(file, uri_column, caption_column, tally)
+        yield from or_fault(found, index == 0, partial(Row, file, ""))
 
 
 def _resolve(uri: str, uri_column: str | None, caption_column: str | None) -> tuple[str, Iterator[str]]:

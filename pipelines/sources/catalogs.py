@@ -13,12 +13,13 @@ import itertools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 from cinemo.image import IMAGE_SUFFIXES
 from pipelines.core import storage
 from pipelines.sources import cells, columns, folder, images, manifests, places, tables, webdataset
-from pipelines.sources.rows import Tally, is_utf8
+from pipelines.sources.rows import Tally, is_utf8, or_fault
 
 # Settings that a row may have, and the names of their columns. `video` is the one whose motion the image gets.
 WISHES: dict[str, columns.Groups] = {
@@ -68,12 +69,7 @@ def entries(
             yield from _folder(uri, asked, tally or Tally())
             return
         for index, file in enumerate(files):
-            try:
-                yield from _table(file, *asked)
-            except (ValueError, FileNotFoundError) as error:
-                if index == 0:
-                    raise
-                yield Entry(file, {}, f"it cannot be read: {error}")
+            yield from or_fault(_table(file, *asked), index == 0, partial(Entry, file, {}))
 
 
 def check(

@@ -7,12 +7,13 @@ Only the names in one folder and its parents are held in memory, so that million
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TypeVar
 
 from cinemo.video import ANIMATED_WEBP, VIDEO_SUFFIXES, is_animated_webp
 from pipelines.core import storage
 from pipelines.sources import columns, manifests, places, tables, textfiles
-from pipelines.sources.rows import Row, Tally, captioned, row
+from pipelines.sources.rows import Row, Tally, captioned, or_fault, row
 
 VIDEOS = "videos"
 CAPTIONS = "captions.csv"
@@ -81,9 +82,11 @@ def rows(folder: str, uri_column: str | None, caption_column: str | None, tally:
 
     def lists(place: str, names: Names) -> Iterator[Row]:
         for uri in metadata_of(place, names, columns.VIDEO, "--uri-column", uri_column, tally):
-            yield from _careful(manifests.rows(uri, *asked, tally), uri, place == folder)
+            found = manifests.rows(uri, *asked, tally)
+            yield from or_fault(found, place == folder, partial(Row, uri, "", listed=True))
         if pair := _prompts(names):
-            yield from _careful(_pairs(place, *pair, tally), storage.join(place, pair[0]), place == folder)
+            broken = partial(Row, storage.join(place, pair[0]), "", listed=True)
+            yield from or_fault(_pairs(place, *pair, tally), place == folder, broken)
 
     yield from captioned_files(folder, VIDEO_SUFFIXES, tally, lists)
 
@@ -137,16 +140,6 @@ def metadata_of(
                 tally.note(f"{storage.base_name(uri)} has no column for a file's name, and is not read")
                 continue
         yield uri
-
-
-def _careful(found: Iterator[Row], uri: str, is_first: bool) -> Iterator[Row]:
-    """Yield the rows of a list. If it cannot be read, yield a row with the fault, or raise ValueError if is_first."""
-    try:
-        yield from found
-    except ValueError as error:
-        if is_first:
-            raise
-        yield Row(uri, "", f"it cannot be read: {error}", listed=True)
 
 
 def _prompts(names: Names) -> tuple[str, str] | None:

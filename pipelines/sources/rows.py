@@ -7,7 +7,7 @@ empty tally to the readers of its source, and prints it.
 import ast
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -178,6 +178,16 @@ def _several(caption: Any) -> list[Any] | None:
 
 def _escaped(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def or_fault(found: Iterator[Any], is_needed: bool, fault: Callable[[str], Any]) -> Iterator[Any]:
+    """Yield the rows of a file. If it cannot be read, raise if it is needed, else yield a row with the fault."""
+    try:
+        yield from found
+    except (ValueError, FileNotFoundError) as error:
+        if is_needed:
+            raise
+        yield fault(f"it cannot be read: {error}")
 
 
 def is_utf8(text: str) -> bool:
