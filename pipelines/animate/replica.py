@@ -22,6 +22,7 @@ from cinemo.errors import first_line
 from cinemo.latents import decode_latents, encode_pixels, to_frames
 from cinemo.memory import keep_freed_memory
 from cinemo.metrics import psnr
+from cinemo.sidecar import Request
 from pipelines.animate import files, request, videos
 from pipelines.animate.config import AnimateConfig
 from pipelines.animate.records import light, reject, table
@@ -103,7 +104,7 @@ class Animator:
     @torch.no_grad()
     def make(self, rows: Sequence[Row]) -> list[Row]:
         """Make the frames of rows of one shape. Raises whatever the model raises."""
-        asked = [json.loads(row["request"]) for row in rows]
+        asked: list[Request] = [json.loads(row["request"]) for row in rows]
         height, width = asked[0]["height"], asked[0]["width"]
         pixels = np.stack([np.frombuffer(row["pixels"], np.float32).reshape(3, height, width) for row in rows])
         images = torch.from_numpy(pixels)
@@ -138,7 +139,7 @@ class Animator:
             done.append({**light(row), "frames": frames.tobytes(), "facts": json.dumps(facts)})
         return done
 
-    def residuals(self, rows: Sequence[Row], asked: Sequence[Row], image_latents: torch.Tensor) -> torch.Tensor:
+    def residuals(self, rows: Sequence[Row], asked: Sequence[Request], image_latents: torch.Tensor) -> torch.Tensor:
         """Residual latents (B, C, F, h, w): those kept earlier, else newly sampled ones, which are kept."""
         found = [files.kept(self.output, row["id"]) for row in rows]
         new = [index for index, latents in enumerate(found) if latents is None]
@@ -161,18 +162,19 @@ class Animator:
                 found[index] = latents
         return torch.tensor(np.stack([latents for latents in found if latents is not None])).to(image_latents)
 
-    def noise(self, rows: Sequence[Row], asked: Sequence[Row], image_latents: torch.Tensor) -> torch.Tensor | None:
+    def noise(self, rows: Sequence[Row], asked: Sequence[Request], image_latents: torch.Tensor) -> torch.Tensor | None:
         """Initial noise inverted from the clips of rows, which carries their motion; None for rows without clips."""
         if rows[0]["clip"] is None:
             return None
-        shape = [asked[0][name] for name in ("num_frames", "height", "width")]
+        same = request.shared(asked[0])
+        shape = [same[name] for name in ("num_frames", "height", "width")]
         return inverted_noise(
             self.pipe,
             np.stack([np.frombuffer(row["clip"], np.uint8).reshape(*shape, 3) for row in rows]),
             image_latents,
             [one["prompt"] for one in asked],
             [one["motion_bucket"] for one in asked],
-            **{name: asked[0][name] for name in ("num_inference_steps", "dct_init", "dct_cutoff", "dct_timestep")},
+            **{name: same[name] for name in ("num_inference_steps", "dct_init", "dct_cutoff", "dct_timestep")},
         )
 
     def recover(self) -> None:

@@ -54,7 +54,7 @@ class Service:
         request = complete(asked, served, self.settings.limits)
         size = await asyncio.to_thread(check_image, image, self.settings.limits.max_pixels)
         request = fitted(request, *size)
-        request["cut_away"] = cut_of(request, *size)
+        request = {**request, "cut_away": cut_of(request, *size)}
         now = int(time.time() * 1000) / 1000  # as in the id
         digest = hashlib.sha256(json.dumps(asked.model_dump(), sort_keys=True).encode() + image).hexdigest()
         job = Job(
