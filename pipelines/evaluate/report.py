@@ -71,14 +71,10 @@ def features(rows: Sequence[Row], column: str, width: int) -> np.ndarray:
     return np.concatenate([np.asarray(row[column], np.float32).reshape(-1, width) for row in rows])
 
 
-def frechet(column: str, width: int) -> Callable[[Sequence[Row], Sequence[Row]], float]:
-    return lambda rows, real: statistics.frechet_distance(features(real, column, width), features(rows, column, width))
-
-
-def frechet_corrected(column: str, width: int) -> Callable[[Sequence[Row], Sequence[Row]], float]:
-    return lambda rows, real: statistics.frechet_at_infinity(
-        features(real, column, width), features(rows, column, width)
-    )
+def frechet(
+    column: str, width: int, distance: Callable[..., float] = statistics.frechet_distance
+) -> Callable[[Sequence[Row], Sequence[Row]], float]:
+    return lambda rows, real: distance(features(real, column, width), features(rows, column, width))
 
 
 def fidelity(field: str) -> Callable[[Sequence[Row], Sequence[Row]], float]:
@@ -95,7 +91,8 @@ def inception(rows: Sequence[Row], real: Sequence[Row]) -> float:
 
 METRICS = (
     Metric("fvd", "fvd", "FVD ↓", "i3d", frechet("i3d", 400), True),
-    Metric("fvd_corrected", "fvd", "FVD without the bias of few videos ↓", "i3d", frechet_corrected("i3d", 400), True),
+    Metric("fvd_corrected", "fvd", "FVD without the bias of few videos ↓", "i3d",
+           frechet("i3d", 400, statistics.frechet_at_infinity), True),
     Metric("fid", "fid", "FID ↓", "inception", frechet("inception", 2048), True),
     Metric("is", "is", "IS ↑", "c3d", inception),
     Metric("clipsim", "clipsim", "CLIPSIM ↑", "clipsim"),
