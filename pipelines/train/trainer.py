@@ -29,9 +29,8 @@ from pipelines.train.batch import Inputs, draw_batch, text_features
 from pipelines.train.config import TrainConfig
 from pipelines.train.deepspeed_config import gradient_accumulation
 from pipelines.train.engine import start_engine, take_step
-from pipelines.train.export import export
+from pipelines.train.export import SHOWN, export, show_samples
 from pipelines.train.losses import read_losses, read_rows, write_rows
-from pipelines.train.samples import SHOWN, show_samples
 from pipelines.train.state import restore_checkpoint, save_checkpoint
 
 LOG_EVERY = 20  # steps whose metrics go to MLflow in one request
