@@ -71,11 +71,7 @@ class Plan:
 
 
 def make_plan(
-    seed: int,
-    aspect: float = 1.5,
-    duration: float = 15.0,
-    kinds: tuple[str, ...] | None = None,
-    held_out: bool = False,
+    seed: int, aspect: float = 1.5, duration: float = 15.0, kinds: tuple[str, ...] | None = None, held_out: bool = False
 ) -> Plan:
     """Draw the plan of clip number `seed`: the same arguments always give the same plan.
 

@@ -63,11 +63,7 @@ def show_samples(
 
 
 def draw_sheet(
-    config: TrainConfig,
-    saved: str | Path,
-    clips: Sequence[Clip],
-    motion: dict[str, str],
-    device: torch.device,
+    config: TrainConfig, saved: str | Path, clips: Sequence[Clip], motion: dict[str, str], device: torch.device
 ) -> Image.Image:
     """Draw two rows for each clip: as the VAE decodes it, and its first frame animated by its caption and bucket."""
     from cinemo.pipeline import CinemoPipeline  # takes 1.3 s to import, and only rank 0 needs it

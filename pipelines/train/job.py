@@ -156,10 +156,7 @@ def run(job: Job) -> dict[str, Any]:
     """Train, or resume the training; returns the summary. Needs a running Ray. Raises StopTraining and Ray's errors."""
     config, dataset = job.config, job.dataset
     output, began = config.output, time.monotonic()
-    with (
-        lease.hold(output) as held,
-        tracking.start("train", output, config.tracking_uri, config.model_dump()) as log,
-    ):
+    with lease.hold(output) as held, tracking.start("train", output, config.tracking_uri, config.model_dump()) as log:
         log.tags({"dataset_fingerprint": dataset["fingerprint"], "init": config.init})
         log.came_from("prepare", "dataset_fingerprint", dataset["fingerprint"])
         if config.has_model:

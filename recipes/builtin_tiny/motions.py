@@ -200,10 +200,7 @@ PANS = (
     "camera panning to the {way}", "the camera looks {way}", "a pan {way}", "the camera moves {way}",
 )  # fmt: skip
 TILTS = ("the camera tilts {way}", "tilt {way}", "the camera tilts {way}wards")
-PACES = {
-    "slow": ("slowly", "gently", "slightly", "slow", "gentle"),
-    "fast": ("quickly", "fast", "rapidly", "quick"),
-}
+PACES = {"slow": ("slowly", "gently", "slightly", "slow", "gentle"), "fast": ("quickly", "fast", "rapidly", "quick")}
 UNUSED = (  # known, not yet learned
     "the light flickers", "flickering light", "the brightness pulses", "the light pulses",
 )  # fmt: skip
