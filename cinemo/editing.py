@@ -16,6 +16,7 @@ from cinemo.arguments import check_settings, check_video
 from cinemo.dctinit import dct_init as refine_noise
 from cinemo.image import check_aspect, fit_pixels, read_image
 from cinemo.latents import encode_frames, encode_pixels
+from cinemo.residual import motion_residuals
 from cinemo.sampling import make_scheduler
 
 ROUNDS = 3  # of the fixed-point iteration: with 25 steps, two reproduce a video at 37 dB, three at 50 dB
@@ -145,14 +146,13 @@ def inverted_noise(
     motion_bucket may be lists, one value per video; the rest, as in edit_video, applies to all. Raises ValueError.
     """
     encoded = encode_frames(pipe.vae, frames)
-    first = encoded[:, :, :1]
     noise = pipe.invert(
         None,
         source_prompt,
         motion_bucket,
         num_inference_steps=num_inference_steps,
-        image_latents=first,
-        latents=encoded[:, :, 1:] - first,
+        image_latents=encoded[:, :, :1],
+        latents=motion_residuals(encoded),
     )
     if dct_init:
         alpha_bar = pipe.scheduler.alphas_cumprod[dct_timestep].double()

@@ -16,6 +16,7 @@ from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embeddin
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
+from cinemo.residual import join
 from cinemo.unet.attention import frame_positions
 from cinemo.unet.blocks import DownBlock, MidBlock, Resample, UpBlock
 from cinemo.unet.ops import conv_frames, norm_clip, silu
@@ -175,7 +176,7 @@ class CinemoUNet(ModelMixin, ConfigMixin):
         emb = embed(time.reshape(-1), self.config["block_out_channels"][0], self.time_embedding)
         emb = emb + embed(motion.reshape(-1), self.config["addition_time_embed_dim"], self.add_embedding)
 
-        clip = torch.cat((image_latents, image_latents + sample), dim=2)  # Algorithm 1, line 9
+        clip = join(image_latents, sample)  # Algorithm 1, line 9
         numbers = torch.arange(frames + 1, device=sample.device) if frame_numbers is None else frame_numbers
         positions = frame_positions(numbers, dtype)
 

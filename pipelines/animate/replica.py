@@ -22,6 +22,7 @@ from cinemo.errors import first_line
 from cinemo.latents import decode_latents, encode_pixels, to_frames
 from cinemo.memory import keep_freed_memory
 from cinemo.metrics import psnr
+from cinemo.residual import join
 from cinemo.sidecar import Request
 from pipelines.animate import files, request, videos
 from pipelines.animate.config import AnimateConfig
@@ -117,7 +118,7 @@ class Animator:
         for index, row in enumerate(rows):
             began, known = time.perf_counter(), json.loads(row["facts"])
             own = image_latents[index : index + 1]
-            whole = torch.cat((own, own + latents[index : index + 1]), dim=2)
+            whole = join(own, latents[index : index + 1])
             frames = decode_latents(self.pipe.vae, whole, images=images[index : index + 1])[0]
             inputs = {"image": row["image"], "image_digest": row["image_digest"]}
             if row["clip"] is not None:

@@ -72,7 +72,7 @@ def complete(asked: Settings, prompt: str, model: Facts, ending: str = ".mp4") -
     preset = speed_preset(asked)
     steps = preset.get("num_inference_steps") or asked.num_inference_steps or card.steps
     width, height = map(int, asked.size.split("x")) if asked.size else (None, None)
-    frames = asked.num_frames or (card.lengths[0] if card.lengths else 16)
+    frames = asked.num_frames or card.length
     try:
         field = "size"
         height, width = check_size(height, width, model.factor, card.sizes)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from cinemo import checkpoint
+from cinemo.card import DEFAULT_SIZE
 from cinemo.motion import SCORE_DEFINITION
 from cinemo.video import SAMPLING_VERSION
 from pipelines.core import lease, models, storage, tracking
@@ -30,7 +31,6 @@ if TYPE_CHECKING:  # seconds to import, and `--help` needs neither
 
 
 SCHEMA_VERSION = 1
-DEFAULT_SIZE = (320, 512)
 
 
 def placed(config: EvaluateConfig) -> EvaluateConfig:

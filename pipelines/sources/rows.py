@@ -8,6 +8,7 @@ import ast
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -178,6 +179,15 @@ def _several(caption: Any) -> list[Any] | None:
 
 def _escaped(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """Begin the message of a ValueError that the block raises with a name, unless it does already."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name}{str(error).removeprefix(name)}") from error
 
 
 def or_fault(found: Iterator[Any], is_needed: bool, fault: Callable[[str], Any]) -> Iterator[Any]:
