@@ -179,7 +179,6 @@ class CinemoUNet(ModelMixin, ConfigMixin):
         clip = join(image_latents, sample)  # Algorithm 1, line 9
         numbers = torch.arange(frames + 1, device=sample.device) if frame_numbers is None else frame_numbers
         positions = frame_positions(numbers, dtype)
-
         shared = (emb, encoder_hidden_states, positions)
 
         skips = [conv_frames(self.conv_in, clip.permute(0, 2, 3, 4, 1))]

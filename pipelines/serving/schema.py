@@ -1,6 +1,5 @@
 """What goes over HTTP: the request for a video, the video object, errors; in the shape of the OpenAI Videos API."""
 
-import time
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -137,11 +136,6 @@ def to_video(job: Job) -> Video:
         measured_motion_bucket=(job.result or {}).get("motion_bucket"),
         **{"fit": "crop", **{name: value for name, value in asked.items() if name in Video.model_fields}},
     )
-
-
-def now() -> int:
-    """Seconds since 1970."""
-    return int(time.time())
 
 
 def request_body() -> dict[str, Any]:

@@ -38,7 +38,7 @@ class Service:
         self.settings, self.store, self.dispatcher, self.models = settings, store, dispatcher, models
         self.videos = storage.join(settings.place, "videos")
         self.keys = list(known_keys) or keys.from_environment(settings.require_keys)
-        self.began = schema.now()
+        self.began = int(time.time())
         self.copies = Path(tempfile.mkdtemp(prefix="cinemo-"))  # local copies of files in object storage
 
     def owner(self, authorization: str | None) -> str:

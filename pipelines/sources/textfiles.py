@@ -110,13 +110,9 @@ class Table:
         possible = [one for one in DELIMITERS if len(_fields(header, one)) > 1]
         if len(possible) < 2:
             return possible[0] if possible else ","
-        return max(possible, key=lambda one: _agreeing(header, following, one))
-
-
-def _agreeing(header: str, lines: Sequence[str], delimiter: str) -> int:
-    """Number of lines with as many fields as the header."""
-    expected = len(_fields(header, delimiter))
-    return sum(len(_fields(line, delimiter)) == expected for line in lines)
+        # The one by which most lines have as many fields as the header.
+        counts = {one: [len(_fields(line, one)) for line in (header, *following)] for one in possible}
+        return max(possible, key=lambda one: counts[one].count(counts[one][0]))
 
 
 def _fields(line: str, delimiter: str) -> list[str]:
