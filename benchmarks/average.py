@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.timing import compare, ratio, report
 from cinemo import checkpoint
 from cinemo.residual import training_loss
-from pipelines.train.ema import AdamWithAverage
+from pipelines.train.engine import AdamWithAverage
 
 
 def make_step(decay: float) -> Callable[[], None]:

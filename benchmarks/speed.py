@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from skimage.metrics import peak_signal_noise_ratio
 from timing import compare, ratio, report
 
 from cinemo import CinemoPipeline
 from cinemo.image import fit_pixels
 from cinemo.latents import to_frames
+from cinemo.metrics import psnr
 from cinemo.metrics.frames import first_frame_fidelity
 from cinemo.metrics.statistics import motion_fidelity
 from cinemo.motion import motion_bucket, motion_score
@@ -37,10 +37,6 @@ BUCKETS = (0, 4, 8, 12, 16, 19)
 PROMPTS = ("the camera pans left", "the camera zooms in", "the camera pans up")
 BOUND = {"balanced": 4.0, "fast": 8.0}
 NEAR_DB, MOTION, CONSISTENCY_DB = 30.0, 0.03, 0.5
-
-
-def psnr(ours: np.ndarray, expected: np.ndarray) -> float:
-    return float(peak_signal_noise_ratio(expected, ours, data_range=255))
 
 
 def animations(pipe: CinemoPipeline, speed: str) -> list[np.ndarray]:

@@ -66,15 +66,15 @@ def plain_loop(dataset: Path, steps: int, encode: bool) -> float:
     from cinemo.residual import training_loss
     from cinemo.video import sample_clip
     from pipelines.dataset.reader import ClipReader
-    from pipelines.train import weights
+    from pipelines.train import data
     from pipelines.train.batch import draw_batch, text_features
     from pipelines.train.config import TrainConfig
-    from pipelines.train.ema import AdamWithAverage
+    from pipelines.train.engine import AdamWithAverage
 
     config = TrainConfig(dataset=str(dataset), output="unused", total_batch=BATCH, micro_batch=BATCH)
-    source = weights.directory(config)
-    unet = weights.load_unet(config)
-    predicts, motion = weights.prediction_type(config), checkpoint.read_card(source).motion
+    source = data.directory(config)
+    unet = data.load_unet(config)
+    predicts, motion = data.prediction_type(config), checkpoint.read_card(source).motion
     schedule = checkpoint.load_scheduler(source, predicts)
     embed = text_features(source, torch.device("cpu"))
     clips = ClipReader(config.dataset, config.validation_share)

@@ -3,21 +3,28 @@
     python benchmarks/train_memory.py > docs/training-memory.md
     python benchmarks/train_memory.py --check     # exits 1 when the file differs
 
-Computed from shapes, without a GPU and without the weights (pipelines/train/memory.py), in half a minute.
+Computed from shapes, without a GPU and without the weights, in half a minute. Weights, gradients, optimizer and average
+are counted as DeepSpeed's ZeRO keeps them (Rajbhandari et al. 2020, section 5) under the train job's settings;
+activations are the tensors of a forward and backward pass on fake tensors.
 """
 
 import argparse
 import math
 import sys
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cinemo.unet import CinemoUNet
-from pipelines.train.memory import activations, states
+from cinemo.residual import training_loss
+from cinemo.unet import CinemoUNet, attention
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "training-memory.md"
@@ -44,6 +51,123 @@ BOTTOM = """\
   contents; twice the `--micro-batch` is twice the activations.
 - Not counted: the CUDA context, NCCL, workspaces of libraries, and what the allocator cannot use. Leave room for them.
 """
+
+# DeepSpeed's defaults, in elements: a bucket that is reduced at once, how soon a gathered weight must be needed again
+# to be kept, and a bucket that is gathered ahead.
+REDUCE_BUCKET, REUSE_DISTANCE, PREFETCH_BUCKET = 500_000_000, 1_000_000_000, 50_000_000
+
+
+class States(NamedTuple):
+    """Bytes on one rank. The first four are held from step to step, the others for a part of each step."""
+
+    weights: int
+    gradients: int  # the sum over the gradient accumulation steps
+    optimizer: int
+    average: int
+    buffers: int  # of communication, during a forward and backward pass
+    new_gradients: int  # of one backward pass, which come as its activations go
+    step: int  # temporary tensors of the optimizer's step
+
+    def peak(self, activations: int) -> int:
+        """Largest number of bytes needed at once, given those of the activations."""
+        held = self.weights + self.gradients + self.optimizer + self.average
+        return held + max(self.buffers + max(activations, self.new_gradients), self.step)
+
+
+def states(
+    parameters: int, stage: int, precision: str, world_size: int, bucket: int = REDUCE_BUCKET, gpu: bool = True
+) -> States:
+    """Compute the memory of a model on each rank, beside its activations, when gradients are accumulated.
+
+    precision: "fp32" or "bf16"; at stage 0, bf16 is autocast over float32 weights. bucket: DeepSpeed's
+    reduce_bucket_size, in elements. gpu: whether Adam's step is computed for all weights at once.
+    """
+    low = 2 if precision == "bf16" and stage > 0 else 4  # bytes of a weight as the U-Net computes with it
+    share = math.ceil(parameters / world_size)
+    if stage == 0:
+        return States(4 * parameters, 4 * parameters, 8 * parameters, 4 * parameters, 0, 0, 4 * parameters * gpu)
+    # Beside the two moments, stages 1 and 2 keep a second copy of float32 weights; stage 3 updates them in place.
+    optimizer = (8 if stage == 3 and low == 4 else 12) * share
+    # The sum is float32. Stage 1 in float32 adds new gradients to it as they are computed, and stage 3 with each
+    # bucket; otherwise they are held until the backward pass is over.
+    gradients = 4 * (parameters if stage == 1 else share)
+    new_gradients = {1: low * parameters if low == 2 else 0, 2: low * share, 3: 0}[stage]
+    gathered = min(parameters, REUSE_DISTANCE // 2 + PREFETCH_BUCKET) if stage == 3 else 0
+    buffers = 0 if (stage, low) == (1, 2) else low * (gathered + bucket)
+    # The gradients laid end to end, and the square root of the second moments, of which a CPU briefly holds two.
+    step = 4 * share + (4 if gpu else 8) * share
+    weights = low * (share if stage == 3 else parameters)
+    return States(weights, gradients, optimizer, 4 * share, buffers, new_gradients, step)
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of all live tensors that were made under it: `now`, and `peak`, the largest number so far."""
+
+    def __init__(self, known: list[torch.Tensor]) -> None:
+        """known: tensors that are not counted."""
+        super().__init__()
+        self.held: dict[int, Any] = {id(tensor.untyped_storage()): None for tensor in known}
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = operation(*args, **(kwargs or {}))
+        for tensor in tree_iter(made):
+            if isinstance(tensor, torch.Tensor) and id(tensor.untyped_storage()) not in self.held:
+                self._hold(tensor.untyped_storage())
+        return made
+
+    def _hold(self, storage: torch.UntypedStorage) -> None:
+        place, size = id(storage), storage.nbytes()
+
+        def release(_: Any) -> None:
+            del self.held[place]
+            self.now -= size
+
+        self.held[place] = weakref.ref(storage, release)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+def activations(
+    unet_config: dict[str, Any],
+    latents: tuple[int, ...],
+    precision: str,
+    checkpointing: bool,
+    autocast: bool = False,
+    text: tuple[int, int] = (77, 768),
+) -> int:
+    """Compute the peak bytes of one forward and backward pass, beside weights and gradients.
+
+    latents: shape (B, C, N, h, w). precision: "fp32" or "bf16", of the weights, or of autocast over float32 weights.
+    text: shape (T, D) of a prompt's features. The pass runs PyTorch's own code on fake tensors on the CPU; attention
+    keeps no matrix of scores, as on a GPU.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    low = torch.bfloat16 if precision == "bf16" else torch.float32
+    batch, channels, frames, *cells = latents
+    with FakeTensorMode():
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32 if autocast else low)
+        unet = CinemoUNet(**unet_config).train()
+        torch.set_default_dtype(before)
+        if checkpointing:
+            unet.enable_gradient_checkpointing()
+        weights = list(unet.parameters())
+        for weight in weights:
+            weight.grad = torch.empty_like(weight)
+        dtype = weights[0].dtype
+        clip, noise = torch.empty(latents), torch.empty(batch, channels, frames - 1, *cells)
+        ids = torch.zeros(batch, dtype=torch.long)
+
+        def call(*inputs: torch.Tensor) -> Any:
+            return unet(*(value.to(dtype) if value.is_floating_point() else value for value in inputs))
+
+        live = Live([*weights, *(weight.grad for weight in weights if weight.grad is not None)])
+        as_on_a_gpu = patch.object(attention, "is_spelled_out", new=lambda q: False)
+        with live, as_on_a_gpu, torch.autocast("cpu", low, enabled=autocast):
+            training_loss(call, clip, torch.empty(batch, *text), ids, ids, noise, torch.empty(1000)).backward()
+    return live.peak
 
 
 def gib(size: int) -> str:

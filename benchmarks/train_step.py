@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cinemo import checkpoint
 from cinemo.residual import training_loss
-from pipelines.train import weights
+from pipelines.train import data
 from pipelines.train.config import TrainConfig
 from pipelines.train.engine import start_engine, take_step
 
@@ -55,14 +55,14 @@ def plain_step(source: Path, config: TrainConfig, batch: tuple[torch.Tensor, ...
     plain = PlainUNet(unet.config).train()
     plain.load_state_dict(unet.state_dict(), strict=False)
     optimizer = torch.optim.Adam(plain.parameters(), lr=config.learning_rate)
-    alphas = checkpoint.load_scheduler(source, weights.prediction_type(config)).alphas_cumprod
+    alphas = checkpoint.load_scheduler(source, data.prediction_type(config)).alphas_cumprod
 
     def call(*inputs: torch.Tensor) -> Any:
         return SimpleNamespace(sample=plain(*inputs))
 
     def step() -> float:
         optimizer.zero_grad()
-        loss = training_loss(call, *batch, alphas, weights.prediction_type(config))
+        loss = training_loss(call, *batch, alphas, data.prediction_type(config))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(plain.parameters(), config.grad_clip)
         optimizer.step()
@@ -78,10 +78,10 @@ def job_step(source: Path, config: TrainConfig, batch: tuple[torch.Tensor, ...])
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     engine, optimizer = start_engine(config, checkpoint.load_unet(source).train(), 1)
-    alphas = checkpoint.load_scheduler(source, weights.prediction_type(config)).alphas_cumprod
+    alphas = checkpoint.load_scheduler(source, data.prediction_type(config)).alphas_cumprod
 
     def step() -> float:
-        loss = training_loss(engine, *batch, alphas, weights.prediction_type(config))
+        loss = training_loss(engine, *batch, alphas, data.prediction_type(config))
         engine.backward(loss)
         take_step(engine, optimizer)
         return loss.item()
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     settings: dict[str, Any] = {"dataset": "none", "output": "none", "num_workers": 1, "zero_stage": 0}
     config = TrainConfig(**settings, total_batch=BATCH, micro_batch=BATCH, precision="bf16")
-    source = weights.directory(config)
+    source = data.directory(config)
     batch = batch_of(source)
     steps = {"plain": plain_step(source, config, batch), "job": job_step(source, config, batch)}
     losses = {name: step() for name, step in steps.items()}

@@ -82,7 +82,7 @@ def measure_training(model: str, device: str, repeats: int) -> list[float]:
     from cinemo import checkpoint
     from cinemo.residual import training_loss
     from pipelines.core import models
-    from pipelines.train.ema import AdamWithAverage
+    from pipelines.train.engine import AdamWithAverage
 
     directory, facts = models.resolve(model), models.look_up(model)
     card, schedule, factor = facts.card, checkpoint.load_scheduler(directory), facts.factor

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from cinemo.card import DEFAULT_SIZE
 from cinemo.motion import motion_id
 
-DEFAULT_SIZE = (320, 512)  # the paper's, for models that state none
 MAX_FRAMES = 64
 
 

@@ -10,6 +10,7 @@ from cinemo.motion import OFFICIAL_MOTION, UNIFORM_MOTION
 
 CARD_NAME = "cinemo.json"
 FORMAT_VERSION = 1
+DEFAULT_SIZE = (320, 512)  # the paper's (H, W), for models that state none
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,16 @@ class ModelCard:
     def steps(self) -> int:
         """Denoising steps that suit the model; the paper's 50 if the card names none."""
         return int(self.sampling.get("num_inference_steps", 50))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Default size (H, W) in pixels; the paper's if the card names none."""
+        return self.sizes[0] if self.sizes else DEFAULT_SIZE
+
+    @property
+    def length(self) -> int:
+        """Default number of frames; the paper's 16 if the card names none."""
+        return self.lengths[0] if self.lengths else 16
 
     @property
     def inversion_steps(self) -> int:

@@ -1,4 +1,4 @@
-"""The `cinemo` command: animate, edit and info (cinemo.commands), score, demo.
+"""The `cinemo` command: animate and edit (cinemo.commands), score, info, demo.
 
 Exit codes: 0 done, 1 failed, 2 bad usage or input, with one sentence on stderr. Modules that do the work are imported
 inside the commands, so that `cinemo --help` answers at once.
@@ -8,6 +8,7 @@ import gc
 import json
 import logging
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +17,6 @@ import typer
 from cinemo.commands.animate import animate
 from cinemo.commands.common import DeviceOption, ModelOption, load
 from cinemo.commands.edit import edit
-from cinemo.commands.info import info
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,7 +68,43 @@ def score(
         raise typer.Exit(2)
 
 
-app.command()(info)
+@app.command()
+def info(
+    what: Annotated[
+        str, typer.Argument(help="builtin:tiny, a model directory or a hub id; a dataset; a job's video or its .json")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
+) -> None:
+    """Show where a model, a video or a dataset came from; of a model its parts, sizes and fingerprint too."""
+    from cinemo import lineage
+    from cinemo.checkpoint import describe, resolve
+
+    chain = lineage.trace(what)
+    facts = describe(resolve(what)) if chain.kind == "model" else {}
+    if as_json:
+        typer.echo(json.dumps({**facts, "chain": asdict(chain)}, indent=2))
+        return
+    for line in two_columns(facts):
+        typer.echo(line)
+    for line in lineage.lines(chain):
+        typer.echo(line)
+
+
+def two_columns(facts: dict[str, Any]) -> list[str]:
+    """Format facts in two columns; those of a dictionary follow its name."""
+    lines = []
+    for name, value in facts.items():
+        if name == "lineage":  # the chain shows more
+            continue
+        if isinstance(value, dict):
+            lines.append(f"{name}:")
+            lines += [
+                f"  {key:<22} {inner:,}" if isinstance(inner, int) else f"  {key:<22} {inner}"
+                for key, inner in value.items()
+            ]
+        else:
+            lines.append(f"{name:<24} {value}")
+    return lines
 
 
 @app.command()

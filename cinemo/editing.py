@@ -4,7 +4,7 @@ Inversion finds the noise from which sampling would arrive at a given video. Sam
 gives that frame the video's motion.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from cinemo.arguments import check_settings, check_video
 from cinemo.dctinit import dct_init as refine_noise
 from cinemo.image import check_aspect, fit_pixels, read_image
 from cinemo.latents import encode_frames, encode_pixels
+from cinemo.residual import motion_residuals
 from cinemo.sampling import make_scheduler
 
 ROUNDS = 3  # of the fixed-point iteration: with 25 steps, two reproduce a video at 37 dB, three at 50 dB
@@ -39,33 +40,27 @@ def invert_residuals(
     image_latents: (B, C, 1, h, w). text: (B, T, D). scheduler: the model's DDIM. Velocities are inverted by
     invert_velocity, since at a level without signal they cannot be converted to noise.
     """
+    ids = torch.tensor(motion_ids, device=residuals.device)
+
+    def predict(sample: Tensor, timestep: int) -> Tensor:
+        return unet(sample, timestep, text, image_latents, ids).sample
+
     if scheduler.config.prediction_type == "v_prediction":
-        return invert_velocity(unet, scheduler, residuals, image_latents, text, motion_ids, steps)
+        return invert_velocity(predict, scheduler, residuals, steps)
     inverse = DDIMInverseScheduler.from_config({**scheduler.config, "prediction_type": "epsilon"})
     inverse.set_timesteps(steps)
-    ids = torch.tensor(motion_ids, device=residuals.device)
-    for timestep in inverse.timesteps:
-        predicted = unet(residuals, int(timestep), text, image_latents, ids).sample
-        noise = as_noise(predicted, residuals, scheduler, int(timestep))
-        residuals = inverse.step(noise, int(timestep), residuals).prev_sample
+    for timestep in inverse.timesteps.tolist():
+        noise = as_noise(predict(residuals, timestep), residuals, scheduler, timestep)
+        residuals = inverse.step(noise, timestep, residuals).prev_sample
     return residuals
 
 
-def invert_velocity(
-    unet: Any,
-    scheduler: Any,
-    residuals: Tensor,
-    image_latents: Tensor,
-    text: Tensor,
-    motion_ids: Sequence[float],
-    steps: int,
-) -> Tensor:
+def invert_velocity(predict: Callable[[Tensor, int], Tensor], scheduler: Any, residuals: Tensor, steps: int) -> Tensor:
     """invert_residuals for a network that predicts the velocity v: each DDIM step is solved for its input.
 
     The step from level t to s is x_s = cos x_t - sin v, with the angle between the levels; v depends on x_t, so the
     equation is solved by fixed-point iteration, beginning with x_s.
     """
-    ids = torch.tensor(motion_ids, device=residuals.device)
     schedule = make_scheduler(scheduler, None, steps)
     gap = scheduler.config.num_train_timesteps // steps
     for timestep in schedule.timesteps.flip(0).tolist():
@@ -75,7 +70,7 @@ def invert_velocity(
         sine = (source_alpha * (1 - alpha)).sqrt() - (alpha * (1 - source_alpha)).sqrt()
         source = residuals
         for _ in range(ROUNDS):
-            residuals = (source + sine * unet(residuals, timestep, text, image_latents, ids).sample) / cosine
+            residuals = (source + sine * predict(residuals, timestep)) / cosine
     return residuals
 
 
@@ -151,14 +146,13 @@ def inverted_noise(
     motion_bucket may be lists, one value per video; the rest, as in edit_video, applies to all. Raises ValueError.
     """
     encoded = encode_frames(pipe.vae, frames)
-    first = encoded[:, :, :1]
     noise = pipe.invert(
         None,
         source_prompt,
         motion_bucket,
         num_inference_steps=num_inference_steps,
-        image_latents=first,
-        latents=encoded[:, :, 1:] - first,
+        image_latents=encoded[:, :, :1],
+        latents=motion_residuals(encoded),
     )
     if dct_init:
         alpha_bar = pipe.scheduler.alphas_cumprod[dct_timestep].double()

@@ -13,15 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from cinemo.imagefile import (
-    IMAGE_SUFFIXES,
-    MAX_PIXELS,
-    MIN_SIDE,
-    ImageError,
-    check_header,
-    open_picture,
-    read_bytes,
-)
+from cinemo.imagefile import IMAGE_SUFFIXES, MAX_PIXELS, MIN_SIDE, ImageError, check_header, open_picture, read_bytes
 from cinemo.imagepixels import to_rgb
 
 if TYPE_CHECKING:

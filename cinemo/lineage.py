@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cinemo import checkpoint, provenance
+from cinemo.sidecar import Sidecar
 
 DATASET_NAME = "dataset.json"
 MEDIA_ENDINGS = (".mp4", ".gif", ".webp", ".png", ".jpg", ".jpeg")
@@ -61,11 +62,11 @@ def of_media(path: Path) -> Node:
 
 def of_video(sidecar: Path) -> Node:
     """Lineage of a video of the catalog job or the service. Raises ValueError if the file is not a sidecar."""
-    contents = read_json(sidecar)
+    contents: Sidecar = read_json(sidecar)
     if not isinstance(contents, dict) or "model_fingerprint" not in contents:
         raise ValueError(f"{sidecar} is not a video's sidecar: it has no model_fingerprint")
     request = contents.get("request") or {}
-    facts = {name: request[name] for name in ("prompt", "seed", "video") if name in request}
+    facts: dict[str, Any] = {name: value for name, value in request.items() if name in ("prompt", "seed", "video")}
     if "motion_bucket" in contents and "motion_bucket" in request:
         facts["motion_bucket"] = f"{contents['motion_bucket']} (asked for {request['motion_bucket']})"
     facts |= run_of(sidecar.parent.parent)

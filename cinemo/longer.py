@@ -3,12 +3,12 @@
 from typing import Any
 
 import numpy as np
-import torch
 
 from cinemo.arguments import check_size
 from cinemo.checkpoint import vae_factor
 from cinemo.image import fit_pixels, read_image
 from cinemo.latents import decode_latents, encode_pixels, needs_image, to_pixels
+from cinemo.residual import join
 
 
 def extend(
@@ -39,7 +39,7 @@ def extend(
         arguments = {"seed": seed + number, "image_latents": start, "output_type": "latent", **settings}
         residuals = pipe(None, prompt, **arguments).frames
         start = start.to(residuals)
-        whole = torch.cat((start, start + residuals), dim=2)
+        whole = join(start, residuals)
         frames = decode_latents(pipe.vae, whole, images=pixels)[0]
         clips.append(frames[1:] if number else frames)
         start, pixels = whole[:, :, -1:], to_pixels(frames[-1:])

@@ -30,6 +30,7 @@ from cinemo.dctinit import dct_init as refine_noise
 from cinemo.editing import invert_residuals
 from cinemo.image import fit_pixels, read_image
 from cinemo.latents import check_finite, decode_latents, encode_frames, encode_pixels, encode_prompts
+from cinemo.residual import join, motion_residuals
 from cinemo.sampling import Guidance, denoise, make_scheduler
 
 
@@ -180,8 +181,7 @@ class CinemoPipeline(DiffusionPipeline):
         # 5. Image + residuals -> pixels.
         if output_type == "latent":
             return CinemoPipelineOutput(frames=latents)
-        whole = torch.cat((image_latents, image_latents + latents), dim=2)
-        frames = decode_latents(self.vae, whole, decode_chunk_size, pixels)
+        frames = decode_latents(self.vae, join(image_latents, latents), decode_chunk_size, pixels)
         if output_type == "pil":
             return CinemoPipelineOutput(frames=[[Image.fromarray(frame) for frame in clip] for clip in frames])
         return CinemoPipelineOutput(frames=frames)
@@ -208,7 +208,7 @@ class CinemoPipeline(DiffusionPipeline):
             raise ValueError("image_latents and latents go together; pass both, or video_frames alone")
         if latents is None:
             encoded = encode_frames(self.vae, check_video(video_frames)[None])
-            image_latents, latents = encoded[:, :, :1], encoded[:, :, 1:] - encoded[:, :, :1]
+            image_latents, latents = encoded[:, :, :1], motion_residuals(encoded)
         assert image_latents is not None
         batch = batch_size(prompt, motion_bucket, raw_motion_id, image_latents, latents)
         factor = checkpoint.vae_factor(self.vae.config)

@@ -6,6 +6,7 @@ The caller draws timesteps and noise, and so decides which seeds they derive fro
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,6 +14,11 @@ from torch import Tensor
 def motion_residuals(latents: Tensor) -> Tensor:
     """Subtract the first frame from every later one (Algorithm 1, line 5): (B, C, N, h, w) -> (B, C, N - 1, h, w)."""
     return latents[:, :, 1:] - latents[:, :, :1]
+
+
+def join(image: Tensor, residuals: Tensor) -> Tensor:
+    """Frames of an image and motion residuals (line 9): (B, C, 1, h, w), (B, C, F, h, w) -> (B, C, F + 1, h, w)."""
+    return torch.cat((image, image + residuals), dim=2)
 
 
 def add_noise(residuals: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Contact sheets: one picture with rows of frames, a label above each row."""
 
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,15 @@ def contact_sheet(rows: Sequence[tuple[str, np.ndarray]], columns: int = 6, fram
             frame = Image.fromarray(clip[index]).resize((frame_width, frame_height), Image.Resampling.LANCZOS)
             sheet.paste(frame, (MARGIN + column * (frame_width + MARGIN), top + label_height))
     return sheet
+
+
+def sheet_png(rows: Sequence[tuple[str, np.ndarray]]) -> bytes | None:
+    """Draw a contact sheet as the bytes of a PNG; None for no rows."""
+    if not rows:
+        return None
+    buffer = io.BytesIO()
+    contact_sheet(rows).save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def write_sheet(path: str | os.PathLike[str], picture: Image.Image) -> None:

@@ -5,7 +5,7 @@ decoder. No full-size RGB frame and no frame past the clip's end is ever made; i
 nor another frame needs are skipped too. Pixels are converted in videopixels.py, timestamps read in videotimes.py.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -40,9 +40,7 @@ __all__ = [
     "is_animated_webp",
     "load_clip",
     "probe",
-    "read_clip",
     "sample_clip",
-    "sample_clips",
     "write_video",
 ]
 
@@ -94,17 +92,6 @@ def load_clip(
         return SampledClip(frames, interval, traits)
 
 
-def read_clip(
-    source: Source, start: int, interval: int, num_frames: int, size: tuple[int, int]
-) -> tuple[np.ndarray, int]:
-    """Sample a clip like sample_clip; returns it and its interval, smaller than requested if the video is short.
-
-    Raises like sample_clip.
-    """
-    clip = load_clip(source, start, interval, num_frames, size, shorten=True)
-    return clip.frames, clip.interval
-
-
 def sample_clip(
     source: Source, start: int, interval: int, num_frames: int = 16, size: tuple[int, int] | None = None
 ) -> np.ndarray:
@@ -118,26 +105,6 @@ def sample_clip(
     the span, or corrupt within it; ValueError for a negative start or an interval below 1.
     """
     return load_clip(source, start, interval, num_frames, size).frames
-
-
-def sample_clips(
-    source: Source,
-    spans: Sequence[tuple[int, int]],
-    num_frames: int = 16,
-    size: tuple[int, int] | None = None,
-) -> Iterator[np.ndarray | VideoError]:
-    """Yield for every span (start, interval) what sample_clip returns, or its VideoError; the file is opened once.
-
-    Raises VideoError when the whole video is at fault, ValueError for a negative start or an interval below 1.
-    """
-    for start, interval in spans:
-        check_span(start, interval, num_frames)
-    with open_video(source) as video:
-        for start, interval in spans:
-            try:
-                yield read_span(video, start, interval, num_frames, size)
-            except VideoError as error:
-                yield error
 
 
 def check_span(start: int, interval: int, num_frames: int) -> None:

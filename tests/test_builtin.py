@@ -10,11 +10,11 @@ from cinemo.builtin import NAMES
 from cinemo.checkpoint import load_text, read_card, resolve
 from cinemo.image import fit_pixels
 from cinemo.latents import to_frames
-from cinemo.metrics import flow
+from cinemo.metrics import flow, psnr
 from cinemo.motion import motion_bucket, motion_score
 from cinemo.pipeline import CinemoPipeline
 from cinemo.synthetic.images import photo
-from recipes.builtin_tiny.evaluate import MOVES, psnr
+from recipes.builtin_tiny.evaluate import MOVES
 from recipes.builtin_tiny.pool import SIZES
 
 DIRECTORY = resolve("builtin:tiny")

@@ -78,8 +78,8 @@ def test_a_veil_moves_before_a_picture_that_stays(kind, direction, content):
         p for p in (make_plan(s, kinds=(kind,)) for s in range(200)) if p.direction == direction and p.strength > 0.4
     )
     # Slow enough for the judge, which finds the nearest likeness of a pattern that repeats.
-    frames = render([plan], (128, 192), 4, 0.3)[0].numpy()
-    bare = render([replace(plan, veil=-1)], (128, 192), 4, 0.3)[0].numpy()
+    frames = render(plan, (128, 192), 4, 0.3)
+    bare = render(replace(plan, veil=-1), (128, 192), 4, 0.3)
     assert (bare == bare[:1]).all()
     shown = frames.astype(float) - bare
     assert 0.02 < (np.abs(shown) > 8).mean() < 0.9
@@ -100,8 +100,8 @@ def test_the_first_frame_is_the_undisturbed_picture():
     for kind in ("sway", "ripple", "flicker", "shake"):
         plan = make_plan(3, kinds=(kind,))
         still = make_plan(3, kinds=("still",))
-        moving = render([plan], (32, 48), 3)[0]
-        assert np.abs(moving[0].float() - moving[1].float()).mean() > 0.2, kind
+        moving = render(plan, (32, 48), 3)
+        assert np.abs(moving[0].astype(float) - moving[1]).mean() > 0.2, kind
         assert still.strength == 0
 
 

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cinemo.autoencoder.warp import pixel_grid
+
 CELL = 32  # pixels per side
 LUMA, CHROMA, LOCAL = 4, 2, 2  # parts a cell's side is divided into
 SHIFTS = (1, 3, 9, 27)  # pixels
@@ -60,12 +62,8 @@ def from_code(code: Tensor, height: int, width: int) -> Tensor:
 
 def places(rows: int, columns: int, device: torch.device | None = None) -> Tensor:
     """Position of each cell's middle relative to the picture's, right and down: (2, h, w), in units of PLACE."""
-    y, x = torch.meshgrid(
-        torch.arange(rows, device=device) + 0.5 - rows / 2,
-        torch.arange(columns, device=device) + 0.5 - columns / 2,
-        indexing="ij",
-    )
-    return torch.stack([x, y]) * (CELL / PLACE)
+    x, y = pixel_grid(rows, columns, device)
+    return torch.stack([x - columns / 2, y - rows / 2]) * (CELL / PLACE)
 
 
 def likeness(pixels: Tensor) -> Tensor:

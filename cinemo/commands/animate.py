@@ -1,24 +1,15 @@
 """`cinemo animate`: turn a photo and a prompt into a video, a chain of clips, a loop, or a sheet of motion buckets."""
 
 import time
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import typer
 
 from cinemo.commands import common
 from cinemo.presets import SCHEDULERS, SPEEDS, Speed
 
-
-class Fit(StrEnum):
-    """Ways to fit a photo of another aspect; crop and pad are also in cinemo.image.FITS, which loads numpy."""
-
-    auto = "auto"
-    crop = "crop"
-    pad = "pad"
-
-
+Fit = Literal["auto", "crop", "pad"]  # crop and pad are also in cinemo.image.FITS, which loads numpy
 ImageArgument = Annotated[Path, typer.Argument(help="the photo: JPEG, PNG, WebP, ...; HEIC with pillow-heif")]
 PromptOption = Annotated[str, typer.Option(help="what should happen; may be empty")]
 BucketOption = Annotated[int, typer.Option(help="motion intensity: 0 (still) to 19")]
@@ -38,8 +29,7 @@ SpeedOption = Annotated[
     ),
 ]
 SchedulerOption = Annotated[
-    str,
-    typer.Option(metavar="|".join(SCHEDULERS), help="sampler; the numbers of paper and model card are DDIM's"),
+    str, typer.Option(metavar="|".join(SCHEDULERS), help="sampler; the numbers of paper and model card are DDIM's")
 ]
 GuidanceOption = Annotated[
     float | None, typer.Option(help="how strongly the prompt acts; 1 or less is off; default: the model's, or 7.5")
@@ -81,14 +71,14 @@ def animate(
     num_frames: FramesOption = 16,
     height: common.HeightOption = None,
     width: common.WidthOption = None,
-    fit: FitOption = Fit.auto,
+    fit: FitOption = "auto",
     fps: common.FpsOption = 8,
     dct_init: DctOption = True,
     dct_cutoff: common.CutoffOption = 0.23,
     dct_timestep: TimestepOption = 975,
-    vae: common.VaeOption = common.Vae.auto,
+    vae: common.VaeOption = "auto",
     device: common.DeviceOption = "auto",
-    dtype: common.DtypeOption = common.Dtype.float32,
+    dtype: common.DtypeOption = "float32",
 ) -> None:
     """Animate one photo and write a video."""
     from cinemo.image import read_image
@@ -100,7 +90,7 @@ def animate(
     buckets = read_buckets(sweep)
     sampler = read_sampler(steps, speed, scheduler, guidance_interval)
     photo = read_image(image)
-    pipe = common.load(model, device, dtype.value, vae.value)
+    pipe = common.load(model, device, dtype, vae)
     settings: dict[str, Any] = {
         "seed": seed,
         "negative_prompt": negative_prompt,
@@ -145,26 +135,26 @@ def fitted(pipe: Any, photo: Any, fit: Fit, height: int | None, width: int | Non
     from cinemo.image import NOTABLE_CUT, cut_away, fitting_size
 
     tall, wide = photo.shape[:2]
-    if fit != Fit.crop and not (height or width) and pipe.card.sizes:
+    if fit != "crop" and not (height or width) and pipe.card.sizes:
         height, width = fitting_size(tall, wide, pipe.card.sizes)
     height, width = common.frame_size(pipe, height, width)
     share = cut_away(tall, wide, height, width)
-    if fit != Fit.pad and share > NOTABLE_CUT:
+    if fit != "pad" and share > NOTABLE_CUT:
         typer.echo(
             f"note: {share:.0%} of the photo, {wide} x {tall} pixels, is cut away to fill {width} x {height}; "
             "--fit pad shows all of it",
             err=True,
         )
-    return {"height": height, "width": width, "fit": "pad" if fit == Fit.pad else "crop"}
+    return {"height": height, "width": width, "fit": "pad" if fit == "pad" else "crop"}
 
 
 def measure(video: Path, settings: dict[str, Any]) -> int:
     """Measure the motion bucket of a video at the size and length of the animation."""
     from cinemo.motion import motion_bucket, motion_score
-    from cinemo.video import read_clip
+    from cinemo.video import load_clip
 
-    clip, _ = read_clip(video, 0, 3, settings["num_frames"], (settings["height"], settings["width"]))
-    bucket = motion_bucket(motion_score(clip))
+    size = settings["height"], settings["width"]
+    bucket = motion_bucket(motion_score(load_clip(video, 0, 3, settings["num_frames"], size, shorten=True).frames))
     typer.echo(f"{video}: motion bucket {bucket}")
     return bucket
 

@@ -4,9 +4,8 @@ Imports nothing large at module level, so that `cinemo --help` answers at once.
 """
 
 import os
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,18 +13,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from cinemo.pipeline import CinemoPipeline
-
-
-class Dtype(StrEnum):
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-class Vae(StrEnum):
-    auto = "auto"
-    temporal = "temporal"
-    frame = "frame"
 
 
 ModelOption = Annotated[str, typer.Option(help="builtin:tiny, a model directory, or a hub id")]
@@ -37,8 +24,8 @@ HeightOption = Annotated[int | None, typer.Option(help="pixels; default: the mod
 WidthOption = Annotated[int | None, typer.Option(help="pixels; default: the model's")]
 FpsOption = Annotated[float, typer.Option(help="frames a second of the video")]
 CutoffOption = Annotated[float, typer.Option(help="share of low frequencies taken from the photo, 0..1")]
-VaeOption = Annotated[Vae, typer.Option(help="which VAE, where a model has two")]
-DtypeOption = Annotated[Dtype, typer.Option(help="precision")]
+VaeOption = Annotated[Literal["auto", "temporal", "frame"], typer.Option(help="which VAE, where a model has two")]
+DtypeOption = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="precision")]
 
 LARGE_BYTES = 2**30  # of weights: with more, saving memory matters more than the time that allocating it takes
 

@@ -39,9 +39,9 @@ def edit(
     dct_init: Annotated[bool, typer.Option(help="put the image's low frequencies into the inverted noise")] = False,
     dct_cutoff: common.CutoffOption = 0.23,
     dct_timestep: Annotated[int, typer.Option(help="noise level of the image in DCTInit, 0..999")] = 985,
-    vae: common.VaeOption = common.Vae.auto,
+    vae: common.VaeOption = "auto",
     device: common.DeviceOption = "auto",
-    dtype: common.DtypeOption = common.Dtype.float32,
+    dtype: common.DtypeOption = "float32",
 ) -> None:
     """Give an edited first frame the motion of a video (DDIM inversion of its motion residuals)."""
     from PIL import Image
@@ -52,7 +52,7 @@ def edit(
     from cinemo.motion import motion_bucket as measure_bucket
     from cinemo.motion import motion_score
     from cinemo.sheet import write_sheet
-    from cinemo.video import check_output, read_clip, write_video
+    from cinemo.video import check_output, load_clip, write_video
 
     if (image is None) == (first_frame is None):
         raise ValueError("give --image, the edited first frame, or --first-frame, where the frame to edit is written")
@@ -60,8 +60,9 @@ def edit(
         raise ValueError(f"--first-frame {first_frame} must end in .png")
     check_output(output, fps)
     edited = None if image is None else read_image(image)
-    pipe = common.load(model, device, dtype.value, vae.value)
-    frames, step = read_clip(video, start, interval, num_frames, common.frame_size(pipe, height, width))
+    pipe = common.load(model, device, dtype, vae)
+    size = common.frame_size(pipe, height, width)
+    frames, step, _ = load_clip(video, start, interval, num_frames, size, shorten=True)
     if first_frame is not None:
         write_sheet(first_frame, Image.fromarray(frames[0]))
         typer.echo(f"{first_frame}: frame {start} of {video}; edit it, then pass it as --image")

@@ -84,7 +84,6 @@ class MotionFidelity(NamedTuple):
     spearman: float  # rank correlation of requested and measured bucket
     error: float  # mean absolute difference, in buckets
     bias: float  # mean of measured minus requested
-    by_bucket: dict[int, tuple[float, int]]  # requested bucket -> mean measured bucket, number of clips
 
 
 def motion_fidelity(requested: Sequence[int], measured: Sequence[float]) -> MotionFidelity:
@@ -98,12 +97,10 @@ def motion_fidelity(requested: Sequence[int], measured: Sequence[float]) -> Moti
             f"motion fidelity needs at least 3 clips, got {len(expected)} requests and {len(actual)} clips"
         )
     varies = len(set(expected.tolist())) > 1 and len(set(actual.tolist())) > 1
-    table = {int(b): (float(actual[expected == b].mean()), int((expected == b).sum())) for b in np.unique(expected)}
     return MotionFidelity(
         float(spearmanr(expected, actual).statistic) if varies else float("nan"),
         float(np.abs(actual - expected).mean()),
         float((actual - expected).mean()),
-        table,
     )
 
 

@@ -56,7 +56,7 @@ def make_clip(
     """
     duration = (num_frames - 1) * frame_step
     plan = make_plan(seed, size[1] / size[0], duration, kinds, held_out)
-    frames = render([plan], size, num_frames, frame_step)[0].numpy()
+    frames = render(plan, size, num_frames, frame_step)
     return SyntheticClip(frames, plan.caption, plan.kind, plan.direction, plan.strength)
 
 

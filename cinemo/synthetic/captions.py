@@ -6,95 +6,55 @@ Convention, here and in every prompt of the built-in model: "the camera pans lef
 that the picture's content moves to the right; "a shape moves left" means that the shape itself goes left.
 """
 
-from collections.abc import Collection
-
 import numpy as np
 
 PHRASES: dict[tuple[str, str], tuple[str, ...]] = {
     ("zoom", "in"): (
-        "the camera zooms in",
-        "zooming in",
-        "a {pace} zoom in",
-        "the camera moves closer",
-        "the view zooms in {adverb}",
-        "the camera pushes in",
+        "the camera zooms in", "zooming in", "a {pace} zoom in", "the camera moves closer",
+        "the view zooms in {adverb}", "the camera pushes in",
     ),
     ("zoom", "out"): (
-        "the camera zooms out",
-        "zooming out",
-        "a {pace} zoom out",
-        "the camera moves away",
-        "the view zooms out {adverb}",
-        "the camera pulls back",
+        "the camera zooms out", "zooming out", "a {pace} zoom out", "the camera moves away",
+        "the view zooms out {adverb}", "the camera pulls back",
     ),
     ("rotate", "clockwise"): (
-        "the picture rotates clockwise",
-        "the view turns clockwise {adverb}",
-        "spinning clockwise",
+        "the picture rotates clockwise", "the view turns clockwise {adverb}", "spinning clockwise",
     ),
     ("rotate", "counterclockwise"): (
-        "the picture rotates counterclockwise",
-        "the view turns counterclockwise {adverb}",
-        "spinning counterclockwise",
+        "the picture rotates counterclockwise", "the view turns counterclockwise {adverb}", "spinning counterclockwise",
     ),
     ("stretch", "wide"): ("the picture stretches sideways", "it is pulled wide", "everything grows wide {adverb}"),
     ("sway", "none"): (
-        "everything sways from side to side",
-        "swaying in the wind",
-        "the scene sways {adverb}",
+        "everything sways from side to side", "swaying in the wind", "the scene sways {adverb}",
         "gentle waves move through the picture",
     ),
     ("ripple", "none"): (
-        "ripples spread from the middle",
-        "ripples on water",
-        "circular waves run through the picture",
+        "ripples spread from the middle", "ripples on water", "circular waves run through the picture",
     ),
     ("flicker", "none"): ("the light flickers", "flickering light", "the brightness pulses {adverb}"),
     ("still", "none"): ("nothing moves", "a still picture", "a static shot", "the camera does not move"),
     ("shake", "none"): ("the camera shakes", "a handheld camera", "a shaky view", "the picture trembles {adverb}"),
-    ("clouds", "left"): (
-        "clouds drift to the left",
-        "mist drifts {adverb} to the left",
-        "the wind blows clouds left",
-    ),
+    ("clouds", "left"): ("clouds drift to the left", "mist drifts {adverb} to the left", "the wind blows clouds left"),
     ("clouds", "right"): (
-        "clouds drift to the right",
-        "mist drifts {adverb} to the right",
-        "the wind blows clouds right",
+        "clouds drift to the right", "mist drifts {adverb} to the right", "the wind blows clouds right",
     ),
     ("snow", "down"): ("snow falls", "snowflakes fall {adverb}", "it is snowing", "a {pace} snowfall"),
     ("rain", "down"): ("rain falls", "raindrops fall {adverb}", "it is raining", "a {pace} rain"),
     ("bubbles", "up"): ("bubbles rise", "bubbles float up {adverb}", "air bubbles rise through water"),
-}
+}  # fmt: skip
 PAN_PHRASES = (
-    "the camera pans {direction}",
-    "panning {direction}",
-    "a {pace} pan {direction}",
-    "the camera turns {direction}",
-    "the view pans {direction} {adverb}",
-    "camera panning to the {direction}",
-    "the camera looks {direction}",
-)
+    "the camera pans {direction}", "panning {direction}", "a {pace} pan {direction}", "the camera turns {direction}",
+    "the view pans {direction} {adverb}", "camera panning to the {direction}", "the camera looks {direction}",
+)  # fmt: skip
 OBJECT_PHRASES = (
-    "a shape moves {direction}",
-    "an object moves {direction} {adverb}",
-    "something drifts {direction} over a still background",
-    "a thing slides {direction}",
-)
+    "a shape moves {direction}", "an object moves {direction} {adverb}",
+    "something drifts {direction} over a still background", "a thing slides {direction}",
+)  # fmt: skip
 SCENES = (
-    "a photo",
-    "a cup of coffee on a table",
-    "a cat",
-    "a portrait of a woman",
-    "a city street at night",
-    "mountains and a lake",
-    "a red car on the road",
-    "flowers in a garden",
-    "an abstract pattern",
-    "a rocket on its launch pad",
-    "stones on the ground",
-    "a room with shelves",
-)
+    "a photo", "a cup of coffee on a table", "a cat", "a portrait of a woman", "a city street at night",
+    "mountains and a lake", "a red car on the road", "flowers in a garden", "an abstract pattern",
+    "a rocket on its launch pad", "stones on the ground", "a room with shelves",
+)  # fmt: skip
 WORDS = {
     "pace": ("slow", "smooth", "steady", "quick", "gentle"),
     "adverb": ("slowly", "smoothly", "steadily", "gently", "quickly"),
@@ -116,14 +76,6 @@ def caption(kind: str, direction: str, rng: np.random.Generator) -> str:
 def plain_caption(kind: str, direction: str) -> str:
     """The plainest wording of a motion, for evaluation: ("pan", "left") gives "the camera pans left"."""
     return _templates(kind, direction)[0].format(direction=direction)
-
-
-def all_words(kinds: Collection[str]) -> list[str]:
-    """All texts of the grammar for these kinds, to train a tokenizer on."""
-    templates = [phrase for (kind, _), phrases in PHRASES.items() if kind in kinds for phrase in phrases]
-    templates += [*PAN_PHRASES, *OBJECT_PHRASES]
-    texts = [t.format(direction=d, pace="", adverb="") for t in templates for d in ("left", "right", "up", "down")]
-    return [*texts, *SCENES, *WORDS["pace"], *WORDS["adverb"]]
 
 
 def _templates(kind: str, direction: str) -> tuple[str, ...]:

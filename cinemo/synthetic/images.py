@@ -13,19 +13,9 @@ from PIL import Image
 CANVAS_SIZE = (288, 432)  # height, width in pixels: 2.25 times a 128 x 192 window, so that a camera has room to travel
 
 TRAINING_PHOTOS = (
-    "astronaut.png",
-    "motorcycle_left.png",
-    "motorcycle_right.png",
-    "ihc.png",
-    "retina.jpg",
-    "hubble_deep_field.jpg",
-    "camera.png",
-    "brick.png",
-    "grass.png",
-    "gravel.png",
-    "coins.png",
-    "moon.png",
-)
+    "astronaut.png", "motorcycle_left.png", "motorcycle_right.png", "ihc.png", "retina.jpg", "hubble_deep_field.jpg",
+    "camera.png", "brick.png", "grass.png", "gravel.png", "coins.png", "moon.png",
+)  # fmt: skip
 HELD_OUT_PHOTOS = ("chelsea.png", "coffee.png", "rocket.jpg")  # for evaluation: no training clip ever shows them
 
 

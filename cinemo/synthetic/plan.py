@@ -15,11 +15,7 @@ DIRECTIONS: dict[str, tuple[str, ...]] = {
     "zoom": ("in", "out"),
     "rotate": ("clockwise", "counterclockwise"),
     "object": ("left", "right", "up", "down"),
-    "sway": ("none",),
-    "ripple": ("none",),
-    "flicker": ("none",),
-    "still": ("none",),
-    "shake": ("none",),
+    **dict.fromkeys(("sway", "ripple", "flicker", "still", "shake"), ("none",)),
     "clouds": ("left", "right"),
     "snow": ("down",),
     "rain": ("down",),
@@ -60,12 +56,7 @@ class Plan:
     zoom: float = 0.0  # growth of log magnification a frame
     stretch: float = 0.0  # growth of log width a frame
     rotation: float = 0.0  # radians a frame, of the content, clockwise where positive
-    wave: tuple[float, float, float, float] = (
-        0.0,
-        1.0,
-        0.0,
-        0.0,
-    )  # amplitude, waves per height, radians a frame, phase
+    wave: tuple[float, ...] = (0.0, 1.0, 0.0, 0.0)  # amplitude, waves per height, radians a frame, phase
     radial: bool = False  # waves run from the middle, else they sway rows
     flicker: tuple[float, float, float] = (0.0, 0.0, 0.0)  # amplitude, radians a frame, phase
     shake: tuple[float, ...] = ()  # amplitude; then, two for each axis: radians a frame; phases
@@ -80,19 +71,12 @@ class Plan:
 
 
 def make_plan(
-    seed: int,
-    aspect: float = 1.5,
-    duration: float = 15.0,
-    kinds: tuple[str, ...] | None = None,
-    held_out: bool = False,
-    min_strength: float = 0.0,
-    max_strength: float = 1.0,
+    seed: int, aspect: float = 1.5, duration: float = 15.0, kinds: tuple[str, ...] | None = None, held_out: bool = False
 ) -> Plan:
     """Draw the plan of clip number `seed`: the same arguments always give the same plan.
 
     aspect: width over height of the window. duration: from the first frame to the last, in frames at full speed.
-    kinds: names from KINDS, all of them when None. min_strength, max_strength: of the motion, except for "still".
-    Raises ValueError for a kind that is not known.
+    kinds: names from KINDS, all of them when None. Raises ValueError for a kind that is not known.
     """
     kinds = KINDS if kinds is None else tuple(kinds)
     unknown = [kind for kind in kinds if kind not in DIRECTIONS]
@@ -101,7 +85,7 @@ def make_plan(
     rng = np.random.default_rng([seed, int(held_out)])
     kind = kinds[int(rng.integers(len(kinds)))]
     direction = DIRECTIONS[kind][int(rng.integers(len(DIRECTIONS[kind])))]
-    strength = 0.0 if kind == "still" else float(rng.uniform(min_strength, max_strength))
+    strength = 0.0 if kind == "still" else float(rng.uniform(0, 1))
     scene = int(rng.integers(SCENES_IN_TRAINING))
     motion: dict = {}
     if kind == "pan":
@@ -126,14 +110,9 @@ def make_plan(
         motion["shake"] = (FULL_SHAKE * strength, *map(float, speeds), *map(float, phases))
     elif kind in FULL_VEIL:
         dx, dy = VECTORS[direction]
-        speed, aside = (
-            FULL_VEIL[kind] * strength,
-            float(rng.uniform(-0.15, 0.15)),
-        )  # sideways share: nothing falls straight
-        motion |= {
-            "veil": int(rng.integers(VEILS)),
-            "veil_velocity": (speed * (dx + aside * dy), speed * (dy + aside * dx)),
-        }
+        speed, aside = FULL_VEIL[kind] * strength, float(rng.uniform(-0.15, 0.15))  # nothing falls straight
+        motion["veil"] = int(rng.integers(VEILS))
+        motion["veil_velocity"] = (speed * (dx + aside * dy), speed * (dy + aside * dx))
     height, centre = _window(rng, aspect, motion.get("velocity", (0.0, 0.0)), motion.get("zoom", 0.0), duration)
     return Plan(
         kind, direction, strength, caption(kind, direction, rng), scene, held_out, centre, height,

@@ -1,7 +1,4 @@
-"""Render plans to frames, by sampling canvases along a camera's path.
-
-Works on any device and on many clips at once, so that a training loop can make clips on its GPU.
-"""
+"""Render plans to frames, by sampling canvases along a camera's path."""
 
 from functools import lru_cache
 
@@ -16,48 +13,34 @@ VEIL_GREY = 235.0
 
 
 @lru_cache(maxsize=4096)
-def _canvas_tensor(index: int, held_out: bool, device: torch.device) -> torch.Tensor:
-    """A canvas as uint8 (3, 288, 432) on the device, kept there."""
-    return torch.tensor(canvas(index, held_out)).permute(2, 0, 1).contiguous().to(device)
+def _canvas_tensor(index: int, held_out: bool) -> torch.Tensor:
+    """A canvas as uint8 (3, 288, 432)."""
+    return torch.tensor(canvas(index, held_out)).permute(2, 0, 1).contiguous()
 
 
-def render(
-    plans: list[Plan],
-    size: tuple[int, int] = (128, 192),
-    num_frames: int = 16,
-    frame_step: float = 1.0,
-    device: torch.device | str = "cpu",
-    middle: tuple[int, int] | None = None,
-) -> torch.Tensor:
-    """Render the frames of B plans: uint8 (B, N, H, W, 3) on the device.
+def render(plan: Plan, size: tuple[int, int] = (128, 192), num_frames: int = 16, frame_step: float = 1.0) -> np.ndarray:
+    """Render the frames of a plan: uint8 (N, H, W, 3).
 
     frame_step: time from one frame to the next; 1/6 makes a video in which every sixth frame is a frame of the clip.
-    middle: (H, W) of the central part to render; the whole frame when None.
     """
-    device = torch.device(device)
-    height = size[0]
-    time = torch.arange(num_frames, device=device, dtype=torch.float32) * frame_step
-    rows, columns = middle or size
+    height, width = size
+    time = torch.arange(num_frames, dtype=torch.float32) * frame_step
     y, x = torch.meshgrid(
-        (torch.arange(rows, device=device) + 0.5 - rows / 2) / height,
-        (torch.arange(columns, device=device) + 0.5 - columns / 2) / height,
+        (torch.arange(height) + 0.5 - height / 2) / height,
+        (torch.arange(width) + 0.5 - width / 2) / height,
         indexing="ij",
     )
-    clips = []
-    for plan in plans:
-        scene = _canvas_tensor(plan.scene, plan.held_out, device).float()
-        pixels = _sample(scene, *camera_view(plan, time, x, y), plan)
-        if plan.object_scene >= 0:
-            pixels = _draw_object(pixels, plan, time, x, y)
-        if plan.veil >= 0:
-            pixels = _draw_veil(pixels, plan, time, x, y)
-        amplitude, speed, phase = plan.flicker
-        gain = 1 + amplitude * (torch.sin(time * speed + phase) - np.sin(phase))
-        matrix = torch.tensor(plan.colour, dtype=torch.float32, device=device)
-        if plan.flicker[0] or not np.array_equal(plan.colour, np.eye(3)):
-            pixels = torch.einsum("oc,cnhw->onhw", matrix, pixels) * gain[:, None, None]
-        clips.append(pixels.clamp(0, 255).round().byte().permute(1, 2, 3, 0))
-    return torch.stack(clips)
+    pixels = _sample(_canvas_tensor(plan.scene, plan.held_out).float(), *camera_view(plan, time, x, y), plan)
+    if plan.object_scene >= 0:
+        pixels = _draw_object(pixels, plan, time, x, y)
+    if plan.veil >= 0:
+        pixels = _draw_veil(pixels, plan, time, x, y)
+    amplitude, speed, phase = plan.flicker
+    gain = 1 + amplitude * (torch.sin(time * speed + phase) - np.sin(phase))
+    if amplitude or not np.array_equal(plan.colour, np.eye(3)):
+        matrix = torch.tensor(plan.colour, dtype=torch.float32)
+        pixels = torch.einsum("oc,cnhw->onhw", matrix, pixels) * gain[:, None, None]
+    return pixels.clamp(0, 255).round().byte().permute(1, 2, 3, 0).contiguous().numpy()
 
 
 def camera_view(plan: Plan, time: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -76,7 +59,7 @@ def camera_view(plan: Plan, time: torch.Tensor, x: torch.Tensor, y: torch.Tensor
         return (x + swing * x / radius, y + swing * y / radius) if plan.radial else (x + swing, y.expand_as(swing))
     if plan.shake:
         amplitude, *turns = plan.shake
-        speeds, phases = torch.tensor(turns, device=time.device).view(2, 2, 2, 1, 1, 1)  # axis, wave
+        speeds, phases = torch.tensor(turns).view(2, 2, 2, 1, 1, 1)  # axis, wave
         swing = amplitude * (torch.sin(speeds * t + phases) - torch.sin(phases)).sum(dim=1) / 2  # 0 at time 0
         return x + swing[0], y + swing[1]
     scale = torch.exp(-plan.zoom * t)
@@ -109,7 +92,7 @@ def _draw_object(
     half_width, half_height, power = plan.object_size
     inside = (dx / half_width).abs() ** power + (dy / half_height).abs() ** power
     alpha = ((1 - inside) * (64 * min(half_width, half_height) / power)).clamp(-0.5, 0.5) + 0.5
-    texture = _canvas_tensor(plan.object_scene, plan.held_out, pixels.device).float()
+    texture = _canvas_tensor(plan.object_scene, plan.held_out).float()
     return pixels + alpha * (_sample(texture, dx, dy, plan) - pixels)
 
 
@@ -121,7 +104,7 @@ def _draw_veil(pixels: torch.Tensor, plan: Plan, time: torch.Tensor, x: torch.Te
     v = y - plan.veil_velocity[1] * t
     grid = torch.stack((u, v), dim=-1) % 1 * 2 - 1
     frames, height, width, _ = grid.shape
-    alpha = torch.tensor(veil(plan.kind, plan.veil), device=pixels.device).float() / 255
+    alpha = torch.tensor(veil(plan.kind, plan.veil)).float() / 255
     flat = grid.view(1, frames * height, width, 2)
     alpha = F.grid_sample(alpha[None, None], flat, align_corners=False)[0, 0].view(frames, height, width)
     return pixels + alpha * (VEIL_GREY - pixels)

@@ -190,7 +190,6 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, text: Tensor, positions: FramePositions) -> Tensor:
         """x (B, N, S, C), text (B, T, D) -> (B, N, S, C)"""
-
         shape = x.shape
         x = in_parts(lambda part: self.attn1(self.norm1(part), None, part), [x.flatten(0, 1)], 0, ATTENTION_BYTES)
         # The text is the same for every frame, so the frames share one set of keys and values.

@@ -16,45 +16,28 @@ from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embeddin
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
+from cinemo.residual import join
 from cinemo.unet.attention import frame_positions
 from cinemo.unet.blocks import DownBlock, MidBlock, Resample, UpBlock
 from cinemo.unet.ops import conv_frames, norm_clip, silu
 
 # Keys of the official config.json that this model fixes. Other values would change the arithmetic, so they are refused.
 FIXED_CONFIG: dict[str, Any] = {
-    "act_fn": "silu",
-    "addition_embed_type": "motion_ids",
-    "center_input_sample": False,
-    "class_embed_type": None,
-    "class_embeddings_concat": False,
-    "conv_in_kernel": 3,
-    "conv_out_kernel": 3,
-    "cross_attention_norm": None,
-    "downsample_padding": 1,
-    "dual_cross_attention": False,
-    "encoder_hid_dim": None,
-    "encoder_hid_dim_type": None,
-    "flip_sin_to_cos": True,
-    "freq_shift": 0,
-    "mid_block_only_cross_attention": None,
-    "mid_block_scale_factor": 1,
-    "mid_block_type": "UNetMidBlock3DCrossAttn",
-    "num_attention_heads": None,
-    "num_class_embeds": None,
-    "only_cross_attention": False,
-    "projection_class_embeddings_input_dim": None,
-    "resnet_out_scale_factor": 1.0,
-    "resnet_skip_time_act": False,
-    "resnet_time_scale_shift": "default",
-    "time_cond_proj_dim": None,
-    "time_embedding_act_fn": None,
-    "time_embedding_dim": None,
-    "time_embedding_type": "positional",
-    "timestep_post_act": None,
-    "transformer_layers_per_block": 1,
-    "upcast_attention": False,
-    "use_linear_projection": False,
-}
+    **dict.fromkeys((
+        "class_embed_type", "cross_attention_norm", "encoder_hid_dim", "encoder_hid_dim_type",
+        "mid_block_only_cross_attention", "num_attention_heads", "num_class_embeds",
+        "projection_class_embeddings_input_dim", "time_cond_proj_dim", "time_embedding_act_fn", "time_embedding_dim",
+        "timestep_post_act",
+    ), None),
+    **dict.fromkeys((
+        "center_input_sample", "class_embeddings_concat", "dual_cross_attention", "only_cross_attention",
+        "resnet_skip_time_act", "upcast_attention", "use_linear_projection",
+    ), False),
+    "act_fn": "silu", "addition_embed_type": "motion_ids", "conv_in_kernel": 3, "conv_out_kernel": 3,
+    "downsample_padding": 1, "flip_sin_to_cos": True, "freq_shift": 0, "mid_block_scale_factor": 1,
+    "mid_block_type": "UNetMidBlock3DCrossAttn", "resnet_out_scale_factor": 1.0, "resnet_time_scale_shift": "default",
+    "time_embedding_type": "positional", "transformer_layers_per_block": 1,
+}  # fmt: skip
 # Keys without effect: heads of an unused embedding, the size at which a model was first trained.
 UNUSED_CONFIG = ("addition_embed_type_num_heads", "sample_size")
 
@@ -193,10 +176,9 @@ class CinemoUNet(ModelMixin, ConfigMixin):
         emb = embed(time.reshape(-1), self.config["block_out_channels"][0], self.time_embedding)
         emb = emb + embed(motion.reshape(-1), self.config["addition_time_embed_dim"], self.add_embedding)
 
-        clip = torch.cat((image_latents, image_latents + sample), dim=2)  # Algorithm 1, line 9
+        clip = join(image_latents, sample)  # Algorithm 1, line 9
         numbers = torch.arange(frames + 1, device=sample.device) if frame_numbers is None else frame_numbers
         positions = frame_positions(numbers, dtype)
-
         shared = (emb, encoder_hidden_states, positions)
 
         skips = [conv_frames(self.conv_in, clip.permute(0, 2, 3, 4, 1))]

@@ -8,10 +8,11 @@ import io
 import json
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
+from cinemo.sidecar import Sidecar
 from pipelines.animate import videos
 from pipelines.animate.records import reject
 from pipelines.core import storage
@@ -21,11 +22,11 @@ THUMBNAIL = ".thumb.webp"
 THUMBNAIL_WIDTH = 256  # pixels
 
 
-def sidecar(output: str, name: str) -> dict[str, Any] | None:
+def sidecar(output: str, name: str) -> Sidecar | None:
     """Read the sidecar of the video with this id; None when the video is not finished."""
     found = storage.read_json(storage.join(output, "videos", f"{name}.json"))
     assert found is None or isinstance(found, dict), f"videos/{name}.json is no sidecar"
-    return found
+    return cast(Sidecar | None, found)
 
 
 def keep(output: str, name: str, latents: np.ndarray) -> None:

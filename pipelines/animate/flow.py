@@ -173,11 +173,11 @@ def bound_memory(config: AnimateConfig, model: models.Facts, cpus: int, edited: 
     """Limit the data in flight to some batches, however many rows wait: blocks are a batch or a few rows."""
     import ray.data
 
-    height, width = (model.card.sizes or [(320, 512)])[0]
+    height, width = model.card.size
     pixels = height * width * 3 * np.dtype(np.float32).itemsize
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = False  # a slow row does not hold up others
-    frames = (model.card.lengths or [16])[0] * height * width * 3 * config.batch_size
+    frames = model.card.length * height * width * 3 * config.batch_size
     context.target_max_block_size = max(_BLOCK, config.batch_size * pixels + edited * frames)
     room = max(256 << 20, 8 * cpus * max(frames, context.target_max_block_size))
     context.execution_options.resource_limits = context.execution_options.resource_limits.copy(object_store_memory=room)

@@ -5,7 +5,6 @@ the folder beside it. Prompts reach it as data, never as markup.
 """
 
 import functools
-import io
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -41,7 +40,7 @@ def _cells(row: dict[str, Any]) -> list[Any]:
 
 def sheet(output: str, ending: str) -> bytes | None:
     """Draw a PNG of some videos, from the least motion to the most; None if there are none."""
-    from cinemo.sheet import contact_sheet
+    from cinemo.sheet import sheet_png
 
     rows = []
     for row in _examples(output):
@@ -51,12 +50,7 @@ def sheet(output: str, ending: str) -> bytes | None:
         label = f"asked {row['motion_bucket']}, measured {row['measured_motion_bucket']}: {row['prompt'][:90]}"
         frames = videos.read(data, row["num_frames"], ending)
         rows.append((label, frames[:, : row["height"], : row["width"]]))
-    if not rows:
-        return None
-    rows = [pair for pair in rows if pair[1].shape[1:3] == rows[0][1].shape[1:3]]  # a sheet has one frame size
-    buffer = io.BytesIO()
-    contact_sheet(rows).save(buffer, format="PNG")
-    return buffer.getvalue()
+    return sheet_png([row for row in rows if row[1].shape[1:3] == rows[0][1].shape[1:3]])  # a sheet has one frame size
 
 
 def _examples(output: str) -> Iterator[dict[str, Any]]:

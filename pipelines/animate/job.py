@@ -21,7 +21,7 @@ from pipelines.core.output import Output
 from pipelines.core.progress import Progress, to_stderr
 from pipelines.dataset import manifest
 from pipelines.sources import catalogs
-from pipelines.sources.tally import Tally
+from pipelines.sources.rows import Tally
 
 PASSES = 3  # passes over what is left; a second is needed when Ray loses rows with a node
 

@@ -9,21 +9,22 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ValidationError
 
+from cinemo.sidecar import Request
 from pipelines.animate import request
 from pipelines.animate.config import AnimateConfig
 from pipelines.animate.records import TASK, digest, table
 from pipelines.core import hashing, models
+from pipelines.core.hashing import Seen
 from pipelines.core.output import Reason
 from pipelines.dataset import manifest
 from pipelines.sources import catalogs, images
-from pipelines.sources.seen import Seen
-from pipelines.sources.tally import Tally
+from pipelines.sources.rows import Tally
 
 CHUNK = 8192  # rows whose stamps are requested at a time
 MAX_PROMPT = 2000  # characters; a text encoder reads far fewer
@@ -126,7 +127,7 @@ class Filler:
         made = {"request": json.dumps({**settings, "prompt": prompt.strip()}), "shape": shape}
         return made if video is None else {**made, "source_video": video}
 
-    def _complete(self, wishes: tuple[tuple[str, Any], ...], edited: bool) -> tuple[dict[str, Any], str]:
+    def _complete(self, wishes: tuple[tuple[str, Any], ...], edited: bool) -> tuple[Request, str]:
         usual: dict[str, Any] = {}
         if edited:
             edit = {**request.EDITED, "num_inference_steps": self.model.card.inversion_steps}
@@ -142,7 +143,7 @@ class Filler:
             raise request.SettingError("fit", "fit pad does not apply to a row with a video, whose frames have no bars")
         settings = request.complete(asked, "", self.model, self.ending)
         if edited and "motion_bucket" not in {*self.asked, *dict(wishes)}:
-            settings["motion_bucket"] = None  # to be measured in the video
+            settings = cast(Request, {**settings, "motion_bucket": None})  # to be measured in the video
         return settings, request.shape_of(settings, edited)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from cinemo.sidecar import Request, Sidecar
 from pipelines.core import output
 from pipelines.core.output import FAULT, Reason
 
@@ -97,7 +98,7 @@ def digest(value: Any) -> str:
 
 
 def animation_id(
-    image_digest: str, request: Mapping[str, Any], made_with: Mapping[str, str], video_digest: str | None = None
+    image_digest: str, request: Request, made_with: Mapping[str, str], video_digest: str | None = None
 ) -> str:
     """The id of a video: a digest of all that it depends on. made_with: model fingerprint, precision, format.
 
@@ -109,8 +110,7 @@ def animation_id(
 
 def table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema = STATE) -> pa.Table:
     """Convert rows to a table of a schema: missing names become null, others are dropped."""
-    rows = list(rows)
-    return pa.Table.from_arrays([pa.array([row.get(f.name) for row in rows], f.type) for f in schema], schema=schema)
+    return pa.Table.from_pylist(list(rows), schema=schema)
 
 
 def reject(row: Mapping[str, Any], stage: str, reason: Reason, message: str) -> dict[str, Any]:
@@ -125,10 +125,10 @@ def light(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def result(row: Mapping[str, Any], ending: str) -> dict[str, Any]:
     """Convert a row of STATE with a finished sidecar to a row of RESULT. ending: of the video's file."""
-    facts = json.loads(row["facts"])
-    request, timings = facts["request"], facts["timings"]
+    facts: Sidecar = json.loads(row["facts"])
+    timings = facts["timings"]
     return {
-        **{name: request[name] for name in RESULT.names if name in request},
+        **{name: value for name, value in facts["request"].items() if name in RESULT.names},
         **{name: row[name] for name in ("row", "key", "id", "image", "image_digest", "source_video")},
         "video": f"videos/{row['id']}{ending}",
         "measured_motion_score": facts["motion_score"],

@@ -19,8 +19,11 @@ import torch
 from cinemo import CinemoPipeline
 from cinemo.editing import inverted_noise
 from cinemo.errors import first_line
-from cinemo.latents import decode_latents, encode_pixels
+from cinemo.latents import decode_latents, encode_pixels, to_frames
 from cinemo.memory import keep_freed_memory
+from cinemo.metrics import psnr
+from cinemo.residual import join
+from cinemo.sidecar import Request
 from pipelines.animate import files, request, videos
 from pipelines.animate.config import AnimateConfig
 from pipelines.animate.records import light, reject, table
@@ -29,7 +32,6 @@ from pipelines.core.output import Reason
 
 Row = dict[str, Any]
 DEATHS = 5  # processes that may die while working on a row alone, for whatever reason, before it is given up
-_PEAK_DB = 100.0  # PSNR reported for equal pictures, where it is infinite
 
 
 class DeadlyError(Exception):
@@ -103,10 +105,11 @@ class Animator:
     @torch.no_grad()
     def make(self, rows: Sequence[Row]) -> list[Row]:
         """Make the frames of rows of one shape. Raises whatever the model raises."""
-        asked = [json.loads(row["request"]) for row in rows]
+        asked: list[Request] = [json.loads(row["request"]) for row in rows]
         height, width = asked[0]["height"], asked[0]["width"]
         pixels = np.stack([np.frombuffer(row["pixels"], np.float32).reshape(3, height, width) for row in rows])
-        image_latents = encode_pixels(self.pipe.vae, torch.tensor(pixels))[:, :, None]
+        images = torch.from_numpy(pixels)
+        photos, image_latents = to_frames(images), encode_pixels(self.pipe.vae, images)[:, :, None]
         image_latents = image_latents.to(self.pipe.device, self.pipe.unet.dtype)
         began = time.perf_counter()
         latents = self.residuals(rows, asked, image_latents)
@@ -115,8 +118,8 @@ class Animator:
         for index, row in enumerate(rows):
             began, known = time.perf_counter(), json.loads(row["facts"])
             own = image_latents[index : index + 1]
-            whole = torch.cat((own, own + latents[index : index + 1]), dim=2)
-            frames = decode_latents(self.pipe.vae, whole, images=torch.tensor(pixels[index : index + 1]))[0]
+            whole = join(own, latents[index : index + 1])
+            frames = decode_latents(self.pipe.vae, whole, images=images[index : index + 1])[0]
             inputs = {"image": row["image"], "image_digest": row["image_digest"]}
             if row["clip"] is not None:
                 inputs |= {"video": row["source_video"], "video_digest": row["video_digest"]}
@@ -126,7 +129,7 @@ class Animator:
                 "request": {**asked[index], **inputs},
                 "versions": videos.versions(),
                 "batch": len(rows),
-                "psnr_first_frame": psnr(frames[0], pixels[index]),
+                "psnr_first_frame": round(psnr(frames[0], photos[index]), 3),
                 "cut_away": known["cut_away"],
                 "timings": {
                     **known["timings"],
@@ -137,7 +140,7 @@ class Animator:
             done.append({**light(row), "frames": frames.tobytes(), "facts": json.dumps(facts)})
         return done
 
-    def residuals(self, rows: Sequence[Row], asked: Sequence[Row], image_latents: torch.Tensor) -> torch.Tensor:
+    def residuals(self, rows: Sequence[Row], asked: Sequence[Request], image_latents: torch.Tensor) -> torch.Tensor:
         """Residual latents (B, C, F, h, w): those kept earlier, else newly sampled ones, which are kept."""
         found = [files.kept(self.output, row["id"]) for row in rows]
         new = [index for index, latents in enumerate(found) if latents is None]
@@ -160,18 +163,19 @@ class Animator:
                 found[index] = latents
         return torch.tensor(np.stack([latents for latents in found if latents is not None])).to(image_latents)
 
-    def noise(self, rows: Sequence[Row], asked: Sequence[Row], image_latents: torch.Tensor) -> torch.Tensor | None:
+    def noise(self, rows: Sequence[Row], asked: Sequence[Request], image_latents: torch.Tensor) -> torch.Tensor | None:
         """Initial noise inverted from the clips of rows, which carries their motion; None for rows without clips."""
         if rows[0]["clip"] is None:
             return None
-        shape = [asked[0][name] for name in ("num_frames", "height", "width")]
+        same = request.shared(asked[0])
+        shape = [same[name] for name in ("num_frames", "height", "width")]
         return inverted_noise(
             self.pipe,
             np.stack([np.frombuffer(row["clip"], np.uint8).reshape(*shape, 3) for row in rows]),
             image_latents,
             [one["prompt"] for one in asked],
             [one["motion_bucket"] for one in asked],
-            **{name: asked[0][name] for name in ("num_inference_steps", "dct_init", "dct_cutoff", "dct_timestep")},
+            **{name: same[name] for name in ("num_inference_steps", "dct_init", "dct_cutoff", "dct_timestep")},
         )
 
     def recover(self) -> None:
@@ -183,10 +187,3 @@ class Animator:
             torch.zeros(1, device=self.pipe.device).item()
         except Exception:
             os._exit(1)
-
-
-def psnr(frame: np.ndarray, pixels: np.ndarray) -> float:
-    """PSNR of a frame, uint8 (H, W, 3), against fitted pixels, float32 (3, H, W) in [-1, 1]: dB, 100 at most."""
-    wanted = (np.clip(pixels / 2 + 0.5, 0, 1) * 255).round().transpose(1, 2, 0)
-    error = float(np.mean((frame.astype(np.float64) - wanted) ** 2))
-    return _PEAK_DB if not error else round(min(_PEAK_DB, 10 * float(np.log10(255**2 / error))), 3)

@@ -1,12 +1,13 @@
 """Settings of one animation, from an HTTP request, a row of a catalog or flags, completed with the model's defaults."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, Field
 
 from cinemo.image import cut_away, fitting_size
 from cinemo.presets import SPEEDS, Speed
+from cinemo.sidecar import Request
 from pipelines.core.models import Facts
 
 MAX_SEED = 2**63 - 1
@@ -59,7 +60,7 @@ class SettingError(ValueError):
         self.field = field
 
 
-def complete(asked: Settings, prompt: str, model: Facts, ending: str = ".mp4") -> dict[str, Any]:
+def complete(asked: Settings, prompt: str, model: Facts, ending: str = ".mp4") -> Request:
     """Complete the settings for a pipeline. Raises SettingError for what the model, or a file so named, cannot take.
 
     Only a size that depends on the image stays open: then `sizes` holds the choices, and `fitted` chooses.
@@ -71,7 +72,7 @@ def complete(asked: Settings, prompt: str, model: Facts, ending: str = ".mp4") -
     preset = speed_preset(asked)
     steps = preset.get("num_inference_steps") or asked.num_inference_steps or card.steps
     width, height = map(int, asked.size.split("x")) if asked.size else (None, None)
-    frames = asked.num_frames or (card.lengths[0] if card.lengths else 16)
+    frames = asked.num_frames or card.length
     try:
         field = "size"
         height, width = check_size(height, width, model.factor, card.sizes)
@@ -83,7 +84,7 @@ def complete(asked: Settings, prompt: str, model: Facts, ending: str = ".mp4") -
         check_fps(asked.fps or FPS, ending)
     except ValueError as error:
         raise SettingError(field, str(error)) from None
-    return {
+    made = {
         "prompt": prompt,
         "negative_prompt": asked.negative_prompt,
         "width": width,
@@ -98,17 +99,19 @@ def complete(asked: Settings, prompt: str, model: Facts, ending: str = ".mp4") -
         **({"sizes": card.sizes} if card.sizes and asked.fit != "crop" and not asked.size else {}),
         **preset,
     }
+    return cast(Request, made)
 
 
-def fitted(request: Mapping[str, Any], tall: int, wide: int) -> dict[str, Any]:
+def fitted(request: Request, tall: int, wide: int) -> Request:
     """Fix the size of a request for an image of tall x wide pixels: its own, or the nearest of `sizes` in aspect."""
-    made = {name: value for name, value in request.items() if name != "sizes"}
-    if "sizes" in request:
-        made["height"], made["width"] = fitting_size(tall, wide, request["sizes"])
-    return made
+    if "sizes" not in request:
+        return request
+    height, width = fitting_size(tall, wide, request["sizes"])
+    made = {**request, "height": height, "width": width}
+    return cast(Request, {name: value for name, value in made.items() if name != "sizes"})
 
 
-def cut_of(request: Mapping[str, Any], tall: int, wide: int) -> float:
+def cut_of(request: Request, tall: int, wide: int) -> float:
     """Share of an image of tall x wide pixels that is cut away to fill the size of its video."""
     return 0.0 if "fit" in request else round(cut_away(tall, wide, request["height"], request["width"]), 4)
 
@@ -132,13 +135,14 @@ OF_SOME = ("fit", "scheduler", "guidance_interval", "cache_interval")  # in requ
 REQUEST_NAMES = {"cache_interval": "reuse"}  # the older name, kept in sidecars and so in the ids of videos
 
 
-def shared(request: dict[str, Any]) -> dict[str, Any]:
+def shared(request: Request) -> dict[str, Any]:
     """The settings that all requests of a batch share with this one, as arguments of CinemoPipeline."""
     names = {name: REQUEST_NAMES.get(name, name) for name in (*SAME_FOR_ALL, *OF_SOME)}
-    return {name: request[kept] for name, kept in names.items() if kept in request}
+    stored: Mapping[str, Any] = request
+    return {name: stored[kept] for name, kept in names.items() if kept in stored}
 
 
-def shape_of(request: dict[str, Any], edited: bool = False) -> str:
+def shape_of(request: Request, edited: bool = False) -> str:
     """Shape of a complete request: those of equal shape fit in one batch. edited: whether it has a source video."""
     same = " ".join(f"{name}={value}" for name, value in shared(request).items())
     return f"{same} guided={request['guidance_scale'] > 1}{' edited' if edited else ''}"

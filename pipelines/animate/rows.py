@@ -17,7 +17,8 @@ import numpy as np
 from cinemo.image import ImageError, check_aspect, fit_pixels, read_image
 from cinemo.memory import keep_freed_memory
 from cinemo.motion import motion_bucket, motion_score
-from cinemo.video import VideoError, read_clip
+from cinemo.sidecar import Request
+from cinemo.video import VideoError, load_clip
 from pipelines.animate import request
 from pipelines.animate.records import animation_id, reject
 from pipelines.core import isolation
@@ -48,13 +49,13 @@ class Photo(NamedTuple):
     """A fitted image, and facts about it."""
 
     digest: str  # SHA-256 of its bytes, hexadecimal
-    request: dict[str, Any]  # with a size chosen for the image if that was open
+    request: Request  # with a size chosen for the image if that was open
     pixels: np.ndarray  # float32 (3, height, width) in [-1, 1]
     cut_away: float  # share of the image that is cut away
     seconds: float
 
 
-def load(uri: str, asked: dict[str, Any], edited: bool = False) -> Photo:
+def load(uri: str, asked: Request, edited: bool = False) -> Photo:
     """Read an image, and fit it to a request.
 
     edited: the image is a video's first frame, and must have its aspect. Raises ImageError.
@@ -83,7 +84,7 @@ def load_video(uri: str, num_frames: int, height: int, width: int) -> tuple[str,
     began = time.perf_counter()
     with media.open_video(uri) as video:
         try:
-            frames, _ = read_clip(video, 0, INTERVAL, num_frames, (height, width))
+            frames = load_clip(video, 0, INTERVAL, num_frames, (height, width), shorten=True).frames
             digest = digest_of(video)
         except VideoError as error:
             if error.reason != "too_short":
@@ -120,7 +121,7 @@ def prepare(task: Mapping[str, Any], made_with: Mapping[str, str], run: Run) -> 
             row |= {"video_digest": video_digest, "clip": clip.tobytes()}
             seconds += more
             if made["motion_bucket"] is None:
-                made["motion_bucket"] = motion_bucket(motion_score(clip))
+                made = {**made, "motion_bucket": motion_bucket(motion_score(clip))}
     except (ImageError, VideoError) as error:
         return reject(row, stage, Reason(error.reason), sentence(error, video if stage == "video" else None))
     except Exception as error:

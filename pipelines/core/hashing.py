@@ -1,4 +1,4 @@
-"""8-byte hashes of texts in sorted arrays: a compact set of ids for jobs with millions of rows."""
+"""8-byte hashes of texts: compact sets of ids, in sorted arrays, for jobs with millions of rows."""
 
 import hashlib
 from collections.abc import Iterable
@@ -21,3 +21,25 @@ def is_among(values: np.ndarray, known: np.ndarray) -> np.ndarray:
         return np.zeros(len(values), bool)
     places = np.searchsorted(known, values)
     return known[np.minimum(places, len(known) - 1)] == values
+
+
+class Seen:
+    def __init__(self) -> None:
+        self._runs: list[np.ndarray] = []  # sorted arrays, each at most half as long as the one before
+
+    def add(self, uris: list[str]) -> np.ndarray:
+        """Add uris. Returns bool (len(uris),): which appear for the first time, in this list and all before."""
+        unique, first, which = np.unique(hash64(uris), return_index=True, return_inverse=True)
+        fresh = np.ones(len(unique), bool)
+        for run in self._runs:
+            fresh &= ~is_among(unique, run)
+        if fresh.any():
+            self._merge(unique[fresh])
+        return fresh[which] & (first[which] == np.arange(len(uris)))
+
+    def _merge(self, run: np.ndarray) -> None:
+        # Runs of doubling length: every hash is copied some twenty times, not once for every later chunk.
+        while self._runs and len(self._runs[-1]) < 2 * len(run):
+            run = np.concatenate([self._runs.pop(), run])
+            run.sort(kind="stable")
+        self._runs.append(run)

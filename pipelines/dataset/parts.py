@@ -19,18 +19,9 @@ from pipelines.core.output import write_part
 from pipelines.dataset import records
 
 _FOLDERS = ("data", "rejects")
-_GOOD = pa.schema(
-    [
-        ("clip_id", pa.string()),
-        ("uri", pa.string()),
-        ("start_frame", pa.int64()),
-        ("interval", pa.int32()),
-        ("bucket", pa.uint8()),
-        records.SEGMENT,
-    ]
-)
-_BAD = pa.schema([("uri", pa.string()), ("start_frame", pa.int64()), ("reason", pa.string()), records.SEGMENT])
-_KEY = pa.schema([("uri", pa.string()), ("start_frame", pa.int64()), records.SEGMENT])
+_KEY = pa.schema([records.ROW.field(name) for name in ("uri", "start_frame", "segment")])
+_GOOD = pa.schema([*_KEY, *(records.ROW.field(name) for name in ("clip_id", "interval", "bucket"))])
+_BAD = _KEY.append(records.ROW.field("reason"))
 # Training reads single clips in random order, and a row group at a time: small groups read little for one clip.
 _ROW_GROUP_BYTES = 1 << 20
 

@@ -97,21 +97,11 @@ def clip_schema(tensors: Mapping[str, Sequence[int]]) -> pa.Schema:
     Files of older versions lack these two and TRAITS.
     """
     fields = [
-        pa.field("clip_id", pa.string()),
-        pa.field("uri", pa.string()),
-        pa.field("caption", pa.string()),
-        pa.field("start_frame", pa.int64()),
-        pa.field("interval", pa.int32()),
-        pa.field("fps", pa.float32()),
-        pa.field("num_frames", pa.int32()),
-        pa.field("height", pa.int32()),
-        pa.field("width", pa.int32()),
-        pa.field("score", pa.float32()),
-        pa.field("bucket", pa.uint8()),
-        pa.field("first_frame", pa.binary()),
-        pa.field(*SEGMENT),
-        *(pa.field(name, pa.fixed_shape_tensor(pa.float16(), shape)) for name, shape in tensors.items()),
-        *(pa.field(name, kind) for name, kind in TRAITS),
+        *(ROW.field(name) for name in ("clip_id", "uri", "caption", "start_frame", "interval", "fps")),
+        *((name, pa.int32()) for name in ("num_frames", "height", "width")),
+        *(ROW.field(name) for name in ("score", "bucket", "first_frame", "segment")),
+        *((name, pa.fixed_shape_tensor(pa.float16(), shape)) for name, shape in tensors.items()),
+        *TRAITS,
     ]
     return pa.schema(fields, metadata={"cinemo.schema_version": str(SCHEMA_VERSION)})
 
@@ -149,7 +139,7 @@ def clip_table(rows: Iterable[Mapping[str, Any]], num_frames: int, size: tuple[i
 def reject_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     """Make the table of rejects that is stored, of rows of schema ROW with a reason; sorted by video and frame."""
     rows = sorted(rows, key=lambda row: (name_of(row), -1 if row["start_frame"] is None else row["start_frame"]))
-    return pa.Table.from_pylist([{name: row.get(name) for name in REJECT.names} for row in rows], schema=REJECT)
+    return pa.Table.from_pylist(rows, schema=REJECT)
 
 
 def _tensors(values: list[bytes], kind: pa.FixedShapeTensorType) -> pa.Array:

@@ -77,7 +77,7 @@ def baseline(kind: str, place: str, config: EvaluateConfig, device: str) -> Anim
     import torch
 
     try:
-        pipe = LOADERS[kind](place, getattr(torch, config.precision)).to(device)
+        pipe = load_pipeline(kind, place, getattr(torch, config.precision)).to(device)
     except Exception as error:  # errors of the hub, safetensors or json
         raise ValueError(f"{kind}:{place} cannot be loaded by diffusers: {first_line(error)}") from error
     pipe.set_progress_bar_config(disable=True)
@@ -107,39 +107,24 @@ def baseline(kind: str, place: str, config: EvaluateConfig, device: str) -> Anim
     return animate
 
 
-def _svd(place: str, dtype: Any) -> Any:
-    from diffusers import StableVideoDiffusionPipeline
+def load_pipeline(kind: str, place: str, dtype: Any) -> Any:
+    """Load a pipeline of diffusers from a directory or the hub; PIA as one, or as BASE+ADAPTER, as it is published."""
+    import diffusers
 
-    return StableVideoDiffusionPipeline.from_pretrained(place, torch_dtype=dtype)
-
-
-def _i2vgen(place: str, dtype: Any) -> Any:
-    from diffusers import I2VGenXLPipeline
-
-    pipe = I2VGenXLPipeline.from_pretrained(place, torch_dtype=dtype)
-    if not hasattr(pipe.text_encoder, "text_model"):  # the pipeline looks for it where transformers before 5 had it
-        pipe.text_encoder.__dict__["text_model"] = pipe.text_encoder
+    base, _, adapter = place.partition("+") if kind == "pia" else (place, "", "")
+    parts = {"motion_adapter": diffusers.MotionAdapter.from_pretrained(adapter, torch_dtype=dtype)} if adapter else {}
+    pipe = getattr(diffusers, PIPELINES[kind]).from_pretrained(base, torch_dtype=dtype, **parts)
+    if kind == "i2vgen-xl" and not hasattr(pipe.text_encoder, "text_model"):
+        pipe.text_encoder.__dict__["text_model"] = pipe.text_encoder  # which it looks for, as in transformers before 5
     return pipe
 
 
-def _pia(place: str, dtype: Any) -> Any:
-    """Load BASE+ADAPTER, the two parts in which PIA is published, or one directory with the whole pipeline."""
-    from diffusers import MotionAdapter, PIAPipeline
-
-    base, _, adapter = place.partition("+")
-    parts = {"motion_adapter": MotionAdapter.from_pretrained(adapter, torch_dtype=dtype)} if adapter else {}
-    return PIAPipeline.from_pretrained(base, torch_dtype=dtype, **parts)
-
-
-def _cogvideox(place: str, dtype: Any) -> Any:
-    from diffusers import CogVideoXImageToVideoPipeline
-
-    return CogVideoXImageToVideoPipeline.from_pretrained(place, torch_dtype=dtype)
-
-
-LOADERS: dict[str, Callable[[str, Any], Any]] = {
-    "svd": _svd, "i2vgen-xl": _i2vgen, "pia": _pia, "cogvideox-i2v": _cogvideox,
-}  # fmt: skip
+PIPELINES = {
+    "svd": "StableVideoDiffusionPipeline",
+    "i2vgen-xl": "I2VGenXLPipeline",
+    "pia": "PIAPipeline",
+    "cogvideox-i2v": "CogVideoXImageToVideoPipeline",
+}
 # Further arguments of each pipeline, besides image, size, seed and the job's settings. SVD takes no prompt, and its
 # motion bucket, which has another scale, stays at its default. CogVideoX makes 4 k + 1 frames: surplus ones are cut.
 ARGUMENTS: dict[str, Callable[[AnimationRequest], dict[str, Any]]] = {

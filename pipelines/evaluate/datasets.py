@@ -8,7 +8,6 @@ of captioned videos, as the prepare job reads it. No video is decoded here.
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +122,3 @@ def case(path: Path, caption: str) -> Case:
     """Make the case of a local video with a unique name."""
     uri = storage.absolute(str(path))
     return {"name": path.stem, "uri": uri, "caption": caption, "kind": None, "direction": None, "fault": None}
-
-
-def slices(cases: list[Case], size: int) -> Iterator[list[Case]]:
-    """Yield the cases in lists of at most `size`."""
-    for first in range(0, len(cases), size):
-        yield cases[first : first + size]

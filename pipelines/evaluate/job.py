@@ -10,24 +10,27 @@ import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from cinemo import checkpoint
+from cinemo.card import DEFAULT_SIZE
 from cinemo.motion import SCORE_DEFINITION
 from cinemo.video import SAMPLING_VERSION
 from pipelines.core import lease, models, storage, tracking
 from pipelines.core.output import Output
 from pipelines.core.progress import Progress, to_stderr
-from pipelines.evaluate import datasets, flow, rows
-from pipelines.evaluate.config import REAL, EvaluateConfig, scheme, variants
+from pipelines.evaluate import datasets, rows
+from pipelines.evaluate.config import REAL, EvaluateConfig, Variant, scheme, variants
 
 if TYPE_CHECKING:  # seconds to import, and `--help` needs neither
     from pipelines.evaluate import report
 
 
 SCHEMA_VERSION = 1
-DEFAULT_SIZE = (320, 512)
 
 
 def placed(config: EvaluateConfig) -> EvaluateConfig:
@@ -140,7 +143,7 @@ def plan(job: Job) -> dict[str, list[dict[str, Any]]]:
 
 def run(job: Job) -> dict[str, Any]:
     """Run the job, or the rest of it; returns the summary. Needs a running Ray."""
-    from pipelines.evaluate import figures, report
+    from pipelines.evaluate import report
 
     config, planned = job.config, plan(job)
     out, began = Output(config.output), time.monotonic()
@@ -161,7 +164,7 @@ def run(job: Job) -> dict[str, Any]:
         held.confirm()
         text = report.markdown(config, compared, cells, counts, job.size, marks)
         storage.put_changed(out.place("report.parquet"), report.parquet(cells, config))
-        pictures = figures.pictures(config, compared, measured)
+        pictures = report.pictures(config, compared, measured)
         for name, data in {"report.md": text.encode(), **pictures}.items():
             out.show(name, data, log)
         log.metrics({f"{cell.metric}/{tag(cell.variant)}": cell.value for cell in cells if cell.value == cell.value})
@@ -198,7 +201,7 @@ def work(job: Job, planned: dict[str, list[dict[str, Any]]]) -> int:
         if not cases:
             continue
         to_stderr(f"evaluate  {models.plain(model)}: {len(cases)} clips")
-        for part in flow.build(job.config, model, cases, job.size).iter_rows():
+        for part in build(job.config, model, cases, job.size).iter_rows():
             progress.add(part["rows"])
     return fresh
 
@@ -211,3 +214,72 @@ def tag(label: str) -> str:
 def rounded(cell: "report.Value") -> list[float | None]:
     """[value, low, high] for the summary; None instead of NaN."""
     return [None if number != number else round(number, 6) for number in (cell.value, cell.low, cell.high)]
+
+
+if TYPE_CHECKING:  # seconds to import, and `--help` does not need it
+    import ray.data
+
+ROWS_PER_FILE = 8  # at most this many are redone after a kill, besides those in progress
+
+
+class Evaluator:
+    """One process of one model: cases under their variants -> rows, one at a time."""
+
+    def __init__(self, config: EvaluateConfig, model: str, size: tuple[int, int]) -> None:
+        from pipelines.evaluate import animators, measure
+        from pipelines.prepare import clips
+
+        device = "cuda" if config.gpus else "cpu"
+        self.measure = measure.measure
+        self.config, self.size = config, size
+        self.animate = None if model == REAL else animators.load(model, config, device)
+        self.nets = measure.Networks(config, device)
+        self.run = clips.in_sandbox(config.clip_timeout)
+
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        """Cases as JSON -> a table of schema ROW for each."""
+        for text in block["case"].to_pylist():
+            case = json.loads(text)
+            variant = Variant(*case["variant"])
+            row = self.measure(case, variant, self.animate, self.nets, self.config, self.size, self.run)
+            yield pa.Table.from_pylist([row], schema=rows.ROW)
+
+
+def write_block(block: pa.Table, output: str) -> pa.Table:
+    """Write rows to files; returns one row: the numbers of rows and of rejects."""
+    rows.write(block.to_pylist(), output)
+    return pa.table({"rows": [block.num_rows], "rejects": [block.num_rows - block["reason"].null_count]})
+
+
+def build(config: EvaluateConfig, model: str, cases: list[dict[str, Any]], size: tuple[int, int]) -> "ray.data.Dataset":
+    """Build the lazy dataflow of one model. Models run one after another: two large ones may not fit at once."""
+    import ray.data
+
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    workers = config.gpus or config.workers or cpus
+
+    # 1. A few cases per block, so that a slow case does not delay many others.
+    table = pa.table({"case": [json.dumps(case) for case in cases]})
+    step = max(1, min(4, len(cases) // (2 * workers)))
+    waiting = ray.data.from_arrow([table.slice(first, step) for first in range(0, len(cases), step)])
+
+    # 2. Read, animate and measure in one process, because frames are large; a fixed pool, because models load slowly.
+    measured = waiting.map_batches(
+        Evaluator,
+        fn_constructor_args=(config, model, size),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=min(workers, -(-len(cases) // step))),
+        num_gpus=1 if config.gpus else 0,
+        num_cpus=0.8,
+    )
+
+    # 3. Write files of a few rows. One task is enough: it mostly waits for storage.
+    return measured.map_batches(
+        write_block,
+        fn_args=(config.output,),
+        batch_size=ROWS_PER_FILE,
+        batch_format="pyarrow",
+        compute=ray.data.TaskPoolStrategy(size=1),
+        num_cpus=0.1,
+    )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cinemo.image import fit_pixels
+from cinemo.latents import to_frames
 from cinemo.metrics import flow, frames, networks
 from cinemo.motion import motion_bucket, motion_score
 from cinemo.synthetic import make_clip
@@ -74,7 +75,7 @@ def fitted(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Scale and crop an image to `size`: uint8 (H, W, 3)."""
     if image.shape[:2] == size:
         return image
-    return ((fit_pixels(image, *size)[0] / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    return to_frames(fit_pixels(image, *size))[0]
 
 
 def measure(

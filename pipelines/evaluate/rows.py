@@ -68,8 +68,7 @@ def write(rows: list[dict[str, Any]], output: str) -> None:
             continue
         part.sort(key=lambda row: row["id"])
         named = "\n".join(row["id"] for row in part).encode()
-        kept = [{name: row.get(name) for name in schema.names} for row in part]
-        write_part(pa.Table.from_pylist(kept, schema=schema), storage.join(output, folder), named)
+        write_part(pa.Table.from_pylist(part, schema=schema), storage.join(output, folder), named)
 
 
 def done(output: str) -> set[str]:
@@ -82,15 +81,9 @@ def done(output: str) -> set[str]:
 def read(output: str, wanted: Iterable[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Read the measured rows and the rejects with the ids `wanted`, in that order, each once."""
     order = {name: place for place, name in enumerate(wanted)}
-    results = []
+    found: list[dict[str, dict[str, Any]]] = []
     for folder, schema in (("rows", ROW), ("rejects", REJECT)):
-        rows = {
-            row["id"]: row
-            for table in storage.scan(storage.join(output, folder), schema)
-            for row in table.to_pylist()
-            if row["id"] in order
-        }
-        results.append(sorted(rows.values(), key=lambda row: order[row["id"]]))
-    measured, rejects = results
-    known = {row["id"] for row in measured}
-    return measured, [row for row in rejects if row["id"] not in known]
+        rows = (row for table in storage.scan(storage.join(output, folder), schema) for row in table.to_pylist())
+        found.append({row["id"]: row for row in rows if row["id"] in order})
+    measured, rejects = ([rows[name] for name in order if name in rows] for rows in found)
+    return measured, [row for row in rejects if row["id"] not in found[0]]

@@ -22,7 +22,6 @@ if TYPE_CHECKING:  # seconds to import, and `--help` does not need it
     import ray.data
 
 NOTHING = np.empty(0, np.uint64)  # no hashes
-DEFAULT_SIZE = (320, 512)  # the paper's, for a model directory without sizes
 
 
 def extract(
@@ -116,8 +115,7 @@ def frame_size(config: ExtractConfig) -> tuple[int, int]:
     """
     if config.height is not None and config.width is not None:
         return config.height, config.width
-    sizes = checkpoint.read_card(models.resolve(config.model)).sizes
-    return sizes[0] if sizes else DEFAULT_SIZE
+    return checkpoint.read_card(models.resolve(config.model)).size
 
 
 def identity(config: ExtractConfig) -> dict[str, Any]:

@@ -5,22 +5,26 @@ anything is decoded. So the same command finishes a job that was killed at any m
 file. A reject is a result: delete OUT/rejects to try them again.
 """
 
+import contextlib
 import hashlib
 import json
 import time
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
+from cinemo.motion import NUM_BUCKETS
+from cinemo.video import VideoError
 from pipelines import sources
-from pipelines.core import hashing, lease, models, storage, tracking
+from pipelines.core import hashing, lease, models, plots, storage, tracking
 from pipelines.core.output import Output
 from pipelines.core.progress import Progress, to_stderr
 from pipelines.dataset import manifest, parts, records
-from pipelines.prepare import clips, flow, report
+from pipelines.prepare import clips, flow
 from pipelines.prepare.config import PrepareConfig
 
 if TYPE_CHECKING:  # seconds to import, and `--help` does not need it
@@ -119,7 +123,7 @@ def run(job: Job) -> dict[str, Any]:
         storage.put_json(out.place(out.last), made)
         took, counts = time.monotonic() - began, made["counts"]
         rejects = sum(counts["rejects"].values())
-        speeds = report.speeds(seconds, took)
+        speeds = measure_speeds(seconds, took)
         summary = {
             "job": "prepare",
             "output": out.uri,
@@ -139,12 +143,12 @@ def run(job: Job) -> dict[str, Any]:
         log.metrics({f"clips_per_second_{stage}": speed for stage, speed in speeds.items()})
         if seconds or not storage.exists(out.place("summary.json")):  # a finished job changes no file
             run = clips.in_sandbox(config.clip_timeout)
-            for name, picture in report.pictures(written, config.num_frames, job.size, run).items():
+            for name, picture in pictures(written, config.num_frames, job.size, run).items():
                 out.show(name, picture, log)
             out.finish(summary)
-    for line in (*report.table(counts), *tally.lines()):
+    for line in (*count_lines(counts), *tally.lines()):
         to_stderr(line)
-    if config.balance and (warning := report.thin_buckets(made["bucket_histogram"])):
+    if config.balance and (warning := thin_buckets(made["bucket_histogram"])):
         to_stderr(warning)
     return summary
 
@@ -186,3 +190,48 @@ def describe(job: Job, written: parts.Survey) -> dict[str, Any]:
         "bucket_weights": weights if job.config.balance else None,
         "fingerprint": hashlib.sha256(json.dumps([made_with, written.identity]).encode()).hexdigest(),
     }
+
+
+FEW = 0.01  # buckets with a smaller share of the clips are hardly learned
+
+
+def count_lines(counts: Mapping[str, Any]) -> Iterator[str]:
+    """Yield lines to print at the end of a job: clips, and rejects by reason."""
+    yield f"{counts['clips']:>10}  clips of {counts['videos']} videos"
+    for reason, count in sorted(counts["rejects"].items(), key=lambda item: -item[1]):
+        yield f"{count:>10}  rejected: {reason}"
+
+
+def thin_buckets(histogram: Sequence[int]) -> str | None:
+    """Warning that names the motion buckets with too few clips to be learned; None when all have enough."""
+    few = [str(bucket) for bucket in range(NUM_BUCKETS) if histogram[bucket] < FEW * sum(histogram)]
+    return f"warning: under {FEW:.0%} of the clips in motion buckets {', '.join(few)}" if few else None
+
+
+def measure_speeds(sums: Mapping[str, float], took: float) -> dict[str, float]:
+    """Clips per second of the whole job, and of one busy process of each stage. Empty without new clips.
+
+    sums: clips, and seconds by stage (decode_s, ...), of this run. took: its seconds.
+    """
+    new = sums.get("clips", 0)
+    if not new:
+        return {}
+    stages = {name.removesuffix("_s"): value for name, value in sums.items() if name.endswith("_s") and value}
+    return {"job": round(new / took, 3), **{name: round(new / value, 3) for name, value in stages.items()}}
+
+
+def pictures(written: parts.Survey, num_frames: int, size: tuple[int, int], run: clips.Run) -> dict[str, bytes]:
+    """Draw PNGs, by file name: the histogram of buckets and, if there are clips, a sheet with one of each bucket."""
+    from cinemo.sheet import sheet_png
+
+    found = {"bucket_histogram.png": plots.bars(written.buckets, "motion bucket", "clips")}
+    rows = []
+    for bucket, clip in sorted(written.examples.items()):
+        # A clip that can no longer be read is not worth a failed job.
+        with contextlib.suppress(VideoError):
+            span = (clip["uri"], clip["start_frame"], clip["interval"], num_frames, size)
+            frames, similar, *_ = run(clips.read_clip, *span)
+            rows.append((f"bucket {bucket}, SSIM {similar.mean():.3f}", frames))
+    if (sheet := sheet_png(rows)) is not None:
+        found["bucket_sheet.png"] = sheet
+    return found

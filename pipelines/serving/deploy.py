@@ -13,19 +13,16 @@ from pipelines.core import models
 from pipelines.serving import keys, served_models
 from pipelines.serving.api import create_app
 from pipelines.serving.dispatch import Dispatcher
-from pipelines.serving.metrics import Metrics
+from pipelines.serving.metrics import Metrics, Tracker
 from pipelines.serving.replica import Animator
 from pipelines.serving.service import Service
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Job, Store
-from pipelines.serving.tracker import Tracker
 
 logger = logging.getLogger("ray.serve")
 
-AS_JSON = {
-    "encoding": "JSON",
-    "enable_access_log": False,
-}  # requests are counted in our metrics; log lines carry the job's id
+# Requests are counted in our metrics; log lines carry the job's id.
+AS_JSON = {"encoding": "JSON", "enable_access_log": False}
 
 
 class Ingress:
@@ -86,11 +83,13 @@ def build(settings: ServeSettings) -> serve.Application:
     }
     for model in served.values():
         models.resolve(model)  # report a wrong name now, rather than by replicas that die one after another
-    shared, replicas = (
-        {**settings.model_dump(), "output": settings.place, "store": settings.store_url},
-        settings.replicas,
-    )
-    shared = {**shared, "model": "builtin:tiny", "models": {}}  # each replica gets its own model
+    places, replicas = {"output": settings.place, "store": settings.store_url}, settings.replicas
+    shared = {
+        **settings.model_dump(),
+        **places,
+        "model": "builtin:tiny",
+        "models": {},
+    }  # each replica gets its own model
     animators = {}
     for number, (name, model) in enumerate(served.items()):
         animators[name] = (

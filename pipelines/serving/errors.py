@@ -53,32 +53,27 @@ def from_validation(problems: Any) -> ApiError:
     return ApiError(422, f"{name or 'the request'}: {sentence}", name)
 
 
+def from_exception(error: Exception) -> ApiError:
+    """Convert any exception to the error that a client sees."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, RequestValidationError | ValidationError):
+        return from_validation(error.errors())
+    if isinstance(error, HTTPException):
+        return ApiError(error.status_code, str(error.detail), headers=error.headers)
+    if isinstance(error, DBAPIError):
+        logger.error("the database does not respond: %s", error)
+        message = "the database does not respond; send the request again, with the same Idempotency-Key"
+        return ApiError(503, message, headers={"Retry-After": "5"})
+    logger.exception("unexpected error", exc_info=error)
+    return ApiError(500, "an unexpected error; see the service's log")
+
+
 def install(app: FastAPI) -> None:
     """Make the application answer every error with an error object."""
 
-    @app.exception_handler(ApiError)
-    async def known(_: Request, error: ApiError) -> JSONResponse:
-        return answer(error)
+    async def respond(_: Request, error: Exception) -> JSONResponse:
+        return answer(from_exception(error))
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return answer(from_validation(error.errors()))
-
-    @app.exception_handler(ValidationError)
-    async def invalid_fields(_: Request, error: ValidationError) -> JSONResponse:
-        return answer(from_validation(error.errors()))
-
-    @app.exception_handler(HTTPException)
-    async def refused(_: Request, error: HTTPException) -> JSONResponse:
-        return answer(ApiError(error.status_code, str(error.detail), headers=error.headers))
-
-    @app.exception_handler(DBAPIError)
-    async def no_store(_: Request, error: DBAPIError) -> JSONResponse:
-        logger.error("the database does not respond: %s", error)
-        message = "the database does not respond; send the request again, with the same Idempotency-Key"
-        return answer(ApiError(503, message, headers={"Retry-After": "5"}))
-
-    @app.exception_handler(Exception)
-    async def unexpected(_: Request, error: Exception) -> JSONResponse:
-        logger.exception("unexpected error", exc_info=error)
-        return answer(ApiError(500, "an unexpected error; see the service's log"))
+    for kind in (ApiError, RequestValidationError, ValidationError, HTTPException, DBAPIError, Exception):
+        app.add_exception_handler(kind, respond)

@@ -141,7 +141,7 @@ class Page:
                 raise ApiError(422, "choose a photo first", dialect.IMAGE)
             job: Job | None = await self.service.submit(fields, data, owner)
         except (ApiError, ValidationError) as error:
-            yield {self.status: f"**{sentence_of(error)}**"}
+            yield {self.status: f"**{errors.from_exception(error).message}**"}
             return
         assert job is not None
         job_id = job.id
@@ -215,8 +215,3 @@ def line(job: Job | None) -> str:
         f"Motion **{video.measured_motion_bucket}** measured, {video.motion_bucket} requested; "
         f"seed {video.seed}, {video.num_inference_steps} steps, {seconds:.1f} s"
     )
-
-
-def sentence_of(error: ApiError | ValidationError) -> str:
-    """Message that says what is wrong with a request."""
-    return error.message if isinstance(error, ApiError) else errors.from_validation(error.errors()).message

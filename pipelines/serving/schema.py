@@ -1,6 +1,6 @@
 """What goes over HTTP: the request for a video, the video object, errors; in the shape of the OpenAI Videos API."""
 
-import time
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
@@ -121,7 +121,7 @@ class ErrorBody(BaseModel):
 
 def to_video(job: Job) -> Video:
     """The object that clients see of a job."""
-    asked = job.request
+    asked: Mapping[str, Any] = job.request
     return Video(
         id=job.id,
         status=job.status,
@@ -133,23 +133,9 @@ def to_video(job: Job) -> Video:
         completed_at=None if job.ended_at is None else int(job.ended_at),
         expires_at=None if job.expires_at is None else int(job.expires_at),
         error=None if job.error is None else Failure(**job.error),
-        fit=asked.get("fit", "crop"),
-        cut_away=asked.get("cut_away"),
         measured_motion_bucket=(job.result or {}).get("motion_bucket"),
-        **{name: asked[name] for name in SETTINGS},
+        **{"fit": "crop", **{name: value for name, value in asked.items() if name in Video.model_fields}},
     )
-
-
-# Of a job's request, in which nothing is left open: what its object shows as it is.
-SETTINGS = (
-    "prompt", "fps", "num_frames", "seed", "motion_bucket", "negative_prompt", "num_inference_steps", "guidance_scale",
-    "dct_init", "dct_cutoff", "dct_timestep",
-)  # fmt: skip
-
-
-def now() -> int:
-    """Seconds since 1970."""
-    return int(time.time())
 
 
 def request_body() -> dict[str, Any]:

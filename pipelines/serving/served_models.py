@@ -4,6 +4,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
+from cinemo.sidecar import Request
 from pipelines.animate import request
 from pipelines.core import models
 from pipelines.serving.errors import ApiError
@@ -23,7 +24,7 @@ def look_up(name: str, model: str) -> Served:
     return Served(**vars(models.look_up(model)), name=name)
 
 
-def complete(asked: VideoRequest, served: Served, limits: Limits) -> dict[str, Any]:
+def complete(asked: VideoRequest, served: Served, limits: Limits) -> Request:
     """Complete a request with defaults, as the store keeps it. Raises ApiError (422), naming the field."""
     if len(asked.prompt) > limits.max_prompt or len(asked.negative_prompt) > limits.max_prompt:
         name = "prompt" if len(asked.prompt) > limits.max_prompt else "negative_prompt"
@@ -38,7 +39,7 @@ def complete(asked: VideoRequest, served: Served, limits: Limits) -> dict[str, A
     if (steps := full["num_inference_steps"]) > limits.max_steps:
         field = "num_inference_steps" if asked.speed is None else "speed"
         raise ApiError(422, f"{field}: {steps} steps are more than {limits.max_steps}", field)
-    return full | {"fps": frames_a_second(asked, full["num_frames"])}
+    return {**full, "fps": frames_a_second(asked, full["num_frames"])}
 
 
 def frames_a_second(asked: VideoRequest, frames: int) -> float:

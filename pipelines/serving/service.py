@@ -38,7 +38,7 @@ class Service:
         self.settings, self.store, self.dispatcher, self.models = settings, store, dispatcher, models
         self.videos = storage.join(settings.place, "videos")
         self.keys = list(known_keys) or keys.from_environment(settings.require_keys)
-        self.began = schema.now()
+        self.began = int(time.time())
         self.copies = Path(tempfile.mkdtemp(prefix="cinemo-"))  # local copies of files in object storage
 
     def owner(self, authorization: str | None) -> str:
@@ -54,7 +54,7 @@ class Service:
         request = complete(asked, served, self.settings.limits)
         size = await asyncio.to_thread(check_image, image, self.settings.limits.max_pixels)
         request = fitted(request, *size)
-        request["cut_away"] = cut_of(request, *size)
+        request = {**request, "cut_away": cut_of(request, *size)}
         now = int(time.time() * 1000) / 1000  # as in the id
         digest = hashlib.sha256(json.dumps(asked.model_dump(), sort_keys=True).encode() + image).hexdigest()
         job = Job(
@@ -69,9 +69,9 @@ class Service:
         except OtherRequestError:
             sentence = "this Idempotency-Key was used for another request; send a new key"
             raise ApiError(409, sentence, "Idempotency-Key") from None
-        except QueueFullError as full:
-            seconds = str(self.dispatcher.retry_after(full.args[0]))
-            sentence = f"{full.args[0]} videos are queued or in progress; send the request again in {seconds} s"
+        except QueueFullError as error:
+            seconds = str(self.dispatcher.retry_after(error.args[0]))
+            sentence = f"{error.args[0]} videos are queued or in progress; send the request again in {seconds} s"
             raise ApiError(429, sentence, code="queue_full", headers={"Retry-After": seconds}) from None
         if is_new:
             self.dispatcher.submit(job)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
+from cinemo.sidecar import Request
 from pipelines.serving.database import Database
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
@@ -78,7 +79,7 @@ class Job:
     model: str
     status: Status = "queued"
     progress: int = 0
-    request: dict[str, Any]
+    request: Request
     attempt: int = 0
     lease_owner: str
     lease_until: float

@@ -9,23 +9,22 @@ once, with its first caption. A video without a caption gets the empty prompt. A
 `fault`, which names file and line, and becomes a reject; an error of the whole source is a ValueError.
 
 folder.py, manifests.py (with tables.py and columns.py) and webdataset.py read the kinds of sources; segments.py parses
-times, places.py opens files, media.py videos; tally.py counts. catalogs.py reads catalogs, images.py their images.
+times, places.py opens files, media.py videos. catalogs.py reads catalogs, images.py their images.
 """
 
 import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 
 import pyarrow as pa
 
 from cinemo.video import VIDEO_SUFFIXES
 from pipelines.core import storage
+from pipelines.core.hashing import Seen
 from pipelines.dataset.records import SEGMENT
 from pipelines.sources import folder, manifests, places, tables, webdataset
 from pipelines.sources.media import open_video
-from pipelines.sources.rows import Row
-from pipelines.sources.seen import Seen
-from pipelines.sources.tally import Tally
+from pipelines.sources.rows import Row, Tally, named, or_fault
 
 __all__ = ["CHUNK", "VIDEO", "Tally", "check", "iter_videos", "open_video"]
 
@@ -43,7 +42,7 @@ def iter_videos(
     left out. Memory: one chunk, and 8 bytes per video. Raises ValueError like `check`; OSError when storage fails.
     """
     seen, tally = Seen(), tally or Tally()
-    with _naming(source):
+    with named(f"--input {source}: "):
         rows = _rows(source, uri_column, caption_column, tally)
         while chunk := list(itertools.islice(rows, CHUNK)):
             fresh = seen.add([row.name for row in chunk])
@@ -62,7 +61,7 @@ def check(source: str, uri_column: str | None = None, caption_column: str | None
     Raises ValueError, one sentence that starts with `--input {source}`, when it does not exist, is of no known kind,
     lacks a column, lists no video, or when its driver is not installed or is denied access.
     """
-    with _naming(source):
+    with named(f"--input {source}: "):
         try:
             kind, files = _resolve(storage.absolute(source), uri_column, caption_column)
             if kind == ".tar":  # _rows would read a whole shard
@@ -90,15 +89,9 @@ def _rows(source: str, uri_column: str | None, caption_column: str | None, tally
         yield from folder.rows(uri, uri_column, caption_column, tally)
         return
     for index, file in enumerate(files):
-        try:
-            if kind == ".tar":
-                yield from webdataset.rows(file, tally)
-            else:
-                yield from manifests.rows(file, uri_column, caption_column, tally)
-        except (ValueError, FileNotFoundError) as error:
-            if index == 0:
-                raise
-            yield Row(file, "", f"it cannot be read: {error}")
+        is_tar = kind == ".tar"
+        found = webdataset.rows(file, tally) if is_tar else manifests.rows(file, uri_column, caption_column, tally)
+        yield from or_fault(found, index == 0, partial(Row, file, ""))
 
 
 def _resolve(uri: str, uri_column: str | None, caption_column: str | None) -> tuple[str, Iterator[str]]:
@@ -121,11 +114,3 @@ def _resolve(uri: str, uri_column: str | None, caption_column: str | None) -> tu
     if kind == ".tar" and (uri_column or caption_column):
         raise ValueError("tar shards have no columns; leave out --uri-column and --caption-column")
     return kind, files
-
-
-@contextmanager
-def _naming(source: str) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"--input {source}: {error}") from error

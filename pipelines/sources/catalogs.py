@@ -12,14 +12,13 @@ catalog is a ValueError.
 import itertools
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 from cinemo.image import IMAGE_SUFFIXES
 from pipelines.core import storage
 from pipelines.sources import cells, columns, folder, images, manifests, places, tables, webdataset
-from pipelines.sources.rows import is_utf8
-from pipelines.sources.tally import Tally
+from pipelines.sources.rows import Tally, is_utf8, named, or_fault
 
 # Settings that a row may have, and the names of their columns. `video` is the one whose motion the image gets.
 WISHES: dict[str, columns.Groups] = {
@@ -62,19 +61,14 @@ def entries(
     tally: counts files that were skipped. Raises ValueError like `check`; OSError when storage fails.
     """
     asked = (image_column, prompt_column, video_column)
-    with _naming(catalog):
+    with named(f"--catalog {catalog}: "):
         uri = storage.absolute(catalog)
         files = _files(uri)
         if files is None:
             yield from _folder(uri, asked, tally or Tally())
             return
         for index, file in enumerate(files):
-            try:
-                yield from _table(file, *asked)
-            except (ValueError, FileNotFoundError) as error:
-                if index == 0:
-                    raise
-                yield Entry(file, {}, f"it cannot be read: {error}")
+            yield from or_fault(_table(file, *asked), index == 0, partial(Entry, file, {}))
 
 
 def check(
@@ -90,12 +84,12 @@ def check(
     `--catalog {catalog}`, when it does not exist, is of no known kind, lacks a column, lists no image, has no prompts
     while `prompt` is None, or when access to its storage or that of its first images is denied.
     """
-    with _naming(catalog):
+    with named(f"--catalog {catalog}: "):
         try:
             head = list(itertools.islice(entries(catalog, image_column, prompt_column, video_column), _HEAD))
             _check_reachable([entry.image for entry in head if entry.fault is None][:_TRIED])
-        except ValueError as error:
-            raise ValueError(str(error).removeprefix(_name(catalog))) from error
+        except ValueError:
+            raise
         # Drivers raise their own exceptions, such as botocore's NoCredentialsError, without a common base class.
         except Exception as error:
             raise ValueError(f"it cannot be read: {type(error).__name__}: {error}") from error
@@ -224,16 +218,3 @@ def _is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip()) or (
         isinstance(value, float) and math.isnan(value)
     )  # fmt: skip
-
-
-def _name(catalog: str) -> str:
-    return f"--catalog {catalog}: "
-
-
-@contextmanager
-def _naming(catalog: str) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        text = str(error)
-        raise ValueError(text if text.startswith(_name(catalog)) else _name(catalog) + text) from error

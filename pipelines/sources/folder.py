@@ -7,13 +7,13 @@ Only the names in one folder and its parents are held in memory, so that million
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TypeVar
 
 from cinemo.video import ANIMATED_WEBP, VIDEO_SUFFIXES, is_animated_webp
 from pipelines.core import storage
-from pipelines.sources import columns, manifests, places, tables, texts
-from pipelines.sources.rows import Row, captioned, row
-from pipelines.sources.tally import Tally
+from pipelines.sources import columns, manifests, places, tables, textfiles
+from pipelines.sources.rows import Row, Tally, captioned, or_fault, row
 
 VIDEOS = "videos"
 CAPTIONS = "captions.csv"
@@ -82,9 +82,11 @@ def rows(folder: str, uri_column: str | None, caption_column: str | None, tally:
 
     def lists(place: str, names: Names) -> Iterator[Row]:
         for uri in metadata_of(place, names, columns.VIDEO, "--uri-column", uri_column, tally):
-            yield from _careful(manifests.rows(uri, *asked, tally), uri, place == folder)
+            found = manifests.rows(uri, *asked, tally)
+            yield from or_fault(found, place == folder, partial(Row, uri, "", listed=True))
         if pair := _prompts(names):
-            yield from _careful(_pairs(place, *pair, tally), storage.join(place, pair[0]), place == folder)
+            broken = partial(Row, storage.join(place, pair[0]), "", listed=True)
+            yield from or_fault(_pairs(place, *pair, tally), place == folder, broken)
 
     yield from captioned_files(folder, VIDEO_SUFFIXES, tally, lists)
 
@@ -140,16 +142,6 @@ def metadata_of(
         yield uri
 
 
-def _careful(found: Iterator[Row], uri: str, is_first: bool) -> Iterator[Row]:
-    """Yield the rows of a list. If it cannot be read, yield a row with the fault, or raise ValueError if is_first."""
-    try:
-        yield from found
-    except ValueError as error:
-        if is_first:
-            raise
-        yield Row(uri, "", f"it cannot be read: {error}", listed=True)
-
-
 def _prompts(names: Names) -> tuple[str, str] | None:
     """The names of the lists of videos and of their prompts, if the folder has both."""
     by_name = {name.lower(): name for name in names.values()}
@@ -177,7 +169,7 @@ def _pairs(place: str, videos: str, prompts: str, tally: Tally) -> Iterator[Row]
 def _lines(uri: str) -> Iterator[str]:
     """Yield the lines of a text, stripped; blank lines at its end are dropped."""
     blank = 0
-    with places.open_binary(uri) as file, texts.reader(file) as text:
+    with places.open_binary(uri) as file, textfiles.as_text(file) as text:
         for line in text:
             if not line.strip():
                 blank += 1

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 from pipelines.core import storage
 from pipelines.sources import cells, columns, segments, tables
-from pipelines.sources.rows import Row, is_utf8, row
-from pipelines.sources.tally import Tally
+from pipelines.sources.rows import Row, Tally, is_utf8, row
 
 WINDOWS = re.compile(r"[A-Za-z]:\\|\\\\")  # start of an absolute Windows path
 

@@ -1,4 +1,4 @@
-"""Read table files as a stream of records: CSV (delimited.py), JSON (jsonfiles.py), both also gzipped, and Parquet.
+"""Read table files as a stream of records: CSV and JSON (textfiles.py), both also gzipped, and Parquet.
 
 A broken row becomes a message in its place; only a file that cannot be read at all raises ValueError.
 """
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.core import storage
-from pipelines.sources import delimited, jsonfiles, places, texts
+from pipelines.sources import places, textfiles
 
 _HEAD = 100  # JSON lines read to learn the columns, because a line may lack some
 
@@ -79,12 +79,12 @@ def _suffix(uri: str) -> str:
 
 def _csv_names(uri: str) -> list[str]:
     with _open_text(uri) as text:
-        return delimited.Table(text).header
+        return textfiles.Table(text).header
 
 
 def _csv_records(uri: str, names: Sequence[str]) -> Records:
     with _open_text(uri) as text:
-        table = delimited.Table(text)
+        table = textfiles.Table(text)
         at = [(name, table.header.index(name)) for name in names]
         for number, fields in table.rows():
             yield f"line {number}", fields if isinstance(fields, str) else {name: fields[i] for name, i in at}
@@ -101,7 +101,7 @@ def _json_names(uri: str) -> list[str]:
 
 def _json_records(uri: str, _names: Sequence[str] = ()) -> Records:
     with _open_text(uri) as text:
-        for number, record in jsonfiles.records(text):
+        for number, record in textfiles.json_records(text):
             yield f"line {number}", record
 
 
@@ -133,10 +133,10 @@ def _values(column: pa.Array) -> list[Any]:
 def _open_text(uri: str) -> Iterator[io.TextIOWrapper]:
     with places.open_binary(uri) as file:
         if storage.base_name(uri).lower().endswith(".gz"):
-            with gzip.open(file) as unzipped, texts.reader(cast(BinaryIO, unzipped)) as text:
+            with gzip.open(file) as unzipped, textfiles.as_text(cast(BinaryIO, unzipped)) as text:
                 yield text
         else:
-            with texts.reader(file) as text:
+            with textfiles.as_text(file) as text:
                 yield text
 
 

@@ -15,8 +15,7 @@ from typing import Any, BinaryIO
 from cinemo.video import VIDEO_SUFFIXES
 from pipelines.core import storage
 from pipelines.sources import columns, places
-from pipelines.sources.rows import Row, captioned
-from pipelines.sources.tally import Tally
+from pipelines.sources.rows import Row, Tally, captioned
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _TEXTS = (".txt", ".caption", ".json")  # endings of captions, in order of precedence

@@ -71,10 +71,7 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", populate_by_name=True)
     warmup_steps: int = Field(5, ge=0, description="steps over which the learning rate rises to its value")
     grad_clip: float = Field(1.0, gt=0, description="norm that the gradient is clipped to")
     ema_decay: float = Field(
-        0.999,
-        ge=0,
-        lt=1,
-        description="decay of the moving average of the weights, which is exported; 0: no average",
+        0.999, ge=0, lt=1, description="decay of the moving average of the weights, which is exported; 0: no average"
     )
     prompt_drop: float = Field(0.5, ge=0, le=1, description="share of prompts replaced by the empty one (paper: 0.5)")
     seed: int = Field(0, ge=0, description="seed of noise, timesteps, prompt drops and order")

@@ -1,7 +1,13 @@
-"""A DeepSpeed engine around the U-Net, and one optimizer step of it."""
+"""Adam with a moving average of the weights, and a DeepSpeed engine that runs it on the U-Net.
+
+DeepSpeed runs an optimizer on the float32 weights that a worker owns, whatever the ZeRO stage, and shards, offloads
+and saves its state. An average that is part of this state is sharded, offloaded and saved with it, and needs no
+communication.
+"""
 
 import math
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +15,46 @@ import torch
 from cinemo.unet import CinemoUNet
 from pipelines.train.config import TrainConfig
 from pipelines.train.deepspeed_config import deepspeed_config
-from pipelines.train.ema import AdamWithAverage
+
+
+class AdamWithAverage(torch.optim.Adam):
+    """torch.optim.Adam with state["ema"]: the average of each weight after every step.
+
+    The decay at step n is min(decay, (1 + n) / (10 + n)), so that the first weights soon stop counting. decay 0 keeps
+    no average. With `skip` set, a step does nothing.
+    """
+
+    def __init__(self, parameters: Any, lr: float, decay: float) -> None:
+        super().__init__(parameters, lr=lr, fused=True)
+        self.decay, self.skip = decay, False
+
+    @property
+    def state_names(self) -> list[str]:
+        """Names of the tensors in the state of each weight, besides "step"."""
+        return ["exp_avg", "exp_avg_sq", *(["ema"] if self.decay else [])]
+
+    def create_state(self, weight: torch.Tensor, steps: int) -> None:
+        """Make the state of a weight after `steps` steps, with zeros in place of its moments and average."""
+        # The fused Adam needs its step count on the device of the weight.
+        step = torch.tensor(float(steps), device=weight.device)
+        self.state[weight] = {"step": step, **{name: torch.zeros_like(weight) for name in self.state_names}}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take a step of Adam, then update the average."""
+        if self.skip:
+            return None
+        result = super().step(closure)
+        if not self.decay:
+            return result
+        weights = [weight for group in self.param_groups for weight in group["params"] if weight.grad is not None]
+        for weight in weights:
+            self.state[weight].setdefault("ema", weight.detach().clone())
+        if weights:
+            steps = int(self.state[weights[0]]["step"])
+            decay = min(self.decay, (1 + steps) / (10 + steps))
+            torch._foreach_lerp_([self.state[weight]["ema"] for weight in weights], weights, 1 - decay)
+        return result
 
 
 def start_engine(config: TrainConfig, unet: CinemoUNet, world_size: int) -> tuple[Any, AdamWithAverage]:

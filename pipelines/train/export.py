@@ -1,17 +1,106 @@
-"""Export a run's checkpoint as a model directory: the trained U-Net, the source's other parts and the lineage."""
+"""What a checkpoint becomes: a U-Net, a model directory with it, and sheets of samples.
 
+The weights are read from a checkpoint's folder, so that neither the ZeRO stage nor other workers matter. A sheet shows
+animations by a model in training beside the clips that they should resemble, as one picture.
+"""
+
+import io
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 import cinemo
 from cinemo import checkpoint
+from cinemo.image import fit_pixels, read_image
+from cinemo.latents import decode_latents
+from cinemo.sheet import contact_sheet
 from cinemo.unet import CinemoUNet
-from pipelines.core import models, storage
-from pipelines.train import data, weights
+from pipelines.core import models, storage, tracking
+from pipelines.dataset.reader import Clip
+from pipelines.train import data
+from pipelines.train.batch import named_generator
 from pipelines.train.config import TrainConfig
 from pipelines.train.state import read_fragments
+
+SHOWN = 3  # clips on a sheet
+STEPS = 10  # inference steps: enough to see motion
+CHUNK = 4  # frames that the VAE decodes at once, in the memory that training leaves
+
+
+def show_samples(
+    config: TrainConfig,
+    saved: str | Path,
+    step: int,
+    clips: Sequence[Clip],
+    motion: dict[str, str],
+    device: torch.device,
+    output: str,
+    log: tracking.Log,
+) -> str | None:
+    """Draw a sheet from a checkpoint's folder to OUTPUT/samples/step_000100.png and MLflow.
+
+    clips: their first frames are animated. Returns None, or the reason why there is no sheet. Leaves the global random
+    state as it was.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]):  # making a network draws random weights, before it loads its own
+            picture = draw_sheet(config, saved, clips, motion, device)
+    except torch.OutOfMemoryError:
+        return f"no samples of step {step}: training leaves too little memory on {device}"
+    except FloatingPointError as error:
+        return f"no samples of step {step}: {error}"
+    finally:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    storage.put(storage.join(output, "samples", f"step_{step:06d}.png"), buffer.getvalue())
+    log.image("samples", picture, step)
+    return None
+
+
+def draw_sheet(
+    config: TrainConfig, saved: str | Path, clips: Sequence[Clip], motion: dict[str, str], device: torch.device
+) -> Image.Image:
+    """Draw two rows for each clip: as the VAE decodes it, and its first frame animated by its caption and bucket."""
+    from cinemo.pipeline import CinemoPipeline  # takes 1.3 s to import, and only rank 0 needs it
+
+    source = data.directory(config)
+    tokenizer, text_encoder = checkpoint.load_text(source, device=str(device))
+    pipe = CinemoPipeline(
+        vae=checkpoint.load_vae(source, device=str(device)),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=trained_unet(config, saved).to(device).eval(),
+        scheduler=checkpoint.load_scheduler(source, data.prediction_type(config)),
+        card=checkpoint.ModelCard(motion=motion),
+    )
+    rows = []
+    for clip in clips:  # one at a time: a sheet needs the memory of one animation
+        latents = torch.from_numpy(clip.latents).to(device).transpose(0, 1)[None]
+        size = [side * checkpoint.vae_factor(pipe.vae.config) for side in latents.shape[-2:]]
+        image, pixels = None, None
+        if clip.first_frame is not None:
+            image = read_image(clip.first_frame)
+            pixels = fit_pixels(image, size[0], size[1], exact=True)
+        sampled = pipe(
+            image,
+            clip.caption,
+            motion_bucket=clip.bucket,
+            num_frames=latents.shape[2],
+            num_inference_steps=STEPS,
+            guidance_scale=1.0,  # guidance amplifies the errors of a model that is still learning
+            seed=named_generator(clip.clip_id).initial_seed(),
+            image_latents=latents[:, :, :1],
+            decode_chunk_size=CHUNK,
+        ).frames[0]
+        true = decode_latents(pipe.vae, latents, CHUNK, pixels)[0]
+        rows.append((f"true, motion bucket {clip.bucket}: {clip.caption}", true))
+        rows.append(("sampled", sampled))
+    return contact_sheet(rows)
 
 
 def trained_unet(config: TrainConfig, saved: str | Path) -> CinemoUNet:
@@ -19,7 +108,7 @@ def trained_unet(config: TrainConfig, saved: str | Path) -> CinemoUNet:
     if config.init.startswith("lavie:"):
         unet = CinemoUNet()
     else:
-        unet = CinemoUNet.from_config(CinemoUNet.load_config(weights.directory(config) / "unet"))
+        unet = CinemoUNet.from_config(CinemoUNet.load_config(data.directory(config) / "unet"))
     fragments, steps = read_fragments(saved)
     key = "ema" if config.ema_decay and steps else "fp32"
     with torch.no_grad():
@@ -30,7 +119,7 @@ def trained_unet(config: TrainConfig, saved: str | Path) -> CinemoUNet:
 
 def export(config: TrainConfig, saved: str | Path, motion: dict[str, str], run_id: str | None, output: str) -> str:
     """Write OUTPUT/model from a checkpoint's folder; returns the model's fingerprint."""
-    source, unet = weights.directory(config), trained_unet(config, saved)
+    source, unet = data.directory(config), trained_unet(config, saved)
     dataset = data.describe(config)
     card = checkpoint.ModelCard(
         motion=motion,
@@ -51,9 +140,9 @@ def export(config: TrainConfig, saved: str | Path, motion: dict[str, str], run_i
         },
     )
     if storage.is_local(output):
-        model = checkpoint.export_model(source, unet, Path(output) / "model", card, weights.prediction_type(config))
+        model = checkpoint.export_model(source, unet, Path(output) / "model", card, data.prediction_type(config))
         return models.fingerprint(model)
     with tempfile.TemporaryDirectory() as folder:
-        model = checkpoint.export_model(source, unet, Path(folder) / "model", card, weights.prediction_type(config))
+        model = checkpoint.export_model(source, unet, Path(folder) / "model", card, data.prediction_type(config))
         storage.upload(model, storage.join(output, "model"))
         return models.fingerprint(model)

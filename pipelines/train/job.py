@@ -19,7 +19,7 @@ from pipelines.core.output import Output
 from pipelines.core.progress import to_stderr
 from pipelines.dataset import reader
 from pipelines.prepare.config import ExtractConfig
-from pipelines.train import data, weights
+from pipelines.train import data
 from pipelines.train.config import TrainConfig
 from pipelines.train.deepspeed_config import check_deepspeed
 from pipelines.train.losses import mean, read_losses, smooth
@@ -73,7 +73,7 @@ def identity(config: TrainConfig, description: dict[str, Any]) -> dict[str, Any]
         settings |= {f"stream.{name}": value for name, value in description.items() if name in fields}
     settings["init"] = models.plain(config.init)
     settings["dataset"] = description["fingerprint"]
-    settings["components"] = models.fingerprint(weights.directory(config))
+    settings["components"] = models.fingerprint(data.directory(config))
     return settings
 
 
@@ -104,7 +104,7 @@ def check_dataset(config: TrainConfig, description: dict[str, Any]) -> None:
     """Check that a dataset fits the model. description: dataset.json. Raises ValueError."""
     if description["score_only"]:
         raise ValueError(f"--dataset {config.dataset} holds scores and no latents; prepare it without --score-only")
-    source = weights.directory(config)
+    source = data.directory(config)
     card = checkpoint.read_card(source)
     name = config.init if config.has_model else config.components
     expected = {"vae_fingerprint": models.fingerprint(source / checkpoint.vae_name(source))}
@@ -156,14 +156,11 @@ def run(job: Job) -> dict[str, Any]:
     """Train, or resume the training; returns the summary. Needs a running Ray. Raises StopTraining and Ray's errors."""
     config, dataset = job.config, job.dataset
     output, began = config.output, time.monotonic()
-    with (
-        lease.hold(output) as held,
-        tracking.start("train", output, config.tracking_uri, config.model_dump()) as log,
-    ):
+    with lease.hold(output) as held, tracking.start("train", output, config.tracking_uri, config.model_dump()) as log:
         log.tags({"dataset_fingerprint": dataset["fingerprint"], "init": config.init})
         log.came_from("prepare", "dataset_fingerprint", dataset["fingerprint"])
         if config.has_model:
-            log.came_from("train", tracking.FINGERPRINT, models.fingerprint(weights.directory(config)))
+            log.came_from("train", tracking.FINGERPRINT, models.fingerprint(data.directory(config)))
         storage.put_json(storage.join(output, "settings.json"), job.identity)
         result = read_result(config) or fit(config, output, log)
         held.confirm()

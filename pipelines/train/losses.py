@@ -1,17 +1,31 @@
-"""Losses of a run, step by step: OUT/losses.csv, and the means for the summary and the plot."""
+"""Tables of a run by step, OUT/losses.csv and OUT/validation.csv, and means for the summary and the plot."""
 
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from pipelines.core import storage
 
 
+def read_rows(output: str, name: str) -> list[dict[str, float]]:
+    """Read a table: a row holds "step" and values by name. Returns an empty list when there is no file."""
+    text = (storage.read(storage.join(output, name)) or b"").decode()
+    return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(io.StringIO(text))]
+
+
+def write_rows(output: str, name: str, columns: Sequence[str], rows: Iterable[Mapping[str, float]]) -> None:
+    """Replace a table. A resumed run passes the rows up to its checkpoint as well."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["step", *columns], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**row, "step": int(row["step"])} for row in rows)
+    storage.put(storage.join(output, name), text.getvalue().encode())
+
+
 def read_losses(output: str) -> list[float]:
-    """Read the loss of every step so far from losses.csv; returns an empty list before the first checkpoint."""
-    text = (storage.read(storage.join(output, "losses.csv")) or b"step,loss\n").decode()
-    return [float(row["loss"]) for row in csv.DictReader(io.StringIO(text))]
+    """Read the loss of every step so far from losses.csv."""
+    return [row["loss"] for row in read_rows(output, "losses.csv")]
 
 
 def mean(values: list[float]) -> float:
@@ -23,8 +37,3 @@ def mean(values: list[float]) -> float:
 def smooth(values: list[float], radius: int = 5) -> list[float]:
     """Moving average: the mean of each value and its neighbours up to `radius` steps away."""
     return [mean(values[max(0, place - radius) : place + radius + 1]) for place in range(len(values))]
-
-
-def csv_lines(losses: Sequence[float]) -> bytes:
-    """Contents of losses.csv, with the columns step (from 1) and loss."""
-    return ("step,loss\n" + "".join(f"{step},{loss!r}\n" for step, loss in enumerate(losses, 1))).encode()

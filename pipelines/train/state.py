@@ -22,7 +22,7 @@ import torch.distributed
 
 from pipelines.train.config import TrainConfig
 from pipelines.train.deepspeed_config import read_file
-from pipelines.train.ema import AdamWithAverage
+from pipelines.train.engine import AdamWithAverage
 
 # name of a weight -> "fp32" or a name in its optimizer state -> consecutive fragments of the flat tensor, on the CPU
 Fragments = dict[str, dict[str, list[torch.Tensor]]]

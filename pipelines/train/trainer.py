@@ -5,6 +5,7 @@ number of workers, nor on a resume, nor on how often the model is validated. Onl
 needs none.
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -20,17 +21,16 @@ from cinemo import checkpoint
 from cinemo.memory import peak_rss
 from cinemo.motion import UNIFORM_MOTION
 from cinemo.residual import training_loss
-from pipelines.core import storage, tracking
+from pipelines.core import tracking
 from pipelines.core.progress import Progress
 from pipelines.dataset.reader import Clip, Clips, micro_batches
-from pipelines.train import data, validation, weights
+from pipelines.train import data, validation
 from pipelines.train.batch import Inputs, draw_batch, text_features
 from pipelines.train.config import TrainConfig
 from pipelines.train.deepspeed_config import gradient_accumulation
 from pipelines.train.engine import start_engine, take_step
-from pipelines.train.export import export
-from pipelines.train.losses import csv_lines, read_losses
-from pipelines.train.samples import SHOWN, show_samples
+from pipelines.train.export import SHOWN, export, show_samples
+from pipelines.train.losses import read_losses, read_rows, write_rows
 from pipelines.train.state import restore_checkpoint, save_checkpoint
 
 LOG_EVERY = 20  # steps whose metrics go to MLflow in one request
@@ -84,9 +84,9 @@ class Trainer:
         self.rank: int = ray.train.get_context().get_world_rank()
         self.world_size: int = ray.train.get_context().get_world_size()
         self.device: torch.device = ray.train.torch.get_device()
-        source = weights.directory(config)
+        source = data.directory(config)
         self.motion: dict[str, str] = checkpoint.read_card(source).motion if config.has_model else UNIFORM_MOTION
-        self.prediction_type: str = weights.prediction_type(config)
+        self.prediction_type: str = data.prediction_type(config)
         self.schedule: Any = checkpoint.load_scheduler(source, self.prediction_type)
         self.num_train_timesteps: int = self.schedule.config.num_train_timesteps
         self.text_features = text_features(source, self.device)
@@ -94,7 +94,7 @@ class Trainer:
         self.gradient_accumulation_steps, self.micro_batch_size = gradient_accumulation(
             config.total_batch, config.micro_batch, self.world_size
         )
-        self.engine, self.optimizer = start_engine(config, weights.load_unet(config), self.world_size)
+        self.engine, self.optimizer = start_engine(config, data.load_unet(config), self.world_size)
         self.unet = cast_inputs(self.engine)
         self.tracking = tracking.join(*run) if self.rank == 0 else tracking.Log()
         self.pending_metrics: list[tuple[int, dict[str, float]]] = []
@@ -108,7 +108,8 @@ class Trainer:
             self.clips.begin(self.first_step * config.total_batch, state.get("cursor"))
         torch.distributed.barrier()
         self.losses = read_losses(self.output)[: self.first_step]
-        self.validation_rows = [row for row in validation.read_rows(self.output) if row["step"] <= self.first_step]
+        validated = read_rows(self.output, validation.TABLE)
+        self.validation_rows = [row for row in validated if row["step"] <= self.first_step]
         self.held_out = self.clips.held_out(config.validation_clips)
         if config.validation_share and not self.held_out:
             self.log(f"no clip fell into --validation-share {config.validation_share}: there is no validation loss")
@@ -205,18 +206,17 @@ class Trainer:
     def validate(self, steps: int) -> None:
         """Compute the validation losses after so many steps; every worker calls it."""
         self.engine.eval()
+        draw = functools.partial(
+            validation.draw, embed=self.text_features, motion=self.motion, num_train_timesteps=self.num_train_timesteps
+        )
         means = validation.validate(
-            self.compute_losses, self.draw_validation, self.clips, self.held_out, self.config.micro_batch, self.device
+            self.compute_losses, draw, self.clips, self.held_out, self.config.micro_batch, self.device
         )
         self.engine.train()
         self.validation_rows.append({"step": steps, **means})
         if self.rank == 0:
-            validation.write_rows(self.output, self.validation_rows)
+            write_rows(self.output, validation.TABLE, validation.COLUMNS, self.validation_rows)
             self.tracking.series([(steps, means)])
-
-    def draw_validation(self, pairs: Sequence[tuple[Clip, int]]) -> Inputs:
-        """Draw the inputs of (clip, fifth of the timesteps) to validate on."""
-        return validation.draw(pairs, self.text_features, self.motion, self.num_train_timesteps)
 
     def log(self, line: str) -> None:
         """Show a line to the person who watches the job, once for all workers."""
@@ -242,7 +242,8 @@ class Trainer:
     def save(self, steps: int) -> None:
         """Write losses.csv and a checkpoint, from which the run can be resumed; every worker calls it."""
         if self.rank == 0:
-            storage.put(storage.join(self.output, "losses.csv"), csv_lines(self.losses))
+            rows = [{"step": step, "loss": loss} for step, loss in enumerate(self.losses, 1)]
+            write_rows(self.output, "losses.csv", ["loss"], rows)
         progress = {
             "steps": steps,
             "loss": self.losses[-1],

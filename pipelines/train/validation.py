@@ -5,9 +5,7 @@ from the clip's id alone, so that two steps, two runs or two models are compared
 those in training, not their moving average.
 """
 
-import csv
 import functools
-import io
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -15,7 +13,6 @@ import torch
 import torch.distributed
 
 from cinemo.motion import NUM_BUCKETS
-from pipelines.core import storage
 from pipelines.dataset.reader import Clip, Clips, micro_batches
 from pipelines.train.batch import Inputs, TextFeatures, caption_features, inputs, named_generator, stack
 
@@ -24,6 +21,7 @@ FIFTHS = 5
 TOTAL = "validation_loss"
 BY_FIFTH = [f"{TOTAL}_q{fifth + 1}" for fifth in range(FIFTHS)]
 BY_BUCKET = [f"{TOTAL}_bucket_{bucket:02d}" for bucket in range(NUM_BUCKETS)]
+TABLE, COLUMNS = "validation.csv", [TOTAL, *BY_FIFTH, *BY_BUCKET]
 
 
 def draw(
@@ -71,18 +69,3 @@ def validate(
     means |= dict(zip(BY_FIFTH, table.sum(dim=2).T, strict=True))
     means |= dict(zip(BY_BUCKET, table.sum(dim=1).T, strict=True))
     return {name: float(total / count) for name, (total, count) in means.items() if count and torch.isfinite(total)}
-
-
-def read_rows(output: str) -> list[dict[str, float]]:
-    """Read validation.csv: a row holds "step" and the losses by name. Returns an empty list when there is no file."""
-    text = (storage.read(storage.join(output, "validation.csv")) or b"").decode()
-    return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(io.StringIO(text))]
-
-
-def write_rows(output: str, rows: Sequence[dict[str, float]]) -> None:
-    """Replace validation.csv. A resumed run passes the rows up to its checkpoint as well."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["step", TOTAL, *BY_FIFTH, *BY_BUCKET], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({**row, "step": int(row["step"])} for row in rows)
-    storage.put(storage.join(output, "validation.csv"), text.getvalue().encode())

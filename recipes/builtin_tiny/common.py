@@ -16,11 +16,6 @@ MAX_FILE_BYTES = 15 * 2**20  # keeps each checkpoint file under 16 MiB
 LOG_SECONDS = 20.0
 
 
-def pick_device() -> torch.device:
-    """CUDA if available, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def save_checkpoint(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Write the tensors to folder/part-0.safetensors and so on, in files under 16 MiB.
 

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a file, P
 from cinemo.editing import edit_video
 from cinemo.image import fit_pixels, read_image
 from cinemo.latents import decode_latents, encode_frames, to_frames, to_pixels
-from cinemo.metrics import flow
+from cinemo.metrics import flow, psnr
 from cinemo.metrics.frames import abruptness
 from cinemo.motion import motion_bucket, motion_score
 from cinemo.pipeline import CinemoPipeline
@@ -273,12 +273,6 @@ def costs(pipe: Any, model: str) -> Iterable[Number]:
         cold, size = time.perf_counter() - began, int(done.stdout.split()[-1]) / 1e9
     yield Number("16 frames, from a cold process", f"{cold:.1f} s", "8 s", cold <= 8)
     yield Number("its memory", f"{size:.2f} GB", "1 GB", size <= 1.0)
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of two uint8 pictures, in dB; 100 where they are equal."""
-    error = np.mean((a.astype(np.float64) - b) ** 2)
-    return 100.0 if error == 0 else float(10 * np.log10(255**2 / error))
 
 
 def main() -> None:

@@ -8,14 +8,12 @@ import shutil
 import sys
 from pathlib import Path
 
-import torch
 from diffusers import DDIMScheduler
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a file, Python sees only its own folder
 
 from cinemo.autoencoder import AutoencoderMotion
 from cinemo.checkpoint import ModelCard, write_card
-from cinemo.pipeline import CinemoPipeline
 from recipes.builtin_tiny.pool import NUM_FRAMES, SIZES
 from recipes.builtin_tiny.text import write_tokenizer
 from recipes.builtin_tiny.train import SCHEDULER, load_trained
@@ -44,15 +42,6 @@ def write_model(out: Path, directory: Path) -> None:
         path.chmod(0o644)  # safetensors writes files that only their owner can read
     shutil.rmtree(directory, ignore_errors=True)
     aside.rename(directory)
-
-
-def load_pipeline(out: Path, device: torch.device | str = "cpu") -> CinemoPipeline:
-    """Load the checkpoint in `out` as a pipeline, without a model directory."""
-    tokenizer, text_encoder, unet, samples = load_trained(out)
-    parts = [part.to(device) for part in (AutoencoderMotion(), text_encoder, unet)]
-    pipe = CinemoPipeline(parts[0], parts[1], tokenizer, parts[2], DDIMScheduler(**SCHEDULER), make_card(samples))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def main() -> None:

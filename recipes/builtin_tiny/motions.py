@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cinemo.autoencoder.warp import pixel_grid
 from cinemo.synthetic.captions import SCENE_SHARE, SCENES
 
 VECTORS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
@@ -152,12 +153,8 @@ def local_displacement(motion: Motion, times: Tensor, x: Tensor, y: Tensor) -> T
 
 def grid(rows: int, columns: int, step: float) -> tuple[Tensor, Tensor]:
     """Coordinates x and y of blocks of `step` pixels, in heights of 320 pixels from the middle: twice (h, w)."""
-    y, x = torch.meshgrid(
-        (torch.arange(rows) + 0.5 - rows / 2) * step / REFERENCE,
-        (torch.arange(columns) + 0.5 - columns / 2) * step / REFERENCE,
-        indexing="ij",
-    )
-    return x, y
+    x, y = pixel_grid(rows, columns)
+    return (x - columns / 2) * step / REFERENCE, (y - rows / 2) * step / REFERENCE
 
 
 PHRASES: dict[tuple[str, str], tuple[str, ...]] = {
@@ -203,16 +200,10 @@ PANS = (
     "camera panning to the {way}", "the camera looks {way}", "a pan {way}", "the camera moves {way}",
 )  # fmt: skip
 TILTS = ("the camera tilts {way}", "tilt {way}", "the camera tilts {way}wards")
-PACES = {
-    "slow": ("slowly", "gently", "slightly", "slow", "gentle"),
-    "fast": ("quickly", "fast", "rapidly", "quick"),
-}
-UNUSED = (
-    "the light flickers",
-    "flickering light",
-    "the brightness pulses",
-    "the light pulses",
-)  # known, not yet learned
+PACES = {"slow": ("slowly", "gently", "slightly", "slow", "gentle"), "fast": ("quickly", "fast", "rapidly", "quick")}
+UNUSED = (  # known, not yet learned
+    "the light flickers", "flickering light", "the brightness pulses", "the light pulses",
+)  # fmt: skip
 JOINTS = (" and ", ", ", " while ", " and then ")
 
 

@@ -1,6 +1,8 @@
 """Make the animations of README.md and docs/model-card.md, docs/*.webp, and a sheet of all camera motions.
 
-python recipes/builtin_tiny/pictures.py --model builtin:tiny --docs docs [--photos out/photos]
+    python recipes/builtin_tiny/pictures.py --model builtin:tiny --docs docs --out out/tiny
+
+With --out, the loss curves of the training too: docs/builtin-training.png.
 """
 
 import argparse
@@ -8,6 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
@@ -39,11 +45,30 @@ def write_webp(path: Path, frames: np.ndarray) -> None:
     )
 
 
+def draw_losses(table: np.ndarray, path: Path) -> None:
+    """Draw the loss curves of train.csv."""
+    figure, axes = plt.subplots(figsize=(7, 3.2), dpi=110)
+    for name, label in (("only_noise", "from noise alone"), ("some_signal", "from noisy residuals")):
+        smooth = np.convolve(np.nan_to_num(table[name], nan=np.nanmean(table[name])), np.ones(5) / 5, mode="same")
+        axes.plot(table["samples"][2:-2], smooth[2:-2], label=label)
+    axes.set_xlabel("clips seen")
+    axes.set_ylabel("weighted squared error")
+    axes.set_yscale("log")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="builtin:tiny", help="builtin:tiny or a model directory")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder to write to")
+    parser.add_argument("--out", type=Path, help="folder of the training, with train.csv")
     arguments = parser.parse_args()
+    if arguments.out:
+        table = np.genfromtxt(arguments.out / "train.csv", delimiter=",", names=True)
+        draw_losses(table, arguments.docs / "builtin-training.png")
     pipe = CinemoPipeline.from_pretrained(arguments.model)
     pipe.set_progress_bar_config(disable=True)
     for name, prompt, bucket, file in ANIMATED:

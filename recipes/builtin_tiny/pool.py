@@ -26,14 +26,7 @@ from cinemo.autoencoder import channels as ch
 from cinemo.autoencoder.warp import continued, upsample, warp
 from cinemo.latents import to_frames, to_pixels
 from cinemo.motion import NUM_BUCKETS, neighbour_ssim
-from recipes.builtin_tiny.motions import (
-    Motion,
-    camera_displacement,
-    describe,
-    draw_motion,
-    grid,
-    local_displacement,
-)
+from recipes.builtin_tiny.motions import Motion, camera_displacement, describe, draw_motion, grid, local_displacement
 from recipes.builtin_tiny.photos import training_photos
 from recipes.builtin_tiny.scenes import composed, picture
 

@@ -12,21 +12,11 @@ from cinemo.synthetic.images import dead_leaves, fractal_noise, gradients
 from recipes.builtin_tiny.photos import SKIES, load
 
 SKY_TONES = (
-    (0.35, 0.55, 0.9),
-    (0.6, 0.7, 0.8),
-    (0.9, 0.6, 0.4),
-    (0.2, 0.25, 0.45),
-    (0.75, 0.75, 0.78),
-    (0.05, 0.06, 0.15),
-)
+    (0.35, 0.55, 0.9), (0.6, 0.7, 0.8), (0.9, 0.6, 0.4), (0.2, 0.25, 0.45), (0.75, 0.75, 0.78), (0.05, 0.06, 0.15),
+)  # fmt: skip
 WATER_TONES = (
-    (0.1, 0.3, 0.45),
-    (0.15, 0.35, 0.35),
-    (0.25, 0.3, 0.35),
-    (0.3, 0.5, 0.6),
-    (0.1, 0.12, 0.2),
-    (0.5, 0.5, 0.55),
-)
+    (0.1, 0.3, 0.45), (0.15, 0.35, 0.35), (0.25, 0.3, 0.35), (0.3, 0.5, 0.6), (0.1, 0.12, 0.2), (0.5, 0.5, 0.55),
+)  # fmt: skip
 
 
 def crop(pixels: np.ndarray, rng: np.random.Generator, size: tuple[int, int], least: float = 0.45) -> np.ndarray:

@@ -24,7 +24,7 @@ from cinemo.autoencoder import channels as ch
 from cinemo.memory import keep_freed_memory
 from cinemo.residual import training_loss
 from cinemo.unet import CinemoUNet
-from recipes.builtin_tiny.common import Log, Training, learning_rate, load_checkpoint, pick_device, save_checkpoint
+from recipes.builtin_tiny.common import Log, Training, learning_rate, load_checkpoint, save_checkpoint
 from recipes.builtin_tiny.motions import Motion
 from recipes.builtin_tiny.pool import NUM_FRAMES, Pool
 from recipes.builtin_tiny.text import WIDTH, make_text_encoder, write_tokenizer
@@ -144,7 +144,7 @@ def train(pool: Pool, out: Path, minutes: float, total: int, follow: bool) -> in
     follow: reload the pool every minute, because it still grows.
     """
     deadline = time.monotonic() + 60 * minutes
-    device = pick_device()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer, text_encoder, unet = make_models()
     text_encoder.to(device).train()
     unet.to(device).train()

@@ -9,13 +9,14 @@ from cinemo.autoencoder import AutoencoderMotion
 from cinemo.autoencoder import channels as ch
 from cinemo.checkpoint import read_card
 from cinemo.latents import to_pixels
+from cinemo.metrics import psnr
 from cinemo.motion import motion_score
 from cinemo.pipeline import CinemoPipeline
 from cinemo.synthetic import make_clip
 from cinemo.synthetic.images import photo
 from recipes.builtin_tiny import calibrate, pool, regions, train
 from recipes.builtin_tiny.common import MAX_FILE_BYTES, Training, load_checkpoint, save_checkpoint
-from recipes.builtin_tiny.evaluate import overlap, psnr
+from recipes.builtin_tiny.evaluate import overlap
 from recipes.builtin_tiny.export import write_model
 from recipes.builtin_tiny.motions import Motion, camera, describe, draw_motion, waving
 from recipes.builtin_tiny.photos import JUDGING, TRAINING, training_photos

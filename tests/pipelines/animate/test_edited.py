@@ -18,7 +18,7 @@ from cinemo import CinemoPipeline
 from cinemo.editing import edit_video
 from cinemo.latents import decode_latents, encode_pixels
 from cinemo.motion import motion_bucket, motion_score
-from cinemo.video import read_clip, write_video
+from cinemo.video import load_clip, write_video
 from pipelines.animate import files, plan, request, rows
 from pipelines.animate.config import AnimateConfig
 from pipelines.animate.job import resolve
@@ -75,7 +75,7 @@ def test_an_edited_row_is_what_edit_video_makes_and_is_batched_with_its_like(
     done = made(config, ready(config))
     assert [json.loads(row["facts"])["batch"] for row in done] == [2, 2, 2, 2]
     for row, video in ((done[1], "right.mp4"), (done[3], "left.mp4")):
-        frames, _ = read_clip(folder / video, 0, 3, 4, (64, 64))
+        frames = load_clip(folder / video, 0, 3, 4, (64, 64), shorten=True).frames
         bucket = 15 if video == "left.mp4" else motion_bucket(motion_score(frames))
         alone = edit_video(
             pipe, frames, row["image"], asked(row)["prompt"], motion_bucket=bucket, num_inference_steps=2
@@ -93,7 +93,7 @@ def test_guidance_and_dctinit_act_on_an_edited_row_where_they_are_asked_for(
     flags = unset(config, dct_init=True)
     catalog(flags, {"video": "right.mp4", "guidance": 4, "negative_prompt": "no"})
     (row,) = made(flags, ready(flags))
-    frames, _ = read_clip(folder / "right.mp4", 0, 3, 4, (64, 64))
+    frames = load_clip(folder / "right.mp4", 0, 3, 4, (64, 64), shorten=True).frames
     bucket = asked(row)["motion_bucket"]
     pipe = CinemoPipeline.from_pretrained(flags.model)
     expected = edit_video(
@@ -106,7 +106,7 @@ def test_guidance_and_dctinit_act_on_an_edited_row_where_they_are_asked_for(
 def test_the_sidecar_says_which_video_and_what_it_measured(config: AnimateConfig, folder: Path) -> None:
     catalog(config, {"video": "right.mp4"}, {})
     edited, plain = (json.loads(row["facts"])["request"] for row in made(config, ready(config)))
-    frames, _ = read_clip(folder / "right.mp4", 0, 3, 4, (64, 64))
+    frames = load_clip(folder / "right.mp4", 0, 3, 4, (64, 64), shorten=True).frames
     assert edited["video"] == str(folder / "right.mp4")
     assert edited["video_digest"] == hashlib.sha256((folder / "right.mp4").read_bytes()).hexdigest()
     assert edited["motion_bucket"] == motion_bucket(motion_score(frames))
@@ -210,5 +210,5 @@ def test_a_video_that_hangs_is_given_up_and_the_next_is_read(config: AnimateConf
     hung, good = (rows.prepare(task, {}, run) for task in tasks_of(config))
     assert (hung["reason"], hung["stage"], good["reason"]) == ("timeout", "video", None)
     assert f"video {folder / 'hang.mp4'}: took longer than 2 s; raise --image-timeout" in hung["message"]
-    expected, _ = read_clip(folder / "right.mp4", 0, 3, 4, (64, 64))
+    expected = load_clip(folder / "right.mp4", 0, 3, 4, (64, 64), shorten=True).frames
     np.testing.assert_array_equal(np.frombuffer(good["clip"], np.uint8).reshape(expected.shape), expected)

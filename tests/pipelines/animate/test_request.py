@@ -4,6 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from cinemo import CinemoPipeline
+from cinemo.sidecar import Request
 from pipelines.animate import request
 from pipelines.core import models
 
@@ -31,7 +32,9 @@ def test_every_setting_but_fps_is_an_argument_of_the_pipeline(tiny: models.Facts
     import inspect
 
     known = inspect.signature(CinemoPipeline.__call__).parameters
-    assert set(request.complete(request.Settings(), "", tiny)) - {"fps"} <= set(known)
+    full = request.complete(request.Settings(), "", tiny)
+    assert set(full) - {"fps"} <= set(known)
+    assert set(full) == Request.__required_keys__
 
 
 @pytest.mark.parametrize(

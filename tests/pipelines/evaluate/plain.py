@@ -5,8 +5,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.evaluate import flow, rows
 from pipelines.evaluate import job as evaluate
+from pipelines.evaluate import rows
 from pipelines.evaluate.config import EvaluateConfig
 
 
@@ -15,7 +15,7 @@ def evaluate_plain(config: EvaluateConfig) -> dict[str, Any]:
     job = evaluate.resolve(config)
     config = job.config
     for model, cases in evaluate.plan(job).items():
-        measure = flow.Evaluator(config, model, job.size)
+        measure = evaluate.Evaluator(config, model, job.size)
         for row in measure(pa.table({"case": [json.dumps(case) for case in cases]})):
             rows.write(row.to_pylist(), config.output)
     return evaluate.run(job)  # finds every row done, so it starts no dataflow and only writes the report

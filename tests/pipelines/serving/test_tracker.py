@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
+from pipelines.serving.metrics import Tracker
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Job
-from pipelines.serving.tracker import Tracker
 
 RESULT = {
     "motion_score": 0.625,

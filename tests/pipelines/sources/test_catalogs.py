@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pipelines.sources import catalogs, cells, images
-from pipelines.sources.tally import Tally
+from pipelines.sources.rows import Tally
 
 ROWS = [
     {"image": "a.png", "prompt": "it moves", "seed": 3, "steps": None, "guidance": 2.5, "size": "64x64"},

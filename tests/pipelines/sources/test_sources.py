@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from pipelines import sources
-from pipelines.sources.seen import Seen
+from pipelines.core.hashing import Seen
 from tests.pipelines.sources.conftest import Listed
 from tests.pipelines.sources.test_webdataset import write_shard
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.sources import delimited, jsonfiles, texts
+from pipelines.sources import textfiles
 from tests.pipelines.sources.conftest import Listed
 
 ROWS = [("a.mp4", "a cat, ünï"), ("b.mp4", "two\nlines")]
@@ -26,7 +26,7 @@ def csv_text(delimiter: str, before: str = "") -> str:
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
 def test_every_encoding_and_delimiter_gives_the_same_rows(delimiter: str, before: str, encoding: str) -> None:
     data = csv_text(delimiter, before.format(delimiter)).encode(encoding)
-    table = delimited.Table(texts.reader(io.BytesIO(data)))
+    table = textfiles.Table(textfiles.as_text(io.BytesIO(data)))
     assert table.header == ["path", "caption"]
     assert [tuple(fields) for _, fields in table.rows()] == ROWS
 
@@ -34,7 +34,7 @@ def test_every_encoding_and_delimiter_gives_the_same_rows(delimiter: str, before
 @pytest.mark.parametrize("mark", ["utf-16", b"\xfe\xff"])
 def test_a_byte_order_mark_says_which_order(mark: str | bytes) -> None:
     data = "a cat".encode("utf-16") if mark == "utf-16" else b"\xfe\xff" + "a cat".encode("utf-16-be")
-    assert texts.decode(data) == "a cat"
+    assert textfiles.decode_text(data) == "a cat"
 
 
 @pytest.mark.parametrize("name", ["list.csv", "list.tsv", "list.csv.gz", "list.json", "list.jsonl", "list.json.gz"])
@@ -53,7 +53,7 @@ def test_lists_of_every_ending_are_read_in_every_encoding(
 
 
 def test_commas_in_captions_do_not_make_a_comma_the_delimiter() -> None:
-    table = delimited.Table(iter(["path\tcaption, in English\n", "a.mp4\ta, b, c\n", "b.mp4\td\n"]))
+    table = textfiles.Table(iter(["path\tcaption, in English\n", "a.mp4\ta, b, c\n", "b.mp4\td\n"]))
     assert (table.delimiter, [fields for _, fields in table.rows()]) == ("\t", [["a.mp4", "a, b, c"], ["b.mp4", "d"]])
 
 
@@ -69,7 +69,7 @@ def test_commas_in_captions_do_not_make_a_comma_the_delimiter() -> None:
     ],
 )
 def test_a_quote_that_never_closes_costs_its_own_line(text: str, good: list[tuple[int, str]], bad: list[int]) -> None:
-    rows = list(delimited.Table(iter(text.splitlines(keepends=True))).rows())
+    rows = list(textfiles.Table(iter(text.splitlines(keepends=True))).rows())
     assert [(line, fields[0]) for line, fields in rows if isinstance(fields, list)] == good
     assert [line for line, fields in rows if isinstance(fields, str)] == bad
 
@@ -82,16 +82,16 @@ def test_what_the_csv_module_writes_is_read_as_it_was(rows: list[tuple[str, str]
         data = buffer.getvalue().encode()
     except UnicodeEncodeError:
         return
-    table = delimited.Table(texts.reader(io.BytesIO(data)))
+    table = textfiles.Table(textfiles.as_text(io.BytesIO(data)))
     assert [tuple(fields) for _, fields in table.rows()] == rows
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 16])
 def test_an_array_of_json_is_read_as_a_stream(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jsonfiles, "_CHUNK", chunk)
+    monkeypatch.setattr(textfiles, "_CHUNK", chunk)
     records = [{"path": f"{i}.mp4", "caption": 'a "[]{},\n'} for i in range(20)]
     for text in (json.dumps(records), json.dumps(records, indent=1), "\n [ \n" + ",\n".join(map(json.dumps, records))):
-        found = list(jsonfiles.records(io.TextIOWrapper(io.BytesIO(text.encode()))))
+        found = list(textfiles.json_records(io.TextIOWrapper(io.BytesIO(text.encode()))))
         assert [record for _, record in found[:20]] == records
         assert found[20:] == ([] if text.endswith("]") else [(22, found[20][1])])
 
@@ -103,5 +103,5 @@ def test_a_fault_in_an_array_of_json_names_its_line() -> None:
         ('[{"a": 1},\n7]', 2, "a JSON int, not an object"),
         ('[{"a": 1}', 1, "not JSON (the array is not closed), and what follows is not read"),
     ):
-        found = list(jsonfiles.records(io.TextIOWrapper(io.BytesIO(text.encode()))))
+        found = list(textfiles.json_records(io.TextIOWrapper(io.BytesIO(text.encode()))))
         assert found == [(1, {"a": 1}), (line, fault)]

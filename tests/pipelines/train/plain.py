@@ -14,7 +14,7 @@ from cinemo.motion import UNIFORM_MOTION
 from cinemo.residual import training_loss
 from cinemo.unet import CinemoUNet
 from pipelines.dataset import reader
-from pipelines.train import weights
+from pipelines.train import data
 from pipelines.train.batch import draw_batch, text_features
 from pipelines.train.config import TrainConfig
 from tests.tiny import TINY
@@ -47,12 +47,12 @@ def run_plain(config: TrainConfig, steps: int, clips: Any = None, keep: Collecti
 
     clips: by default those of the dataset. keep: steps after which weights and average are kept.
     """
-    source = weights.directory(config)
-    unet = weights.load_unet(config)
+    source = data.directory(config)
+    unet = data.load_unet(config)
     start = {name: weight.detach().clone() for name, weight in unet.named_parameters()}
     average = {name: weight.clone() for name, weight in start.items()}
     optimizer = torch.optim.Adam(unet.parameters(), lr=config.learning_rate)
-    schedule = checkpoint.load_scheduler(source, weights.prediction_type(config))
+    schedule = checkpoint.load_scheduler(source, data.prediction_type(config))
     clips = clips or reader.ClipReader(config.dataset, config.validation_share)
     embed = text_features(source, torch.device("cpu"))
     losses: list[float] = []

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipelines.train.ema import AdamWithAverage
+from pipelines.train.engine import AdamWithAverage
 
 
 def take_steps(optimizer: torch.optim.Optimizer, weight: torch.nn.Parameter, count: int) -> list[torch.Tensor]:

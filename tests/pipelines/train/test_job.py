@@ -22,9 +22,9 @@ from pipelines.dataset import reader
 from pipelines.prepare.config import PrepareConfig
 from pipelines.train import job as train
 from pipelines.train.config import TrainConfig
-from pipelines.train.losses import read_losses
+from pipelines.train.losses import read_losses, read_rows
 from pipelines.train.trainer import StopTraining
-from pipelines.train.validation import TOTAL, read_rows
+from pipelines.train.validation import TABLE, TOTAL
 from tests.pipelines.conftest import rows
 from tests.pipelines.prepare.plain import prepare_plain
 from tests.pipelines.train import faults
@@ -155,7 +155,7 @@ def check_hop(hop: str, run: Path, steps: int, summary: dict[str, Any], referenc
     np.testing.assert_allclose(read_losses(str(run)), plain.losses[:steps], rtol=1e-4, err_msg=hop)
     assert plain.distance(exported(summary["model"]), plain.kept[steps][1]) < 1e-3, hop
     assert summary["bad_steps"] == [{"step": step, "clips": [reference.spoiled_clip]} for step in bad], hop
-    validation_rows = read_rows(str(run))
+    validation_rows = read_rows(str(run), TABLE)
     assert [row["step"] for row in validation_rows] == list(range(0, steps + 1, EVERY)), hop
     for row in validation_rows:
         expected = reference.validation[int(row["step"])]
@@ -195,7 +195,7 @@ def check_tracked(config: TrainConfig, summary: dict[str, Any], new: int, stage:
         "loss": {step: loss for step, loss in losses.items() if step > len(losses) - new and np.isfinite(loss)},
         f"{TOTAL}_q1": {
             row["step"]: row[f"{TOTAL}_q1"]
-            for row in read_rows(config.output)
+            for row in read_rows(config.output, TABLE)
             if row["step"] > len(losses) - new or (row["step"] == 0 and len(losses) == new)
         },
     }

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from benchmarks import train_memory
+from benchmarks.train_memory import Live, activations, states
 from cinemo.unet import CinemoUNet
-from pipelines.train.memory import Live, activations, states
 
 ROOT = Path(__file__).parents[3]
 UNET: dict[str, Any] = {

@@ -9,8 +9,8 @@ from mlflow.tracking import MlflowClient
 from pipelines.core import models, storage
 from pipelines.prepare import job as prepare
 from pipelines.prepare.config import PrepareConfig
+from pipelines.train import data
 from pipelines.train import job as train
-from pipelines.train import weights
 from tests.pipelines.train.faults import Server, written
 from tests.pipelines.train.plain import small_config
 
@@ -61,5 +61,5 @@ def test_a_training_without_its_server_is_registered_by_the_same_command_later_a
     more = config.model_copy(update={"init": "models:/trained@candidate", "output": str(tmp_path / "more")})
     job = train.resolve(more)
     assert job.identity["init"] == "models:/trained/1"
-    assert models.resolve(job.config.init) == weights.directory(job.config)
-    assert weights.directory(job.config).name == first["model_fingerprint"]
+    assert models.resolve(job.config.init) == data.directory(job.config)
+    assert data.directory(job.config).name == first["model_fingerprint"]

@@ -9,7 +9,7 @@ from cinemo import checkpoint
 from cinemo.residual import training_loss
 from pipelines.core import hashing
 from pipelines.dataset import reader
-from pipelines.train import weights
+from pipelines.train import data
 from pipelines.train.batch import named_generator, text_features
 from pipelines.train.config import TrainConfig
 from pipelines.train.validation import BY_BUCKET, BY_FIFTH, TOTAL
@@ -35,9 +35,9 @@ class ValidationReference:
 
     def __init__(self, config: TrainConfig) -> None:
         self.rows = held_out_rows(config)
-        self.unet = weights.load_unet(config).eval()
-        source = weights.directory(config)
-        self.alphas = checkpoint.load_scheduler(source, weights.prediction_type(config)).alphas_cumprod
+        self.unet = data.load_unet(config).eval()
+        source = data.directory(config)
+        self.alphas = checkpoint.load_scheduler(source, data.prediction_type(config)).alphas_cumprod
         self.embed = text_features(source, torch.device("cpu"))
         self.cell = checkpoint.vae_factor(checkpoint.load_vae(source).config)
 

@@ -1,0 +1,57 @@
+"""The JSON that is stored of an animation: its request, and the sidecar beside its video.
+
+Rows of a catalog's output and jobs of the service keep requests; the id of a video is a hash of its request, so names
+and meanings never change. Nothing is written into a request: a change makes a copy.
+"""
+
+from typing import Any, NotRequired
+
+from typing_extensions import ReadOnly, TypedDict  # ReadOnly is in typing from Python 3.13 on
+
+
+class Request(TypedDict):
+    """A complete request (pipelines/animate/request.py completes it): arguments of CinemoPipeline, and fps."""
+
+    prompt: ReadOnly[str]
+    negative_prompt: ReadOnly[str]
+    width: ReadOnly[int]
+    height: ReadOnly[int]
+    num_frames: ReadOnly[int]
+    fps: ReadOnly[float]
+    seed: ReadOnly[int]
+    num_inference_steps: ReadOnly[int]
+    guidance_scale: ReadOnly[float]
+    motion_bucket: ReadOnly[int]  # null in a task, where it is to be measured in the source video
+    dct_init: ReadOnly[bool]
+    dct_cutoff: ReadOnly[float]
+    dct_timestep: ReadOnly[int]
+    fit: ReadOnly[NotRequired[str]]  # "pad"; without it the image is cropped
+    sizes: ReadOnly[NotRequired[list[tuple[int, int]]]]  # choices (H, W) until the image is known
+    speed: ReadOnly[NotRequired[str]]  # with the three settings that it stands for
+    scheduler: ReadOnly[NotRequired[str]]
+    guidance_interval: ReadOnly[NotRequired[tuple[float, float]]]
+    reuse: ReadOnly[NotRequired[int]]  # CinemoPipeline's cache_interval, under its older name
+    cut_away: ReadOnly[NotRequired[float]]  # in the service: share of the image that is in no frame
+    image: ReadOnly[NotRequired[str]]  # the last four in sidecars of the animate job
+    image_digest: ReadOnly[NotRequired[str]]
+    video: ReadOnly[NotRequired[str]]
+    video_digest: ReadOnly[NotRequired[str]]
+
+
+class Sidecar(TypedDict):
+    """How a video was made."""
+
+    id: ReadOnly[str]
+    model: ReadOnly[str]
+    model_fingerprint: ReadOnly[str]
+    model_lineage: ReadOnly[NotRequired[dict[str, Any]]]
+    request: ReadOnly[Request]
+    versions: ReadOnly[dict[str, str]]  # of packages
+    batch: ReadOnly[int]  # videos made at once
+    timings: ReadOnly[dict[str, float]]
+    motion_score: ReadOnly[float]  # measured, as is the bucket
+    motion_bucket: ReadOnly[int]
+    precision: ReadOnly[NotRequired[str]]  # the first three by the animate job, the last by the service
+    psnr_first_frame: ReadOnly[NotRequired[float]]
+    cut_away: ReadOnly[NotRequired[float]]
+    attempt: ReadOnly[NotRequired[int]]
