@@ -21,6 +21,7 @@ class ModelCard:
     sizes: list[tuple[int, int]] | None = None  # trained (height, width), pixels; the first is the default
     lengths: list[int] | None = None  # trained numbers of frames; the first is the default
     sampling: dict[str, float] = field(default_factory=dict)  # the best num_inference_steps and guidance_scale
+    prompts: list[str] | None = None  # examples of what it was trained to animate
     lineage: dict[str, Any] = field(default_factory=dict)  # dataset fingerprint, run id, code version, ...
     format_version: int = FORMAT_VERSION
 

@@ -8,6 +8,7 @@ import torch
 
 from cinemo.builtin import NAMES
 from cinemo.checkpoint import load_text, read_card, resolve
+from cinemo.commands.common import sentence
 from cinemo.image import fit_pixels
 from cinemo.latents import to_frames
 from cinemo.metrics import flow, psnr
@@ -92,3 +93,11 @@ def test_bucket_zero_is_still(pipe):
     settings = {"num_inference_steps": pipe.card.steps, "guidance_scale": pipe.card.guidance}
     clip = pipe(photo("coffee.png"), "the camera pans left", motion_bucket=0, **settings).frames[0]
     assert motion_score(clip) >= 0.97
+
+
+def test_a_still_animation_where_motion_was_asked_for_names_prompts_that_it_follows() -> None:
+    still, prompts = np.zeros((4, 16, 16, 3), np.uint8), read_card(DIRECTORY).prompts
+    assert prompts
+    assert "little moves; this model follows prompts such as 'the camera zooms in'" in sentence(still, 10, prompts)
+    for quiet in (sentence(still, 3, prompts), sentence(still, 10)):
+        assert "\n" not in quiet

@@ -204,6 +204,7 @@ def test_a_chain_loops_with_the_reference_s_motion(
     bucket = json.loads(measured)["bucket"]
     assert f"motion bucket {bucket}\n" in result.out
     assert f"asked for {bucket}\n" in result.out
+    assert "little moves" not in result.out
     drifts = result.out.splitlines()[-1].split(":")[1].split("(")[0].split(",")
     assert len([float(drift) for drift in drifts]) == 2
 

@@ -191,7 +191,7 @@ def write_chain(
     count, tall, wide = played.shape[:3]
     typer.echo(
         f"{output}: {count} frames, {wide} pixels wide and {tall} high, in {time.perf_counter() - began:.1f} s; "
-        f"{common.sentence(frames, settings['motion_bucket'])}"
+        f"{common.sentence(frames, settings['motion_bucket'], pipe.card.prompts)}"
     )
     if more:
         drifts = ", ".join(f"{drift:.1f}" for drift in longer.drift(clips))

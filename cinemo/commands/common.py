@@ -4,6 +4,7 @@ Imports nothing large at module level, so that `cinemo --help` answers at once.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from cinemo.pipeline import CinemoPipeline
 
+MUCH_LESS = 4  # buckets of motion that a note says are missing
 
 ModelOption = Annotated[str, typer.Option(help="builtin:tiny, a model directory, or a hub id")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto")]
@@ -62,9 +64,16 @@ def frame_size(pipe: "CinemoPipeline", height: int | None, width: int | None) ->
     return check_size(height, width, vae_factor(pipe.vae.config), pipe.card.sizes)
 
 
-def sentence(frames: "np.ndarray", asked: int) -> str:
-    """Sentence with the measured and the requested motion of an animation."""
+def sentence(frames: "np.ndarray", asked: int, prompts: Sequence[str] | None = None) -> str:
+    """Sentence with the measured and the requested motion of an animation, and a note if far less moves than requested.
+
+    prompts: examples that the model's card gives.
+    """
     from cinemo.motion import motion_bucket, motion_score
 
     score = motion_score(frames)
-    return f"measured motion bucket {motion_bucket(score)} (SSIM {score:.3f}), asked for {asked}"
+    measured = motion_bucket(score)
+    text = f"measured motion bucket {measured} (SSIM {score:.3f}), asked for {asked}"
+    if prompts and asked - measured > MUCH_LESS:
+        text += f"\nnote: little moves; this model follows prompts such as {', '.join(map(repr, prompts))}"
+    return text

@@ -3,6 +3,7 @@
 Steps and guidance are each pipeline's defaults unless the job's flags set them.
 """
 
+import io
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,7 @@ from PIL import Image
 
 from cinemo.errors import first_line
 from cinemo.video import ANIMATED_WEBP, VIDEO_SUFFIXES, VideoError, probe, sample_clip
-from pipelines.core import models
+from pipelines.core import models, storage
 from pipelines.evaluate.config import EvaluateConfig, scheme
 
 
@@ -139,20 +140,20 @@ ARGUMENTS: dict[str, Callable[[AnimationRequest], dict[str, Any]]] = {
 
 
 def finished(place: str) -> Animator:
-    """Use videos of any origin, named like the cases; frames are sampled evenly from each."""
+    """Use videos of any origin below a folder or URI, named like the cases; frames are sampled evenly from each."""
 
     @cache
-    def files() -> dict[str, Path]:
-        found = sorted(Path(place).rglob("*"))
+    def files() -> dict[str, str]:
         # A .webp beside a video of its name is the video's thumbnail.
-        return {path.stem: path for kinds in FINISHED for path in found if path.suffix.lower() in kinds}
+        return {Path(uri).stem: uri for kinds in FINISHED for uri in storage.list_files(place, tuple(kinds))}
 
     def animate(request: AnimationRequest, varied: Mapping[str, Any]) -> np.ndarray:
-        path = files().get(request.name)
-        if path is None:
+        uri = files().get(request.name)
+        if uri is None:
             raise VideoError("missing", f"there is no video {request.name} in {place}")
-        interval = max(1, (probe(path).num_frames - 1) // (request.num_frames - 1))
-        return fitted(sample_clip(path, 0, interval, request.num_frames, request.image.shape[:2]), request)
+        video: Any = Path(uri) if storage.is_local(uri) else io.BytesIO(storage.read(uri) or b"")
+        interval = max(1, (probe(video).num_frames - 1) // (request.num_frames - 1))
+        return fitted(sample_clip(video, 0, interval, request.num_frames, request.image.shape[:2]), request)
 
     return animate
 

@@ -267,6 +267,7 @@ def to_model(served: Served, began: int) -> schema.Model:
         lengths=served.card.lengths,
         num_inference_steps=served.card.steps,
         guidance_scale=served.card.guidance,
+        prompts=served.card.prompts,
     )
 
 

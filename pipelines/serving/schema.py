@@ -95,6 +95,7 @@ class Model(BaseModel):
     lengths: list[int] | None = Field(description="numbers of frames that it takes; null: 2 to 64")
     num_inference_steps: int = Field(description="default")
     guidance_scale: float = Field(description="default")
+    prompts: list[str] | None = Field(description="examples of what it was trained to animate")
 
 
 class ModelList(BaseModel):

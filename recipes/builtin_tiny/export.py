@@ -18,13 +18,15 @@ from recipes.builtin_tiny.pool import NUM_FRAMES, SIZES
 from recipes.builtin_tiny.text import write_tokenizer
 from recipes.builtin_tiny.train import SCHEDULER, load_trained
 
+PROMPTS = ["the camera zooms in", "the camera pans left", "the camera rotates clockwise", "clouds drift to the left"]
 SAMPLING = {"num_inference_steps": 2, "guidance_scale": 1.0}
 
 
 def make_card(samples: int) -> ModelCard:
     """Make the card without the motion calibration, which calibrate.py adds."""
     lineage = {"recipe": "recipes/builtin_tiny", "samples": samples}
-    return ModelCard(sizes=list(SIZES), lengths=[NUM_FRAMES], sampling=dict(SAMPLING), lineage=lineage)
+    sizes, lengths = list(SIZES), [NUM_FRAMES]
+    return ModelCard(sizes=sizes, lengths=lengths, sampling=dict(SAMPLING), prompts=PROMPTS, lineage=lineage)
 
 
 def write_model(out: Path, directory: Path) -> None:

@@ -1,6 +1,7 @@
 """Other pipelines of diffusers, small and with random weights, and finished videos: all animate alike."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +46,9 @@ def test_a_cinemo_model_starts_as_the_ablation_says(wanted: animators.AnimationR
         assert not np.array_equal(clips[a], clips[b])
 
 
-def test_finished_videos_are_found_by_the_case_s_name(wanted: animators.AnimationRequest, tmp_path: Path) -> None:
+def test_finished_videos_are_found_by_the_case_s_name(
+    wanted: animators.AnimationRequest, tmp_path: Path, bucket: Any
+) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (1, 80, 80, 3), np.uint8).repeat(13, axis=0)
     frames[6:] = 0
     write_video(tmp_path / "case.mp4", frames)
@@ -54,6 +57,8 @@ def test_finished_videos_are_found_by_the_case_s_name(wanted: animators.Animatio
     animate = animators.load(f"videos:{tmp_path}", config(), "cpu")
     found = animate(wanted, {})
     assert found.shape == (4, 64, 64, 3)
+    bucket.pipe_file("videos/done/case.mp4", (tmp_path / "case.mp4").read_bytes())
+    assert np.array_equal(animators.load("videos:s3://videos/done", config(), "cpu")(wanted, {}), found)
     assert found[0].mean() > 50 > found[-1].mean()  # spread over the whole video
     assert abs(animate(wanted._replace(name="second"), {})[3].mean() - 60) < 3
     with pytest.raises(VideoError, match="there is no video other in"):
