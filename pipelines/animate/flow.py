@@ -31,12 +31,13 @@ class Ledger:
     """State shared by the processes of a job: which row makes which video, and processes that died working on it."""
 
     def __init__(self) -> None:
-        self.owner: dict[str, str] = {}  # id -> key of the row that makes it
+        self.owners = hashing.Owners()  # of each id, the key of the row that makes it
         self.begun: dict[str, int] = {}  # id -> processes that began to work on it and did not finish
 
     def claim(self, names: list[str], keys: list[str]) -> list[bool]:
         """Whether each row makes its video: of rows with one id, the first that asks, even if it asks again."""
-        return [self.owner.setdefault(name, key) == key for name, key in zip(names, keys, strict=True)]
+        hashes = zip(hashing.hash64(names), hashing.hash64(keys), strict=True)
+        return [self.owners.first(name, key) == key for name, key in hashes]
 
     def begin(self, names: list[str]) -> list[int]:
         """Record that a process begins to work on these ids; returns how many began before and did not finish."""
