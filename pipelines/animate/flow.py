@@ -199,10 +199,10 @@ def take_slice(
         left = [task for task, new in zip(tasks, fresh, strict=True) if new]
         for first in range(0, len(left), CLAIMED):
             ready = [rows.prepare(task, made, run) for task in left[first : first + CLAIMED]]
-            yield table(claimed(ready, config.output, ledger))
+            yield table(claimed(ready, config.output, config.ending, ledger))
 
 
-def claimed(ready: list[rows.Row], output: str, ledger: Any) -> list[rows.Row]:
+def claimed(ready: list[rows.Row], output: str, ending: str, ledger: Any) -> list[rows.Row]:
     """Claim the rows with pixels: those whose video exists become finished, those whose video another makes, twins."""
     import ray
 
@@ -211,7 +211,7 @@ def claimed(ready: list[rows.Row], output: str, ledger: Any) -> list[rows.Row]:
         return ready
     mine = ray.get(ledger.claim.remote([row["id"] for row in asking], [row["key"] for row in asking]))
     for row, first in zip(asking, mine, strict=True):
-        found = files.sidecar(output, row["id"])
+        found = files.sidecar(output, row["id"], ending)
         if found is not None:
             row |= {**light(row), "facts": json.dumps(found)}
         elif not first:

@@ -156,11 +156,17 @@ def read(uri: str) -> bytes | None:
         return stream.read()
 
 
-@patient
 def exists(uri: str) -> bool:
     """Whether there is a file of this name."""
+    return size(uri) is not None
+
+
+@patient
+def size(uri: str) -> int | None:
+    """Bytes of a file; None when there is no such file."""
     files, path = filesystem(uri)
-    return files.get_file_info(path).type == pyarrow.fs.FileType.File
+    info = files.get_file_info(path)
+    return info.size if info.type == pyarrow.fs.FileType.File else None
 
 
 def put_changed(uri: str, data: bytes) -> None:
@@ -211,9 +217,12 @@ def read_tables(uri: str, names: list[str], schema: pa.Schema | None = None) -> 
 
 
 def upload(folder: Path, uri: str) -> None:
-    """Copy a local folder to a URI, replacing files of the same names."""
+    """Make the folder at a URI a copy of a local one: files are replaced, and others deleted."""
     files, path = filesystem(uri)
     retried(uri, pyarrow.fs.copy_files, str(folder), path, destination_filesystem=files)
+    own = {join(absolute(uri), file.relative_to(folder).as_posix()) for file in folder.rglob("*")}
+    for stale in set(list_files(uri, ("",))) - own:
+        remove(stale)
 
 
 def download(uri: str, folder: Path) -> Path:
