@@ -24,6 +24,7 @@ from cinemo.errors import first_line
 if TYPE_CHECKING:  # torch and diffusers take seconds to import, and `cinemo info` needs neither
     import torch
 
+INCOMPLETE = ".incomplete"  # a file in an export that is being uploaded; holds the fingerprint of the whole
 VAES = {"temporal": "vae_temporal_decoder", "frame": "vae"}
 WEIGHTS = ("*.safetensors", "*.bin")
 # Names that diffusers and transformers give weights, optionally with a variant such as fp16, and in shards.
@@ -58,6 +59,11 @@ def resolve(model: str | os.PathLike[str]) -> Path:
         raise ValueError(f"model {name} is a file; pass the directory that holds unet/, vae/ and text_encoder/")
     else:
         directory = download(name)
+    if (directory / INCOMPLETE).exists():
+        raise ValueError(
+            f"model {name} is half an export: its upload did not finish ({INCOMPLETE} is there); "
+            "run the training's command again, and copy it anew"
+        )
     if not list_weights(directory / "unet"):
         raise ValueError(
             f"model {name} has no U-Net (looked for unet/*.safetensors and unet/*.bin); is it a model directory?"

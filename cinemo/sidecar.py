@@ -55,3 +55,4 @@ class Sidecar(TypedDict):
     psnr_first_frame: ReadOnly[NotRequired[float]]
     cut_away: ReadOnly[NotRequired[float]]
     attempt: ReadOnly[NotRequired[int]]
+    file: ReadOnly[NotRequired[dict[str, Any]]]  # of the animate job: bytes and sha256 of the video's file

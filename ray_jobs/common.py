@@ -15,6 +15,8 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
 from cinemo.machine import cores, settle_environment
+from pipelines.core import patience
+from pipelines.core.patience import StorageError
 
 DONE, FAILED, BAD_USAGE, TOO_MANY_REJECTS = 0, 1, 2, 3
 SOCKET = "ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"  # the longest path that Ray binds
@@ -36,6 +38,7 @@ def main(
     num_cpus: logical CPUs that the job needs at once. The last line of stdout is run's summary as one JSON object.
     """
     settle_environment()
+    os.environ.setdefault(patience.VARIABLE, str(patience.JOB_S))
     try:
         config, verbose = read_arguments(model, sys.argv[1:])
         output = getattr(config, "output", "/")
@@ -48,6 +51,9 @@ def main(
     except ValueError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         return BAD_USAGE
+    except StorageError as error:
+        print(f"{Path(sys.argv[0]).name}: {last_words(error)}", file=sys.stderr)
+        return FAILED
     try:
         connect(num_cpus(config), verbose)
         summary = run(job)
@@ -131,6 +137,7 @@ def connect(num_cpus: int, verbose: bool) -> None:
         warnings.filterwarnings("ignore")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     variables = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    variables |= {name: os.environ[name] for name in [patience.VARIABLE] if name in os.environ}
     joins = "RAY_ADDRESS" in os.environ
     job = submission()
     if joins and job is None and has_token():
@@ -203,5 +210,6 @@ def last_words(error: BaseException) -> str:
     inner = next(iter(failures.values())) if failures else getattr(error, "cause", None)
     if isinstance(inner, BaseException) and inner is not error:
         return last_words(inner)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    message = str(error).partition("\nFailed to apply UDF transform after")[0]  # what Ray Data adds to it
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"

@@ -12,6 +12,7 @@ import pytest
 
 from tests import promises
 
+os.environ.setdefault("CINEMO_STORAGE_PATIENCE_S", "0")  # a job's main function sets it for the whole process
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # more threads than free cores spin instead of working
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -1,9 +1,10 @@
 """The files of a video: OUT/videos/ID.mp4 (or .gif, .webp), its thumbnail ID.thumb.webp, and its sidecar ID.json.
 
-The sidecar is written last: if it exists, the video is finished. Until then OUT/latents/ID.npy keeps the sampled
-latents, so that a failure after sampling does not repeat it.
+The sidecar is written last: if it exists, and the video is as long as it says, the video is finished. Until then
+OUT/latents/ID.npy keeps the sampled latents, so that a failure after sampling does not repeat it.
 """
 
+import hashlib
 import io
 import json
 import time
@@ -22,10 +23,13 @@ THUMBNAIL = ".thumb.webp"
 THUMBNAIL_WIDTH = 256  # pixels
 
 
-def sidecar(output: str, name: str) -> Sidecar | None:
-    """Read the sidecar of the video with this id; None when the video is not finished."""
+def sidecar(output: str, name: str, ending: str) -> Sidecar | None:
+    """Read the sidecar of the video with this id; None when the video is not finished, or not as long as it says."""
     found = storage.read_json(storage.join(output, "videos", f"{name}.json"))
     assert found is None or isinstance(found, dict), f"videos/{name}.json is no sidecar"
+    if found is not None and "file" in found:  # sidecars of earlier versions do not say it
+        length = storage.size(storage.join(output, "videos", name + ending))
+        found = found if length == found["file"]["bytes"] else None
     return cast(Sidecar | None, found)
 
 
@@ -56,6 +60,7 @@ def write(row: Mapping[str, Any], output: str, ending: str) -> dict[str, Any]:
         data = {ending: videos.video(frames, request["fps"], ending)}
         data[THUMBNAIL] = videos.thumbnail(frames[0], THUMBNAIL_WIDTH)
         facts |= videos.measured(frames)
+        facts["file"] = {"bytes": len(data[ending]), "sha256": hashlib.sha256(data[ending]).hexdigest()}
         facts["timings"]["encode_seconds"] = round(time.perf_counter() - began, 4)
     except Exception as error:
         return reject(row, "write", Reason.FAILED, f"{type(error).__name__}: {error}")

@@ -31,12 +31,13 @@ class Ledger:
     """State shared by the processes of a job: which row makes which video, and processes that died working on it."""
 
     def __init__(self) -> None:
-        self.owner: dict[str, str] = {}  # id -> key of the row that makes it
+        self.owners = hashing.Owners()  # of each id, the key of the row that makes it
         self.begun: dict[str, int] = {}  # id -> processes that began to work on it and did not finish
 
     def claim(self, names: list[str], keys: list[str]) -> list[bool]:
         """Whether each row makes its video: of rows with one id, the first that asks, even if it asks again."""
-        return [self.owner.setdefault(name, key) == key for name, key in zip(names, keys, strict=True)]
+        hashes = zip(hashing.hash64(names), hashing.hash64(keys), strict=True)
+        return [self.owners.first(name, key) == key for name, key in hashes]
 
     def begin(self, names: list[str]) -> list[int]:
         """Record that a process begins to work on these ids; returns how many began before and did not finish."""
@@ -198,10 +199,10 @@ def take_slice(
         left = [task for task, new in zip(tasks, fresh, strict=True) if new]
         for first in range(0, len(left), CLAIMED):
             ready = [rows.prepare(task, made, run) for task in left[first : first + CLAIMED]]
-            yield table(claimed(ready, config.output, ledger))
+            yield table(claimed(ready, config.output, config.ending, ledger))
 
 
-def claimed(ready: list[rows.Row], output: str, ledger: Any) -> list[rows.Row]:
+def claimed(ready: list[rows.Row], output: str, ending: str, ledger: Any) -> list[rows.Row]:
     """Claim the rows with pixels: those whose video exists become finished, those whose video another makes, twins."""
     import ray
 
@@ -210,7 +211,7 @@ def claimed(ready: list[rows.Row], output: str, ledger: Any) -> list[rows.Row]:
         return ready
     mine = ray.get(ledger.claim.remote([row["id"] for row in asking], [row["key"] for row in asking]))
     for row, first in zip(asking, mine, strict=True):
-        found = files.sidecar(output, row["id"])
+        found = files.sidecar(output, row["id"], ending)
         if found is not None:
             row |= {**light(row), "facts": json.dumps(found)}
         elif not first:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cinemo.image import NOTABLE_CUT
 from cinemo.motion import NUM_BUCKETS
@@ -77,7 +76,7 @@ def settle(output: str, plan: Plan) -> None:
     seen = np.empty(0, np.uint64)
     for folder, schema in FOLDERS.items():
         for uri in storage.list_files(storage.join(output, folder), (".parquet",)):
-            part = _read(uri, schema)
+            part = storage.read_tables(uri, [uri], schema)
             keys = hashing.hash64(part["key"].to_pylist())
             first = np.zeros(len(keys), bool)
             first[np.unique(keys, return_index=True)[1]] = True
@@ -142,11 +141,6 @@ def results(output: str, columns: Sequence[str], below: int) -> Iterator[dict[st
     schema = pa.schema([RESULT.field(name) for name in columns])
     for part in storage.scan(storage.join(output, "results"), schema):
         yield from part.filter(pc.less(part["row"], below)).to_pylist()
-
-
-def _read(uri: str, schema: pa.Schema) -> pa.Table:
-    files, path = storage.filesystem(uri)
-    return pq.read_table(path, filesystem=files, schema=schema)  # a column missing in earlier versions is null
 
 
 def _write(part: pa.Table, output: str, folder: str) -> None:

@@ -1,7 +1,8 @@
 """Prepare one row for the model: read, identify, decode and fit its image, and its source video if it has one.
 
 Plain functions from row to row (records.STATE as dictionaries). A fault of one file is a reject row, never an
-exception. Untrusted files are opened through `run`, a plain call or one into a child process.
+exception; a fault of the storage is a StorageError. Untrusted files are opened through `run`, a plain call or one into
+a child process.
 """
 
 import functools
@@ -24,6 +25,7 @@ from pipelines.animate.records import animation_id, reject
 from pipelines.core import isolation
 from pipelines.core.isolation import Run
 from pipelines.core.output import Reason
+from pipelines.core.patience import StorageError
 from pipelines.sources import images, media
 
 Row = dict[str, Any]
@@ -124,6 +126,8 @@ def prepare(task: Mapping[str, Any], made_with: Mapping[str, str], run: Run) -> 
                 made = {**made, "motion_bucket": motion_bucket(motion_score(clip))}
     except (ImageError, VideoError) as error:
         return reject(row, stage, Reason(error.reason), sentence(error, video if stage == "video" else None))
+    except StorageError:
+        raise
     except Exception as error:
         return reject(row, stage, Reason.INTERNAL, f"{type(error).__name__}: {error}")
     return {

@@ -43,3 +43,31 @@ class Seen:
             run = np.concatenate([self._runs.pop(), run])
             run.sort(kind="stable")
         self._runs.append(run)
+
+
+class Owners:
+    """A map from names to their owners, all as 8-byte hashes: 16 bytes a name, beside a dictionary of the newest."""
+
+    def __init__(self, newest: int = 1 << 16) -> None:
+        """newest: names in the dictionary at most, a hundred times as large each."""
+        self._newest: dict[int, int] = {}
+        self._limit = newest
+        self._runs: list[np.ndarray] = []  # (2, n), sorted by name; each run at most half as long as the one before
+
+    def first(self, name: np.uint64, owner: np.uint64) -> int:
+        """The owner of a name: this one, if the name has none yet."""
+        for names, owners in self._runs:
+            place = min(int(np.searchsorted(names, name)), len(names) - 1)
+            if names[place] == name:
+                return int(owners[place])
+        found = self._newest.setdefault(int(name), int(owner))
+        if len(self._newest) >= self._limit:
+            self._merge()
+        return found
+
+    def _merge(self) -> None:
+        run = np.array([list(self._newest.keys()), list(self._newest.values())], np.uint64)
+        self._newest.clear()
+        while self._runs and self._runs[-1].shape[1] < 2 * run.shape[1]:
+            run = np.concatenate([self._runs.pop(), run], axis=1)
+        self._runs.append(run[:, np.argsort(run[0])])

@@ -16,9 +16,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from pipelines.core import patience
+
 ATTEMPTS = 2  # of a call that kills its child: the first time, the machine may have been at fault
 Run = Callable[..., Any]  # (function, *arguments) -> what the function returns or raises
 
+_GRACE_S = 3.0  # for a child to answer that it waits for a storage
 _START_S = 300.0  # for a child to start and import its function: a cold node's disk is slow
 
 
@@ -40,12 +43,19 @@ class Sandbox:
     def call(self, function: Callable[..., Any], *arguments: Any, timeout: float) -> Any:
         """Call function(*arguments) in the child; returns or raises as it does. The child must be able to import it.
 
-        timeout: seconds, without starting the child and importing. Raises TimeoutError when the call takes longer and
-        DeadChildError when it ends its process.
+        timeout: seconds, without starting the child and importing. Raises TimeoutError when the call takes longer,
+        StorageError when it waits for a storage all the while, and DeadChildError when it ends its process.
         """
         output = self._begin(pickle.dumps((function, arguments, timeout)))
+        deadline = time.monotonic() + timeout
+        late = not select.select([output], [], [], timeout)[0]
+        if late:
+            assert self._child is not None
+            self._child.send_signal(signal.SIGUSR1)  # if it waits for a storage, it says so
         try:
-            raised, value = _receive(output, time.monotonic() + timeout)
+            raised, value = _receive(output, deadline + late * _GRACE_S)
+            if late and not isinstance(value, patience.StorageError):
+                raise TimeoutError
         except TimeoutError:
             self.close()
             raise TimeoutError(f"took longer than {timeout:g} s") from None
@@ -94,11 +104,11 @@ def guard(warm_up: Callable[[], object], timeout: float, flag: str, fault: Calla
     """Return a `run` that calls functions in a child of this process: a call that hangs or crashes raises a fault here.
 
     timeout: seconds for one call; flag: the option that sets it. fault: (reason, message) -> exception to raise, where
-    the reason is "timeout" or "crashed".
+    the reason is "timeout" or "crashed". A StorageError of the child is retried.
     """
     sandbox = Sandbox(warm_up)
 
-    def run(function: Callable[..., Any], *arguments: Any) -> Any:
+    def attempt(function: Callable[..., Any], *arguments: Any) -> Any:
         for _ in range(ATTEMPTS):
             try:
                 return sandbox.call(function, *arguments, timeout=timeout)
@@ -108,11 +118,13 @@ def guard(warm_up: Callable[[], object], timeout: float, flag: str, fault: Calla
                 last = error
         raise fault("crashed", f"the decoder crashed {ATTEMPTS} times: {last}")
 
-    return run
+    return lambda function, *arguments: patience.retried("", attempt, function, *arguments)
 
 
 def _start() -> "subprocess.Popen[bytes]":
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    paths = os.pathsep.join(filter(None, sys.path))
+    # The child does not wait for a storage, which would count as time of its call.
+    environment = {**os.environ, "PYTHONPATH": paths, patience.VARIABLE: "0"}
     command = [sys.executable, "-m", "pipelines.core.isolation"]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=environment)
 
@@ -125,6 +137,7 @@ def _serve() -> None:
     """Run the child: warm up, then serve requests from stdin until it closes, with two answers each (begun; done)."""
     requests, answers = os.dup(0), os.dup(1)
     os.dup2(2, 1)  # what libraries print must not get between the answers
+    signal.signal(signal.SIGUSR1, _stop_waiting)
     _receive(requests, deadline=None)()
     while True:
         try:
@@ -139,6 +152,12 @@ def _serve() -> None:
             answer = (True, error)
         signal.setitimer(signal.ITIMER_REAL, 0)
         _send(answers, _packed(answer))
+
+
+def _stop_waiting(*_: Any) -> None:
+    """Handle the signal that a call's time is over: fail if it waits for a storage. A decoder that hangs is killed."""
+    if patience.is_waiting():
+        raise TimeoutError("no answer within the time limit of a call")
 
 
 def _packed(value: Any) -> list[Any]:

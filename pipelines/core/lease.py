@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 
 from pipelines.core import storage
+from pipelines.core.patience import limited
 
 NAME = ".writer.json"
 RENEW_S, PATIENCE_S = 10.0, 45.0
@@ -60,7 +61,7 @@ class Lease:
     def renew(self) -> None:
         """Renew the lease every RENEW_S until it is released or lost. Storage errors are retried."""
         while not self.released.wait(RENEW_S):
-            with contextlib.suppress(OSError):
+            with limited(0), contextlib.suppress(OSError):
                 try:
                     self.confirm()
                 except RuntimeError:
@@ -70,7 +71,7 @@ class Lease:
 
     def release(self) -> None:
         """Remove the lease, if it is still ours."""
-        with contextlib.suppress(OSError, RuntimeError):
+        with limited(0), contextlib.suppress(OSError, RuntimeError):
             self.confirm()
             storage.remove(self.place)
 

@@ -63,6 +63,15 @@ def _fingerprint(directory: Path, files: frozenset[tuple[Path, int, int]]) -> st
     return checkpoint.fingerprint(directory)
 
 
+def publish(directory: Path, uri: str) -> str:
+    """Copy a model directory to a URI; returns its fingerprint. Until all is there, `resolve` refuses a copy of it."""
+    mark, found = storage.join(uri, checkpoint.INCOMPLETE), fingerprint(directory)
+    storage.put(mark, found.encode())  # a bucket has no rename of folders
+    storage.upload(directory, uri)
+    storage.remove(mark)
+    return found
+
+
 @dataclass(frozen=True)
 class Facts:
     """Properties of a model that are known without loading it."""

@@ -1,7 +1,8 @@
 """Files by path or URI: one absolute name for each place, atomic put, listing, and reading back what is already done.
 
 pyarrow.fs opens local paths, file://, s3:// and gs://; the sources also open fsspec's chains of URLs. A path without a
-scheme is local. Incomplete files have names that start with a dot, and no reader here looks at these.
+scheme is local. Incomplete files have names that start with a dot, and no reader here looks at these. Faults of the
+storage itself are retried (patience.py).
 """
 
 import contextlib
@@ -17,6 +18,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.fs
+
+from pipelines.core.patience import patient, retried
+
+_SCANNED = 64  # files read at a time, and again after a fault
 
 
 def absolute(uri: str) -> str:
@@ -113,6 +118,7 @@ def filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
         raise ValueError(f"cannot open {uri}: {error}; use a local path, s3://, gs:// or hdfs://") from error
 
 
+@patient
 def put(uri: str, data: bytes) -> None:
     """Write a file completely or not at all, under a temporary name that is then renamed. Replaces an existing file."""
     files, path = filesystem(uri)
@@ -140,6 +146,7 @@ def sync(path: str) -> None:
         os.close(descriptor)
 
 
+@patient
 def read(uri: str) -> bytes | None:
     """Read the bytes of a file; None when there is no such file."""
     if not exists(uri):
@@ -151,8 +158,15 @@ def read(uri: str) -> bytes | None:
 
 def exists(uri: str) -> bool:
     """Whether there is a file of this name."""
+    return size(uri) is not None
+
+
+@patient
+def size(uri: str) -> int | None:
+    """Bytes of a file; None when there is no such file."""
     files, path = filesystem(uri)
-    return files.get_file_info(path).type == pyarrow.fs.FileType.File
+    info = files.get_file_info(path)
+    return info.size if info.type == pyarrow.fs.FileType.File else None
 
 
 def put_changed(uri: str, data: bytes) -> None:
@@ -177,6 +191,7 @@ def read_json(uri: str) -> Any:
         raise ValueError(f"{uri} is not JSON ({error}); it was not written by these jobs") from error
 
 
+@patient
 def list_files(uri: str, suffixes: tuple[str, ...]) -> list[str]:
     """URIs of all complete files below a folder that end in one of the suffixes (any case), sorted."""
     files, root = filesystem(uri)
@@ -187,28 +202,38 @@ def list_files(uri: str, suffixes: tuple[str, ...]) -> list[str]:
 
 
 def scan(uri: str, schema: pa.Schema) -> Iterator[pa.Table]:
-    """Yield these columns, and read no others, of all Parquet files below a folder, some thousand rows at a time."""
+    """Yield these columns, and read no others, of all Parquet files below a folder: a table for each few files."""
+    names = list_files(uri, (".parquet",))
+    for first in range(0, len(names), _SCANNED):
+        yield read_tables(uri, names[first : first + _SCANNED], schema)
+
+
+@patient
+def read_tables(uri: str, names: list[str], schema: pa.Schema | None = None) -> pa.Table:
+    """Read Parquet files below a folder as one table. schema: columns to read; those that a file lacks are null."""
     files, _ = filesystem(uri)
-    paths = [filesystem(name)[1] for name in list_files(uri, (".parquet",))]
-    dataset = pyarrow.dataset.dataset(paths, schema=schema, filesystem=files, format="parquet")
-    for batch in dataset.to_batches():
-        yield pa.Table.from_batches([batch])
+    paths = [filesystem(name)[1] for name in names]
+    return pyarrow.dataset.dataset(paths, schema=schema, filesystem=files, format="parquet").to_table()
 
 
 def upload(folder: Path, uri: str) -> None:
-    """Copy a local folder to a URI, replacing files of the same names."""
+    """Make the folder at a URI a copy of a local one: files are replaced, and others deleted."""
     files, path = filesystem(uri)
-    pyarrow.fs.copy_files(str(folder), path, destination_filesystem=files)
+    retried(uri, pyarrow.fs.copy_files, str(folder), path, destination_filesystem=files)
+    own = {join(absolute(uri), file.relative_to(folder).as_posix()) for file in folder.rglob("*")}
+    for stale in set(list_files(uri, ("",))) - own:
+        remove(stale)
 
 
 def download(uri: str, folder: Path) -> Path:
     """Copy the files below a URI to a new local folder; returns it."""
     files, path = filesystem(uri)
     folder.mkdir(parents=True)
-    pyarrow.fs.copy_files(path, str(folder), source_filesystem=files)
+    retried(uri, pyarrow.fs.copy_files, path, str(folder), source_filesystem=files)
     return folder
 
 
+@patient
 def remove(uri: str) -> None:
     """Delete a file, if there is one."""
     if exists(uri):

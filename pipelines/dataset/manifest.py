@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from pipelines.core import hashing, storage
 from pipelines.core.output import write_part
+from pipelines.core.patience import patient
 
 _GROUP = 1024  # rows in a row group: a reader loads at least these for a slice
 _LARGEST = 1024  # rows in a slice, at most: rows redone after a worker is lost
@@ -18,17 +19,17 @@ SLICE = pa.schema([("file", pa.string()), ("first", pa.int64()), ("count", pa.in
 
 
 def write(
-    tables: Iterable[pa.Table], folder: str, name: Callable[[Any], Any] = itemgetter("uri")
+    tables: Iterable[pa.Table], folder: str, names: Callable[[pa.Table], Any] = itemgetter("uri")
 ) -> tuple[dict[str, int], np.ndarray]:
     """Store the rows; returns the number of rows of each file, and the sorted hashes of the rows' names.
 
-    name: gives the name of a row, a dictionary. Files are named by their content: writing the same rows again changes
-    nothing, and files of other rows are removed.
+    names: gives the column with the names of a table's rows. Files are named by their content: writing the same rows
+    again changes nothing, and files of other rows are removed.
     """
     kept, hashes = {}, [np.empty(0, np.uint64)]
     for table in tables:
         kept[write_part(table, storage.absolute(folder), group=_GROUP)] = table.num_rows
-        hashes.append(hashing.hash64(name(row) for batch in table.to_batches(_GROUP) for row in batch.to_pylist()))
+        hashes.append(hashing.hash64(names(table).to_pylist()))
     for stale in set(storage.list_files(folder, (".parquet",))) - set(kept):
         storage.remove(stale)
     return kept, np.sort(np.concatenate(hashes))
@@ -47,8 +48,11 @@ def slices(files: dict[str, int], smallest: int = 4, wanted: int = 256) -> pa.Ta
 
 def read_slice(file: str, first: int, count: int) -> Iterator[dict[str, Any]]:
     """Iterate over the rows of a slice; loads the row groups that contain them."""
-    files, path = storage.filesystem(file)
-    parquet = pq.ParquetFile(path, filesystem=files)
     groups = range(first // _GROUP, (first + count - 1) // _GROUP + 1)
-    table = parquet.read_row_groups(list(groups)).slice(first - groups.start * _GROUP, count)
-    yield from table.to_pylist()
+    yield from _read_groups(file, list(groups)).slice(first - groups.start * _GROUP, count).to_pylist()
+
+
+@patient
+def _read_groups(file: str, groups: list[int]) -> pa.Table:
+    files, path = storage.filesystem(file)
+    return pq.ParquetFile(path, filesystem=files).read_row_groups(groups)

@@ -3,7 +3,6 @@
 A survey holds 8 bytes for each row, so that one of millions of rows fits into the driver's memory.
 """
 
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from cinemo.motion import NUM_BUCKETS
 from pipelines.core import hashing, storage
@@ -20,7 +19,7 @@ from pipelines.dataset import records
 
 _FOLDERS = ("data", "rejects")
 _KEY = pa.schema([records.ROW.field(name) for name in ("uri", "start_frame", "segment")])
-_GOOD = pa.schema([*_KEY, *(records.ROW.field(name) for name in ("clip_id", "interval", "bucket"))])
+GOOD = pa.schema([*_KEY, *(records.ROW.field(name) for name in ("clip_id", "interval", "bucket"))])
 _BAD = _KEY.append(records.ROW.field("reason"))
 # Training reads single clips in random order, and a row group at a time: small groups read little for one clip.
 _ROW_GROUP_BYTES = 1 << 20
@@ -28,7 +27,13 @@ _ROW_GROUP_BYTES = 1 << 20
 
 def keys(rows: Iterable[Mapping[str, Any]]) -> np.ndarray:
     """Hash rows to their keys, uint64 (N,), by name and start frame; rejects of a whole video have no start frame."""
-    return hashing.hash64(f"{records.name_of(row)}\n{row.get('start_frame')}" for row in rows)
+    return keys_of(pa.Table.from_pylist([dict(row) for row in rows], schema=_KEY))
+
+
+def keys_of(table: pa.Table) -> np.ndarray:
+    """Hash the rows of a table to their keys, as `keys` does."""
+    starts = pc.fill_null(table["start_frame"].cast(pa.string()), "None")
+    return hashing.hash64(pc.binary_join_element_wise(records.names_of(table), starts, "\n").to_pylist())
 
 
 @dataclass
@@ -55,16 +60,15 @@ def survey(output: str) -> Survey:
     """Survey OUT/data and OUT/rejects; pixels and latents are not read."""
     found = Survey()
     known, videos, whole = [found.keys], [found.videos], [found.whole]
-    for folder, schema in zip(_FOLDERS, (_GOOD, _BAD), strict=True):
+    for folder, schema in zip(_FOLDERS, (GOOD, _BAD), strict=True):
         for table in storage.scan(storage.join(output, folder), schema):
-            rows = table.to_pylist()
-            known.append(keys(rows))
-            videos.append(hashing.hash64(map(records.name_of, rows)))
+            known.append(keys_of(table))
+            videos.append(hashing.hash64(records.names_of(table).to_pylist()))
             if folder == "data":
-                _count_clips(found, rows)
+                _count_clips(found, table)
             else:
-                found.reasons.update(row["reason"] for row in rows)
-                whole.append(videos[-1][np.array([row["start_frame"] is None for row in rows], bool)])
+                found.reasons.update(table["reason"].to_pylist())
+                whole.append(videos[-1][table["start_frame"].is_null().to_numpy()])
                 found.identity += int(known[-1].sum(dtype=np.uint64))
     found.keys = np.sort(np.concatenate(known))
     found.videos, found.rows_of = np.unique(np.concatenate(videos), return_counts=True)
@@ -74,14 +78,17 @@ def survey(output: str) -> Survey:
     return found
 
 
-def _count_clips(found: Survey, rows: Sequence[Mapping[str, Any]]) -> None:
-    found.clips += len(rows)
-    for row in rows:
-        bucket = row["bucket"]
-        found.buckets[bucket] += 1
-        found.identity += uuid.UUID(row["clip_id"]).int
-        if bucket not in found.examples or row["clip_id"] < found.examples[bucket]["clip_id"]:
-            found.examples[bucket] = dict(row)
+def _count_clips(found: Survey, table: pa.Table) -> None:
+    found.clips += table.num_rows
+    counts = np.bincount(table["bucket"].to_numpy(), minlength=NUM_BUCKETS)
+    found.buckets = [int(old + new) for old, new in zip(found.buckets, counts, strict=True)]
+    digits = "".join(table["clip_id"].to_pylist()).replace("-", "")  # of UUIDs, whose sum identifies the rows
+    words = np.frombuffer(bytes.fromhex(digits), ">u4").reshape(-1, 4).sum(0, dtype=np.uint64)
+    found.identity += sum(int(word) << shift for word, shift in zip(words, (96, 64, 32, 0), strict=True))
+    for row in table.group_by("bucket").aggregate([("clip_id", "min")]).to_pylist():
+        bucket, smallest = row["bucket"], row["clip_id_min"]
+        if bucket not in found.examples or smallest < found.examples[bucket]["clip_id"]:
+            [found.examples[bucket]] = table.slice(pc.index(table["clip_id"], smallest).as_py(), 1).to_pylist()
 
 
 def write(rows: Sequence[Mapping[str, Any]], output: str, num_frames: int, size: tuple[int, int]) -> tuple[int, int]:
@@ -103,19 +110,18 @@ def drop_duplicates(output: str) -> None:
     for folder in _FOLDERS:
         seen = np.empty(0, np.uint64)
         for uri in storage.list_files(storage.join(output, folder), (".parquet",)):
-            files, path = storage.filesystem(uri)
-            named = keys(pq.read_table(path, schema=_KEY, filesystem=files).to_pylist())
+            named = keys_of(storage.read_tables(uri, [uri], _KEY))
             fresh = ~hashing.is_among(named, seen)
             seen = np.union1d(seen, named)
             if fresh.all():
                 continue
             if fresh.any():
-                kept = pq.read_table(path, filesystem=files).take(np.flatnonzero(fresh))
+                kept = storage.read_tables(uri, [uri]).take(np.flatnonzero(fresh))
                 _write(kept, storage.join(output, folder))
             storage.remove(uri)
 
 
 def _write(table: pa.Table, folder: str) -> None:
-    named = np.sort(keys(table.select([name for name in _KEY.names if name in table.column_names]).to_pylist()))
+    named = np.sort(keys_of(table))
     rows_per_group = max(1, _ROW_GROUP_BYTES * table.num_rows // max(1, table.nbytes))
     write_part(table, folder, named.tobytes(), rows_per_group)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.core.output import FAULT
 
@@ -75,6 +76,14 @@ _TENSORS = {"latents": "latents_shape", "latents_logvar": "latents_shape", "text
 def name_of(row: Mapping[str, Any]) -> str:
     """What tells the rows of a list apart: the uri of the video, and the segment of it, where one is meant."""
     return f"{row['uri']}#{row['segment']}" if row.get("segment") else str(row["uri"])
+
+
+def names_of(table: pa.Table) -> pa.ChunkedArray:
+    """The name of each row of a table, as name_of gives it; the table may lack the column of segments."""
+    if SEGMENT[0] not in table.column_names:
+        return table["uri"]
+    segment = pc.if_else(pc.equal(table[SEGMENT[0]], ""), None, table[SEGMENT[0]])
+    return pc.binary_join_element_wise(table["uri"], segment, "#", null_handling="skip")
 
 
 def clip_id(uri: str, start: int, interval: int, num_frames: int, size: tuple[int, int], sampling_version: str) -> str:

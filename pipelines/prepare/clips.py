@@ -1,8 +1,8 @@
 """Draw, decode, score and encode one clip: plain functions from row to row, and one class that holds the VAE.
 
 A result depends on its row alone, so a job that is killed and run again gives the same rows. A fault of one video is a
-row with a reason, never an exception. Untrusted files are opened through `run`, a plain call or one into a child
-process.
+row with a reason, never an exception; a fault of the storage is a StorageError. Untrusted files are opened through
+`run`, a plain call or one into a child process.
 """
 
 import functools
@@ -22,6 +22,7 @@ from pipelines import sources
 from pipelines.core import isolation
 from pipelines.core.isolation import Run
 from pipelines.core.output import Reason, reject
+from pipelines.core.patience import StorageError
 from pipelines.dataset import records
 from pipelines.prepare.config import SamplingConfig
 from pipelines.sources import segments
@@ -99,6 +100,8 @@ def make_spans(
         return [reject(row, "source", Reason.BAD_CAPTION, video["fault"])]
     try:
         info = run(probe_video, video["uri"])
+    except StorageError:
+        raise
     except Exception as error:
         return [fault(row, "probe", error)]
     frames, name = range(info.num_frames), records.name_of(row)
@@ -139,6 +142,8 @@ def decode(row: Mapping[str, Any], sampling: SamplingConfig, size: tuple[int, in
     try:
         span = (row["uri"], start, interval, sampling.num_frames, size)
         frames, similar, traits, decode_s, score_s = run(read_clip, *span)
+    except StorageError:
+        raise
     except Exception as error:
         return fault(row, "decode", error)
     cut = int(similar.argmin())

@@ -103,7 +103,7 @@ def run(job: Job) -> dict[str, Any]:
     ):
         tally = sources.Tally()
         videos = sources.iter_videos(config.input, config.uri_column, config.caption_column, tally)
-        files, wanted = manifest.write(videos, out.place("videos"), records.name_of)
+        files, wanted = manifest.write(videos, out.place("videos"), records.names_of)
         for line in tally.warnings():
             to_stderr(line)
         written = parts.survey(out.uri)

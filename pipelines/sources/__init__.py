@@ -21,6 +21,7 @@ import pyarrow as pa
 from cinemo.video import VIDEO_SUFFIXES
 from pipelines.core import storage
 from pipelines.core.hashing import Seen
+from pipelines.core.patience import limited
 from pipelines.dataset.records import SEGMENT
 from pipelines.sources import folder, manifests, places, tables, webdataset
 from pipelines.sources.media import open_video
@@ -55,6 +56,7 @@ def iter_videos(
                 yield table
 
 
+@limited(15)  # whoever gave no credentials should learn it soon
 def check(source: str, uri_column: str | None = None, caption_column: str | None = None) -> None:
     """Refuse a source that cannot be read, before a cluster is used. Reads only its beginning.
 

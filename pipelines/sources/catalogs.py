@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from cinemo.image import IMAGE_SUFFIXES
 from pipelines.core import storage
+from pipelines.core.patience import limited
 from pipelines.sources import cells, columns, folder, images, manifests, places, tables, webdataset
 from pipelines.sources.rows import Tally, is_utf8, named, or_fault
 
@@ -71,6 +72,7 @@ def entries(
             yield from or_fault(_table(file, *asked), index == 0, partial(Entry, file, {}))
 
 
+@limited(15)
 def check(
     catalog: str,
     image_column: str | None,

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from cinemo.video import ANIMATED_WEBP, VIDEO_SUFFIXES, is_animated_webp
 from pipelines.core import storage
+from pipelines.core.patience import StorageError, is_fault, retried
 from pipelines.sources import columns, manifests, places, tables, textfiles
 from pipelines.sources.rows import Row, Tally, captioned, or_fault, row
 
@@ -99,9 +100,13 @@ def wanted(place: str, name: str, suffixes: tuple[str, ...]) -> bool:
     lower = name.lower()
     if suffixes != VIDEO_SUFFIXES or not lower.endswith(ANIMATED_WEBP):
         return lower.endswith(suffixes)
-    with contextlib.suppress(OSError), places.open_binary(storage.join(place, name)) as file:
-        return is_animated_webp(file.read(21))
-    return False
+    try:
+        with places.open_binary(storage.join(place, name)) as file:
+            return is_animated_webp(file.read(21))
+    except StorageError:
+        raise
+    except OSError:
+        return False
 
 
 def captioned_files(
@@ -197,6 +202,13 @@ def _fetch(uris: list[str]) -> list[bytes | Exception]:
     """Read some files of one file system: the bytes of each, or its exception."""
     if not uris:
         return []
+    return retried(uris[0], _fetch_once, uris)
+
+
+def _fetch_once(uris: list[str]) -> list[bytes | Exception]:
     remote, _ = places.locate(uris[0])
     contents: list[bytes | Exception] = remote.cat_ranges([places.locate(uri)[1] for uri in uris], None, None)
+    for content in contents:
+        if isinstance(content, Exception) and is_fault(content):
+            raise content
     return contents

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from cinemo.image import ImageError
 from pipelines.core import storage
+from pipelines.core.patience import StorageError, patient, retried
 from pipelines.sources import cells, places, webdataset
 
 MAX_BYTES = 256 << 20  # of one image file
@@ -18,7 +19,7 @@ _THREADS = 32  # requests at a time: object stores answer many as fast as one
 
 
 def stamps(uris: Sequence[str]) -> list[str]:
-    """The `stamp` of each uri; "" for a file that cannot be reached, which reading it will report."""
+    """The `stamp` of each uri; "" for a file to which access is denied, which reading it will report."""
     files = {uri: _file(uri) for uri in uris}
     local = {file: _stamp_or_nothing(file) for file in set(files.values()) if storage.is_local(file)}
     remote = sorted(set(files.values()) - set(local))
@@ -28,6 +29,7 @@ def stamps(uris: Sequence[str]) -> list[str]:
     return [local[files[uri]] for uri in uris]
 
 
+@patient
 def stamp(uri: str) -> str:
     """Stamp of an image's or a video's file: its size, and its time, ETag or the like; "" if it does not exist.
 
@@ -47,9 +49,11 @@ def stamp(uri: str) -> str:
 
 
 def read(uri: str) -> bytes:
-    """Read the bytes of an image's file. Raises ImageError: missing, unreadable, too_large."""
+    """Read the bytes of an image's file. Raises ImageError: missing, unreadable, too_large; StorageError."""
     try:
-        data = cells.read(uri) if cells.table_of(uri) else _read_file(uri)
+        data = retried(uri, cells.read if cells.table_of(uri) else _read_file, uri)
+    except StorageError:
+        raise
     except FileNotFoundError as error:
         why = f"is none: {error}" if cells.table_of(uri) else "does not exist; check the path"
         raise ImageError("missing", f"image {uri} {why}") from None
@@ -69,6 +73,8 @@ def _file(uri: str) -> str:
 def _stamp_or_nothing(uri: str) -> str:
     try:
         return stamp(uri)
+    except StorageError:
+        raise
     except Exception:  # each driver has its own exceptions; reading will report the fault
         return ""
 

@@ -10,6 +10,7 @@ from typing import BinaryIO, cast
 
 from cinemo.video import VideoError
 from pipelines.core import storage
+from pipelines.core.patience import StorageError, retried
 from pipelines.sources import cells, places, webdataset
 
 # A clip is read as an index at the end, a jump back, then one sequence. Aligned blocks take one request each, and
@@ -25,7 +26,8 @@ def open_video(uri: str) -> Iterator[str | BinaryIO]:
     Only the parts of a remote file that are read are fetched, BLOCK bytes per request; from a web server without range
     requests, the file is first copied to a temporary one. A member of a local tar is read in place. Whatever a driver
     raises while reading becomes an OSError.
-    Raises VideoError "missing" when there is no such file, "unreadable" when it cannot be opened.
+    Raises VideoError "missing" when there is no such file, "unreadable" when it cannot be opened; StorageError when the
+    storage fails, whatever the reader makes of that.
     """
     uri = storage.absolute(uri)
     span = webdataset.parse(uri)
@@ -35,7 +37,9 @@ def open_video(uri: str) -> Iterator[str | BinaryIO]:
         yield uri
         return
     try:
-        window = _open_window(uri, span)
+        window = retried(uri, _open_window, uri, span)
+    except StorageError:
+        raise
     except FileNotFoundError as error:
         why = f"is none: {error}" if cells.table_of(uri) else "does not exist; check the address"
         raise VideoError("missing", f"video {uri} {why}") from None
@@ -43,7 +47,11 @@ def open_video(uri: str) -> Iterator[str | BinaryIO]:
     except Exception as error:
         raise VideoError("unreadable", f"video {uri} cannot be opened: {_sentence(error)}") from error
     with io.BufferedReader(window) as file:
-        yield file
+        try:
+            yield file
+        finally:
+            if window.fault is not None:
+                raise window.fault
 
 
 class _Window(io.RawIOBase):
@@ -51,6 +59,7 @@ class _Window(io.RawIOBase):
 
     def __init__(self, name: str, file: BinaryIO, offset: int, size: int) -> None:
         self.name = name
+        self.fault: StorageError | None = None  # the first that reading met
         self._file, self._offset, self._size, self._at = file, offset, size, 0
 
     def readable(self) -> bool:
@@ -71,6 +80,9 @@ class _Window(io.RawIOBase):
         try:
             self._file.seek(self._offset + self._at)
             data = self._file.read(count)
+        except StorageError as error:
+            self.fault = self.fault or error
+            raise
         except OSError:
             raise
         except Exception as error:

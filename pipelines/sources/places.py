@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, cast
 import fsspec.core
 
 from pipelines.core import storage
+from pipelines.core.patience import patient, retried
 
 STREAM_BLOCK = 4 << 20  # bytes per request, for files that are read from start to end
 
@@ -19,7 +20,9 @@ STREAM_BLOCK = 4 << 20  # bytes per request, for files that are read from start 
 @functools.lru_cache(maxsize=8)
 def _archive(root: str) -> Any:
     """The file system of an archive such as a zip, cached so that its directory is not read for each of its videos."""
-    return fsspec.core.url_to_fs(root)[0]
+    files = fsspec.core.url_to_fs(root)[0]
+    _retry_reads(root, getattr(files, "fo", None))
+    return files
 
 
 def locate(uri: str) -> tuple[Any, str]:
@@ -42,17 +45,29 @@ def locate(uri: str) -> tuple[Any, str]:
         raise ValueError(f"{uri} cannot be opened: {error}; use a path, or a URL such as s3:// or https://") from error
 
 
+@patient
 def open_binary(uri: str, block: int = STREAM_BLOCK, cache: str = "readahead") -> BinaryIO:
-    """Open an absolute uri for reading. block, cache: bytes per request and fsspec's cache type, for remote files."""
+    """Open an absolute uri for reading; faults of a remote storage are retried, also those of later reads.
+
+    block, cache: bytes per request and fsspec's cache type, for remote files.
+    """
     if storage.is_local(uri):
         return open(uri, "rb")
     files, path = locate(uri)
     file = files.open(path, "rb", block_size=block, cache_type=cache)
+    _retry_reads(uri, file)
     with contextlib.suppress(AttributeError):  # io.BytesIO has no attributes, and needs none
         file._files = files  # keep the file system: when an archive's is collected, it closes its files
     return cast(BinaryIO, file)
 
 
+def _retry_reads(uri: str, file: Any) -> None:
+    """Make a remote file retry the requests of its reads, where it makes several."""
+    if fetch := getattr(getattr(file, "cache", None), "fetcher", None):
+        file.cache.fetcher = functools.partial(retried, uri, fetch)
+
+
+@patient
 def is_file(uri: str) -> bool:
     if storage.is_local(uri):
         return os.path.isfile(uri)
@@ -63,6 +78,7 @@ def is_file(uri: str) -> bool:
         return False
 
 
+@patient
 def is_folder(uri: str) -> bool:
     if storage.is_local(uri):
         return os.path.isdir(uri)
@@ -70,6 +86,7 @@ def is_folder(uri: str) -> bool:
     return bool(files.isdir(path))
 
 
+@patient
 def entries(folder: str) -> list[tuple[str, bool]]:
     """List (name, whether it is a folder) of a folder's entries without hidden ones, sorted by full name."""
     if storage.is_local(folder):

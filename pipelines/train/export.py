@@ -144,5 +144,4 @@ def export(config: TrainConfig, saved: str | Path, motion: dict[str, str], run_i
         return models.fingerprint(model)
     with tempfile.TemporaryDirectory() as folder:
         model = checkpoint.export_model(source, unet, Path(folder) / "model", card, data.prediction_type(config))
-        storage.upload(model, storage.join(output, "model"))
-        return models.fingerprint(model)
+        return models.publish(model, storage.join(output, "model"))

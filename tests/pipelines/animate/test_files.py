@@ -1,5 +1,6 @@
 """The files of a video: the sidecar makes it finished, and until then what was sampled is kept."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,27 @@ def test_a_video_has_its_thumbnail_and_a_sidecar_with_what_was_measured(
     shown = videos.read((tmp_path / "videos" / f"a{ending}").read_bytes(), 6, ending)
     assert shown.shape == frames.shape
     assert Image.open(tmp_path / "videos" / "a.thumb.webp").size == (96, 72)
-    sidecar = files.sidecar(output, "a")
+    sidecar = files.sidecar(output, "a", ending)
     assert sidecar is not None
+    whole = (tmp_path / "videos" / f"a{ending}").read_bytes()
+    assert sidecar["file"] == {"bytes": len(whole), "sha256": hashlib.sha256(whole).hexdigest()}
     assert sidecar["motion_score"] == pytest.approx(motion_score(frames), abs=1e-6)
     assert files.kept(output, "a") is None
+
+
+def test_a_truncated_video_is_not_finished_and_one_of_an_earlier_version_is(
+    tmp_path: Path, moving_frames: np.ndarray
+) -> None:
+    files.write(row(moving_frames[:6]), str(tmp_path), ".mp4")
+    video, sidecar = tmp_path / "videos" / "a.mp4", tmp_path / "videos" / "a.json"
+    video.write_bytes(video.read_bytes()[:-1])
+    assert files.sidecar(str(tmp_path), "a", ".mp4") is None
+    video.unlink()
+    assert files.sidecar(str(tmp_path), "a", ".mp4") is None
+    facts = json.loads(sidecar.read_text())
+    del facts["file"]
+    sidecar.write_text(json.dumps(facts))
+    assert files.sidecar(str(tmp_path), "a", ".mp4") == facts
 
 
 def test_a_video_that_cannot_be_encoded_is_a_reject_and_its_latents_stay(

@@ -122,7 +122,7 @@ def test_videos_and_listing_on_s3(bucket: Any, moving_frames: Any) -> None:
     for row in (written, state(1)):
         writer.add(row)
     writer.close()
-    assert files.sidecar(output, "id0") is not None
+    assert files.sidecar(output, "id0", ".mp4") is not None
     assert files.kept(output, "id0") is None
     assert listing.survey(output).lists(plan_of({"key0": 0, "key1": 1}))
     listing.settle(output, plan_of({"key0": 1}))

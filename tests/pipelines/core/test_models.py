@@ -3,12 +3,13 @@
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
 
 from cinemo import checkpoint
-from pipelines.core import models, tracking
+from pipelines.core import models, storage, tracking
 from tests.ray_jobs import jobs
 
 NOWHERE = "http://127.0.0.1:9"  # a port that nothing listens on
@@ -176,3 +177,24 @@ def test_a_directory_is_hashed_once_until_one_of_its_files_changes(
     assert hashed == [model]
     (model / "note.json").write_text('"another"')
     assert models.fingerprint(model) == whole(model) != first
+
+
+def test_a_model_whose_upload_was_cut_off_is_refused_until_it_is_whole(
+    model: Path, bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = "s3://videos/run/model"
+    models.publish(model, there)
+
+    def cut_off(uri: str) -> None:
+        raise ConnectionError(uri)
+
+    (model / "note.json").write_text('"trained for longer"')
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "remove", cut_off)
+        with pytest.raises(ConnectionError):
+            models.publish(model, there)
+    with pytest.raises(ValueError, match="half an export"):
+        models.resolve(str(storage.download(there, tmp_path / "half")))
+    fingerprint = models.publish(model, there)
+    whole = storage.download(there, tmp_path / "whole")
+    assert models.fingerprint(models.resolve(str(whole))) == fingerprint == models.fingerprint(model)

@@ -96,3 +96,6 @@ def test_a_folder_comes_back_from_where_it_was_uploaded(tmp_path: Path) -> None:
     storage.upload(tmp_path / "a", str(tmp_path / "there"))
     back = storage.download(str(tmp_path / "there"), tmp_path / "new" / "b")
     assert (back / "part" / "file.bin").read_bytes() == b"one"
+    (tmp_path / "a" / "part" / "file.bin").rename(tmp_path / "a" / "new.bin")
+    storage.upload(tmp_path / "a", str(tmp_path / "there"))
+    assert [path.name for path in (tmp_path / "there").rglob("*") if path.is_file()] == ["new.bin"]

@@ -1,11 +1,14 @@
 """Parts and what they say: counts, what is finished, rows that are there twice."""
 
+import uuid
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipelines.core import hashing
 from pipelines.dataset import parts, records
@@ -75,6 +78,24 @@ def test_segments_of_a_video_are_apart_and_parts_of_before_there_were_any_count(
     assert parts.survey(output).clips == 4
     parts.drop_duplicates(output)
     assert parts.survey(output).keys.tolist() == found.keys.tolist()
+
+
+def test_hashes_and_identity_are_those_of_outputs_that_exist(tmp_path: Path) -> None:
+    rows = [clip(0), clip(7) | {"segment": ""}, clip(3) | {"segment": "t=0,1"}, reject("/b", None, "missing")]
+    names = ["/a\n0", "/a\n7", "/a#t=0,1\n3", "/b\nNone"]
+    assert parts.keys(rows).tolist() == hashing.hash64(names).tolist()
+    parts.write(rows, str(tmp_path), 2, (16, 16))
+    wanted = sum(uuid.UUID(row["clip_id"]).int for row in rows[:3]) + int(hashing.hash64(names[3:])[0])
+    assert parts.survey(str(tmp_path)).identity == wanted % (1 << 128)
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 2**64 - 1)), max_size=200))
+def test_each_name_keeps_its_first_owner_at_16_bytes_a_name(claims: list[tuple[int, int]]) -> None:
+    owners, wanted = hashing.Owners(newest=4), dict[int, int]()
+    for name, owner in claims:
+        name = 2**64 - 1 - name
+        assert owners.first(np.uint64(name), np.uint64(owner)) == wanted.setdefault(name, owner)
+    assert len(wanted) - 4 < sum(run.nbytes for run in owners._runs) / 16 <= len(wanted)
 
 
 @pytest.mark.parametrize("known", [[], [5], [1, 5, 2**64 - 1]])
