@@ -14,8 +14,9 @@ import tenacity
 from sqlalchemy.exc import DBAPIError
 
 HANGING_S = 5.0  # a database that does not respond for this long counts as unavailable
-# Seconds since 1970, by the database's clock. clock_timestamp() advances within a transaction, unlike now().
-POSTGRES_NOW = "extract(epoch from clock_timestamp())::float8"
+# Seconds since 1970, by the database's clock. statement_timestamp() advances within a transaction, unlike now(), but
+# not within a statement: clock_timestamp() does, so that no index could be searched for it.
+POSTGRES_NOW = "extract(epoch from statement_timestamp())::float8"
 SQLITE_NOW = "((julianday('now') - 2440587.5) * 86400.0)"
 Result = TypeVar("Result")
 

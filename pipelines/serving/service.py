@@ -59,8 +59,7 @@ class Service:
         digest = hashlib.sha256(json.dumps(asked.model_dump(), sort_keys=True).encode() + image).hexdigest()
         job = Job(
             id=new_id(now), owner=owner, model=served.name, request=request, lease_owner=self.dispatcher.name,
-            lease_until=now + self.settings.lease_s, created_at=now, idempotency_key=idempotency_key,
-            request_digest=digest,
+            created_at=now, idempotency_key=idempotency_key, request_digest=digest,
         )  # fmt: skip
         limits = self.settings.limits
         per_key = limits.max_queue_per_key or limits.max_queue
