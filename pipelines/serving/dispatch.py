@@ -18,7 +18,7 @@ from pipelines.animate.request import shape_of
 from pipelines.core import storage
 from pipelines.serving import results
 from pipelines.serving.settings import ServeSettings
-from pipelines.serving.store import Death, Job, Store
+from pipelines.serving.store import AT_ONCE, Death, Job, Store
 
 logger = logging.getLogger("ray.serve")
 
@@ -123,21 +123,26 @@ class Dispatcher:
     async def _maintain(self) -> None:
         swept = float("-inf")
         while True:
+            most = 0  # of what a statement changed or read: AT_ONCE if there is more
             try:
                 if self.takes_over_from < time.monotonic() < self.renewed + self.settings.lease_s:
-                    taken = await asyncio.to_thread(self.store.take_abandoned, self.name)
-                    logger.log(logging.WARNING if taken else logging.DEBUG, "videos taken over: %d", taken)
+                    most = await asyncio.to_thread(self.store.take_abandoned, self.name)
+                    logger.log(logging.WARNING if most else logging.DEBUG, "videos taken over: %d", most)
+                await asyncio.to_thread(self.store.count_open)
                 # Also those whose task ended with an error of the database, or that it stored without an answer.
-                for job in await asyncio.to_thread(self.store.watched, self.name, frozenset(self.tasks)):
+                unwatched = await asyncio.to_thread(self.store.watched, self.name, frozenset(self.tasks))
+                for job in unwatched:
                     self.submit(job)
-                for job in await asyncio.to_thread(self.store.delete_expired):
+                expired = await asyncio.to_thread(self.store.delete_expired)
+                for job in expired:
                     await asyncio.to_thread(results.remove, self.videos, job.id, job.attempt)
                 if time.monotonic() > swept + SWEEP_EVERY_S:
                     await asyncio.to_thread(self._sweep)
                     swept = time.monotonic()
+                most = max(most, len(unwatched), len(expired))
             except Exception:
                 logger.exception("maintenance of jobs failed; it is tried again")
-            await asyncio.sleep(self.settings.lease_s / 3)
+            await asyncio.sleep(0 if most == AT_ONCE else self.settings.lease_s / 3)
 
     def _sweep(self) -> None:
         """Delete files of superseded attempts and of deleted jobs.

@@ -289,7 +289,7 @@ class Animator:
     def _waits_for_storage(self, state: tenacity.RetryCallState) -> None:
         self.sign_of_life = time.monotonic()  # a restart by the health check would lose the frames
         error = state.outcome.exception() if state.outcome else None
-        logger.warning("finished videos wait for the storage: %s", error, extra={"jobs": sorted(self.running)})
+        logger.warning("waits for the storage: %s", error, extra={"jobs": sorted(self.running)})
 
     def _keep_leases(self) -> None:
         """Extend leases from a thread, because a step may take longer than a lease."""

@@ -18,9 +18,10 @@ from pipelines.core import storage
 from pipelines.serving import dialect, keys, results, schema
 from pipelines.serving.dispatch import Dispatcher
 from pipelines.serving.errors import ApiError
+from pipelines.serving.ids import new_id
 from pipelines.serving.served_models import Served, complete
 from pipelines.serving.settings import ServeSettings
-from pipelines.serving.store import Job, OtherRequestError, QueueFullError, Store, new_id
+from pipelines.serving.store import Job, OtherRequestError, QueueFullError, Store
 
 
 class Service:

@@ -8,9 +8,7 @@ ignored.
 
 import dataclasses
 import json
-import re
 import time
-import uuid
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
@@ -19,14 +17,16 @@ import sqlalchemy as sa
 from cinemo.sidecar import Request
 from pipelines.serving import tables
 from pipelines.serving.database import Database
+from pipelines.serving.ids import time_of
 from pipelines.serving.tables import gone, ingresses, jobs
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
 Death = Literal["none", "device", "process"]  # what an attempt died with
 OPEN: tuple[Status, ...] = ("queued", "in_progress")
+LONG_QUEUE = 10_000  # limit above which the queue's length is not counted for every job, and may be a little exceeded
+COUNTED_FOR_S = 30.0  # seconds for which its last count may be used
 AT_ONCE = 1000  # rows that one statement takes over or deletes, so that it ends within seconds
 KEPT_TOMBSTONES_S = 30 * 86_400  # for this long, a deleted id is distinguished from one that never existed
-FIRST_TIME = 1_700_000_000.0  # no job is older
 
 # Only the replica that animates a job reads its image.
 COLUMNS = [column for column in jobs.c if column.name != "image"]
@@ -81,6 +81,8 @@ class Store:
     def __init__(self, url: str, patience: float = 10.0) -> None:
         self.database = Database(url, patience)
         self.database.patiently(lambda: tables.create(self.database.engine))
+        self.counted: dict[str, int] = {}  # open jobs by owner, when they were last counted
+        self.counted_at = float("-inf")
 
     def create(self, job: Job, image: bytes, most: int, most_of_owner: int) -> tuple[Job, bool]:
         """Store a job; returns (the stored job, whether it is new).
@@ -89,10 +91,11 @@ class Store:
         `most` jobs are open, or `most_of_owner` of this owner, and OtherRequestError when the key belongs to another
         request.
         """
+        has_room = self._surely_has_room(job.owner, most, most_of_owner)
 
         def insert() -> tuple[Job, bool]:
             with self.database.transaction() as connection:
-                if not self.database.is_sqlite:  # makes counting and adding atomic, as in SQLite
+                if not self.database.is_sqlite and not has_room:  # makes counting and adding atomic, as in SQLite
                     connection.execute(sa.text("SELECT pg_advisory_xact_lock(20260214)"))
                 same = sa.and_(jobs.c.owner == job.owner, jobs.c.idempotency_key == job.idempotency_key)
                 first = jobs.c.id == job.id if job.idempotency_key is None else sa.or_(jobs.c.id == job.id, same)
@@ -100,15 +103,27 @@ class Store:
                     if row.request_digest != job.request_digest:
                         raise OtherRequestError
                     return _job(row), row.id == job.id
-                of_owner = sa.func.count().filter(jobs.c.owner == job.owner)
-                count = sa.select(sa.func.count(), of_owner).where(jobs.c.status.in_(OPEN))
-                num_open, own = connection.execute(count).one()
-                if num_open >= most or own >= most_of_owner:
-                    raise QueueFullError(num_open)
+                if not has_room:
+                    of_owner = sa.func.count().filter(jobs.c.owner == job.owner)
+                    count = sa.select(sa.func.count(), of_owner).where(jobs.c.status.in_(OPEN))
+                    num_open, own = connection.execute(count).one()
+                    if num_open >= most or own >= most_of_owner:
+                        raise QueueFullError(num_open)
                 connection.execute(jobs.insert().values({**_row(job), "image": image}))
                 return job, True
 
         return self.database.patiently(insert)
+
+    def count_open(self) -> None:
+        """Count the open jobs, from time to time, so that `create` need not while a long queue has room."""
+        count = sa.select(jobs.c.owner, sa.func.count()).where(jobs.c.status.in_(OPEN)).group_by(jobs.c.owner)
+        self.counted = {row[0]: row[1] for row in self.database.patiently(lambda: self.database.all(count))}
+        self.counted_at = time.monotonic()
+
+    def _surely_has_room(self, owner: str, most: int, most_of_owner: int) -> bool:
+        if min(most, most_of_owner) < LONG_QUEUE or time.monotonic() > self.counted_at + COUNTED_FOR_S:
+            return False
+        return sum(self.counted.values()) < 0.9 * most and self.counted.get(owner, 0) < 0.9 * most_of_owner
 
     def get(self, job_id: str, owner: str | None = None) -> Job | None:
         """Get a job; None when there is none, or it has another owner."""
@@ -287,19 +302,6 @@ class Store:
             return self.database.change(change) > 0 or (attempt is not None and self.database.first(again) is not None)
 
         return self.database.patiently(end)
-
-
-def new_id(created_at: float) -> str:
-    """Make the id of a job. It starts with its time, so that a list can go on after one that was deleted."""
-    return f"video_{round(created_at * 1000):012x}{uuid.uuid4().hex[12:]}"
-
-
-def time_of(job_id: str) -> float:
-    """Time of creation in an id, in seconds since 1970. Raises KeyError for another text."""
-    seconds = int(job_id[6:18], 16) / 1000 if re.fullmatch("video_[0-9a-f]{32}", job_id) else 0
-    if not FIRST_TIME < seconds < time.time() + 3600:  # ids were random once
-        raise KeyError(job_id)
-    return seconds
 
 
 def _locked(ids: sa.Select[tuple[str]]) -> sa.Select[Any]:

@@ -129,6 +129,28 @@ def test_the_queue_is_bounded_for_all_and_for_each_however_many_come_at_once(url
     assert store.create(keep_one, b"image", 10, 6)[1]
 
 
+def test_a_long_queue_is_not_counted_for_every_job_until_it_is_nearly_full(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "LONG_QUEUE", 10)
+    store, statements = Store(url), list[str]()
+    sa.event.listen(store.database.engine, "before_cursor_execute", lambda *given: statements.append(given[2]))
+
+    def counts(number: int) -> bool:
+        statements.clear()
+        assert store.create(job(number), b"image", 20, 20)[1]
+        return any("count(" in statement for statement in statements)
+
+    assert counts(1)  # nothing is known yet
+    store.count_open()
+    assert not any(counts(number) for number in range(2, 19))
+    store.count_open()
+    assert counts(19)
+    assert counts(20)
+    with pytest.raises(QueueFullError):
+        store.create(job(21), b"image", 20, 20)
+
+
 def test_what_nobody_watches_is_taken_by_one_of_many(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(url)
     keep(store, *(job(number, lease_owner="dead") for number in range(20)), job(50))
