@@ -32,6 +32,7 @@ BENCHMARKS = (
     ("train.py", 1, True),
     ("average.py", 1, False),
     ("serve.py", 1, False),
+    ("serve_scale.py", 1, True),
     ("animate.py scheduling", 1, False),
     ("samplers.py", 2, True),
     ("decode.py", 1, True),

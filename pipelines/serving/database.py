@@ -11,13 +11,16 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 import tenacity
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, TimeoutError
 
+CONNECTIONS = 10  # that a process holds, at most
 HANGING_S = 5.0  # a database that does not respond for this long counts as unavailable
-# Seconds since 1970, by the database's clock. clock_timestamp() advances within a transaction, unlike now().
-POSTGRES_NOW = "extract(epoch from clock_timestamp())::float8"
+# Seconds since 1970, by the database's clock. statement_timestamp() advances within a transaction, unlike now(), but
+# not within a statement: clock_timestamp() does, so that no index could be searched for it.
+POSTGRES_NOW = "extract(epoch from statement_timestamp())::float8"
 SQLITE_NOW = "((julianday('now') - 2440587.5) * 86400.0)"
 Result = TypeVar("Result")
+UNAVAILABLE = (DBAPIError, TimeoutError)  # the second: all connections are busy
 
 
 class Database:
@@ -34,7 +37,8 @@ class Database:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
         self.now: sa.ColumnElement[float] = sa.literal_column(SQLITE_NOW if self.is_sqlite else POSTGRES_NOW, sa.Float)
         # No pool_pre_ping, because it has no time limit: a broken connection is replaced at its first error.
-        of_server = {"pool_size": 10, "connect_args": {"client_encoding": "utf8", "connect_timeout": 5}}
+        of_server: dict[str, Any] = {"pool_size": CONNECTIONS, "max_overflow": 0, "pool_timeout": HANGING_S}
+        of_server |= {"connect_args": {"client_encoding": "utf8", "connect_timeout": 5}}
         # Errors are logged, so parameters, users' prompts and images, are hidden.
         self.engine = sa.create_engine(url, hide_parameters=True, **({} if self.is_sqlite else of_server))
         if self.is_sqlite:
@@ -44,7 +48,7 @@ class Database:
     def patiently(self, act: Callable[[], Result]) -> Result:
         """Call `act`, retrying while the database is unavailable or locked; returns its result."""
         return tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(DBAPIError),
+            retry=tenacity.retry_if_exception_type(UNAVAILABLE),
             wait=tenacity.wait_exponential_jitter(initial=0.05, max=1.0),
             stop=tenacity.stop_after_delay(self.patience),
             reraise=True,

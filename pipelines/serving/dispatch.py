@@ -1,4 +1,4 @@
-"""Sends queued jobs to replicas, and takes over jobs whose lease ran out.
+"""Sends queued jobs to replicas, and takes over the jobs of ingresses whose lease expired.
 
 Its whole state is also in the store: when this process dies, another one continues.
 """
@@ -9,19 +9,23 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+from ray.exceptions import ActorDiedError
 
 from pipelines.animate.request import shape_of
 from pipelines.core import storage
 from pipelines.serving import results
 from pipelines.serving.settings import ServeSettings
-from pipelines.serving.store import Job, Store
+from pipelines.serving.store import AT_ONCE, Death, Job, Store
 
 logger = logging.getLogger("ray.serve")
 
 Animate = Callable[[str, str], Awaitable[dict[str, Any]]]  # (id, shape) -> facts; raises when the replica dies
 RATE_OVER_S = 300.0  # period over which the rate of finished jobs is measured
 SWEEP_EVERY_S = 3600.0  # period between searches for files without a job
+SWEPT_AT_ONCE = 500  # files whose jobs are looked up by one query
 
 
 class Dispatcher:
@@ -40,15 +44,17 @@ class Dispatcher:
         self.videos = storage.join(settings.place, "videos")
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self.ends: deque[float] = deque(maxlen=1000)
-        self.maintenance: asyncio.Task[None] | None = None
+        self.renewed = time.monotonic()  # when its lease was last renewed
+        self.takes_over_from = 0.0  # time from which it takes over jobs
+        self.maintenance: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Start the maintenance of leases, expired jobs and files."""
-        self.maintenance = asyncio.create_task(self._maintain())
+        """Start the renewal of its lease, and the maintenance of abandoned jobs, expired jobs and files."""
+        self.maintenance = [asyncio.create_task(self._renew()), asyncio.create_task(self._maintain())]
 
     def stop(self) -> None:
-        """Stop watching; when the leases run out, other processes take over."""
-        for task in [*self.tasks.values(), *filter(None, [self.maintenance])]:
+        """Stop watching; when the lease expires, other processes take over."""
+        for task in [*self.tasks.values(), *self.maintenance]:
             task.cancel()
 
     def submit(self, job: Job) -> None:
@@ -87,6 +93,9 @@ class Dispatcher:
                     facts = await self.animate[job.model](job.id, shape_of(job.request))
             except Exception as error:  # the replica died, or there is none: Ray raises many types for that
                 logger.warning("will be restarted: %s", type(error).__name__, extra={"job": job.id})
+                if isinstance(error, ActorDiedError) and error.actor_id:  # no need to wait until its lease expires
+                    death: Death = "none" if error.preempted else "process"
+                    await asyncio.to_thread(self.store.release, job.id, error.actor_id, death)
             now = await asyncio.to_thread(self.store.get, job.id)
             if now is None or now.lease_owner != self.name:
                 return  # deleted, or taken over while the store was unavailable
@@ -97,23 +106,43 @@ class Dispatcher:
             await asyncio.sleep(pause)
             pause = min(5.0, 2 * pause)
 
+    async def _renew(self) -> None:
+        """Renew the lease of this process, in a thread that nothing else delays."""
+        thread, lease = ThreadPoolExecutor(1, "renew"), self.settings.lease_s
+        while True:
+            try:
+                await asyncio.get_running_loop().run_in_executor(thread, self.store.renew, self.name, lease)
+                # After an outage all leases have expired. Before jobs are taken over, their owners get time to renew.
+                if time.monotonic() > self.renewed + lease:
+                    self.takes_over_from = time.monotonic() + lease
+                self.renewed = time.monotonic()
+            except Exception:
+                logger.exception("the lease was not renewed; it is tried again")
+            await asyncio.sleep(lease / 3)
+
     async def _maintain(self) -> None:
         swept = float("-inf")
         while True:
+            most = 0  # of what a statement changed or read: AT_ONCE if there is more
             try:
-                lease = self.settings.lease_s
-                await asyncio.to_thread(self.store.extend, sorted(self.tasks), lease, self.name)
-                for job in await asyncio.to_thread(self.store.take_abandoned, self.name, lease):
-                    logger.warning("restarted: its lease ran out", extra={"job": job.id})
+                if self.takes_over_from < time.monotonic() < self.renewed + self.settings.lease_s:
+                    most = await asyncio.to_thread(self.store.take_abandoned, self.name)
+                    logger.log(logging.WARNING if most else logging.DEBUG, "videos taken over: %d", most)
+                await asyncio.to_thread(self.store.count_open)
+                # Also those whose task ended with an error of the database, or that it stored without an answer.
+                unwatched = await asyncio.to_thread(self.store.watched, self.name, frozenset(self.tasks))
+                for job in unwatched:
                     self.submit(job)
-                for job in await asyncio.to_thread(self.store.delete_expired):
+                expired = await asyncio.to_thread(self.store.delete_expired)
+                for job in expired:
                     await asyncio.to_thread(results.remove, self.videos, job.id, job.attempt)
                 if time.monotonic() > swept + SWEEP_EVERY_S:
                     await asyncio.to_thread(self._sweep)
                     swept = time.monotonic()
+                most = max(most, len(unwatched), len(expired))
             except Exception:
                 logger.exception("maintenance of jobs failed; it is tried again")
-            await asyncio.sleep(self.settings.lease_s / 3)
+            await asyncio.sleep(0 if most == AT_ONCE else self.settings.lease_s / 3)
 
     def _sweep(self) -> None:
         """Delete files of superseded attempts and of deleted jobs.
@@ -121,11 +150,17 @@ class Dispatcher:
         Files of a job that the store does not know are kept: the database may be another, new or restored one.
         """
         unknown = 0
-        for job_id, attempt in sorted(results.attempts(self.videos)):
-            job = self.store.get(job_id)
-            if job is None and not self.store.was_deleted(job_id):
-                unknown += 1
-            elif job is None or not (job.is_open or (job.status == "completed" and job.attempt == attempt)):
-                results.remove(self.videos, job_id, attempt)
+        attempts = sorted(results.attempts(self.videos))
+        for first in range(0, len(attempts), SWEPT_AT_ONCE):
+            some = attempts[first : first + SWEPT_AT_ONCE]
+            ids = sorted({job_id for job_id, _ in some})
+            jobs = {job.id: job for job in self.store.get_all(ids)}
+            deleted = self.store.deleted(ids)
+            for job_id, attempt in some:
+                job = jobs.get(job_id)
+                if job is None and job_id not in deleted:
+                    unknown += 1
+                elif job is None or not (job.is_open or (job.status == "completed" and job.attempt == attempt)):
+                    results.remove(self.videos, job_id, attempt)
         if unknown:
             logger.warning("kept %d videos in %s of which this database knows nothing", unknown, self.videos)

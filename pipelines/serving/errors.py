@@ -11,8 +11,9 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
-from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
+
+from pipelines.serving.database import UNAVAILABLE
 
 logger = logging.getLogger("ray.serve")
 
@@ -61,7 +62,7 @@ def from_exception(error: Exception) -> ApiError:
         return from_validation(error.errors())
     if isinstance(error, HTTPException):
         return ApiError(error.status_code, str(error.detail), headers=error.headers)
-    if isinstance(error, DBAPIError):
+    if isinstance(error, UNAVAILABLE):
         logger.error("the database does not respond: %s", error)
         message = "the database does not respond; send the request again, with the same Idempotency-Key"
         return ApiError(503, message, headers={"Retry-After": "5"})
@@ -75,5 +76,5 @@ def install(app: FastAPI) -> None:
     async def respond(_: Request, error: Exception) -> JSONResponse:
         return answer(from_exception(error))
 
-    for kind in (ApiError, RequestValidationError, ValidationError, HTTPException, DBAPIError, Exception):
+    for kind in (ApiError, RequestValidationError, ValidationError, HTTPException, *UNAVAILABLE, Exception):
         app.add_exception_handler(kind, respond)

@@ -7,24 +7,29 @@ import asyncio
 import logging
 import threading
 import time
+import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
+import ray
 import tenacity
 import torch
+from sqlalchemy.exc import DBAPIError
 
 from cinemo import CinemoPipeline, checkpoint
 from pipelines.animate import request, videos
 from pipelines.core import models, storage
 from pipelines.serving import results
 from pipelines.serving.settings import ServeSettings
-from pipelines.serving.store import Job, Store
+from pipelines.serving.store import Death, Job, Store
 
 logger = logging.getLogger("ray.serve")
 
 PATIENCE_S = 300.0  # seconds that a finished video waits for an unavailable database or storage
-HEALTH_EVERY_S = 60.0  # seconds after which an idle replica animates a test image
+HEALTH_EVERY_S = 60.0  # seconds after which an idle replica computes something on its device
+LONE_DEATHS = 2  # processes that may die while they animate a job without others, before the job fails
 
 
 class StoppedError(Exception):
@@ -35,12 +40,16 @@ class StorageAwayError(Exception):
     """The storage accepted no files for PATIENCE_S, which is not the job's fault."""
 
 
+class DeviceLostError(Exception):
+    """The device computes nothing any more, which is not the job's fault. Serve replaces this replica."""
+
+
 class Waiting(NamedTuple):
     """A job that was sent to this replica."""
 
     job_id: str
     shape: str
-    done: "asyncio.Future[dict[str, Any]]"
+    done: "asyncio.Future[dict[str, Any]]"  # shared by all calls for this job
 
 
 class Animator:
@@ -57,13 +66,20 @@ class Animator:
         self.pipe.set_progress_bar_config(disable=True)
         self.videos = storage.join(self.settings.place, "videos")
         self.store = Store(self.settings.store_url, PATIENCE_S)
+        # Ray's errors about a dead actor have its id, by which the dispatcher finds the attempts that died with it.
+        actor = ray.get_runtime_context().get_actor_id() if ray.is_initialized() else None
+        self.replica = actor or uuid.uuid4().hex
         self.waiting: list[Waiting] = []
+        self.sent: dict[str, Waiting] = {}  # jobs that wait or run here
         self.worker: asyncio.Task[None] | None = None
         self.thread = ThreadPoolExecutor(1, "animate")  # one batch at a time, outside the event loop
         self.running: set[str] = set()
-        self.sign_of_life = time.monotonic()
+        self.storage_works = self.device_lost = False
+        self.sign_of_life = began = time.monotonic()
         threading.Thread(target=self._keep_leases, daemon=True).start()
         self.animate_once()
+        # A step of a full-size model takes minutes on CPUs. One much longer than this first animation hangs.
+        self.longest_step_s = 20 * max(self.settings.lease_s, time.monotonic() - began)
 
     def animate_once(self) -> None:
         """Run one denoising step on a grey picture, to test the model and to warm it up."""
@@ -75,21 +91,26 @@ class Animator:
         self.sign_of_life = time.monotonic()
 
     async def check_health(self) -> None:
-        """Raise when a step takes longer than twenty leases, or when an idle replica can no longer animate."""
+        """Raise when the device is lost, a step takes far too long, or the device of an idle replica computes nothing.
+
+        Returns within milliseconds otherwise, however long a step of this model takes.
+        """
         silent = time.monotonic() - self.sign_of_life
-        if self.running:
-            if silent > 20 * self.settings.lease_s:
-                raise RuntimeError(f"no denoising step in {silent:.0f} s")
-        elif silent > HEALTH_EVERY_S:
-            await asyncio.get_running_loop().run_in_executor(self.thread, self.animate_once)
+        if self.running and silent > self.longest_step_s:
+            raise RuntimeError(f"no denoising step in {silent:.0f} s")
+        if not self.running and silent > HEALTH_EVERY_S:
+            await asyncio.to_thread(self._test_device)
+        if self.device_lost:
+            raise DeviceLostError(f"{self.pipe.device} computes nothing any more")
 
     async def animate(self, job_id: str, shape: str) -> dict[str, Any]:
         """Make a job's video, unless it was cancelled or deleted; returns facts for the service's metrics."""
-        waiting = Waiting(job_id, shape, asyncio.get_running_loop().create_future())
-        self.waiting.append(waiting)
+        if job_id not in self.sent:  # an ingress that took the job over sends it again while the first call waits
+            self.sent[job_id] = Waiting(job_id, shape, asyncio.get_running_loop().create_future())
+            self.waiting.append(self.sent[job_id])
         if self.worker is None or self.worker.done():
             self.worker = asyncio.create_task(self._work())
-        return await waiting.done
+        return await asyncio.shield(self.sent[job_id].done)
 
     async def ready(self) -> bool:
         """Return True: Serve calls it only once the model is loaded."""
@@ -101,52 +122,92 @@ class Animator:
             same = [waiting for waiting in self.waiting if waiting.shape == self.waiting[0].shape]
             batch = same[: self.settings.replicas.batch]
             self.waiting = [waiting for waiting in self.waiting if waiting not in batch]
-            pending = [waiting for waiting in batch if not waiting.done.done()]
             facts: dict[str, dict[str, Any]] = {}
             failure: Exception | None = None
             try:
                 facts = await asyncio.get_running_loop().run_in_executor(
-                    self.thread, self._make, [waiting.job_id for waiting in pending]
+                    self.thread, self._make, [waiting.job_id for waiting in batch]
                 )
-            except Exception as error:  # database or storage stayed unavailable for longer than PATIENCE_S
+            except Exception as error:  # database, storage or device failed: the dispatcher sends the jobs again
                 failure = error
-            for waiting in pending:
-                if waiting.done.done():
-                    continue
+            finally:
+                for waiting in batch:
+                    del self.sent[waiting.job_id]
+            for waiting in batch:
                 if failure is None:
                     waiting.done.set_result(facts.get(waiting.job_id, {}))
-                else:  # the dispatcher sends the job to a replica again
+                else:
                     waiting.done.set_exception(failure)
 
     def _make(self, job_ids: list[str]) -> dict[str, dict[str, Any]]:
-        """Make the videos of a batch, in the thread; returns facts of the finished ones, by job."""
+        """Make the videos of a batch, in the thread; returns facts of the finished ones, by job.
+
+        Raises DBAPIError, StorageAwayError and DeviceLostError, after it released the jobs.
+        """
+        if self.device_lost:
+            raise DeviceLostError
         self.running, self.sign_of_life = set(job_ids), time.monotonic()
         claimed: list[tuple[Job, bytes]] = []
+        facts: dict[str, dict[str, Any]] = {}
+        again: list[str] = []  # jobs to be tried alone
         try:
-            claims = (self.store.claim(job_id, self.settings.lease_s) for job_id in job_ids)
-            claimed = [(job, image) for job, image in filter(None, claims) if self._may_begin(job)]
-            return self._animate(claimed) if claimed else {}
+            if not self.storage_works:  # claim and animate nothing that could not be kept
+                self._store_patiently(results.check_writable, self.videos)
+            lease, alone = self.settings.lease_s, len(job_ids) == 1
+            claims = (self.store.claim(job_id, self.replica, lease, alone) for job_id in job_ids)
+            claimed.extend((job, image) for job, image in filter(None, claims) if self._may_begin(job))
+            facts = self._animate(claimed) if claimed else {}
+            if not alone:  # those that are left may have killed a process
+                again = [job_id for job_id in job_ids if job_id not in {job.id for job, _ in claimed}]
         except StoppedError:
             return {}
-        except StorageAwayError:
-            raise  # the dispatcher sends the job to a replica again
+        except (DBAPIError, StorageAwayError):
+            self._release(claimed)
+            raise
         except Exception:
             logger.exception("a batch failed", extra={"jobs": job_ids})
-            if self.pipe.device.type == "cuda":
-                torch.cuda.empty_cache()
-            if len(claimed) > 1:  # one job is at fault, or the batch is too large: try each alone
-                return {name: facts for job, _ in claimed for name, facts in self._make([job.id]).items()}
-            for job, _ in claimed:
-                message = f"the animation failed; the service's log says why, under {job.id}"
-                self.store.fail(job.id, job.attempt, "server_error", message, self.settings.ttl_s)
-            return {}
+            self._test_device()
+            if self.device_lost:
+                self._release(claimed, "device")
+                raise DeviceLostError from None
+            if len(claimed) > 1:  # one job is at fault, or the batch is too large
+                again = job_ids
+                self._release(claimed)
+            else:
+                self._fail(claimed)
         finally:
             self.running = set()
+        for job_id in again:
+            facts |= self._make([job_id])
+        return facts
+
+    def _fail(self, claimed: list[tuple[Job, bytes]]) -> None:
+        for job, _ in claimed:
+            message = f"the animation failed; the service's log says why, under {job.id}"
+            self.store.fail(job.id, job.attempt, "server_error", message, self.settings.ttl_s)
+
+    def _test_device(self) -> None:
+        """Compute something tiny, because an error of a GPU may stay for as long as its process lives."""
+        try:
+            if self.pipe.device.type == "cuda":
+                torch.cuda.empty_cache()
+            assert torch.ones(1, device=self.pipe.device).add(1).item() == 2
+            self.sign_of_life = time.monotonic()
+        except Exception:
+            logger.exception("%s computes nothing any more; this replica must be replaced", self.pipe.device)
+            self.device_lost = True
+
+    def _release(self, claimed: list[tuple[Job, bytes]], death: Death = "none") -> None:
+        try:
+            for job, _ in claimed:
+                self.store.release(job.id, self.replica, death)
+        except DBAPIError:  # the leases of these attempts expire, and they count as deaths
+            logger.exception("attempts were not released")
 
     def _may_begin(self, job: Job) -> bool:
-        if job.attempt <= self.settings.max_attempts:
+        if job.lone_deaths < LONE_DEATHS and job.deaths < self.settings.max_attempts:
             return True
-        message = f"given up after {self.settings.max_attempts} attempts, none of which finished"
+        message = f"given up: {job.deaths} processes died while they animated it"
         self.store.fail(job.id, job.attempt, "server_error", message, self.settings.ttl_s)
         return False
 
@@ -200,17 +261,7 @@ class Animator:
                 "timings": timings,
             },
         )
-        patiently = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(OSError),
-            wait=tenacity.wait_exponential_jitter(initial=0.2, max=10.0),
-            stop=tenacity.stop_after_delay(PATIENCE_S),
-            before_sleep=lambda state: self._waits_for_storage(job, state),
-            reraise=True,
-        )
-        try:
-            patiently(results.write, self.videos, job.id, job.attempt, files)
-        except OSError as error:
-            raise StorageAwayError(f"{self.videos} accepted no file of {job.id} in {PATIENCE_S:.0f} s") from error
+        self._store_patiently(results.write, self.videos, job.id, job.attempt, files)
         result = {name: facts[name] for name in ("motion_score", "motion_bucket", "model_fingerprint", "timings")}
         if not self.store.complete(job.id, job.attempt, result, self.settings.ttl_s):
             results.remove(self.videos, job.id, job.attempt)
@@ -219,17 +270,33 @@ class Animator:
         logger.info("completed", extra={"job": job.id, "seconds": timings["animate_seconds"]})
         return {**result, "batch": batch, "gpu_memory_bytes": memory}
 
-    def _waits_for_storage(self, job: Job, state: tenacity.RetryCallState) -> None:
+    def _store_patiently(self, write: Callable[..., None], *arguments: Any) -> None:
+        """Call `write`, retrying while the storage is unavailable. Raises StorageAwayError after PATIENCE_S."""
+        patiently = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(OSError),
+            wait=tenacity.wait_exponential_jitter(initial=0.2, max=10.0),
+            stop=tenacity.stop_after_delay(PATIENCE_S),
+            before_sleep=self._waits_for_storage,
+            reraise=True,
+        )
+        try:
+            patiently(write, *arguments)
+            self.storage_works = True
+        except OSError as error:
+            self.storage_works = False
+            raise StorageAwayError(f"{self.videos} accepted no file in {PATIENCE_S:.0f} s") from error
+
+    def _waits_for_storage(self, state: tenacity.RetryCallState) -> None:
         self.sign_of_life = time.monotonic()  # a restart by the health check would lose the frames
         error = state.outcome.exception() if state.outcome else None
-        logger.warning("its files wait for the storage: %s", error, extra={"job": job.id})
+        logger.warning("waits for the storage: %s", error, extra={"jobs": sorted(self.running)})
 
     def _keep_leases(self) -> None:
         """Extend leases from a thread, because a step may take longer than a lease."""
         while True:
             time.sleep(self.settings.lease_s / 3)
             try:
-                self.store.extend(sorted(self.running), self.settings.lease_s)
+                self.store.renew_attempts(sorted(self.running), self.replica, self.settings.lease_s)
             except Exception:
                 logger.exception("leases were not extended")
 

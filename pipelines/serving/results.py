@@ -4,13 +4,17 @@ Every attempt has its own file names, so that concurrent attempts never mix; the
 """
 
 import json
+import logging
 import re
+import uuid
 from typing import Any
 
 import numpy as np
 
 from pipelines.animate import videos
 from pipelines.core import storage
+
+logger = logging.getLogger("ray.serve")
 
 ENDINGS = {"video": ".mp4", "thumbnail": ".webp", "spritesheet": ".jpg", "sidecar": ".json"}
 MEDIA = {"video": "video/mp4", "thumbnail": "image/webp", "spritesheet": "image/jpeg"}
@@ -45,10 +49,21 @@ def write(output: str, job_id: str, attempt: int, files: dict[str, bytes]) -> No
         storage.sync(storage.absolute(output))
 
 
+def check_writable(output: str) -> None:
+    """Write a file into the output, and delete it. Raises OSError."""
+    probe = storage.join(output, f".probe-{uuid.uuid4().hex}")
+    storage.put(probe, b"")
+    storage.remove(probe)
+
+
 def remove(output: str, job_id: str, attempt: int) -> None:
-    """Delete the files of an attempt, if there are any."""
+    """Delete the files of an attempt, if there are any. Those that the storage keeps are left to a later sweep."""
     for variant in ENDINGS:
-        storage.remove(storage.join(output, name(job_id, attempt, variant)))
+        try:
+            storage.remove(storage.join(output, name(job_id, attempt, variant)))
+        except OSError as error:
+            logger.warning("not deleted yet: %s", error, extra={"job": job_id})
+            return
 
 
 def attempts(output: str) -> set[tuple[str, int]]:

@@ -18,9 +18,10 @@ from pipelines.core import storage
 from pipelines.serving import dialect, keys, results, schema
 from pipelines.serving.dispatch import Dispatcher
 from pipelines.serving.errors import ApiError
+from pipelines.serving.ids import new_id
 from pipelines.serving.served_models import Served, complete
 from pipelines.serving.settings import ServeSettings
-from pipelines.serving.store import Job, OtherRequestError, QueueFullError, Store, new_id
+from pipelines.serving.store import Job, OtherRequestError, QueueFullError, Store
 
 
 class Service:
@@ -59,8 +60,7 @@ class Service:
         digest = hashlib.sha256(json.dumps(asked.model_dump(), sort_keys=True).encode() + image).hexdigest()
         job = Job(
             id=new_id(now), owner=owner, model=served.name, request=request, lease_owner=self.dispatcher.name,
-            lease_until=now + self.settings.lease_s, created_at=now, idempotency_key=idempotency_key,
-            request_digest=digest,
+            created_at=now, idempotency_key=idempotency_key, request_digest=digest,
         )  # fmt: skip
         limits = self.settings.limits
         per_key = limits.max_queue_per_key or limits.max_queue

@@ -77,7 +77,7 @@ class ServeSettings(BaseModel, frozen=True, extra="forbid"):
     track: bool = Field(False, description="log each finished video in MLflow: request, model, timings, motion")
     ingress_replicas: int = Field(1, ge=1, description="processes that answer HTTP; more than one needs PostgreSQL")
     lease_s: float = Field(30, gt=0, description="seconds without a sign of life after which a video is restarted")
-    max_attempts: int = Field(10, ge=1, description="attempts at a video before it fails")
+    max_attempts: int = Field(10, ge=1, description="attempts at a video that may die before it fails")
     ttl_s: float = Field(86_400, gt=0, description="seconds that a finished video is kept")
     replicas: Replicas = Field(
         default_factory=lambda: Replicas.model_validate({}), description="replicas of each model"

@@ -1,63 +1,33 @@
 """Jobs in a SQL database: stored before they begin, finished exactly once, whichever process dies in between.
 
-A job is queued, then in progress, then completed or failed, and from then on it never changes. One process, the owner
-of its lease, watches it. A replica that works on it claims an attempt; reports of older attempts are ignored. When the
-lease runs out, nobody works on the job, and another process takes it over.
+A job is queued, then in progress, then completed or failed, and from then on it never changes. An ingress watches it;
+when the lease of that ingress expires, another one takes its jobs over. A replica claims an attempt, which has its own
+lease: until that expires, or the replica releases it, no other replica can claim one. Reports of older attempts are
+ignored.
 """
 
 import dataclasses
-import functools
 import json
-import re
 import time
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import sqlalchemy as sa
 
 from cinemo.sidecar import Request
+from pipelines.serving import tables
 from pipelines.serving.database import Database
+from pipelines.serving.ids import time_of
+from pipelines.serving.tables import gone, ingresses, jobs
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
+Death = Literal["none", "device", "process"]  # what an attempt died with
 OPEN: tuple[Status, ...] = ("queued", "in_progress")
+LONG_QUEUE = 10_000  # limit above which the queue's length is not counted for every job, and may be a little exceeded
+COUNTED_FOR_S = 30.0  # seconds for which its last count may be used
+AT_ONCE = 1000  # rows that one statement takes over or deletes, so that it ends within seconds
 KEPT_TOMBSTONES_S = 30 * 86_400  # for this long, a deleted id is distinguished from one that never existed
-FIRST_TIME = 1_700_000_000.0  # no job is older
 
-metadata = sa.MetaData()
-# Times are seconds since 1970. The number in the names is the version of these columns.
-jobs = sa.Table(
-    "cinemo_jobs_2",
-    metadata,
-    sa.Column("id", sa.String(64), primary_key=True),
-    sa.Column("owner", sa.String(64), nullable=False),
-    sa.Column("model", sa.String(200), nullable=False),
-    sa.Column("status", sa.String(16), nullable=False),
-    sa.Column("progress", sa.Integer, nullable=False, default=0),  # percent
-    sa.Column("request", sa.Text, nullable=False),  # JSON
-    sa.Column("image", sa.LargeBinary),  # as uploaded; removed when the job ends
-    sa.Column("attempt", sa.Integer, nullable=False, default=0),
-    sa.Column("keeper", sa.String(64), key="lease_owner", nullable=False),
-    sa.Column("lease_until", sa.Float, nullable=False),
-    sa.Column("created_at", sa.Float, nullable=False),
-    sa.Column("started_at", sa.Float),
-    sa.Column("ended_at", sa.Float),
-    sa.Column("expires_at", sa.Float),
-    sa.Column("error", sa.Text),  # JSON: code, message
-    sa.Column("result", sa.Text),  # JSON: measured motion, fingerprint, timings
-    sa.Column("idempotency_key", sa.String(255)),
-    sa.Column("request_digest", sa.String(64)),
-    sa.UniqueConstraint("owner", "idempotency_key"),
-    sa.Index("cinemo_jobs_2_by_owner", "owner", "created_at", "id"),
-    sa.Index("cinemo_jobs_2_open", "status", "lease_until"),
-)
-gone = sa.Table(
-    "cinemo_gone_1",
-    metadata,
-    sa.Column("id", sa.String(64), primary_key=True),
-    sa.Column("owner", sa.String(64), nullable=False),
-    sa.Column("at", sa.Float, nullable=False),
-)
 # Only the replica that animates a job reads its image.
 COLUMNS = [column for column in jobs.c if column.name != "image"]
 
@@ -82,7 +52,7 @@ class Job:
     request: Request
     attempt: int = 0
     lease_owner: str
-    lease_until: float
+    lease_until: float = 0.0
     created_at: float
     started_at: float | None = None
     ended_at: float | None = None
@@ -91,6 +61,10 @@ class Job:
     result: dict[str, Any] | None = None
     idempotency_key: str | None = None
     request_digest: str | None = None
+    replica: str | None = None
+    alone: int = 0
+    deaths: int = 0
+    lone_deaths: int = 0
 
     @property
     def is_open(self) -> bool:
@@ -106,9 +80,9 @@ class Store:
 
     def __init__(self, url: str, patience: float = 10.0) -> None:
         self.database = Database(url, patience)
-        self.database.patiently(
-            lambda: metadata.create_all(self.database.engine)
-        )  # retried, because another process may be creating them
+        self.database.patiently(lambda: tables.create(self.database.engine))
+        self.counted: dict[str, int] = {}  # open jobs by owner, when they were last counted
+        self.counted_at = float("-inf")
 
     def create(self, job: Job, image: bytes, most: int, most_of_owner: int) -> tuple[Job, bool]:
         """Store a job; returns (the stored job, whether it is new).
@@ -117,10 +91,11 @@ class Store:
         `most` jobs are open, or `most_of_owner` of this owner, and OtherRequestError when the key belongs to another
         request.
         """
+        has_room = self._surely_has_room(job.owner, most, most_of_owner)
 
         def insert() -> tuple[Job, bool]:
             with self.database.transaction() as connection:
-                if not self.database.is_sqlite:  # makes counting and adding atomic, as in SQLite
+                if not self.database.is_sqlite and not has_room:  # makes counting and adding atomic, as in SQLite
                     connection.execute(sa.text("SELECT pg_advisory_xact_lock(20260214)"))
                 same = sa.and_(jobs.c.owner == job.owner, jobs.c.idempotency_key == job.idempotency_key)
                 first = jobs.c.id == job.id if job.idempotency_key is None else sa.or_(jobs.c.id == job.id, same)
@@ -128,17 +103,27 @@ class Store:
                     if row.request_digest != job.request_digest:
                         raise OtherRequestError
                     return _job(row), row.id == job.id
-                count = sa.select(sa.func.count()).where(jobs.c.status.in_(OPEN))
-                num_open = connection.scalar(count) or 0
-                of_owner = connection.scalar(count.where(jobs.c.owner == job.owner)) or 0
-                if num_open >= most or of_owner >= most_of_owner:
-                    raise QueueFullError(num_open)
-                lease_s = job.lease_until - time.time()  # by this machine's clock
-                values = {**_row(job), "image": image, "lease_until": self.database.now + lease_s}
-                connection.execute(jobs.insert().values(values))
+                if not has_room:
+                    of_owner = sa.func.count().filter(jobs.c.owner == job.owner)
+                    count = sa.select(sa.func.count(), of_owner).where(jobs.c.status.in_(OPEN))
+                    num_open, own = connection.execute(count).one()
+                    if num_open >= most or own >= most_of_owner:
+                        raise QueueFullError(num_open)
+                connection.execute(jobs.insert().values({**_row(job), "image": image}))
                 return job, True
 
         return self.database.patiently(insert)
+
+    def count_open(self) -> None:
+        """Count the open jobs, from time to time, so that `create` need not while a long queue has room."""
+        count = sa.select(jobs.c.owner, sa.func.count()).where(jobs.c.status.in_(OPEN)).group_by(jobs.c.owner)
+        self.counted = {row[0]: row[1] for row in self.database.patiently(lambda: self.database.all(count))}
+        self.counted_at = time.monotonic()
+
+    def _surely_has_room(self, owner: str, most: int, most_of_owner: int) -> bool:
+        if min(most, most_of_owner) < LONG_QUEUE or time.monotonic() > self.counted_at + COUNTED_FOR_S:
+            return False
+        return sum(self.counted.values()) < 0.9 * most and self.counted.get(owner, 0) < 0.9 * most_of_owner
 
     def get(self, job_id: str, owner: str | None = None) -> Job | None:
         """Get a job; None when there is none, or it has another owner."""
@@ -147,15 +132,20 @@ class Store:
         row = self.database.patiently(lambda: self.database.first(query))
         return None if row is None else _job(row)
 
+    def get_all(self, job_ids: Sequence[str]) -> list[Job]:
+        """Get jobs of any owner, the oldest first; those that do not exist are left out."""
+        query = sa.select(*COLUMNS).where(jobs.c.id.in_(job_ids)).order_by(jobs.c.created_at)
+        return [_job(row) for row in self.database.patiently(lambda: self.database.all(query))] if job_ids else []
+
     def is_gone(self, job_id: str, owner: str) -> bool:
         """Whether a job of this owner was deleted or has expired."""
         query = sa.select(gone.c.id).where(gone.c.id == job_id, gone.c.owner == owner)
         return self.database.patiently(lambda: self.database.first(query)) is not None
 
-    def was_deleted(self, job_id: str) -> bool:
-        """Whether a job of any owner was deleted or has expired."""
-        query = sa.select(gone.c.id).where(gone.c.id == job_id)
-        return self.database.patiently(lambda: self.database.first(query)) is not None
+    def deleted(self, job_ids: Sequence[str]) -> set[str]:
+        """Those of these jobs, of any owner, that were deleted or have expired."""
+        query = sa.select(gone.c.id).where(gone.c.id.in_(job_ids))
+        return {row.id for row in self.database.patiently(lambda: self.database.all(query))} if job_ids else set()
 
     def page(self, owner: str, after: str | None, limit: int, newest_first: bool) -> tuple[list[Job], bool]:
         """List (jobs of an owner after the one with the id `after`, whether there are more).
@@ -180,20 +170,32 @@ class Store:
         )
         return {row[0]: row[1] for row in rows}
 
-    def claim(self, job_id: str, lease_s: float) -> tuple[Job, bytes] | None:
-        """Begin an attempt; returns (the job, with the attempt's number, its image), None if it is no longer open."""
+    def claim(self, job_id: str, replica: str, lease_s: float, alone: bool) -> tuple[Job, bytes] | None:
+        """Begin an attempt; returns (the job, with the attempt's number, its image).
+
+        None if the job is no longer open, if another replica's attempt is running, or if the job may have killed a
+        process and this attempt is not alone. An attempt of another replica whose lease expired counts as a death.
+        """
+        by_another = sa.and_(jobs.c.replica.is_not(None), jobs.c.replica != replica)
+        if alone:
+            free = sa.or_(sa.not_(by_another), jobs.c.lease_until < self.database.now)
+        else:
+            free = sa.and_(sa.not_(by_another), jobs.c.deaths == 0)
+        begin = jobs.update().where(jobs.c.id == job_id, jobs.c.status.in_(OPEN), free)
+        begin = begin.values(
+            attempt=jobs.c.attempt + 1,
+            progress=0,
+            replica=replica,
+            alone=int(alone),
+            deaths=jobs.c.deaths + sa.case((by_another, 1), else_=0),
+            lone_deaths=jobs.c.lone_deaths + sa.case((by_another, jobs.c.alone), else_=0),
+            lease_until=self.database.now + lease_s,
+        )
 
         def take() -> tuple[Job, bytes] | None:
             with self.database.transaction() as connection:
-                updated = connection.execute(
-                    jobs.update()
-                    .where(jobs.c.id == job_id, jobs.c.status.in_(OPEN))
-                    .values(attempt=jobs.c.attempt + 1, progress=0, lease_until=self.database.now + lease_s)
-                )
-                if not updated.rowcount:
-                    return None
-                row = connection.execute(sa.select(*COLUMNS, jobs.c.image).where(jobs.c.id == job_id)).one()
-                return _job(row), row.image
+                row = connection.execute(begin.returning(*COLUMNS, jobs.c.image)).first()
+                return None if row is None else (_job(row), row.image)
 
         return self.database.patiently(take)
 
@@ -220,49 +222,72 @@ class Store:
         error = json.dumps({"code": code, "message": message})
         return self._end(job_id, attempt, ttl_s, status="failed", error=error)
 
-    def extend(self, job_ids: Sequence[str], lease_s: float, lease_owner: str | None = None) -> None:
-        """Extend the leases of these jobs; with lease_owner, only of those that it still owns."""
+    def release(self, job_id: str, replica: str, death: Death = "none") -> None:
+        """End a replica's attempt without a result, so that the job is queued again. Only deaths are counted.
+
+        A process's death is the job's own if the attempt was alone; a device's never is.
+        """
+        change = jobs.update().where(jobs.c.id == job_id, jobs.c.replica == replica, jobs.c.status.in_(OPEN))
+        change = change.values(status="queued", progress=0, replica=None)
+        if death != "none":
+            change = change.values(deaths=jobs.c.deaths + 1)
+        if death == "process":
+            change = change.values(lone_deaths=jobs.c.lone_deaths + jobs.c.alone)
+        self.database.patiently(lambda: self.database.change(change))
+
+    def renew_attempts(self, job_ids: Collection[str], replica: str, lease_s: float) -> None:
+        """Renew the leases of a replica's attempts at these jobs."""
         if not job_ids:
             return
-        mine = sa.true() if lease_owner is None else jobs.c.lease_owner == lease_owner
-        change = jobs.update().where(jobs.c.id.in_(job_ids), jobs.c.status.in_(OPEN), mine)
+        change = jobs.update().where(jobs.c.id.in_(job_ids), jobs.c.replica == replica, jobs.c.status.in_(OPEN))
         self.database.patiently(lambda: self.database.change(change.values(lease_until=self.database.now + lease_s)))
 
-    def take_abandoned(self, lease_owner: str, lease_s: float) -> list[Job]:
-        """Take over jobs whose lease ran out; returns them with the new lease. Each goes to one caller."""
-        abandoned = (
-            sa.select(*COLUMNS)
-            .where(jobs.c.status.in_(OPEN), jobs.c.lease_until < self.database.now)
-            .order_by(jobs.c.created_at)
-        )
-        taken = []
-        for row in self.database.patiently(lambda: self.database.all(abandoned)):
-            change = jobs.update().where(jobs.c.id == row.id, jobs.c.lease_until == row.lease_until)
-            change = change.where(jobs.c.status.in_(OPEN)).values(
-                lease_owner=lease_owner, lease_until=self.database.now + lease_s
-            )
-            if self.database.patiently(functools.partial(self.database.change, change)):
-                taken.append(dataclasses.replace(_job(row), lease_owner=lease_owner))
-        return taken
+    def renew(self, lease_owner: str, lease_s: float) -> None:
+        """Renew the lease of an ingress, which covers all jobs that it watches."""
+        until = self.database.now + lease_s
+
+        def renew_or_insert() -> None:
+            with self.database.transaction() as connection:
+                change = ingresses.update().where(ingresses.c.name == lease_owner).values(lease_until=until)
+                if not connection.execute(change).rowcount:
+                    connection.execute(ingresses.insert().values(name=lease_owner, lease_until=until))
+
+        self.database.patiently(renew_or_insert)
+
+    def take_abandoned(self, lease_owner: str) -> int:
+        """Take over jobs of ingresses whose lease expired, the oldest first; returns their number. Each goes to one."""
+        alive = sa.select(ingresses.c.name).where(ingresses.c.lease_until > self.database.now)
+        abandoned = sa.select(jobs.c.id).where(jobs.c.status.in_(OPEN), jobs.c.lease_owner.not_in(alive))
+        oldest = _locked(abandoned.order_by(jobs.c.created_at))
+        change = jobs.update().where(jobs.c.id.in_(oldest)).values(lease_owner=lease_owner)
+        return self.database.patiently(lambda: self.database.change(change))
+
+    def watched(self, lease_owner: str, known: Collection[str]) -> list[Job]:
+        """Open jobs that this ingress should watch and that are not `known` to it: AT_ONCE of them at most."""
+        ids = sa.select(jobs.c.id).where(jobs.c.status.in_(OPEN), jobs.c.lease_owner == lease_owner)
+        found = self.database.patiently(lambda: self.database.all(ids))
+        return self.get_all([row.id for row in found if row.id not in known][:AT_ONCE])
 
     def delete(self, job_id: str, owner: str) -> Job | None:
         """Delete a job, running or not; returns it, or None if the owner has no such job."""
         return next(iter(self._delete_with_tombstone(sa.and_(jobs.c.id == job_id, jobs.c.owner == owner))), None)
 
     def delete_expired(self) -> list[Job]:
-        """Delete expired jobs, and return them; delete old tombstones too."""
-        self.database.patiently(
-            lambda: self.database.change(gone.delete().where(gone.c.at < self.database.now - KEPT_TOMBSTONES_S))
-        )
-        return self._delete_with_tombstone(sa.and_(jobs.c.expires_at < self.database.now, jobs.c.status.not_in(OPEN)))
+        """Delete expired jobs, and return them; delete old tombstones too. AT_ONCE of each at most."""
+        old = sa.select(gone.c.id).where(gone.c.at < self.database.now - KEPT_TOMBSTONES_S).limit(AT_ONCE)
+        self.database.patiently(lambda: self.database.change(gone.delete().where(gone.c.id.in_(old))))
+        lost = ingresses.delete().where(ingresses.c.lease_until < self.database.now - KEPT_TOMBSTONES_S)
+        self.database.patiently(lambda: self.database.change(lost))
+        expired = sa.select(jobs.c.id).where(jobs.c.expires_at < self.database.now, jobs.c.status.not_in(OPEN))
+        return self._delete_with_tombstone(jobs.c.id.in_(_locked(expired)))
 
     def _delete_with_tombstone(self, which: Any) -> list[Job]:
         def move() -> list[Job]:
             with self.database.transaction() as connection:
-                rows = connection.execute(sa.select(*COLUMNS).where(which)).all()
-                for row in rows:
-                    if connection.execute(jobs.delete().where(jobs.c.id == row.id)).rowcount:
-                        connection.execute(gone.insert().values(id=row.id, owner=row.owner, at=self.database.now))
+                rows = connection.execute(jobs.delete().where(which).returning(*COLUMNS)).all()
+                if rows:
+                    insert = gone.insert().values(at=self.database.now)
+                    connection.execute(insert, [{"id": row.id, "owner": row.owner} for row in rows])
                 return [_job(row) for row in rows]
 
         return self.database.patiently(move)
@@ -279,17 +304,11 @@ class Store:
         return self.database.patiently(end)
 
 
-def new_id(created_at: float) -> str:
-    """Make the id of a job. It starts with its time, so that a list can go on after one that was deleted."""
-    return f"video_{round(created_at * 1000):012x}{uuid.uuid4().hex[12:]}"
-
-
-def time_of(job_id: str) -> float:
-    """Time of creation in an id, in seconds since 1970. Raises KeyError for another text."""
-    seconds = int(job_id[6:18], 16) / 1000 if re.fullmatch("video_[0-9a-f]{32}", job_id) else 0
-    if not FIRST_TIME < seconds < time.time() + 3600:  # ids were random once
-        raise KeyError(job_id)
-    return seconds
+def _locked(ids: sa.Select[tuple[str]]) -> sa.Select[Any]:
+    """AT_ONCE of these ids, for a change of their rows, without those that another process is changing."""
+    # As a common table expression: PostgreSQL might evaluate a subquery with a limit more than once.
+    some = ids.limit(AT_ONCE).with_for_update(skip_locked=True).cte("some", nesting=True)
+    return sa.select(some.c.id)
 
 
 def _row(job: Job) -> dict[str, Any]:

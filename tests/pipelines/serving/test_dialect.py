@@ -8,9 +8,9 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
+from pipelines.serving.ids import new_id, time_of
 from pipelines.serving.replica import Animator
 from pipelines.serving.settings import ServeSettings
-from pipelines.serving.store import new_id, time_of
 from tests.pipelines.serving.in_process import FAST, busy, png, send, serve, wait
 
 BASE64 = base64.b64encode(png()).decode()

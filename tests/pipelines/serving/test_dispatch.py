@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray import ActorID
+from ray.exceptions import ActorDiedError
 
 from pipelines.serving import results
 from pipelines.serving.dispatch import Dispatcher
@@ -18,52 +20,129 @@ from pipelines.serving.store import Job, Store
 FILES = dict.fromkeys(results.ENDINGS, b"{}")
 
 
-def job(name: str, lease_owner: str, lease_until: float) -> Job:
+def job(name: str, lease_owner: str) -> Job:
     settings, now = ServeSettings(), time.time()
     request = complete(VideoRequest(prompt="it moves"), look_up("builtin:tiny", "builtin:tiny"), settings.limits)
     return Job(
-        id=f"video_{name}", owner="me", model="builtin:tiny", request=request, lease_owner=lease_owner,
-        lease_until=lease_until, created_at=now,
-    )  # fmt: skip
+        id=f"video_{name}", owner="me", model="builtin:tiny", request=request, lease_owner=lease_owner, created_at=now
+    )
 
 
-def test_a_job_that_another_process_took_is_left_to_it(tmp_path: Path) -> None:
-    settings = ServeSettings(output=str(tmp_path), lease_s=5)
+def claim(store: Store, name: str) -> None:
+    assert store.claim(f"video_{name}", "r", 60, alone=True) is not None
+
+
+def test_a_job_whose_ingress_is_gone_is_watched_by_another_and_its_replica_goes_on(tmp_path: Path) -> None:
+    """It was sent to a second replica, whose attempt made the first one stop, and counted towards giving up."""
+    settings = ServeSettings(output=str(tmp_path), lease_s=0.3)
     store = Store(settings.store_url)
-    calls: list[str] = []
+    ends: list[tuple[str, dict[str, Any]]] = []
 
     async def both() -> None:
-        hold = asyncio.Event()
+        hold, begun = asyncio.Event(), asyncio.Event()
 
         def replica(of: str) -> Any:
             async def animate(job_id: str, shape: str) -> dict[str, Any]:
-                calls.append(of)
-                found = store.claim(job_id, settings.lease_s)
-                assert found is not None
+                found = store.claim(job_id, of, 60, alone=True)
+                begun.set()
+                if found is None:
+                    return {}
                 await hold.wait()
-                store.complete(job_id, found[0].attempt, {"by": of}, settings.ttl_s)  # unless it was overtaken
-                return {}
+                store.complete(job_id, found[0].attempt, {"by": of}, settings.ttl_s)
+                return {"batch": 1}
 
             return animate
 
-        first, second = (Dispatcher(settings, store, {"builtin:tiny": replica(of)}) for of in ("first", "second"))
-        kept = job("taken", first.name, time.time() + 0.1)
+        first = Dispatcher(settings, store, {"builtin:tiny": replica("first")})
+        second = Dispatcher(
+            settings, store, {"builtin:tiny": replica("second")}, lambda job, facts: ends.append((job.status, facts))
+        )
+        store.renew(first.name, 0.3)  # and never again: its process died
+        kept = job("taken", first.name)
         store.create(kept, b"image", 10, 10)
         first.submit(kept)
-        await asyncio.sleep(0.1)
-        store.extend([kept.id], -1)  # the store was away for longer than a lease
-        (taken,) = store.take_abandoned(second.name, settings.lease_s)
-        second.submit(taken)
-        await asyncio.sleep(0.1)
+        await begun.wait()
+        second.start()
+        while kept.id not in second.tasks:
+            await asyncio.sleep(0.02)
         hold.set()
-        await asyncio.wait_for(asyncio.gather(first.ended(kept.id), second.ended(kept.id)), 10)
+        await second.ended(kept.id)
         first.stop()
         second.stop()
 
-    asyncio.run(both())
+    asyncio.run(asyncio.wait_for(both(), 60))
     found = store.get("video_taken")
     assert found is not None
-    assert (calls, found.attempt, found.result) == (["first", "second"], 2, {"by": "second"})
+    assert (found.attempt, found.deaths, found.result, ends) == (1, 0, {"by": "first"}, [("completed", {})])
+
+
+def test_a_job_that_the_database_kept_without_an_answer_is_watched_all_the_same(tmp_path: Path) -> None:
+    settings = ServeSettings(output=str(tmp_path), lease_s=0.3)
+    store = Store(settings.store_url)
+
+    async def animate(job_id: str, shape: str) -> dict[str, Any]:
+        found = store.claim(job_id, "r", 60, alone=True)
+        assert found is not None
+        store.complete(job_id, found[0].attempt, {}, settings.ttl_s)
+        return {}
+
+    async def see() -> None:
+        of = Dispatcher(settings, store, {"builtin:tiny": animate})
+        of.start()
+        store.create(job("kept", of.name), b"image", 10, 10)  # and nobody submits it
+        await of.ended("video_kept")
+        of.stop()
+
+    asyncio.run(asyncio.wait_for(see(), 60))
+
+
+def test_a_dead_replica_is_counted_once_and_a_machine_that_was_taken_away_is_not(tmp_path: Path) -> None:
+    settings = ServeSettings(output=str(tmp_path))
+    store = Store(settings.store_url)
+    actors = [f"{number:0{2 * ActorID.size()}x}" for number in range(3)]
+    fates = list(zip(actors, [False, True, None], strict=True))
+
+    async def animate(job_id: str, shape: str) -> dict[str, Any]:
+        actor, preempted = fates.pop(0)
+        found = store.claim(job_id, actor, 600, alone=True)
+        assert found is not None, "nobody else may have it"
+        if preempted is None:
+            store.complete(job_id, found[0].attempt, {"deaths": found[0].lone_deaths}, settings.ttl_s)
+            return {}
+        error = ActorDiedError()
+        error.actor_id, error._preempted = actor, preempted
+        raise error
+
+    async def see() -> None:
+        of = Dispatcher(settings, store, {"builtin:tiny": animate})
+        store.create(job("dies", of.name), b"image", 10, 10)
+        of.submit(job("dies", of.name))
+        await of.ended("video_dies")
+
+    asyncio.run(asyncio.wait_for(see(), 60))
+    found = store.get("video_dies")
+    assert found is not None
+    assert (found.attempt, found.result) == (3, {"deaths": 1})
+
+
+def test_jobs_are_taken_over_only_when_their_owners_had_time_to_renew(tmp_path: Path) -> None:
+    """After an outage of the database all leases have expired, and all ingresses are well."""
+    settings = ServeSettings(output=str(tmp_path), lease_s=60)
+    store = Store(settings.store_url)
+    store.renew("other", -1)
+    store.create(job("of_other", "other"), b"image", 10, 10)
+
+    async def see() -> float:
+        of = Dispatcher(settings, store, {})
+        of.renewed -= 1000  # the database was away
+        of.start()
+        while time.monotonic() > of.renewed + 60:
+            await asyncio.sleep(0.02)
+        of.stop()
+        return of.takes_over_from - of.renewed
+
+    assert asyncio.run(asyncio.wait_for(see(), 60)) == pytest.approx(60, abs=1)
+    assert [one.id for one in store.watched("other", ())] == ["video_of_other"]
 
 
 def test_a_call_that_fails_is_made_again_and_a_model_that_is_gone_fails_the_job(tmp_path: Path) -> None:
@@ -76,15 +155,15 @@ def test_a_call_that_fails_is_made_again_and_a_model_that_is_gone_fails_the_job(
         calls.append(job_id)
         if len(calls) < 3:
             raise ConnectionError("the replica died")
-        found = store.claim(job_id, settings.lease_s)
+        found = store.claim(job_id, "r", settings.lease_s, alone=True)
         assert found is not None
         store.complete(job_id, found[0].attempt, {}, settings.ttl_s)
         return {"batch": 1}
 
     async def see() -> None:
         of = Dispatcher(settings, store, {"builtin:tiny": animate}, lambda job, facts: ends.append((job.status, facts)))
-        good = job("good", of.name, time.time() + 60)
-        bad = dataclasses.replace(job("bad", of.name, time.time() + 60), model="gone")
+        good = job("good", of.name)
+        bad = dataclasses.replace(job("bad", of.name), model="gone")
         for one in (good, bad):
             store.create(one, b"image", 10, 10)
             of.submit(one)
@@ -99,12 +178,13 @@ def test_files_of_overtaken_attempts_and_deleted_jobs_are_swept_and_no_others(tm
     settings = ServeSettings(output=str(tmp_path), lease_s=1)
     store = Store(settings.store_url)
     videos = str(tmp_path / "videos")
+    store.renew("me", 60)  # the ingress that watches them
     for name in ("done", "open", "deleted"):
-        store.create(job(name, "me", time.time() + 60), b"image", 10, 10)
+        store.create(job(name, "me"), b"image", 10, 10)
     for _ in range(2):
-        store.claim("video_done", 60)
+        claim(store, "done")
     store.complete("video_done", 2, {}, settings.ttl_s)
-    store.claim("video_open", 60)
+    claim(store, "open")
     store.delete("video_deleted", "me")
     for name, attempt in [("done", 1), ("done", 2), ("open", 1), ("deleted", 1), ("unknown", 1)]:
         results.write(videos, f"video_{name}", attempt, FILES)

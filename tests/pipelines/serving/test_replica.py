@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sqlalchemy.exc import OperationalError
 
 from cinemo import CinemoPipeline
@@ -20,7 +21,7 @@ from pipelines.serving import replica, results, schema, served_models
 from pipelines.serving.replica import Animator
 from pipelines.serving.settings import Limits, Replicas, ServeSettings
 from pipelines.serving.store import Job
-from tests.pipelines.serving.in_process import png, watch
+from tests.pipelines.serving.in_process import busy, png, watch
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +37,8 @@ def keep(animator: Animator, name: str, **asked: Any) -> Job:
     request = served_models.complete(schema.VideoRequest(**{"prompt": "", **asked}), served, Limits(max_steps=900))
     now = time.time()
     job = Job(
-        id=f"video_{name}", owner="me", model="small", request=request, lease_owner="me", lease_until=now + 60,
-        created_at=now, request_digest=name,
+        id=f"video_{name}", owner="me", model="small", request=request, lease_owner="me", created_at=now,
+        request_digest=name,
     )  # fmt: skip
     assert animator.store.create(job, png(), 100, 100)[1]
     return job
@@ -140,7 +141,8 @@ def test_an_attempt_that_was_overtaken_leaves_nothing(animator: Animator) -> Non
     complete = animator.store.complete
 
     def late(job_id: str, attempt: int, result: Any, ttl_s: float) -> bool:
-        assert animator.store.claim(job_id, 60) is not None  # another replica took it
+        animator.store.renew_attempts([job_id], animator.replica, -1)
+        assert animator.store.claim(job_id, "another", 60, alone=True) is not None
         return complete(job_id, attempt, result, ttl_s)
 
     animator.store.complete = late  # type: ignore[method-assign]
@@ -149,6 +151,7 @@ def test_an_attempt_that_was_overtaken_leaves_nothing(animator: Animator) -> Non
     finally:
         animator.store.complete = complete  # type: ignore[method-assign]
     assert not list(Path(animator.videos).glob(f"{job.id}*"))
+    animator.store.release(job.id, "another")
     assert animate(animator, job)[0]  # the third attempt
     assert results.attempts(animator.videos) >= {(job.id, 3)}
 
@@ -157,21 +160,83 @@ def test_what_fails_in_a_batch_fails_alone_and_what_always_dies_is_given_up(anim
     good, bad, doomed = keep(animator, "good"), keep(animator, "bad"), keep(animator, "doomed")
     with animator.store.database.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE cinemo_jobs_2 SET image = 'no image' WHERE id = 'video_bad'")
-        connection.exec_driver_sql("UPDATE cinemo_jobs_2 SET attempt = 10 WHERE id = 'video_doomed'")
+        connection.exec_driver_sql("UPDATE cinemo_jobs_2 SET deaths = 10 WHERE id = 'video_doomed'")
     facts = animate(animator, good, bad, doomed)
     assert facts[0]
     assert facts[1:] == [{}, {}]
     errors = [animator.store.get(job.id).error for job in (bad, doomed)]  # type: ignore[union-attr]
     assert "the service's log says why, under video_bad" in errors[0]["message"]  # type: ignore[index]
-    assert "given up after 10 attempts" in errors[1]["message"]  # type: ignore[index]
+    assert "given up: 10 processes died" in errors[1]["message"]  # type: ignore[index]
     assert dataclasses.asdict(animator.store.get(good.id))["status"] == "completed"  # type: ignore[call-overload]
 
 
-def test_health_is_an_animation(animator: Animator) -> None:
-    before = animator.sign_of_life
-    animator.sign_of_life -= 1000
+def test_a_job_that_may_have_killed_a_process_runs_alone_and_two_deaths_of_its_own_fail_it(animator: Animator) -> None:
+    """It took its batch along, ten times."""
+    killer, *others = (keep(animator, f"kills{number}") for number in range(3))
+    for job in (killer, *others):
+        assert animator.store.claim(job.id, "dead", -1, alone=False)  # their process died: the lease expired
+    facts = animate(animator, killer, *others)
+    assert [one["batch"] for one in facts] == [1, 1, 1]
+
+    killer = keep(animator, "kills_alone")
+    for number in range(2):
+        assert animator.store.claim(killer.id, f"dead{number}", -1, alone=True)
+    assert animate(animator, killer) == [{}]
+    failed = animator.store.get(killer.id)
+    assert failed is not None
+    assert failed.error == {"code": "server_error", "message": "given up: 2 processes died while they animated it"}
+    assert failed.attempt == 3
+
+
+def test_a_job_that_is_sent_twice_is_made_once_for_both(animator: Animator) -> None:
+    """Of two attempts in one batch, each made the other stop."""
+    one, other = keep(animator, "twice"), keep(animator, "once")
+    first, second, third = animate(animator, one, one, other)
+    assert first == second
+    assert (first["batch"], third["batch"]) == (2, 2)
+    made = animator.store.get(one.id)
+    assert made is not None
+    assert (made.status, made.attempt) == ("completed", 1)
+
+
+def test_a_device_that_computes_nothing_fails_no_job_and_its_replica_is_replaced(
+    animator: Animator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An illegal access stays for as long as the process lives; each job failed within milliseconds."""
+
+    def fault(*arguments: Any, **settings: Any) -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    jobs = [keep(animator, f"fault{number}") for number in range(3)]
+    with monkeypatch.context() as patch:
+        patch.setattr(CinemoPipeline, "__call__", fault)
+        patch.setattr(torch, "ones", fault)
+        for _ in range(2):
+            with pytest.raises(replica.DeviceLostError):
+                animate(animator, *jobs)
+        with pytest.raises(replica.DeviceLostError):
+            asyncio.run(animator.check_health())
+    kept = animator.store.get_all([job.id for job in jobs])
+    assert [(job.status, job.attempt, job.lone_deaths) for job in kept] == [("queued", 1, 0)] * 3
+    animator.device_lost = False  # as in another replica
+    assert [one["batch"] for one in animate(animator, *jobs)] == [1, 1, 1]
+
+
+def test_the_health_of_an_idle_replica_is_a_tiny_computation_that_waits_for_no_animation(animator: Animator) -> None:
+    """It was an animation: of a full-size model on CPUs, minutes, for which Serve does not wait."""
+    with busy(animator):
+        animator.sign_of_life = before = animator.sign_of_life - 1000
+        asyncio.run(asyncio.wait_for(animator.check_health(), 30))
+        assert animator.sign_of_life > before
+
+
+def test_a_step_may_take_as_long_as_this_model_needs(animator: Animator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(animator, "running", {"video_slow"})
+    monkeypatch.setattr(animator, "sign_of_life", time.monotonic() - 1000)
+    with pytest.raises(RuntimeError, match="no denoising step in 1000 s"):
+        asyncio.run(animator.check_health())
+    monkeypatch.setattr(animator, "longest_step_s", 20 * 600.0)  # its first animation took ten minutes
     asyncio.run(animator.check_health())
-    assert animator.sign_of_life > before
 
 
 @pytest.mark.parametrize("away_at", [["claim"], ["advance", "fail"]])
@@ -188,11 +253,11 @@ def test_a_job_whose_database_stays_away_is_given_back_and_the_replica_works_on(
         for name in away_at:
             patch.setattr(animator.store, name, away)
         given = asyncio.wait_for(animator.animate(job.id, shape_of(job.request)), 60)
-        if away_at == ["claim"]:
-            assert asyncio.run(given) == {}
-        else:
-            with pytest.raises(OperationalError):
-                asyncio.run(given)
+        with pytest.raises(OperationalError):
+            asyncio.run(given)
+    kept = animator.store.get(job.id)
+    assert kept is not None
+    assert (kept.status, kept.replica, kept.deaths) == ("queued", None, 0)
     (facts,) = animate(animator, job)
     assert facts["batch"] == 1
 
@@ -215,8 +280,8 @@ def test_frames_wait_for_a_storage_that_is_away(animator: Animator, monkeypatch:
     job, over, waits = keep(animator, "storage"), contextlib.ExitStack(), []
     over.enter_context(storage_away(animator))
 
-    def come_back(waiting: Job, state: Any) -> None:
-        waits.append(waiting.id)
+    def come_back(state: Any) -> None:
+        waits.extend(animator.running)
         over.close()
 
     monkeypatch.setattr(animator, "_waits_for_storage", come_back)
@@ -226,12 +291,19 @@ def test_frames_wait_for_a_storage_that_is_away(animator: Animator, monkeypatch:
     assert results.attempts(animator.videos) >= {(job.id, 1)}  # one attempt: no frame was made twice
 
 
-def test_a_job_whose_storage_stays_away_is_given_back(animator: Animator, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = keep(animator, "no_storage")
-    monkeypatch.setattr(replica, "PATIENCE_S", 0.5)
-    with storage_away(animator), pytest.raises(replica.StorageAwayError):
-        animate(animator, job)
-    kept = animator.store.get(job.id)
-    assert kept is not None
-    assert kept.is_open
-    assert animate(animator, job)[0]
+def test_a_job_whose_storage_stays_away_is_given_back_and_nothing_is_animated_until_it_is_there(
+    animator: Animator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every job was animated, given up after five minutes, and animated again, ten times; then it failed for good."""
+    job, later = keep(animator, "no_storage"), keep(animator, "later")
+    with monkeypatch.context() as patch:
+        patch.setattr(replica, "PATIENCE_S", 0.5)
+        with storage_away(animator):
+            with pytest.raises(replica.StorageAwayError):
+                animate(animator, job)
+            for _ in range(2):
+                with pytest.raises(replica.StorageAwayError):
+                    animate(animator, job, later)
+    kept = animator.store.get_all([job.id, later.id])
+    assert [(one.status, one.attempt, one.deaths) for one in kept] == [("queued", 1, 0), ("queued", 0, 0)]
+    assert [one["batch"] for one in animate(animator, job, later)] == [2, 2]

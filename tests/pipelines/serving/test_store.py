@@ -4,6 +4,7 @@ import dataclasses
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from pipelines.serving import database
+from pipelines.serving import store as stores
 from pipelines.serving.store import Job, OtherRequestError, QueueFullError, Store
 
 
@@ -32,7 +34,7 @@ def job(number: int = 1, **changes: Any) -> Job:
     now = time.time()
     plain = Job(
         id=f"video_{number:04d}", owner="me", model="tiny", request={"prompt": "a\0b 🐈"}, lease_owner="first",
-        lease_until=now + 60, created_at=now, request_digest=f"digest {number}",
+        created_at=now, request_digest=f"digest {number}",
     )  # fmt: skip
     return dataclasses.replace(plain, **changes)
 
@@ -46,7 +48,7 @@ def test_a_job_goes_from_queued_to_completed_and_then_never_changes(store: Store
     keep(store, job())
     assert store.get("video_0001") == store.get("video_0001", "me")
     assert store.get("video_0001", "somebody") is None
-    found = store.claim("video_0001", 60)
+    found = store.claim("video_0001", "r", 60, alone=True)
     assert found is not None
     claimed, image = found
     assert (claimed.attempt, claimed.status, claimed.request, image) == (1, "queued", {"prompt": "a\0b 🐈"}, b"image")
@@ -66,14 +68,14 @@ def test_a_job_goes_from_queued_to_completed_and_then_never_changes(store: Store
     assert not store.complete("video_0001", 1, {"score": 0.6}, ttl_s=100)
     assert not store.fail("video_0001", None, "cancelled", "too late", ttl_s=100)
     assert not store.advance("video_0001", 1, 50, 60)
-    assert store.claim("video_0001", 60) is None
+    assert store.claim("video_0001", "r", 60, alone=True) is None
     assert store.get("video_0001") == done
 
 
 def test_only_the_newest_attempt_is_heard(store: Store) -> None:
     keep(store, job())
     for attempt in (1, 2):
-        found = store.claim("video_0001", 60)
+        found = store.claim("video_0001", "r", 60, alone=True)
         assert found is not None
         assert found[0].attempt == attempt
     assert not store.advance("video_0001", 1, 10, 60)
@@ -127,33 +129,112 @@ def test_the_queue_is_bounded_for_all_and_for_each_however_many_come_at_once(url
     assert store.create(keep_one, b"image", 10, 6)[1]
 
 
-def test_what_nobody_works_on_is_taken_by_one_of_many(url: str) -> None:
+def test_a_long_queue_is_not_counted_for_every_job_until_it_is_nearly_full(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "LONG_QUEUE", 10)
+    store, statements = Store(url), list[str]()
+    sa.event.listen(store.database.engine, "before_cursor_execute", lambda *given: statements.append(given[2]))
+
+    def counts(number: int) -> bool:
+        statements.clear()
+        assert store.create(job(number), b"image", 20, 20)[1]
+        return any("count(" in statement for statement in statements)
+
+    assert counts(1)  # nothing is known yet
+    store.count_open()
+    assert not any(counts(number) for number in range(2, 19))
+    store.count_open()
+    assert counts(19)
+    assert counts(20)
+    with pytest.raises(QueueFullError):
+        store.create(job(21), b"image", 20, 20)
+
+
+def test_what_nobody_watches_is_taken_by_one_of_many(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(url)
-    past = time.time() - 1
-    keep(store, *(job(number, lease_until=past) for number in range(20)), job(50), job(51, lease_until=past))
-    store.extend(["video_0051", "video_9999"], 60)
-    taken: list[str] = []
+    keep(store, *(job(number, lease_owner="dead") for number in range(20)), job(50))
+    store.renew("first", 60)
+    store.renew("dead", -1)
 
-    def take() -> None:
-        taken.extend(one.id for one in Store(url).take_abandoned("second", 60))
+    def take(name: str) -> None:
+        of = Store(url)
+        of.renew(name, 60)
+        while of.take_abandoned(name):
+            pass
 
-    threads = [threading.Thread(target=take) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(taken) == [f"video_{number:04d}" for number in range(20)]
-    assert store.take_abandoned("third", 60) == []
-    found = store.get("video_0000")
+    threads = [threading.Thread(target=take, args=(f"taker{number}",)) for number in range(4)]
+    with monkeypatch.context() as patch:
+        patch.setattr(stores, "AT_ONCE", 15)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    taken = {f"taker{number}": Store(url).watched(f"taker{number}", ()) for number in range(4)}
+    assert sorted(one.id for some in taken.values() for one in some) == [f"video_{number:04d}" for number in range(20)]
+    assert {one.lease_owner for one in taken["taker0"]} <= {"taker0"}
+    assert store.take_abandoned("first") == 0
+    assert [one.id for one in store.watched("first", ())] == ["video_0050"]
+    assert store.watched("first", {"video_0050"}) == []
+
+
+def test_a_running_attempt_is_left_alone_until_its_lease_expires(store: Store) -> None:
+    """An ingress that takes a job over sends it to a replica, while the first replica is well."""
+    keep(store, job(1))
+    assert store.claim("video_0001", "first", 60, alone=True)
+    assert store.claim("video_0001", "second", 60, alone=True) is None
+    store.renew_attempts(["video_0001", "video_9999"], "second", -1)  # it has none here
+    assert store.claim("video_0001", "second", 60, alone=True) is None
+    store.renew_attempts(["video_0001"], "first", -1)
+    found = store.claim("video_0001", "second", 60, alone=True)
     assert found is not None
-    assert found.lease_owner == "second"
+    assert (found[0].attempt, found[0].deaths, found[0].lone_deaths) == (2, 1, 1)
 
 
-def test_a_keeper_extends_only_the_leases_of_jobs_that_are_still_its_own(store: Store) -> None:
-    past = time.time() - 1
-    keep(store, job(1, lease_until=past), job(2, lease_until=past, lease_owner="second"))
-    store.extend(["video_0001", "video_0002"], 60, "first")
-    assert [one.id for one in store.take_abandoned("third", 60)] == ["video_0002"]
+def test_deaths_are_counted_and_nothing_else_is(store: Store) -> None:
+    keep(store, job(1))
+
+    def claim(replica: str, alone: bool) -> tuple[int, int, int] | None:
+        found = store.claim("video_0001", replica, 60, alone)
+        return found and (found[0].attempt, found[0].deaths, found[0].lone_deaths)
+
+    assert claim("first", alone=False) == (1, 0, 0)
+    store.release("video_0001", "another")  # not its attempt
+    assert claim("second", alone=False) is None
+    store.release("video_0001", "first")
+    found = store.get("video_0001")
+    assert found is not None
+    assert (found.status, found.replica) == ("queued", None)
+    assert claim("second", alone=False) == (2, 0, 0)
+    store.release("video_0001", "second", "process")  # in a batch: another job may be to blame
+    assert claim("third", alone=False) is None  # but from now on it must be alone
+    assert claim("third", alone=True) == (3, 1, 0)
+    store.release("video_0001", "third", "device")
+    assert claim("fourth", alone=True) == (4, 2, 0)
+    store.release("video_0001", "fourth", "process")
+    assert claim("fifth", alone=True) == (5, 3, 1)
+    assert claim("fifth", alone=True) == (6, 3, 1)  # its answer was lost: the same again
+
+
+def test_a_database_of_the_version_before_is_brought_up_to_date_and_keeps_its_jobs(url: str) -> None:
+    keep(Store(url), job(1))
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:  # as it was
+        for name in ("replica", "alone", "deaths", "lone_deaths"):
+            connection.exec_driver_sql(f"ALTER TABLE cinemo_jobs_2 DROP COLUMN {name}")
+        for name in ("cinemo_jobs_2_by_status", "cinemo_jobs_2_by_expiry", "cinemo_gone_1_by_time"):
+            connection.exec_driver_sql(f"DROP INDEX {name}")
+        connection.exec_driver_sql("CREATE INDEX cinemo_jobs_2_open ON cinemo_jobs_2 (status, lease_until)")
+        connection.exec_driver_sql("DROP TABLE cinemo_ingresses_1")
+    with ThreadPoolExecutor(4) as processes:
+        upgraded, *_ = processes.map(Store, [url] * 4)
+    found = upgraded.claim("video_0001", "r", 60, alone=False)
+    assert found is not None
+    assert (found[0].request, found[0].deaths) == (job(1).request, 0)
+    upgraded.renew("first", 60)
+    indexes = {index["name"] for index in sa.inspect(engine).get_indexes("cinemo_jobs_2")}
+    assert {"cinemo_jobs_2_by_status", "cinemo_jobs_2_by_expiry"} <= indexes
+    assert "cinemo_jobs_2_open" not in indexes
 
 
 def test_pages_go_through_all_jobs_of_an_owner_in_order(store: Store) -> None:
@@ -173,13 +254,13 @@ def test_pages_go_through_all_jobs_of_an_owner_in_order(store: Store) -> None:
 
 def test_deleted_and_expired_jobs_are_gone_and_known_to_have_been(store: Store) -> None:
     keep(store, job(1), job(2), job(3))
-    store.claim("video_0001", 60)
+    store.claim("video_0001", "r", 60, alone=True)
     deleted = store.delete("video_0001", "me")
     assert deleted is not None
     assert store.delete("video_0001", "me") is None
     assert store.delete("video_0002", "you") is None
     assert not store.advance("video_0001", 1, 50, 60)  # its replica learns it at the next step
-    store.claim("video_0002", 60)
+    store.claim("video_0002", "r", 60, alone=True)
     store.complete("video_0002", 1, {}, ttl_s=-1)
     assert [one.id for one in store.delete_expired()] == ["video_0002"]
     assert store.delete_expired() == []
@@ -195,7 +276,7 @@ def test_a_database_that_comes_back_is_waited_for_and_one_that_does_not_is_an_er
     postgres.kill()
     back = threading.Timer(0.5, postgres.start)
     back.start()
-    assert store.claim("video_0001", 60) is not None
+    assert store.claim("video_0001", "r", 60, alone=True) is not None
     assert store.complete("video_0001", 1, {}, ttl_s=100)
     back.join()
     postgres.kill()
@@ -224,7 +305,7 @@ def test_a_database_that_hangs_is_taken_to_be_away_until_it_answers(
     back.start()
     try:
         began = time.monotonic()
-        found = store.claim("video_0001", 60)
+        found = store.claim("video_0001", "r", 60, alone=True)
         assert time.monotonic() - began > 2
         assert found is not None
         assert store.complete("video_0001", found[0].attempt, {}, ttl_s=100)
@@ -243,15 +324,17 @@ def test_a_database_that_hangs_is_taken_to_be_away_until_it_answers(
 def test_leases_go_by_the_clock_of_the_database(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """An ingress whose clock was ahead stole the jobs of the others, and one behind gave leases that had run out."""
     keep(store, job(1))
-    assert store.claim("video_0001", 20)
+    assert store.claim("video_0001", "first", 20, alone=True)
     for wrong in (1000.0, -1000.0):
         with monkeypatch.context() as patch:
             patch.setattr("time.time", lambda now=time.time, wrong=wrong: now() + wrong)
-            keep(store, job(2 if wrong > 0 else 3))
-            store.extend(["video_0001"], 20)
-            assert store.take_abandoned("second", 60) == []
+            store.renew("first", 20)
+            assert store.take_abandoned("second") == 0
+            assert store.claim("video_0001", "second", 20, alone=True) is None
+            store.renew_attempts(["video_0001"], "first", 20)
             assert store.delete_expired() == []
-        assert store.take_abandoned("second", 60) == []
+        assert store.take_abandoned("second") == 0
+        assert store.claim("video_0001", "second", 20, alone=True) is None
 
 
 def test_errors_of_the_database_show_no_parameters(store: Store) -> None:

@@ -19,7 +19,7 @@ RESULT = {
     "timings": {"queued_seconds": 0.5, "animate_seconds": 2.0},
 }
 JOB = Job(
-    id="video_1", owner="me", model="tiny", request={"prompt": "it moves", "seed": 7}, lease_owner="me", lease_until=0,
+    id="video_1", owner="me", model="tiny", request={"prompt": "it moves", "seed": 7}, lease_owner="me",
     created_at=time.time(), status="completed", result=RESULT,
 )  # fmt: skip
 

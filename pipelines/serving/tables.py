@@ -1,0 +1,75 @@
+"""Tables of the service's database, and how those of earlier versions are brought up to date.
+
+A job has two leases. That of its watcher, an ingress, is a row of `ingresses`, so that renewing it costs one row
+however many jobs there are. That of its running attempt, at a replica, is in the job's row.
+"""
+
+import sqlalchemy as sa
+from sqlalchemy.schema import CreateColumn
+
+metadata = sa.MetaData()
+# Times are seconds since 1970. Later versions may add columns that have a default: `create` adds them to old tables.
+jobs = sa.Table(
+    "cinemo_jobs_2",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("owner", sa.String(64), nullable=False),
+    sa.Column("model", sa.String(200), nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("progress", sa.Integer, nullable=False, default=0),  # percent
+    sa.Column("request", sa.Text, nullable=False),  # JSON
+    sa.Column("image", sa.LargeBinary),  # as uploaded; removed when the job ends
+    sa.Column("attempt", sa.Integer, nullable=False, default=0),
+    sa.Column("keeper", sa.String(64), key="lease_owner", nullable=False),  # the ingress that watches the job
+    sa.Column("lease_until", sa.Float, nullable=False),  # of the running attempt
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("started_at", sa.Float),
+    sa.Column("ended_at", sa.Float),
+    sa.Column("expires_at", sa.Float),
+    sa.Column("error", sa.Text),  # JSON: code, message
+    sa.Column("result", sa.Text),  # JSON: measured motion, fingerprint, timings
+    sa.Column("idempotency_key", sa.String(255)),
+    sa.Column("request_digest", sa.String(64)),
+    sa.Column("replica", sa.String(64)),  # whose attempt is running; null: none is
+    sa.Column("alone", sa.Integer, nullable=False, server_default="0"),  # whether that attempt has no batch
+    sa.Column("deaths", sa.Integer, nullable=False, server_default="0"),  # attempts whose process or device died
+    sa.Column("lone_deaths", sa.Integer, nullable=False, server_default="0"),  # those whose process died, without batch
+    sa.UniqueConstraint("owner", "idempotency_key"),
+    sa.Index("cinemo_jobs_2_by_owner", "owner", "created_at", "id"),
+    sa.Index("cinemo_jobs_2_by_status", "status", "lease_owner", "owner", "id"),
+    sa.Index("cinemo_jobs_2_by_expiry", "expires_at"),
+)
+gone = sa.Table(
+    "cinemo_gone_1",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("owner", sa.String(64), nullable=False),
+    sa.Column("at", sa.Float, nullable=False),
+    sa.Index("cinemo_gone_1_by_time", "at"),
+)
+ingresses = sa.Table(
+    "cinemo_ingresses_1",
+    metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("lease_until", sa.Float, nullable=False),
+)
+# Indexes of earlier versions that only cost time: this one changed with every step.
+_DROPPED = ("cinemo_jobs_2_open",)
+
+
+def create(engine: sa.Engine) -> None:
+    """Create the tables, columns and indexes that are missing. Any number of processes may do so at once."""
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":  # SQLite's transactions that write exclude each other anyway
+            connection.execute(sa.text("SELECT pg_advisory_xact_lock(20260215)"))
+        metadata.create_all(connection)
+        for table in metadata.sorted_tables:
+            existing = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
+            for column in table.columns:
+                if column.name not in existing:
+                    definition = CreateColumn(column).compile(engine).string
+                    connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {definition}")
+            for index in table.indexes:
+                index.create(connection, checkfirst=True)
+        for name in _DROPPED:
+            connection.exec_driver_sql(f"DROP INDEX IF EXISTS {name}")
