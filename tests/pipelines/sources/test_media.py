@@ -1,10 +1,12 @@
 """One video by its uri, from wherever it lies, without fetching more than is read."""
 
+import socket
 import sys
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -108,3 +110,27 @@ def test_videos_that_are_cells_of_parquet_are_read(tmp_path: Path, listed: Liste
             assert probe(file).num_frames == 12
     with pytest.raises(VideoError, match="row 2: video is empty"), sources.open_video(rows[1]["uri"]):
         pass
+
+
+def test_a_name_that_leads_to_a_private_address_is_not_opened(
+    tmp_path: Path, video: Path, web: tuple[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve = socket.getaddrinfo
+    monkeypatch.setattr(aiohttp.connector, "DefaultResolver", aiohttp.ThreadedResolver)
+    monkeypatch.setattr(  # the name server of whoever wrote the list
+        socket,
+        "getaddrinfo",
+        lambda host, *rest, **more: resolve("127.0.0.1" if host == "videos.example" else host, *rest, **more),
+    )
+    (tmp_path / "v.mp4").write_bytes(video.read_bytes())
+    uri, before = f"http://videos.example:{web[1].server_port}/v.mp4", web[1].sent
+    with pytest.raises(VideoError, match=r"127\.0\.0\.1 is a private address") as caught, sources.open_video(uri):
+        pass
+    assert caught.value.reason == "unreadable"
+    with pytest.raises(VideoError, match="does not exist"), sources.open_video(f"simplecache::{uri}"):
+        pass
+    assert web[1].sent == before
+    monkeypatch.setenv("CINEMO_PRIVATE_HOSTS", "10.0.0.7,videos.example")
+    with sources.open_video(uri) as file:
+        assert not isinstance(file, str)
+        assert probe(file) == probe(video)
