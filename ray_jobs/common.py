@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
+from cinemo.errors import redact
 from cinemo.machine import cores, settle_environment
 from pipelines.core import patience
 from pipelines.core.patience import StorageError
@@ -49,7 +50,7 @@ def main(
             )
         job = resolve(config)
     except ValueError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: {redact(str(error))}", file=sys.stderr)
         return BAD_USAGE
     except StorageError as error:
         print(f"{Path(sys.argv[0]).name}: {last_words(error)}", file=sys.stderr)
@@ -67,7 +68,7 @@ def main(
         return FAILED
     finally:
         disconnect()
-    print(json.dumps(summary), flush=True)
+    print(redact(json.dumps(summary)), flush=True)
     return TOO_MANY_REJECTS if summary.get("too_many_rejects") else DONE
 
 
@@ -212,4 +213,4 @@ def last_words(error: BaseException) -> str:
         return last_words(inner)
     message = str(error).partition("\nFailed to apply UDF transform after")[0]  # what Ray Data adds to it
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"
+    return redact(f"{type(error).__name__}: {lines[-1] if lines else 'no message'}")
