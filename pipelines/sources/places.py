@@ -33,7 +33,8 @@ def check_listed(uri: str, source: str) -> None:
     Names that lead to a private address are refused when they are opened. Raises ValueError for a private address, and
     for a scheme that is neither common nor the list's own.
     """
-    for link in uri.split("::") if not storage.is_local(uri) else ():
+    links = [] if storage.is_local(uri) else uri.split("::")
+    for link in (link for link in links if not os.path.isabs(link)):
         scheme = link.partition("://")[0]
         if scheme not in _LISTED and f"{scheme}://" not in source:
             raise ValueError(f"{scheme}:// is not opened for a list; use a folder, s3://, gs:// or https://")
@@ -53,9 +54,7 @@ def is_private(host: str) -> bool:
 
 
 def _host(link: str) -> str:
-    with contextlib.suppress(ValueError):
-        return urllib.parse.urlsplit(link).hostname or ""
-    return ""
+    return urllib.parse.urlsplit(link).hostname or ""  # raises ValueError for IPv6, which :: splits as a chain
 
 
 def _allowed() -> list[str]:
