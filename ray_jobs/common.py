@@ -138,7 +138,8 @@ def connect(num_cpus: int, verbose: bool) -> None:
         warnings.filterwarnings("ignore")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     variables = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    variables |= {name: os.environ[name] for name in [patience.VARIABLE] if name in os.environ}
+    given = (patience.VARIABLE, "CINEMO_PRIVATE_HOSTS")  # also for workers on other nodes
+    variables |= {name: os.environ[name] for name in given if name in os.environ}
     joins = "RAY_ADDRESS" in os.environ
     job = submission()
     if joins and job is None and has_token():

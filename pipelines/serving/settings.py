@@ -89,6 +89,7 @@ class ServeSettings(BaseModel, frozen=True, extra="forbid"):
     )
     track: bool = Field(False, description="log each finished video in MLflow: request, model, timings, motion")
     ingress_replicas: int = Field(1, ge=1, description="processes that answer HTTP; more than one needs PostgreSQL")
+    ingress_cpus: float = Field(0, ge=0, description="CPUs that an ingress reserves; above 0: on no head without CPUs")
     lease_s: float = Field(30, gt=0, description="seconds without a sign of life after which a video is restarted")
     max_attempts: int = Field(10, ge=1, description="attempts at a video before it fails")
     ttl_s: float = Field(86_400, gt=0, description="seconds that a finished video is kept")
