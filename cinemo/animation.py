@@ -9,11 +9,12 @@ import numpy as np
 from PIL import Image, ImageSequence
 
 KINDS = ("webp_pipe", "apng")  # as FFmpeg calls them
+FORMATS = ("WEBP", "PNG")  # as Pillow calls them; its other readers are not tried
 
 
 def look(source: str | BinaryIO) -> tuple[int, int, int]:
     """Read the number of frames, and their width and height in pixels, from the header. Raises Pillow's errors."""
-    with Image.open(source) as picture:
+    with Image.open(source, formats=FORMATS) as picture:
         return getattr(picture, "n_frames", 1), *picture.size
 
 
@@ -21,7 +22,7 @@ def to_matroska(source: str | BinaryIO) -> io.BytesIO:
     """Every frame without loss (FFV1), with its transparency and at its own time. Raises Pillow's errors."""
     made = io.BytesIO()
     milliseconds = Fraction(1, 1000)
-    with Image.open(source) as picture, av.open(made, "w", format="matroska") as container:
+    with Image.open(source, formats=FORMATS) as picture, av.open(made, "w", format="matroska") as container:
         stream: Any = container.add_stream("ffv1", rate=25)
         stream.width, stream.height = picture.size
         stream.pix_fmt, stream.codec_context.time_base = "bgra", milliseconds

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cinemo.errors import redact
 from cinemo.motion import OFFICIAL_MOTION, UNIFORM_MOTION
 
 CARD_NAME = "cinemo.json"
@@ -67,4 +68,4 @@ def read_card(directory: str | os.PathLike[str]) -> ModelCard:
 
 
 def write_card(directory: str | os.PathLike[str], card: ModelCard) -> None:
-    (Path(directory) / CARD_NAME).write_text(json.dumps(asdict(card), indent=2, sort_keys=True) + "\n")
+    (Path(directory) / CARD_NAME).write_text(redact(json.dumps(asdict(card), indent=2, sort_keys=True)) + "\n")

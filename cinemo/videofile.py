@@ -22,6 +22,13 @@ ANIMATED_WEBP = ".webp"
 MAX_FRAME_PIXELS = 8192 * 4608
 MAX_FRAMES = 10_000_000  # four days at 30 frames a second
 MAX_ANIMATION_PIXELS = 1 << 28  # all frames of an animated picture, which is unpacked in memory: 1 GB at most
+# FFmpeg's names of the formats that are read. Playlists (hls, concat, dash) are not among them, because they open other
+# files. Sound and still pictures are read, to say that they are no videos.
+FORMATS = (
+    "mov,matroska,avi,asf,flv,ogg,mpeg,mpegts,mpegvideo,mxf,dv,gif,apng,webp_pipe,m4v,h264,hevc,av1,obu,ivf,vc1,mjpeg,"
+    "rm,nut,wtv,gxf,yuv4mpegpipe,image2,jpeg_pipe,png_pipe,bmp_pipe,tiff_pipe,gif_pipe,jpegxl_pipe,j2k_pipe,"
+    "mp3,wav,w64,flac,aac,ac3,aiff,au,amr,caf"
+)
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's native decoders ignore transparency
 
 Source = str | os.PathLike[str] | BinaryIO  # a path, or a seekable binary file object (object storage, a tar member)
@@ -150,8 +157,9 @@ def open_container(source: Source, name: str, **options: str) -> Any:
         else:
             file = source
             file.seek(0)
-        # A playlist may name remote files; nothing is fetched over a network.
-        return av.open(file, metadata_errors="ignore", options={"protocol_whitelist": "file", **options})
+        # Whatever a file contains, FFmpeg opens no other one, here or over a network.
+        limits = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
+        return av.open(file, metadata_errors="ignore", options={**limits, **options})
     except FileNotFoundError:
         raise VideoError("missing", f"video {name} does not exist; check the path") from None
     except (av.FFmpegError, OSError) as error:

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
+from cinemo.errors import redact
 from cinemo.machine import cores, settle_environment
 from pipelines.core import patience
 from pipelines.core.patience import StorageError
@@ -49,7 +50,7 @@ def main(
             )
         job = resolve(config)
     except ValueError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: {redact(str(error))}", file=sys.stderr)
         return BAD_USAGE
     except StorageError as error:
         print(f"{Path(sys.argv[0]).name}: {last_words(error)}", file=sys.stderr)
@@ -67,7 +68,7 @@ def main(
         return FAILED
     finally:
         disconnect()
-    print(json.dumps(summary), flush=True)
+    print(redact(json.dumps(summary)), flush=True)
     return TOO_MANY_REJECTS if summary.get("too_many_rejects") else DONE
 
 
@@ -137,7 +138,8 @@ def connect(num_cpus: int, verbose: bool) -> None:
         warnings.filterwarnings("ignore")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     variables = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    variables |= {name: os.environ[name] for name in [patience.VARIABLE] if name in os.environ}
+    given = (patience.VARIABLE, "CINEMO_PRIVATE_HOSTS")  # also for workers on other nodes
+    variables |= {name: os.environ[name] for name in given if name in os.environ}
     joins = "RAY_ADDRESS" in os.environ
     job = submission()
     if joins and job is None and has_token():
@@ -212,4 +214,4 @@ def last_words(error: BaseException) -> str:
         return last_words(inner)
     message = str(error).partition("\nFailed to apply UDF transform after")[0]  # what Ray Data adds to it
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"
+    return redact(f"{type(error).__name__}: {lines[-1] if lines else 'no message'}")

@@ -268,3 +268,17 @@ def test_a_playlist_makes_nobody_fetch_an_address() -> None:
             probe(playlist)
         server.shutdown()
     assert asked == []
+
+
+PLAYLISTS = {
+    "list.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{path}\n#EXT-X-ENDLIST\n",
+    "list.ffconcat": "ffconcat version 1.0\nfile {path}\n",
+    "list.mp4": "ffconcat version 1.0\nfile {path}\n",
+}
+
+
+@pytest.mark.parametrize("name", PLAYLISTS)
+def test_a_playlist_opens_no_other_file(name: str, tmp_path: Path) -> None:
+    encode(tmp_path / "private.ts", numbered(4))
+    (tmp_path / name).write_text(PLAYLISTS[name].format(path="private.ts"))
+    assert reason(tmp_path / name)[0] == "unreadable"

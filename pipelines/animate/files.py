@@ -64,7 +64,7 @@ def write(row: Mapping[str, Any], output: str, ending: str) -> dict[str, Any]:
         facts["timings"]["encode_seconds"] = round(time.perf_counter() - began, 4)
     except Exception as error:
         return reject(row, "write", Reason.FAILED, f"{type(error).__name__}: {error}")
-    data[".json"] = (json.dumps(facts, indent=2) + "\n").encode()
+    data[".json"] = storage.json_bytes(facts)
     for suffix, content in data.items():
         storage.put(storage.join(output, "videos", name + suffix), content)
     storage.remove(_latents(output, name))

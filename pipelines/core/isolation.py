@@ -1,12 +1,14 @@
 """Run a function in a child process that may hang or die, without the caller hanging or dying with it.
 
-Decoders are C code that reads files from strangers: some never return, some crash their process. Values are pickled,
-and arrays are sent after the pickle as raw bytes.
+Decoders are C code that reads files from strangers: some never return, some crash their process, and some may run what
+is in the file. So a child gets neither the secrets in this process's environment nor more memory than decoding needs,
+and its answers are not unpickled (wire.py).
 """
 
 import contextlib
 import os
 import pickle
+import resource
 import select
 import signal
 import struct
@@ -14,15 +16,37 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from pipelines.core import patience
+from pipelines.core import patience, wire
 
 ATTEMPTS = 2  # of a call that kills its child: the first time, the machine may have been at fault
 Run = Callable[..., Any]  # (function, *arguments) -> what the function returns or raises
 
+MEMORY = 6 << 30  # bytes that calls may take: more than the largest video or picture that is accepted needs
+
 _GRACE_S = 3.0  # for a child to answer that it waits for a storage
 _START_S = 300.0  # for a child to start and import its function: a cold node's disk is slow
+_MOST_ANSWER, _MOST_PARTS = 4 << 30, 1000  # bytes; buffers of arrays
+# The variables that a child gets; those by which storage is reached, only if it is to open a remote file.
+_VARIABLES = (
+    *("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH"),
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_", "MALLOC_"),
+)
+_OF_STORAGE = (
+    *("AWS_", "GOOGLE_", "GCLOUD_", "CLOUDSDK_", "GCS", "AZURE_", "FSSPEC_", "HF_", "HADOOP_", "CINEMO_PRIVATE_HOSTS"),
+    *(
+        "http_proxy",
+        "https_proxy",
+        "no_proxy",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "NO_PROXY",
+        "SSL_CERT_",
+        "REQUESTS_CA_BUNDLE",
+    ),
+)
 
 
 class DeadChildError(RuntimeError):
@@ -35,17 +59,25 @@ class Sandbox:
     It ends with its parent: an idle child when its input closes, a hanging one by its own alarm.
     """
 
-    def __init__(self, warm_up: Callable[[], object] = int) -> None:
-        """warm_up: run first by a new child, outside any call's timeout; to load and compile what calls will need."""
-        self._warm_up = warm_up
+    def __init__(self, warm_up: Callable[[], object] = int, memory: int = MEMORY) -> None:
+        """warm_up: run first by a new child, outside any call's timeout; to load and compile what calls will need.
+
+        memory: bytes of address space that a child may take in addition to what it has after warm_up.
+        """
+        self._warm_up, self._memory = warm_up, memory
         self._child: subprocess.Popen[bytes] | None = None
+        self._reaches_storage = False
 
     def call(self, function: Callable[..., Any], *arguments: Any, timeout: float) -> Any:
         """Call function(*arguments) in the child; returns or raises as it does. The child must be able to import it.
 
         timeout: seconds, without starting the child and importing. Raises TimeoutError when the call takes longer,
-        StorageError when it waits for a storage all the while, and DeadChildError when it ends its process.
+        StorageError when it waits for a storage all the while, MemoryError when it needs more than a child may take,
+        and DeadChildError when it ends its process.
         """
+        if not self._reaches_storage and any(isinstance(one, str) and "://" in one for one in arguments):
+            self.close()
+            self._reaches_storage = True
         output = self._begin(pickle.dumps((function, arguments, timeout)))
         deadline = time.monotonic() + timeout
         late = not select.select([output], [], [], timeout)[0]
@@ -53,7 +85,7 @@ class Sandbox:
             assert self._child is not None
             self._child.send_signal(signal.SIGUSR1)  # if it waits for a storage, it says so
         try:
-            raised, value = _receive(output, deadline + late * _GRACE_S)
+            raised, value = wire.unpack(_receive(output, deadline + late * _GRACE_S))
             if late and not isinstance(value, patience.StorageError):
                 raise TimeoutError
         except TimeoutError:
@@ -61,6 +93,9 @@ class Sandbox:
             raise TimeoutError(f"took longer than {timeout:g} s") from None
         except EOFError:
             raise DeadChildError(_cause(self.close())) from None
+        except (TypeError, ValueError) as error:
+            self.close()
+            raise DeadChildError(f"gave no valid answer ({error})") from None
         if raised:
             raise value
         return value
@@ -85,8 +120,8 @@ class Sandbox:
         An idle child may have been killed meanwhile, perhaps because memory ran out: then a second one is tried.
         """
         for _ in range(2):
-            requests = [request] if self._child else [pickle.dumps(self._warm_up), request]
-            self._child = self._child or _start()
+            requests = [request] if self._child else [pickle.dumps((self._warm_up, self._memory)), request]
+            self._child = self._child or _start(self._reaches_storage)
             assert self._child.stdin is not None
             assert self._child.stdout is not None
             output = self._child.stdout.fileno()
@@ -116,15 +151,18 @@ def guard(warm_up: Callable[[], object], timeout: float, flag: str, fault: Calla
                 raise fault("timeout", f"{error}; raise {flag} if the storage is slow") from None
             except DeadChildError as error:
                 last = error
+            except MemoryError:
+                raise fault("too_large", f"takes more than {MEMORY >> 30} GB of memory to decode") from None
         raise fault("crashed", f"the decoder crashed {ATTEMPTS} times: {last}")
 
     return lambda function, *arguments: patience.retried("", attempt, function, *arguments)
 
 
-def _start() -> "subprocess.Popen[bytes]":
-    paths = os.pathsep.join(filter(None, sys.path))
-    # The child does not wait for a storage, which would count as time of its call.
-    environment = {**os.environ, "PYTHONPATH": paths, patience.VARIABLE: "0"}
+def _start(reaches_storage: bool) -> "subprocess.Popen[bytes]":
+    given = _VARIABLES + _OF_STORAGE * reaches_storage
+    environment = {name: value for name, value in os.environ.items() if name.startswith(given)}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    environment[patience.VARIABLE] = "0"  # the child does not wait for a storage: it would count as time of its call
     command = [sys.executable, "-m", "pipelines.core.isolation"]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=environment)
 
@@ -138,20 +176,24 @@ def _serve() -> None:
     requests, answers = os.dup(0), os.dup(1)
     os.dup2(2, 1)  # what libraries print must not get between the answers
     signal.signal(signal.SIGUSR1, _stop_waiting)
-    _receive(requests, deadline=None)()
+    (first,) = _receive(requests, deadline=None)
+    warm_up, memory = pickle.loads(first)
+    warm_up()
+    _limit(memory)
     while True:
         try:
-            function, arguments, timeout = _receive(requests, deadline=None)
+            (request,) = _receive(requests, deadline=None)
+            function, arguments, timeout = pickle.loads(request)
         except EOFError:
             return
-        _send(answers, _packed(None))
+        _send(answers, wire.pack(None))
         signal.setitimer(signal.ITIMER_REAL, timeout + 5)  # its default action ends even C code, if the parent is gone
         try:
             answer = (False, function(*arguments))
         except Exception as error:
             answer = (True, error)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        _send(answers, _packed(answer))
+        _send(answers, wire.pack(answer))
 
 
 def _stop_waiting(*_: Any) -> None:
@@ -160,11 +202,12 @@ def _stop_waiting(*_: Any) -> None:
         raise TimeoutError("no answer within the time limit of a call")
 
 
-def _packed(value: Any) -> list[Any]:
-    """Pickle a value: the pickle, then the buffers of its arrays."""
-    buffers: list[Any] = []
-    data = pickle.dumps(value, protocol=5, buffer_callback=lambda buffer: buffers.append(buffer.raw()))
-    return [data, *buffers]
+def _limit(memory: int) -> None:
+    """Let this process take so many bytes more, and leave no core file, which would hold what it has read."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (taken + memory, taken + memory))
 
 
 def _send(descriptor: int, parts: list[Any]) -> None:
@@ -175,12 +218,18 @@ def _send(descriptor: int, parts: list[Any]) -> None:
             view = view[os.write(descriptor, view) :]
 
 
-def _receive(descriptor: int, deadline: float | None) -> Any:
-    """Read the next value. Raises EOFError when the other side is gone, TimeoutError past the deadline (monotonic)."""
+def _receive(descriptor: int, deadline: float | None) -> list[bytearray]:
+    """Read the parts of the next message. Raises ValueError when it is too long.
+
+    Raises EOFError when the other side is gone, TimeoutError past the deadline (monotonic).
+    """
     (count,) = struct.unpack("<I", _read(descriptor, 4, deadline))
+    if count > _MOST_PARTS:
+        raise ValueError(f"{count} parts")
     lengths = struct.unpack(f"<{count}Q", _read(descriptor, 8 * count, deadline))
-    data, *buffers = [_read(descriptor, length, deadline) for length in lengths]
-    return pickle.loads(data, buffers=buffers)
+    if sum(lengths) > _MOST_ANSWER:
+        raise ValueError(f"{sum(lengths)} bytes")
+    return [_read(descriptor, length, deadline) for length in lengths]
 
 
 def _read(descriptor: int, size: int, deadline: float | None) -> bytearray:

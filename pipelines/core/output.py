@@ -8,6 +8,7 @@ why rows failed. A last file marks the job as finished; it is removed while ther
 import enum
 import hashlib
 import io
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cinemo.errors import redact
 from pipelines.core import storage, tracking
 
 
@@ -48,7 +50,7 @@ FAULT = [("stage", pa.string()), ("reason", pa.string()), ("message", pa.string(
 
 def reject(row: Mapping[str, Any], stage: str, reason: Reason, message: str) -> dict[str, Any]:
     """Make a reject of a row: the stage at which it failed, the reason, and a message."""
-    return {**row, "stage": stage, "reason": reason.value, "message": message}
+    return {**row, "stage": stage, "reason": reason.value, "message": redact(message)}
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Output:
         names differ.
         """
         stored = storage.read_json(self.place("settings.json"))
-        for name, value in identity.items():
+        for name, value in json.loads(storage.json_bytes(identity)).items():
             if stored is None or stored.get(name) == value:
                 continue
             if name == "job":

@@ -23,6 +23,7 @@ from cinemo.errors import first_line
 VARIABLE = "CINEMO_STORAGE_PATIENCE_S"
 JOB_S = 300
 LONGEST_WAIT_S = 30.0  # between two tries
+REFUSED = "is a private address"  # an error of sources/places.py: waiting does not help
 
 # Names of exceptions, or of their base classes: of Python, botocore, aiohttp, google.auth and requests.
 _FAULTS = {
@@ -65,6 +66,8 @@ def is_fault(error: BaseException) -> bool:
     while cause is not None and cause not in chain:
         chain.append(cause)
         cause = cause.__cause__ if cause.__suppress_context__ else cause.__context__
+    if any(REFUSED in str(link) for link in chain):
+        return False
     if isinstance(error, FileNotFoundError) and any(getattr(link, "errno", 0) == socket.EAI_NONAME for link in chain):
         return False  # a web address whose host does not exist
     return any(map(_is_fault, chain))

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.fs
 
+from cinemo.errors import redact
 from pipelines.core.patience import patient, retried
 
 _SCANNED = 64  # files read at a time, and again after a fault
@@ -176,8 +177,13 @@ def put_changed(uri: str, data: bytes) -> None:
 
 
 def put_json(uri: str, value: Any) -> None:
-    """Write JSON unless the file already holds the same."""
-    put_changed(uri, (json.dumps(value, indent=2) + "\n").encode())
+    """Write JSON, redacted, unless the file already holds the same."""
+    put_changed(uri, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """JSON for a file that people read: URLs in it have no passwords."""
+    return (redact(json.dumps(value, indent=2)) + "\n").encode()
 
 
 def read_json(uri: str) -> Any:

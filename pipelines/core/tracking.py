@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cinemo.errors import first_line
+from cinemo.errors import first_line, redact
 from cinemo.machine import settle_environment
 from pipelines.core import storage
 
@@ -56,7 +56,9 @@ class Log:
 
     def tags(self, values: Mapping[str, Any]) -> None:
         """What links this run to data, models and other runs."""
-        self._try(lambda: [self.client.set_tag(self.run_id, name, value) for name, value in values.items()])
+        self._try(
+            lambda: [self.client.set_tag(self.run_id, name, redact(str(value))) for name, value in values.items()]
+        )
 
     def came_from(self, job: str, tag: str, value: str) -> None:
         """Link this run to what made its data or model: tag JOB_run_id, the newest run of `job` that has this tag."""
@@ -115,10 +117,10 @@ def start(job: str, output: str, uri: str | None, parameters: Mapping[str, Any])
         client = _client(uri)
         experiment = client.get_experiment_by_name(EXPERIMENT)
         experiment_id = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT, place)
-        run = client.create_run(experiment_id, run_name=job, tags={"job": job, "output": output})
+        run = client.create_run(experiment_id, run_name=job, tags={"job": job, "output": redact(output)})
         log = Log(client, run.info.run_id, uri)
         for name, value in parameters.items():
-            client.log_param(run.info.run_id, name, shorten(name, str(value)))
+            client.log_param(run.info.run_id, name, shorten(name, redact(str(value))))
     except Exception as error:
         _warn(error)
     try:
@@ -192,14 +194,17 @@ def find_version(name: str, version: str | None, alias: str | None, uri: str) ->
     wanted = f"models:/{name}/{version}" if version else f"models:/{name}@{alias}"
     database = _database(uri)
     if database and not database.exists():  # opening it would make it
-        raise ValueError(f"model {wanted}: there is no registry at {uri}; set --tracking-uri or MLFLOW_TRACKING_URI")
+        raise ValueError(
+            f"model {wanted}: there is no registry at {redact(uri)}; set --tracking-uri or MLFLOW_TRACKING_URI"
+        )
     try:
         client = _client(uri)
         found = client.get_model_version(name, version) if version else client.get_model_version_by_alias(name, alias)
         source = client.get_model_version_download_uri(name, found.version)
     except Exception as error:
+        place = redact(uri)
         raise ValueError(
-            f"model {wanted} is not to be had from the registry at {uri}: {type(error).__name__}: {first_line(error)}"
+            f"model {wanted} is not to be had from the registry at {place}: {type(error).__name__}: {first_line(error)}"
         ) from error
     return Version(str(found.version), found.tags.get(FINGERPRINT), source)
 

@@ -4,3 +4,20 @@ The way of a request: api.py checks it (schema.py, body.py), store.py keeps it a
 to a replica, replica.py makes the video, results.py writes it; then any ingress can serve it. deploy.py connects these
 to Ray Serve.
 """
+
+import logging
+import traceback
+
+from cinemo.errors import redact
+
+
+def _redact(record: logging.LogRecord) -> bool:
+    """Remove passwords and tokens from a record of a log, its traceback included."""
+    text = record.getMessage()
+    if record.exc_info and record.exc_info[0] is not None:
+        text += "\n" + "".join(traceback.format_exception(*record.exc_info))
+    record.msg, record.args, record.exc_info = redact(text), (), None
+    return True
+
+
+logging.getLogger("ray.serve").addFilter(_redact)

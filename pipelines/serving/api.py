@@ -168,10 +168,15 @@ async def read(request: Request, service: Service) -> tuple[dict[str, Any], byte
     response_class=FileResponse,
     openapi_extra=schema.request_body(),
 )
-async def create_and_wait(request: Request, service: Shared, owner: Owner) -> FileResponse:
-    """Animate an image and return the mp4. Disconnecting cancels it."""
+async def create_and_wait(
+    request: Request, service: Shared, owner: Owner, idempotency_key: IdempotencyKey = None
+) -> FileResponse:
+    """Animate an image and return the mp4. Disconnecting cancels it, unless an Idempotency-Key was sent.
+
+    With one, the same request may be repeated after an interruption, and waits for the first video.
+    """
     fields, image, warnings = await read(request, service)
-    job = await service.submit(fields, image, owner)
+    job = await service.submit(fields, image, owner, idempotency_key)
     end = asyncio.create_task(service.dispatcher.ended(job.id))
     try:
         while not end.done():
@@ -181,7 +186,8 @@ async def create_and_wait(request: Request, service: Shared, owner: Owner) -> Fi
     finally:
         if not end.done():
             end.cancel()
-            await asyncio.shield(service.cancel(job.id, "the client disconnected"))
+            if idempotency_key is None:
+                await asyncio.shield(service.cancel(job.id, "the client disconnected"))
     job = await service.find(job.id, owner)
     if job.error is not None:
         raise ApiError(500 if job.error["code"] == "server_error" else 409, job.error["message"], code="failed")

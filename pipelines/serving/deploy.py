@@ -122,7 +122,7 @@ def build(settings: ServeSettings) -> serve.Application:
             name="ingress",
             num_replicas=settings.ingress_replicas,
             max_ongoing_requests=1000,  # most of them are waiting: event streams, and /v1/videos/sync
-            ray_actor_options={"num_cpus": 0},
+            ray_actor_options={"num_cpus": settings.ingress_cpus},
             health_check_period_s=5,
             logging_config=AS_JSON,
         )

@@ -3,7 +3,6 @@
 Every attempt has its own file names, so that concurrent attempts never mix; the job's row says which attempt counts.
 """
 
-import json
 import logging
 import re
 import uuid
@@ -36,7 +35,7 @@ def encode(frames: np.ndarray, fps: float, facts: dict[str, Any]) -> tuple[dict[
         "video": videos.video(frames, fps),
         "thumbnail": videos.thumbnail(frames[0]),
         "spritesheet": videos.spritesheet(frames),
-        "sidecar": (json.dumps(facts, indent=2) + "\n").encode(),
+        "sidecar": storage.json_bytes(facts),
     }
     return facts, files
 

@@ -39,7 +39,20 @@ def complete(asked: VideoRequest, served: Served, limits: Limits) -> Request:
     if (steps := full["num_inference_steps"]) > limits.max_steps:
         field = "num_inference_steps" if asked.speed is None else "speed"
         raise ApiError(422, f"{field}: {steps} steps are more than {limits.max_steps}", field)
+    check_work(dict(full), limits.max_work)
     return {**full, "fps": frames_a_second(asked, full["num_frames"])}
+
+
+def check_work(full: dict[str, Any], most: int) -> None:
+    """Refuse a video that would occupy a replica for too long. Raises ApiError (422)."""
+    width, height, frames, steps = (full[name] for name in ("width", "height", "num_frames", "num_inference_steps"))
+    if (work := width * height * frames * steps) > most:
+        raise ApiError(
+            422,
+            f"size: {width}x{height} pixels x {frames} frames x {steps} steps are {work:,}, and at most {most:,} are "
+            "taken; ask for a smaller size, fewer frames or fewer steps",
+            "size",
+        )
 
 
 def frames_a_second(asked: VideoRequest, frames: int) -> float:

@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cinemo.image import read_image
 from pipelines.animate.request import cut_of, fitted
 from pipelines.core import storage
-from pipelines.serving import dialect, keys, results, schema
+from pipelines.serving import keys, results, schema, uploads
 from pipelines.serving.dispatch import Dispatcher
 from pipelines.serving.errors import ApiError
 from pipelines.serving.ids import new_id
@@ -53,7 +52,7 @@ class Service:
         asked = schema.VideoRequest.model_validate(fields)
         served = self.model(asked.model or next(iter(self.models)))
         request = complete(asked, served, self.settings.limits)
-        size = await asyncio.to_thread(check_image, image, self.settings.limits.max_pixels)
+        size = await uploads.checker(self.settings.limits.max_pixels).size(image)
         request = fitted(request, *size)
         request = {**request, "cut_away": cut_of(request, *size)}
         now = int(time.time() * 1000) / 1000  # as in the id
@@ -63,7 +62,7 @@ class Service:
             created_at=now, idempotency_key=idempotency_key, request_digest=digest,
         )  # fmt: skip
         limits = self.settings.limits
-        per_key = limits.max_queue_per_key or limits.max_queue
+        per_key = limits.max_queue_per_key or limits.share(len(self.keys))
         try:
             job, is_new = await asyncio.to_thread(self.store.create, job, image, limits.max_queue, per_key)
         except OtherRequestError:
@@ -125,12 +124,3 @@ class Service:
         if not path.exists():
             raise ApiError(404, f"the {variant} of {job.id} is gone", "video_id", "video_gone")
         return path
-
-
-def check_image(image: bytes, most_pixels: int) -> tuple[int, int]:
-    """Height and width of an image in pixels. Raises ApiError (422) for other bytes, and for one of too many pixels."""
-    try:
-        tall, wide, _ = read_image(image, most_pixels).shape
-        return tall, wide
-    except ValueError as error:
-        raise ApiError(422, f"{dialect.IMAGE}: {error}", dialect.IMAGE, "invalid_image") from None

@@ -43,8 +43,21 @@ class Limits(BaseModel, frozen=True, extra="forbid"):
     max_pixels: int = Field(40_000_000, ge=64, description="pixels of an image")
     max_prompt: int = Field(2000, ge=1, description="characters of a prompt")
     max_steps: int = Field(100, ge=1, le=999, description="denoising steps")
+    max_work: int = Field(
+        500_000_000,
+        ge=1,
+        description="pixels x frames x steps of a video; the paper's 512x320 in 50 steps: 131 million",
+    )
     max_queue: int = Field(100, ge=1, description="queued and running videos; beyond it requests get 429")
-    max_queue_per_key: int = Field(0, ge=0, description="queued and running videos of one API key; 0: max_queue")
+    max_queue_per_key: int = Field(
+        0,
+        ge=0,
+        description="queued and running videos of one API key; 0: an equal share of max_queue, a quarter at least",
+    )
+
+    def share(self, keys: int) -> int:
+        """Queued and running videos that one of so many keys may have, by default: no key can fill the queue."""
+        return max(1, self.max_queue // max(1, min(keys, 4)))
 
 
 class ServeSettings(BaseModel, frozen=True, extra="forbid"):
@@ -76,6 +89,7 @@ class ServeSettings(BaseModel, frozen=True, extra="forbid"):
     )
     track: bool = Field(False, description="log each finished video in MLflow: request, model, timings, motion")
     ingress_replicas: int = Field(1, ge=1, description="processes that answer HTTP; more than one needs PostgreSQL")
+    ingress_cpus: float = Field(0, ge=0, description="CPUs that an ingress reserves; above 0: on no head without CPUs")
     lease_s: float = Field(30, gt=0, description="seconds without a sign of life after which a video is restarted")
     max_attempts: int = Field(10, ge=1, description="attempts at a video that may die before it fails")
     ttl_s: float = Field(86_400, gt=0, description="seconds that a finished video is kept")

@@ -67,7 +67,7 @@ def check(source: str, uri_column: str | None = None, caption_column: str | None
         try:
             kind, files = _resolve(storage.absolute(source), uri_column, caption_column)
             if kind == ".tar":  # _rows would read a whole shard
-                found = any(webdataset.holds_video(shard) for shard in files)
+                found = _holds_video(files)
             else:
                 found = next(_rows(source, uri_column, caption_column, Tally()), None) is not None
         except ValueError:
@@ -79,12 +79,26 @@ def check(source: str, uri_column: str | None = None, caption_column: str | None
             raise ValueError(_NO_VIDEO)
 
 
+def _holds_video(shards: Iterator[str]) -> bool:
+    """Whether one of the shards has a video. Raises ValueError or FileNotFoundError if none has and one is bad."""
+    bad: Exception | None = None
+    for shard in shards:
+        try:
+            if webdataset.holds_video(shard):
+                return True
+        except (ValueError, FileNotFoundError) as error:
+            bad = bad or error
+    if bad is not None:
+        raise bad
+    return False
+
+
 _KINDS = f"a folder of videos, a list ({', '.join(tables.SUFFIXES)}), or WebDataset .tar shards"
 _NO_VIDEO = f"it lists no video; videos end in {', '.join(VIDEO_SUFFIXES)}"
 
 
 def _rows(source: str, uri_column: str | None, caption_column: str | None, tally: Tally) -> Iterator[Row]:
-    """Yield all rows, including repeated ones. The first file must be readable; a bad one after it becomes a fault."""
+    """Yield all rows, including repeated ones. A bad shard, or list after the first, becomes a fault."""
     uri = storage.absolute(source)
     kind, files = _resolve(uri, uri_column, caption_column)
     if kind == folder.VIDEOS:
@@ -93,7 +107,8 @@ def _rows(source: str, uri_column: str | None, caption_column: str | None, tally
     for index, file in enumerate(files):
         is_tar = kind == ".tar"
         found = webdataset.rows(file, tally) if is_tar else manifests.rows(file, uri_column, caption_column, tally)
-        yield from or_fault(found, index == 0, partial(Row, file, ""))
+        # Of shards, `check` has found one that can be read.
+        yield from or_fault(found, index == 0 and not is_tar, partial(Row, file, ""))
 
 
 def _resolve(uri: str, uri_column: str | None, caption_column: str | None) -> tuple[str, Iterator[str]]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from pipelines.core import storage
-from pipelines.sources import cells, columns, segments, tables
+from pipelines.sources import cells, columns, places, segments, tables
 from pipelines.sources.rows import Row, Tally, is_utf8, row
 
 WINDOWS = re.compile(r"[A-Za-z]:\\|\\\\")  # start of an absolute Windows path
@@ -124,7 +124,12 @@ def file_of(name: str, folder: str, cell: str) -> str:
         raise ValueError(f"{cell} holds a zero byte")
     if WINDOWS.match(name) and is_utf8(name):
         raise ValueError(f"{cell} is {name}, a path of a Windows machine; write it relative to the list")
-    return storage.resolve(folder, name)
+    uri = storage.resolve(folder, name)
+    try:
+        places.check_listed(uri, folder)
+    except ValueError as error:
+        raise ValueError(f"{cell} is {name}: {error}") from None
+    return uri
 
 
 def _segment(record: dict[str, Any], where: str, chosen: Columns) -> str | None:

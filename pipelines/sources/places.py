@@ -5,22 +5,93 @@ next (`zip://a.mp4::s3://bucket/x.zip`).
 """
 
 import contextlib
+import errno
 import functools
+import ipaddress
 import os
+import socket
+import urllib.parse
 from typing import Any, BinaryIO, cast
 
 import fsspec.core
 
 from pipelines.core import storage
-from pipelines.core.patience import patient, retried
+from pipelines.core.patience import REFUSED, patient, retried
 
 STREAM_BLOCK = 4 << 20  # bytes per request, for files that are read from start to end
+PRIVATE_HOSTS = "CINEMO_PRIVATE_HOSTS"  # variable: hosts at private addresses that lists may name, between commas
+# Schemes that a list may name in addition to its own. Others, such as ftp:// and webhdfs://, reach any server.
+_LISTED = {
+    *("file", "http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf"),
+    *("zip", "tar", "simplecache", "filecache", "blockcache"),
+}
+
+
+def check_listed(uri: str, source: str) -> None:
+    """Refuse an address in a list that a stranger may have written. source: uri of the list's folder.
+
+    Names that lead to a private address are refused when they are opened. Raises ValueError for a private address, and
+    for a scheme that is neither common nor the list's own.
+    """
+    links = [] if storage.is_local(uri) else uri.split("::")
+    for link in (link for link in links if not os.path.isabs(link)):
+        scheme = link.partition("://")[0]
+        if scheme not in _LISTED and f"{scheme}://" not in source:
+            raise ValueError(f"{scheme}:// is not opened for a list; use a folder, s3://, gs:// or https://")
+        host = _host(link)
+        if is_private(host) and host not in (_host(source), *_allowed()):
+            raise ValueError(f"{host} {REFUSED}; to let lists name it, set {PRIVATE_HOSTS}={host}")
+
+
+def is_private(host: str) -> bool:
+    """Whether a host is written as an address of this machine or of a network that is not public."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    with contextlib.suppress(ValueError):
+        address = ipaddress.ip_address(host)
+        return not (getattr(address, "ipv4_mapped", None) or address).is_global
+    return False
+
+
+def _host(link: str) -> str:
+    return urllib.parse.urlsplit(link).hostname or ""  # raises ValueError for IPv6, which :: splits as a chain
+
+
+def _allowed() -> list[str]:
+    return os.environ.get(PRIVATE_HOSTS, "").split(",")
+
+
+def _socket(address: Any) -> socket.socket:
+    """Make the socket for a connection, to a public address only: names and redirects may lead to any."""
+    family, kind, protocol, _, target = address
+    if is_private(str(target[0]).partition("%")[0]):
+        message = f"{target[0]} {REFUSED}; to open a host that leads there, set {PRIVATE_HOSTS}=HOST"
+        raise OSError(errno.EACCES, message)
+    return socket.socket(family, kind, protocol)
+
+
+async def _public_client(**arguments: Any) -> Any:
+    import aiohttp
+
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(socket_factory=_socket), **arguments)
+
+
+def _options(uri: str) -> dict[str, Any]:
+    """fsspec's arguments for a uri: web servers are reached at public addresses, unless the uri names a private one.
+
+    Such a uri was given by the user, or has passed `check_listed`.
+    """
+    links = [link for link in uri.split("::") if link.startswith(("http://", "https://"))]
+    if not links or any(is_private(host) or host in _allowed() for host in map(_host, links)):
+        return {}
+    guarded = {"get_client": _public_client}
+    return guarded if "::" not in uri else {link.partition("://")[0]: guarded for link in links}
 
 
 @functools.lru_cache(maxsize=8)
 def _archive(root: str) -> Any:
     """The file system of an archive such as a zip, cached so that its directory is not read for each of its videos."""
-    files = fsspec.core.url_to_fs(root)[0]
+    files = fsspec.core.url_to_fs(root, **_options(root))[0]
     _retry_reads(root, getattr(files, "fo", None))
     return files
 
@@ -38,7 +109,7 @@ def locate(uri: str) -> tuple[Any, str]:
         if after and not before:
             files = _archive(f"{link.partition('://')[0]}://{after}")
             return files, files._strip_protocol(link)
-        return fsspec.core.url_to_fs(uri)
+        return fsspec.core.url_to_fs(uri, **_options(uri))
     except ImportError as error:
         raise ValueError(f"{uri} cannot be opened: {error}; pip install that package on every node") from error
     except ValueError as error:
@@ -54,7 +125,11 @@ def open_binary(uri: str, block: int = STREAM_BLOCK, cache: str = "readahead") -
     if storage.is_local(uri):
         return open(uri, "rb")
     files, path = locate(uri)
-    file = files.open(path, "rb", block_size=block, cache_type=cache)
+    try:
+        file = files.open(path, "rb", block_size=block, cache_type=cache)
+    except FileNotFoundError as error:
+        _raise_refusal(error)
+        raise
     _retry_reads(uri, file)
     with contextlib.suppress(AttributeError):  # io.BytesIO has no attributes, and needs none
         file._files = files  # keep the file system: when an archive's is collected, it closes its files
@@ -67,6 +142,12 @@ def _retry_reads(uri: str, file: Any) -> None:
         file.cache.fetcher = functools.partial(retried, uri, fetch)
 
 
+def _raise_refusal(error: FileNotFoundError) -> None:
+    """Raise OSError if a private address was refused: fsspec reports every failure over HTTP as a missing file."""
+    if REFUSED in str(error.__cause__):
+        raise OSError(str(error.__cause__)) from error
+
+
 @patient
 def is_file(uri: str) -> bool:
     if storage.is_local(uri):
@@ -74,7 +155,8 @@ def is_file(uri: str) -> bool:
     files, path = locate(uri)
     try:
         return bool(files.info(path)["type"] == "file")  # isfile returns False for every fault, and GETs over HTTP
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        _raise_refusal(error)
         return False
 
 

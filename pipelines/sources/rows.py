@@ -17,6 +17,8 @@ from pipelines.sources import columns, textfiles
 
 MANY = 0.1  # share of videos without a caption above which a warning is printed
 
+MAX_CAPTION = 10_000  # characters: far more than any text encoder reads
+
 
 class Row(NamedTuple):
     """A video. segment: the part of it to use (segments.py), None for all. listed: whether a list names it."""
@@ -131,6 +133,8 @@ def row(uri: str, caption: Any, where: str, tally: Tally, segment: str | None = 
         caption = ""
     elif not isinstance(caption, str):
         wrong = f"{where} holds no caption: it is of type {type(caption).__name__}, not text"
+    elif len(caption) > MAX_CAPTION:
+        wrong = f"{where} holds no caption: it has {len(caption):,} characters, and at most {MAX_CAPTION:,} are taken"
     elif not is_utf8(caption):
         wrong = f"{where} holds no caption: it is not UTF-8"
     return Row(uri, "" if wrong else caption.strip(), wrong, segment, listed)
@@ -147,12 +151,19 @@ def captioned(uri: str, name: str, data: bytes | Exception | None, tally: Tally)
     try:
         if isinstance(data, Exception):
             raise ValueError(str(data)) from data
+        if len(data) > textfiles.MAX_TEXT:
+            raise ValueError(too_long(len(data)))
         caption: Any = textfiles.decode_text(data)
         if name.lower().endswith(".json"):
             caption = _caption_in(json.loads(caption))
     except (ValueError, RecursionError) as error:
         return Row(_escaped(uri), "", _escaped(f"{name} holds no caption: {error}"))
     return row(uri, caption, name, tally)
+
+
+def too_long(size: int) -> str:
+    """Why a file of so many bytes is no caption."""
+    return f"it has {size:,} bytes, and at most {textfiles.MAX_TEXT:,} are taken"
 
 
 def _caption_in(value: Any) -> Any:

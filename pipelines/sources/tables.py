@@ -151,7 +151,7 @@ _READERS: dict[str, tuple[Callable[[str], list[str]], Callable[[str, Sequence[st
 SUFFIXES = tuple(_READERS)
 
 # What readers raise for damaged files; _is_damage tells pyarrow's OSError from that of a storage.
-_DAMAGED = (EOFError, zlib.error, pa.ArrowInvalid, UnicodeDecodeError, OSError)
+_DAMAGED = (textfiles.LongLineError, EOFError, zlib.error, pa.ArrowInvalid, UnicodeDecodeError, OSError)
 
 
 def _is_damage(error: Exception) -> bool:

@@ -141,7 +141,26 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+MAX_LINE = 16 << 20  # characters of a line, and of a record of JSON
+MAX_TEXT = 1 << 20  # bytes of a file with one caption
 _PEEKED = 64  # bytes inspected to find the encoding
+
+
+class LongLineError(ValueError):
+    """A line of more than MAX_LINE characters, as in a file of zeros that was compressed to a few kB."""
+
+    def __init__(self) -> None:
+        super().__init__(f"a line has more than {MAX_LINE:,} characters")
+
+
+class _Text(io.TextIOWrapper):
+    """Text whose iteration and readline without a size raise LongLineError."""
+
+    def readline(self, size: int = -1, /) -> str:  # type: ignore[override]
+        line = super().readline(size if size >= 0 else MAX_LINE + 1)
+        if size < 0 and len(line) > MAX_LINE:
+            raise LongLineError
+        return line
 
 
 def encoding_of(head: bytes) -> str:
@@ -167,7 +186,7 @@ def as_text(file: BinaryIO) -> io.TextIOWrapper:
     buffered = io.BufferedReader(file)  # type: ignore[type-var]
     encoding = encoding_of(buffered.peek(_PEEKED)[:_PEEKED])
     errors = "surrogateescape" if encoding.startswith("utf-8") else "surrogatepass"
-    return io.TextIOWrapper(buffered, encoding, errors, newline="")
+    return _Text(buffered, encoding, errors, newline="")
 
 
 _CHUNK = 1 << 16  # characters read at a time
@@ -180,12 +199,14 @@ def json_records(text: io.TextIOWrapper) -> Iterator[tuple[int, Any]]:
 
     After a fault in an array, the rest of it cannot be read.
     """
-    number, line = 1, text.readline()
+    number, line = 1, text.readline(_CHUNK)
     while line and not line.strip():
-        number, line = number + 1, text.readline()
-    if line.lstrip().startswith("["):
+        number, line = number + line.count("\n"), text.readline(_CHUNK)
+    if line.lstrip().startswith("["):  # the whole array may be one line
         yield from _array(line, text, number)
         return
+    if line and not line.endswith("\n"):
+        line += text.readline()
     while line:
         if line.strip():
             yield number, _object(line)
@@ -227,6 +248,8 @@ def _array(buffer: str, text: io.TextIOWrapper, number: int) -> Iterator[tuple[i
                 number += buffer.count("\n", gap.end(), end)
                 at, comma, error = end, True, "the array is not closed"
                 continue
+        if len(buffer) - at > MAX_LINE:
+            raise LongLineError
         read = text.read(max(_CHUNK, len(buffer)))  # twice as much each time: a record may be long
         if not read:
             yield number + buffer.count("\n", at, gap.end()), f"not JSON ({error}), and what follows is not read"

@@ -10,14 +10,15 @@ import re
 import tarfile
 import urllib.parse
 from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from cinemo.video import VIDEO_SUFFIXES
 from pipelines.core import storage
-from pipelines.sources import columns, places
-from pipelines.sources.rows import Row, Tally, captioned
+from pipelines.sources import columns, places, textfiles
+from pipelines.sources.rows import Row, Tally, captioned, too_long
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+MAX_MEMBERS = 1_000_000  # of a shard, whose names are held in memory
 _TEXTS = (".txt", ".caption", ".json")  # endings of captions, in order of precedence
 _BLOCK = 64 << 10  # bytes per request while reading headers: fits a caption and the next header; videos are skipped
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -74,6 +75,8 @@ def rows(shard: str, tally: Tally) -> Iterator[Row]:
                     tally.pass_over(name)
                 elif member.isreg():
                     captions[name] = captioned("", f"{short} {name}", _read(tar, member), tally)
+                if len(videos) + len(captions) + len(links) > MAX_MEMBERS:
+                    raise tarfile.ReadError(f"it has more than {MAX_MEMBERS:,} members; split it")
         except tarfile.TarError as error:
             fault = str(error)
         else:
@@ -138,10 +141,25 @@ def holds_video(shard: str) -> bool:
 
 def _open_tar(shard: str, file: BinaryIO) -> tarfile.TarFile:
     try:
-        return tarfile.open(fileobj=file, mode="r:")
+        return tarfile.open(fileobj=cast(BinaryIO, _Bounded(file)), mode="r:")
     except tarfile.TarError as error:
         name = storage.base_name(shard)
         raise ValueError(f"{name} is no tar file, or a compressed one ({error}); {UNPACK}") from error
+
+
+class _Bounded:
+    """A file of which tarfile reads little at a time: headers of any length would be read into memory."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def read(self, size: int) -> bytes:
+        if size > textfiles.MAX_TEXT + tarfile.BLOCKSIZE:
+            raise tarfile.ReadError(f"a header has {size:,} bytes")
+        return self._file.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 UNPACK = "unpack it with gunzip or its like: a video in a compressed tar cannot be sought"
@@ -157,7 +175,9 @@ def _members(tar: Any) -> Iterator[tarfile.TarInfo]:
             yield member
 
 
-def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | Exception:
+    if member.size > textfiles.MAX_TEXT:
+        return ValueError(too_long(member.size))
     opened = tar.extractfile(member)
     assert opened is not None, "a plain file"
     return opened.read()

@@ -10,9 +10,11 @@ out stage 0 and the moving average.
 import hashlib
 import json
 import math
+import os
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +72,8 @@ def restore_checkpoint(engine: Any, optimizer: AdamWithAverage, config: TrainCon
     with last.as_directory() as folder:
         state = read_state(folder)
         if state["layout"] == layout(config, world_size):
-            engine.load_checkpoint(folder, tag=state["layout"])
+            with tensors_only():
+                engine.load_checkpoint(folder, tag=state["layout"])
         else:
             load_fragments(engine, optimizer, *read_fragments(folder))
     return state
@@ -141,7 +144,32 @@ def _load_optimizer(folder: Path, rank: int) -> dict[str, Any]:
 
 
 def _load(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", mmap=True, weights_only=False)
+    with tensors_only():
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+
+
+@contextmanager
+def tensors_only() -> Iterator[None]:
+    """Have torch.load, DeepSpeed's calls included, refuse pickles that hold more than tensors and DeepSpeed's records.
+
+    Whoever may write to the output's checkpoints would otherwise run code on every worker.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    before = os.environ.get(_WEIGHTS_ONLY)
+    os.environ[_WEIGHTS_ONLY] = "1"
+    try:
+        with torch.serialization.safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]):
+            yield
+    finally:
+        os.environ.pop(_WEIGHTS_ONLY)
+        if before is not None:
+            os.environ[_WEIGHTS_ONLY] = before
+
+
+_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # read by torch.load; DeepSpeed passes weights_only=False
 
 
 def load_fragments(engine: Any, optimizer: AdamWithAverage, fragments: Fragments, steps: int) -> None:

@@ -54,9 +54,43 @@ class Mount(Strict):
     mountPath: str  # noqa: N815
 
 
+class Capabilities(Strict):
+    drop: list[str]
+
+
+class ContainerSecurity(Strict):
+    allowPrivilegeEscalation: bool  # noqa: N815
+    capabilities: Capabilities
+
+
+class SeccompProfile(Strict):
+    type: Literal["RuntimeDefault", "Unconfined", "Localhost"]
+
+
+class PodSecurity(Strict):
+    runAsNonRoot: bool  # noqa: N815
+    runAsUser: int  # noqa: N815
+    fsGroup: int  # noqa: N815
+    seccompProfile: SeccompProfile  # noqa: N815
+
+
+class Exec(Strict):
+    command: list[str]
+
+
+class Handler(Strict):
+    exec: Exec
+
+
+class Lifecycle(Strict):
+    preStop: Handler  # noqa: N815
+
+
 class Container(Strict):
     name: Name
     image: str
+    securityContext: ContainerSecurity  # noqa: N815
+    lifecycle: Lifecycle | None = None
     env: list[Variable] = []
     resources: Resources
     volumeMounts: list[Mount] = []  # noqa: N815
@@ -79,6 +113,8 @@ class Toleration(Strict):
 
 
 class Pod(Strict):
+    automountServiceAccountToken: bool  # noqa: N815
+    securityContext: PodSecurity  # noqa: N815
     containers: list[Container]  # KubeRay takes the first as that of Ray
     nodeSelector: dict[str, str] = {}  # noqa: N815
     terminationGracePeriodSeconds: int | None = None  # noqa: N815
@@ -116,9 +152,16 @@ class AuthOptions(Strict):
 
 class AutoscalerOptions(Strict):
     idleTimeoutSeconds: int  # noqa: N815
+    securityContext: ContainerSecurity  # noqa: N815
+
+
+class GcsFaultTolerance(Strict):
+    redisAddress: str  # noqa: N815
+    redisPassword: dict[Literal["valueFrom"], Source]  # noqa: N815
 
 
 class ClusterSpec(Strict):
+    gcsFaultToleranceOptions: GcsFaultTolerance | None = None  # noqa: N815
     rayVersion: str  # noqa: N815
     authOptions: AuthOptions  # noqa: N815
     enableInTreeAutoscaling: bool  # noqa: N815

@@ -151,3 +151,13 @@ def test_what_is_mounted_can_be_installed(tmp_path: Path) -> None:
     mounted = [set(read(name)["file_mounts"].values()) for name in FILES]
     assert mounted[0] == mounted[1]
     check_builds(sorted(mounted[0] - {TOKEN}), tmp_path)
+
+
+def test_machines_hand_out_no_credentials_to_forged_requests_and_keep_disks_encrypted() -> None:
+    config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    for name, kind in config["available_node_types"].items():
+        options = kind["node_config"]["MetadataOptions"]
+        assert options == {"HttpTokens": "required", "HttpPutResponseHopLimit": 1}, name
+        assert all(disk["Ebs"]["Encrypted"] for disk in kind["node_config"]["BlockDeviceMappings"]), name
+    assert config["provider"]["security_group"]["GroupName"]  # a group with rules, which Ray leaves as they are
+    assert "0.0.0.0/0" not in (ROOT / "cluster.yaml").read_text()

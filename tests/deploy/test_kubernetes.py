@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from pydantic import ValidationError
+from ray.scripts.scripts import drain_node
 
 from pipelines.animate.config import AnimateConfig
 from pipelines.prepare.config import PrepareConfig
@@ -121,7 +122,58 @@ def test_the_dockerfile_finds_what_it_copies_and_runs_what_it_names() -> None:
 
 
 def test_names_in_the_commands_of_the_manifests_are_files() -> None:
-    for name in [*MANIFESTS, "Dockerfile", "cluster-local.yaml", "serve.yaml"]:
+    for name in [*MANIFESTS, "Dockerfile", "cluster-local.yaml", "serve.yaml", "policies.yaml"]:
         comments = "\n".join(re.findall(r"^#.*", (DEPLOY / name).read_text(), re.MULTILINE))
         for path in re.findall(r"docs/deploy/[\w.-]*\w", comments):
             assert (ROOT / path).exists(), f"{name}: {path}"
+
+
+def test_pods_have_no_privileges_no_token_and_bounded_shared_memory() -> None:
+    for cluster in clusters():
+        assert cluster.autoscalerOptions.securityContext.capabilities.drop == ["ALL"]
+        for group in [cluster.headGroupSpec, *cluster.workerGroupSpecs]:
+            pod = group.template.spec
+            assert pod.securityContext.runAsNonRoot
+            assert pod.securityContext.runAsUser > 0
+            assert pod.securityContext.seccompProfile.type == "RuntimeDefault"
+            # KubeRay runs the autoscaler, which asks Kubernetes for pods, beside the head.
+            assert pod.automountServiceAccountToken == (group is cluster.headGroupSpec)
+            assert {"/dev/shm"} == {mount.mountPath for mount in pod.containers[0].volumeMounts}
+            for volume in pod.volumes:
+                assert volume.emptyDir.sizeLimit, volume.name
+            for container in pod.containers:
+                assert not container.securityContext.allowPrivilegeEscalation
+                assert container.securityContext.capabilities.drop == ["ALL"]
+                assert container.resources.limits["memory"]
+
+
+def test_the_service_outlives_its_head_and_pods_that_end_wait_for_their_videos() -> None:
+    cluster = clusters()[1]
+    assert cluster.gcsFaultToleranceOptions is not None
+    settings = yaml.safe_load(read("rayservice.yaml")["spec"]["serveConfigV2"])["applications"][0]["args"]
+    assert ServeSettings(**settings).require_keys
+    for group in cluster.workerGroupSpecs:
+        pod = group.template.spec
+        assert pod.containers[0].lifecycle is not None
+        command = pod.containers[0].lifecycle.preStop.exec.command[-1]
+        seconds = int(re.findall(r"--deadline-remaining-seconds (\d+)", command)[0])
+        assert ServeSettings(**settings).replicas.drain_s <= seconds < (pod.terminationGracePeriodSeconds or 0)
+        options = {option for parameter in drain_node.params for option in parameter.opts}
+        assert set(re.findall(r"--[a-z-]+", command)) <= options
+        assert "ServeReplica" in command
+
+
+def test_policies_close_every_port_but_the_api_to_others_and_the_metadata_service_to_pods() -> None:
+    network, disruption = yaml.safe_load_all((DEPLOY / "policies.yaml").read_text())
+    assert network["kind"] == "NetworkPolicy"
+    assert network["spec"]["podSelector"]["matchLabels"] == {"ray.io/is-ray-node": "yes"}  # KubeRay's label of all pods
+    assert network["spec"]["policyTypes"] == ["Ingress", "Egress"]
+    own, *others = network["spec"]["ingress"]
+    assert own == {"from": [{"podSelector": network["spec"]["podSelector"]}]}
+    assert all(rule["from"] and rule["ports"] for rule in others)
+    assert {port["port"] for rule in others for port in rule["ports"]} == {8000, 8265, 52365}
+    for rule in network["spec"]["egress"]:
+        for peer in rule["to"]:
+            assert "169.254.0.0/16" in peer["ipBlock"]["except"]
+    assert disruption["kind"] == "PodDisruptionBudget"
+    assert disruption["spec"]["maxUnavailable"] == 1

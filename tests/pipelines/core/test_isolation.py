@@ -1,17 +1,25 @@
 """A child process that hangs, dies or raises: the caller goes on, and nothing stays behind."""
 
+import contextlib
+import json
 import os
+import pickle
+import resource
 import signal
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 
 from cinemo.video import VideoError
+from pipelines.core import isolation, wire
 from pipelines.core.isolation import DeadChildError, Sandbox
 
 
@@ -76,3 +84,94 @@ def test_a_hanging_child_of_a_killed_parent_ends_by_itself() -> None:
 
 def raise_video_error() -> None:
     raise VideoError("missing", "no such thing")
+
+
+class ForeignError(OSError):
+    """An exception of a module that answers may not name."""
+
+
+def fail_abroad() -> None:
+    raise ForeignError("no route")
+
+
+def test_an_exception_of_another_library_comes_back_as_its_known_base(sandbox: Sandbox) -> None:
+    with pytest.raises(OSError, match="ForeignError: no route") as caught:
+        sandbox.call(fail_abroad, timeout=30)
+    assert type(caught.value) is OSError
+
+
+class Evil:
+    """Touches a file wherever its pickle is read."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (open, (self.path, "w"))
+
+
+def answer_with_a_pickle(path: str) -> None:
+    """Write a pickle to all pipes, as a decoder that was taken over could."""
+    data = pickle.dumps((False, Evil(path)))
+    message = struct.pack("<IQ", 1, len(data)) + data
+    for descriptor in range(3, 16):
+        with contextlib.suppress(OSError):
+            os.write(descriptor, message)
+    os._exit(0)
+
+
+def test_an_answer_is_never_unpickled(sandbox: Sandbox, tmp_path: Path) -> None:
+    with pytest.raises(DeadChildError, match="no valid answer"):
+        sandbox.call(answer_with_a_pickle, str(tmp_path / "ran"), timeout=30)
+    assert not (tmp_path / "ran").exists()
+    assert sandbox.call(abs, -4, timeout=30) == 4
+
+
+def test_answers_name_no_class_but_known_ones_and_have_a_bounded_length() -> None:
+    for name in ("subprocess:Popen", "builtins:SystemExit", "pipelines.core.isolation:os", "nowhere:ValueError"):
+        with pytest.raises(ValueError, match="no Exception that a child may return"):
+            wire.unpack([bytearray(json.dumps({"error": [name, "true"]}).encode())])
+    with pytest.raises(ValueError, match="objects"):
+        wire.unpack([bytearray(b'{"array": 0, "dtype": "O", "shape": [1]}'), bytearray(8)])
+    with pytest.raises(ValueError, match="not an answer"):
+        wire.unpack([bytearray(b"[" * 100_000)])
+    value = {"a": (1, 2.5, None, "x"), "b": [b"bytes", np.zeros((0, 3))], "c": np.float32(0.5)}
+    again = wire.unpack([bytearray(part) for part in wire.pack(value)])
+    assert again["a"] == value["a"]
+    assert again["b"][0] == b"bytes"
+    assert again["b"][1].shape == (0, 3)
+
+
+def test_a_child_has_no_secrets_and_storage_only_for_remote_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = {"CINEMO_API_KEYS": "k", "PGPASSWORD": "p", "RAY_AUTH_TOKEN": "t", "AWS_SECRET_ACCESS_KEY": "s"}
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    box = Sandbox()
+    try:
+        assert not set(secrets) & set(box.call(variables, "/a/video.mp4", timeout=30))
+        assert set(secrets) & set(box.call(variables, "s3://bucket/a.mp4", timeout=30)) == {"AWS_SECRET_ACCESS_KEY"}
+    finally:
+        box.close()
+
+
+def variables(uri: str) -> list[str]:
+    return list(os.environ)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the size of a process is read from /proc")
+def test_a_call_that_takes_too_much_memory_is_one_error_and_no_core_is_left() -> None:
+    box = Sandbox(memory=256 << 20)
+    try:
+        assert len(box.call(bytes, 64 << 20, timeout=30)) == 64 << 20
+        with pytest.raises(MemoryError):
+            box.call(bytes, 512 << 20, timeout=30)
+        assert box.call(resource.getrlimit, resource.RLIMIT_CORE, timeout=30) == (0, 0)
+    finally:
+        box.close()
+
+
+def test_a_file_that_takes_too_much_memory_is_a_reject() -> None:
+    run = isolation.guard(int, 30, "--clip-timeout", VideoError)
+    with pytest.raises(VideoError, match="more than 6 GB of memory") as caught:
+        run(bytes, 1 << 40)
+    assert caught.value.reason == "too_large"

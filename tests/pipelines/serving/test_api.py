@@ -134,6 +134,15 @@ def test_a_key_gives_the_first_video_again_and_another_request_a_conflict(client
     assert (other.status_code, other.json()["error"]["param"]) == (409, "Idempotency-Key")
 
 
+def test_a_synchronous_request_with_a_key_is_repeated_and_gives_the_first_video(client: TestClient, idle: None) -> None:
+    headers, files = {"Idempotency-Key": "sync-1"}, {"input_reference": ("a.png", png(), "image/png")}
+    data = {"prompt": "the camera pans left", **FAST}
+    first, again = (client.post("/v1/videos/sync", data=data, files=files, headers=headers) for _ in range(2))
+    assert first.status_code == again.status_code == 200
+    assert first.headers["X-Video-Id"] == again.headers["X-Video-Id"]
+    assert first.content == again.content
+
+
 def test_past_the_queue_it_says_when_to_come_again_and_the_first_are_made(
     client: TestClient, animator: Animator, idle: None
 ) -> None:

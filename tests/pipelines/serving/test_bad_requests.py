@@ -1,5 +1,6 @@
 """Bad input over HTTP, without Ray: the answer names the field, and the service goes on; good images of every kind."""
 
+import asyncio
 import io
 import zipfile
 from pathlib import Path
@@ -9,6 +10,9 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from pipelines.serving import served_models, uploads
+from pipelines.serving.errors import ApiError
+from pipelines.serving.settings import Limits
 from tests.pipelines.serving.in_process import png, send, wait
 
 FIELD = Path(__file__).parents[2] / "field"
@@ -118,3 +122,38 @@ def test_ids_that_are_none_and_pages_that_are_none(client: TestClient) -> None:
     assert client.get("/v1/videos?order=up").status_code == 422
     assert client.get("/nowhere").json()["error"]["type"] == "not_found_error"
     assert client.put("/v1/videos").status_code == 405
+
+
+def test_images_are_decoded_in_another_process_with_bounded_memory_two_at_a_time(
+    client: TestClient, idle: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def here(*_: Any) -> None:
+        raise AssertionError("decoded in the ingress")
+
+    monkeypatch.setattr(uploads, "read_image", here)
+    made = send(client, png())
+    assert made.status_code == 200, made.text
+    wait(client, made.json()["id"])
+    small = uploads.ImageChecker(1_000_000)
+    monkeypatch.setattr(uploads, "_REST", -20_000_000)
+    with pytest.raises(ApiError, match="cannot be decoded") as caught:
+        asyncio.run(small.size(picture("I;16", (1000, 1000))))
+    assert caught.value.status == 422
+    assert small._threads._max_workers == 2
+
+
+def test_pixels_frames_and_steps_together_are_bounded() -> None:
+    paper = {"width": 512, "height": 320, "num_frames": 16, "num_inference_steps": 50}
+    served_models.check_work(paper, Limits().max_work)
+    with pytest.raises(
+        ApiError, match=r"^size: 4096x4096 pixels x 64 frames x 100 steps are 107,374,182,400, and"
+    ) as caught:
+        served_models.check_work(
+            {"width": 4096, "height": 4096, "num_frames": 64, "num_inference_steps": 100}, Limits().max_work
+        )
+    assert caught.value.status == 422
+
+
+def test_no_key_may_fill_the_queue_by_default() -> None:
+    assert [Limits(max_queue=100).share(keys) for keys in (0, 1, 2, 3, 4, 50)] == [100, 100, 50, 33, 25, 25]
+    assert Limits(max_queue=2).share(9) == 1

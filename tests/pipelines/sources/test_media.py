@@ -1,10 +1,12 @@
 """One video by its uri, from wherever it lies, without fetching more than is read."""
 
+import socket
 import sys
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +14,7 @@ import pytest
 
 from cinemo.video import VideoError, probe, sample_clip
 from pipelines import sources
-from pipelines.sources import media
+from pipelines.sources import manifests, media
 from tests.pipelines.sources.conftest import Listed
 
 
@@ -108,3 +110,52 @@ def test_videos_that_are_cells_of_parquet_are_read(tmp_path: Path, listed: Liste
             assert probe(file).num_frames == 12
     with pytest.raises(VideoError, match="row 2: video is empty"), sources.open_video(rows[1]["uri"]):
         pass
+
+
+def test_a_name_that_leads_to_a_private_address_is_not_opened(
+    tmp_path: Path, video: Path, web: tuple[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve = socket.getaddrinfo
+    monkeypatch.setattr(aiohttp.connector, "DefaultResolver", aiohttp.ThreadedResolver)
+    monkeypatch.setattr(  # the name server of whoever wrote the list
+        socket,
+        "getaddrinfo",
+        lambda host, *rest, **more: resolve("127.0.0.1" if host == "videos.example" else host, *rest, **more),
+    )
+    (tmp_path / "v.mp4").write_bytes(video.read_bytes())
+    uri, before = f"http://videos.example:{web[1].server_port}/v.mp4", web[1].sent
+    with pytest.raises(VideoError, match=r"127\.0\.0\.1 is a private address") as caught, sources.open_video(uri):
+        pass
+    assert caught.value.reason == "unreadable"
+    with pytest.raises(VideoError, match="does not exist"), sources.open_video(f"simplecache::{uri}"):
+        pass
+    assert web[1].sent == before
+    monkeypatch.setenv("CINEMO_PRIVATE_HOSTS", "10.0.0.7,videos.example")
+    with sources.open_video(uri) as file:
+        assert not isinstance(file, str)
+        assert probe(file) == probe(video)
+
+
+PRIVATE = ["http://169.254.169.254/x.mp4", "http://a@10.0.0.7:9/x.mp4", "https://localhost/x.mp4", "http://[::1]/x.mp4"]
+
+
+def test_lists_name_no_private_address_and_no_rare_protocol(
+    tmp_path: Path, listed: Listed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = ["ftp://example.com/x.mp4", "webhdfs://example.com/x.mp4", "simplecache::http://127.0.0.1/x.mp4"]
+    good = ["https://example.com/x.mp4", "s3://bucket/x.mp4", "x.mp4", "zip://x.mp4::https://example.com/x.zip"]
+    (tmp_path / "list.csv").write_text("\n".join(["video", *PRIVATE, *odd, *good]))
+    rows = listed(tmp_path / "list.csv")
+    for row, name in zip(rows, PRIVATE + odd, strict=False):
+        said = ("is a private address", "is not opened for a list", "Invalid IPv6 URL")
+        assert any(words in row["fault"] for words in said), name
+    assert [row["fault"] for row in rows[-len(good) :]] == [None] * len(good)
+    monkeypatch.setenv("CINEMO_PRIVATE_HOSTS", "10.0.0.7")
+    assert [row["fault"] is None for row in listed(tmp_path / "list.csv")][:4] == [False, True, False, False]
+
+
+def test_a_list_on_a_private_host_may_name_files_there() -> None:
+    assert manifests.file_of("a.mp4", "http://10.0.0.7/lists", "x") == "http://10.0.0.7/lists/a.mp4"
+    assert manifests.file_of("http://10.0.0.7/a.mp4", "http://10.0.0.7/lists", "x") == "http://10.0.0.7/a.mp4"
+    with pytest.raises(ValueError, match=r"^x is http://10\.0\.0\.8/a\.mp4: 10\.0\.0\.8 is a private address"):
+        manifests.file_of("http://10.0.0.8/a.mp4", "http://10.0.0.7/lists", "x")

@@ -105,3 +105,28 @@ def test_a_fault_in_an_array_of_json_names_its_line() -> None:
     ):
         found = list(textfiles.json_records(io.TextIOWrapper(io.BytesIO(text.encode()))))
         assert found == [(1, {"a": 1}), (line, fault)]
+
+
+@pytest.mark.parametrize("name", ["list.csv.gz", "list.jsonl.gz"])
+def test_a_line_without_end_is_damage_and_the_lines_before_it_are_read(
+    tmp_path: Path, listed: Listed, name: str
+) -> None:
+    line = b"a.mp4\n" if "csv" in name else b'{"video": "a.mp4"}\n'
+    head = b"video\n" * ("csv" in name) + 200 * line  # columns are found in the first hundred
+    with gzip.open(tmp_path / name, "wb", 1) as file:
+        file.write(head)
+        for _ in range(40):
+            file.write(b" " * (1 << 20))
+    rows = listed(tmp_path / name)
+    assert rows[0]["uri"] == str(tmp_path / "a.mp4")
+    assert "a line has more than 16,777,216 characters" in rows[1]["fault"]
+    assert len(rows) == 2  # the video is there once
+
+
+def test_an_array_of_json_may_be_one_line_but_no_record_is_without_end(tmp_path: Path, listed: Listed) -> None:
+    entries = [{"video": f"{number}.mp4", "caption": "x" * 9000} for number in range(2000)]
+    (tmp_path / "list.json").write_text(json.dumps(entries))
+    assert len(listed(tmp_path / "list.json")) == 2000
+    (tmp_path / "list.json").write_text('[{"video": "a.mp4"}, {"video": "' + "b" * (40 << 20))
+    with pytest.raises(ValueError, match="a line has more than 16,777,216 characters"):
+        listed(tmp_path / "list.json")

@@ -187,3 +187,35 @@ def test_links_in_a_shard_are_the_files_that_they_name(tmp_path: Path, listed: L
             assert not isinstance(file, str)
             assert file.read() == b"video"
     assert lost["fault"] == "s.tar 2.mp4 is a link to gone.mp4, which is not there"
+
+
+def test_a_bad_shard_is_a_fault_also_where_it_is_the_first(tmp_path: Path, listed: Listed) -> None:
+    (tmp_path / "0.tar").write_bytes(b"no tar file at all" * 100)
+    write_shard(tmp_path / "1.tar", {"a.mp4": b"a", "a.txt": b"a boat"})
+    rows = listed(tmp_path)
+    assert [row["caption"] for row in rows] == ["", "a boat"]
+    assert "0.tar is no tar file" in rows[0]["fault"]
+    with pytest.raises(ValueError, match=r"0\.tar is no tar file"):
+        listed(tmp_path / "0.tar")
+
+
+def test_captions_headers_and_members_of_a_shard_have_limits(
+    tmp_path: Path, listed: Listed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = {"a.mp4": b"a", "a.txt": bytes(2 << 20), "b.mp4": b"b", "b.txt": b"x" * 10_001, "c.mp4": b"c"}
+    rows = listed(write_shard(tmp_path / "s.tar", members))
+    assert "2,097,152 bytes, and at most 1,048,576" in rows[0]["fault"]
+    assert "10,001 characters, and at most 10,000" in rows[1]["fault"]
+    assert rows[2]["fault"] is None
+
+    with tarfile.open(tmp_path / "p.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(tarfile.TarInfo("a.mp4"))
+        large = tarfile.TarInfo("b.mp4")
+        large.pax_headers = {"comment": "x" * (3 << 20)}
+        tar.addfile(large)
+    rows = listed(tmp_path / "p.tar")
+    assert rows[0]["fault"] is None
+    assert "a header has 3,14" in rows[1]["fault"]
+
+    monkeypatch.setattr(webdataset, "MAX_MEMBERS", 2)
+    assert "more than 2 members; split it" in listed(tmp_path / "s.tar")[-1]["fault"]

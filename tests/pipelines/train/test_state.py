@@ -1,0 +1,42 @@
+"""Checkpoints hold tensors: what else a pickle could do is refused, in our reading and in DeepSpeed's."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines.train import state
+
+
+class Evil:
+    """Makes a file wherever its pickle is read."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (open, (self.path, "w"))
+
+
+def test_a_checkpoint_that_runs_code_is_refused(tmp_path: Path) -> None:
+    from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+
+    bad, ran = tmp_path / "mp_rank_00_model_states.pt", tmp_path / "ran"
+    torch.save({"module": {"weight": torch.zeros(2)}, "extra": Evil(str(ran))}, bad)
+    with pytest.raises(Exception, match="Weights only load failed"):
+        state._load(bad)
+    with state.tensors_only(), pytest.raises(Exception, match="Weights only load failed"):
+        TorchCheckpointEngine().load(str(bad))
+    assert not ran.exists()
+
+
+def test_what_deepspeed_stores_beside_tensors_is_read(tmp_path: Path) -> None:
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    saved = {"scaler": LossScaler(2.0), "stage": ZeroStageEnum.gradients, "place": fragment_address(numel=3, start=1)}
+    torch.save(saved, tmp_path / "x.pt")
+    read = state._load(tmp_path / "x.pt")
+    assert read["stage"] == saved["stage"]
+    assert read["place"] == saved["place"]
