@@ -157,7 +157,7 @@ def against_decord(path: Path) -> int:
 
 
 def opened_once(path: Path, starts: Sequence[int]) -> list[np.ndarray]:
-    """Clips at these frames, by one opening of the file."""
+    """Read the clips that begin at these frames, and open the file once."""
     with open_video(path) as video:
         return [read_span(video, start, INTERVAL, NUM_FRAMES, SIZE) for start in starts]
 

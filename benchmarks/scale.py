@@ -1,8 +1,8 @@
-"""Rows a second of what a driver does with each row: survey a listing and a dataset, and claim rows in the ledger.
+"""Rows a second of a driver's work: surveys of a listing and of a dataset, and claims of rows in the ledger.
 
     python benchmarks/scale.py [--rows 1000000]
 
-Writes files of as many rows as the jobs do, in a temporary folder. Minutes for 10 million rows are extrapolated.
+Writes files of the jobs' size into a temporary folder. Minutes for 10 million rows are extrapolated.
 """
 
 import argparse

@@ -45,7 +45,7 @@ created_at + number / 1e6 FROM cinemo_jobs_2, generate_series(1, :jobs) AS numbe
 
 
 def serve(settings: ServeSettings, port: int, renewals: Any) -> None:
-    """An ingress on a port, in a process of its own."""
+    """Run an ingress on a port. renewals: list to which the seconds of each renewal of its lease are added."""
     import uvicorn
 
     async def animate(job_id: str, shape: str) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def serve(settings: ServeSettings, port: int, renewals: Any) -> None:
 
 
 def post(client: httpx.Client, image: bytes) -> float:
-    """Seconds of one request for a video."""
+    """Send a request for a video; returns its seconds."""
     began = time.perf_counter()
     client.post("/v1/videos", data={"prompt": "it moves"}, files={"input_reference": image}).raise_for_status()
     return time.perf_counter() - began
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--jobs", type=int, default=100_000)
     parser.add_argument("--posts", type=int, default=400)
-    parser.add_argument("--store", help="an empty database, if not of a server of its own")
+    parser.add_argument("--store", help="URL of an empty database; default: on a server of its own")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         server = None if options.store else Postgres(Path(folder, "postgres"))

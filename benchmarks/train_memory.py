@@ -65,7 +65,7 @@ class States(NamedTuple):
     optimizer: int
     average: int
     buffers: int  # of communication, during a forward and backward pass
-    new_gradients: int  # of one backward pass, which come as its activations go
+    new_gradients: int  # of one backward pass, allocated while its activations are freed
     step: int  # temporary tensors of the optimizer's step
 
     def peak(self, activations: int) -> int:
@@ -94,7 +94,7 @@ def states(
     new_gradients = {1: low * parameters if low == 2 else 0, 2: low * share, 3: 0}[stage]
     gathered = min(parameters, REUSE_DISTANCE // 2 + PREFETCH_BUCKET) if stage == 3 else 0
     buffers = 0 if (stage, low) == (1, 2) else low * (gathered + bucket)
-    # The gradients laid end to end, and the square root of the second moments, of which a CPU briefly holds two.
+    # The gradients in one flat tensor, and the square root of the second moments, of which a CPU briefly holds two.
     step = 4 * share + (4 if gpu else 8) * share
     weights = low * (share if stage == 3 else parameters)
     return States(weights, gradients, optimizer, 4 * share, buffers, new_gradients, step)

@@ -24,7 +24,7 @@ from cinemo.errors import first_line
 if TYPE_CHECKING:  # torch and diffusers take seconds to import, and `cinemo info` needs neither
     import torch
 
-INCOMPLETE = ".incomplete"  # a file in an export that is being uploaded; holds the fingerprint of the whole
+INCOMPLETE = ".incomplete"  # file that marks a model whose upload has not finished; contains its fingerprint
 VAES = {"temporal": "vae_temporal_decoder", "frame": "vae"}
 WEIGHTS = ("*.safetensors", "*.bin")
 # Names that diffusers and transformers give weights, optionally with a variant such as fp16, and in shards.
@@ -62,7 +62,7 @@ def resolve(model: str | os.PathLike[str]) -> Path:
     if (directory / INCOMPLETE).exists():
         raise ValueError(
             f"model {name} is half an export: its upload did not finish ({INCOMPLETE} is there); "
-            "run the training's command again, and copy it anew"
+            "run the training command again, then copy the model again"
         )
     if not list_weights(directory / "unet"):
         raise ValueError(

@@ -73,9 +73,9 @@ def info(
     what: Annotated[
         str, typer.Argument(help="builtin:tiny, a model directory or a hub id; a dataset; a job's video or its .json")
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Show where a model, a video or a dataset came from; of a model its parts, sizes and fingerprint too."""
+    """Show where a model, a video or a dataset came from; for a model, also its parts, sizes and fingerprint."""
     from cinemo import lineage
     from cinemo.checkpoint import describe, resolve
 
@@ -91,7 +91,7 @@ def info(
 
 
 def two_columns(facts: dict[str, Any]) -> list[str]:
-    """Format facts in two columns; those of a dictionary follow its name."""
+    """Format facts in two columns; the entries of a dictionary follow its name, indented."""
     lines = []
     for name, value in facts.items():
         if name == "lineage":  # the chain shows more

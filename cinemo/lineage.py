@@ -57,7 +57,7 @@ def of_media(path: Path) -> Node:
         return replace(video, facts=facts | video.facts)
     if not mark:
         raise ValueError(f"{path} has no sidecar {sidecar.name} beside it, and no mark of its origin")
-    return Node("file", str(path), facts=facts, note=f"no sidecar {sidecar.name} beside it says more")
+    return Node("file", str(path), facts=facts, note=f"there is no sidecar {sidecar.name} beside it")
 
 
 def of_video(sidecar: Path) -> Node:

@@ -1,7 +1,7 @@
 """Machine-readable marks of generated media: XMP with IPTC's digital source type.
 
 The European AI Act, Article 50(2), asks for such marks. The terms are those of
-https://cv.iptc.org/newscodes/digitalsourcetype; each format's place for XMP is in Part 3 of the XMP specification.
+https://cv.iptc.org/newscodes/digitalsourcetype; Part 3 of the XMP specification says where each format stores XMP.
 """
 
 import os
@@ -15,12 +15,12 @@ GENERATED = "trainedAlgorithmicMedia"  # made by a trained model
 DRAWN = "algorithmicMedia"  # made by code without training data
 TERMS = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 XMP_UUID = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
-GIF_TRAILER = bytes([1, *range(255, -1, -1), 0])  # readers of sub-blocks reach the end from any byte
+GIF_TRAILER = bytes([1, *range(255, -1, -1), 0])  # from any byte of it, readers of sub-blocks find the end
 HAS_XMP = 0x04  # in the flags of WebP's VP8X chunk
 
 
 def packet(source: str = GENERATED) -> bytes:
-    """Make an XMP packet with a digital source type. The same each time, so that files stay equal byte by byte."""
+    """Make an XMP packet with a digital source type. It is always the same, so that equal videos give equal files."""
     return (
         '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
         '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about=""'
@@ -31,12 +31,12 @@ def packet(source: str = GENERATED) -> bytes:
 
 
 def mark(path: str | os.PathLike[str], source: str = GENERATED) -> None:
-    """Add the mark to an .mp4, or an animated .gif or .webp. Pictures get `packet` as Pillow's `xmp`, or `png_info`."""
+    """Add the mark to an .mp4, or an animated .gif or .webp. Pillow adds it to pictures, by `packet` or `png_info`."""
     file = Path(path)
     data, xmp = file.read_bytes(), packet(source)
-    if file.suffix == ".mp4":  # a box of its own at the end
+    if file.suffix == ".mp4":  # a new box at the end
         data += struct.pack(">I4s", 24 + len(xmp), b"uuid") + XMP_UUID + xmp
-    elif file.suffix == ".gif":  # an application extension, after the header and the palette of all frames
+    elif file.suffix == ".gif":  # an application extension, after the header and the global palette
         start = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
         data = data[:start] + b"!\xff\x0bXMP DataXMP" + xmp + GIF_TRAILER + data[start:]
     else:
@@ -48,13 +48,13 @@ def mark(path: str | os.PathLike[str], source: str = GENERATED) -> None:
 
 
 def png_info(source: str = GENERATED) -> PngInfo:
-    """The mark as Pillow's `pnginfo`."""
+    """Make the mark as Pillow's argument `pnginfo`."""
     info = PngInfo()
     info.add_itxt("XML:com.adobe.xmp", packet(source).decode())
     return info
 
 
 def read_mark(path: str | os.PathLike[str]) -> str | None:
-    """Read the digital source type of a file of any format, such as `trainedAlgorithmicMedia`; None without one."""
+    """Read the digital source type of a file of any format, such as `trainedAlgorithmicMedia`; None if it has none."""
     found = re.search(rb"DigitalSourceType\W[^<>]{0,20}" + TERMS.encode() + rb"(\w+)", Path(path).read_bytes())
     return found[1].decode() if found else None

@@ -17,7 +17,7 @@ def motion_residuals(latents: Tensor) -> Tensor:
 
 
 def join(image: Tensor, residuals: Tensor) -> Tensor:
-    """Frames of an image and motion residuals (line 9): (B, C, 1, h, w), (B, C, F, h, w) -> (B, C, F + 1, h, w)."""
+    """Join image latents (B, C, 1, h, w) and residuals (B, C, F, h, w) to a clip's (B, C, F + 1, h, w) (line 9)."""
     return torch.cat((image, image + residuals), dim=2)
 
 

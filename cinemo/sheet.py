@@ -38,7 +38,7 @@ def contact_sheet(rows: Sequence[tuple[str, np.ndarray]], columns: int = 6, fram
 
 
 def sheet_png(rows: Sequence[tuple[str, np.ndarray]]) -> bytes | None:
-    """Draw a contact sheet as the bytes of a PNG; None for no rows."""
+    """Draw a contact sheet, as the bytes of a PNG; None if there are no rows."""
     if not rows:
         return None
     buffer = io.BytesIO()

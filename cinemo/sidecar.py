@@ -1,7 +1,7 @@
-"""The JSON that is stored of an animation: its request, and the sidecar beside its video.
+"""Types of the JSON that is stored for an animation: its request, and the sidecar beside its video.
 
-Rows of a catalog's output and jobs of the service keep requests; the id of a video is a hash of its request, so names
-and meanings never change. Nothing is written into a request: a change makes a copy.
+Rows of a catalog's output and jobs of the service contain requests. The id of a video is a hash that includes its
+request, so names and meanings never change. Requests are read-only: to change one, make a copy.
 """
 
 from typing import Any, NotRequired
@@ -21,18 +21,18 @@ class Request(TypedDict):
     seed: ReadOnly[int]
     num_inference_steps: ReadOnly[int]
     guidance_scale: ReadOnly[float]
-    motion_bucket: ReadOnly[int]  # null in a task, where it is to be measured in the source video
+    motion_bucket: ReadOnly[int]  # null in a task whose bucket will be measured in the source video
     dct_init: ReadOnly[bool]
     dct_cutoff: ReadOnly[float]
     dct_timestep: ReadOnly[int]
     fit: ReadOnly[NotRequired[str]]  # "pad"; without it the image is cropped
     sizes: ReadOnly[NotRequired[list[tuple[int, int]]]]  # choices (H, W) until the image is known
-    speed: ReadOnly[NotRequired[str]]  # with the three settings that it stands for
+    speed: ReadOnly[NotRequired[str]]  # name of a preset, which sets the steps and the next three
     scheduler: ReadOnly[NotRequired[str]]
     guidance_interval: ReadOnly[NotRequired[tuple[float, float]]]
     reuse: ReadOnly[NotRequired[int]]  # CinemoPipeline's cache_interval, under its older name
     cut_away: ReadOnly[NotRequired[float]]  # in the service: share of the image that is in no frame
-    image: ReadOnly[NotRequired[str]]  # the last four in sidecars of the animate job
+    image: ReadOnly[NotRequired[str]]  # the last four only in sidecars of the animate job
     image_digest: ReadOnly[NotRequired[str]]
     video: ReadOnly[NotRequired[str]]
     video_digest: ReadOnly[NotRequired[str]]
@@ -51,8 +51,8 @@ class Sidecar(TypedDict):
     timings: ReadOnly[dict[str, float]]
     motion_score: ReadOnly[float]  # measured, as is the bucket
     motion_bucket: ReadOnly[int]
-    precision: ReadOnly[NotRequired[str]]  # the first three by the animate job, the last by the service
+    precision: ReadOnly[NotRequired[str]]  # this one and the next two: only of the animate job
     psnr_first_frame: ReadOnly[NotRequired[float]]
     cut_away: ReadOnly[NotRequired[float]]
-    attempt: ReadOnly[NotRequired[int]]
-    file: ReadOnly[NotRequired[dict[str, Any]]]  # of the animate job: bytes and sha256 of the video's file
+    attempt: ReadOnly[NotRequired[int]]  # only of the service
+    file: ReadOnly[NotRequired[dict[str, Any]]]  # only of the animate job: bytes and sha256 of the video's file

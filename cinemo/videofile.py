@@ -23,7 +23,7 @@ MAX_FRAME_PIXELS = 8192 * 4608
 MAX_FRAMES = 10_000_000  # four days at 30 frames a second
 MAX_ANIMATION_PIXELS = 1 << 28  # all frames of an animated picture, which is unpacked in memory: 1 GB at most
 # FFmpeg's names of the formats that are read. Playlists (hls, concat, dash) are not among them, because they open other
-# files. Sound and still pictures are read, to say that they are no videos.
+# files. Audio files and still pictures are, so that the error can say that they are no videos.
 FORMATS = (
     "mov,matroska,avi,asf,flv,ogg,mpeg,mpegts,mpegvideo,mxf,dv,gif,apng,webp_pipe,m4v,h264,hevc,av1,obu,ivf,vc1,mjpeg,"
     "rm,nut,wtv,gxf,yuv4mpegpipe,image2,jpeg_pipe,png_pipe,bmp_pipe,tiff_pipe,gif_pipe,jpegxl_pipe,j2k_pipe,"

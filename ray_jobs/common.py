@@ -212,6 +212,6 @@ def last_words(error: BaseException) -> str:
     inner = next(iter(failures.values())) if failures else getattr(error, "cause", None)
     if isinstance(inner, BaseException) and inner is not error:
         return last_words(inner)
-    message = str(error).partition("\nFailed to apply UDF transform after")[0]  # what Ray Data adds to it
+    message = str(error).partition("\nFailed to apply UDF transform after")[0]  # Ray Data adds the rest
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     return redact(f"{type(error).__name__}: {lines[-1] if lines else 'no message'}")

@@ -29,7 +29,7 @@ SpeedOption = Annotated[
     ),
 ]
 SchedulerOption = Annotated[
-    str, typer.Option(metavar="|".join(SCHEDULERS), help="sampler; the numbers of paper and model card are DDIM's")
+    str, typer.Option(metavar="|".join(SCHEDULERS), help="sampler; numbers in the paper and the model card are DDIM's")
 ]
 GuidanceOption = Annotated[
     float | None, typer.Option(help="how strongly the prompt acts; 1 or less is off; default: the model's, or 7.5")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from cinemo.pipeline import CinemoPipeline
 
-MUCH_LESS = 4  # buckets of motion that a note says are missing
+MUCH_LESS = 4  # buckets: a note is printed if the measured motion is lower by more than this
 
 ModelOption = Annotated[str, typer.Option(help="builtin:tiny, a model directory, or a hub id")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto")]
@@ -65,7 +65,7 @@ def frame_size(pipe: "CinemoPipeline", height: int | None, width: int | None) ->
 
 
 def sentence(frames: "np.ndarray", asked: int, prompts: Sequence[str] | None = None) -> str:
-    """Sentence with the measured and the requested motion of an animation, and a note if far less moves than requested.
+    """Sentence with the measured and the requested motion of an animation, and a note if much less moves than that.
 
     prompts: examples that the model's card gives.
     """

@@ -76,7 +76,7 @@ def make_plan(
     """Draw the plan of clip number `seed`: the same arguments always give the same plan.
 
     aspect: width over height of the window. duration: from the first frame to the last, in frames at full speed.
-    kinds: names from KINDS, all of them when None. Raises ValueError for a kind that is not known.
+    kinds: names from KINDS, all of them when None. Raises ValueError for an unknown kind.
     """
     kinds = KINDS if kinds is None else tuple(kinds)
     unknown = [kind for kind in kinds if kind not in DIRECTIONS]

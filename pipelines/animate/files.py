@@ -1,7 +1,7 @@
 """The files of a video: OUT/videos/ID.mp4 (or .gif, .webp), its thumbnail ID.thumb.webp, and its sidecar ID.json.
 
-The sidecar is written last: if it exists, and the video is as long as it says, the video is finished. Until then
-OUT/latents/ID.npy keeps the sampled latents, so that a failure after sampling does not repeat it.
+The sidecar is written last: if it exists, and the video has the length that it states, the video is finished. Until
+then OUT/latents/ID.npy keeps the sampled latents, so that sampling is not repeated after a later failure.
 """
 
 import hashlib
@@ -24,10 +24,10 @@ THUMBNAIL_WIDTH = 256  # pixels
 
 
 def sidecar(output: str, name: str, ending: str) -> Sidecar | None:
-    """Read the sidecar of the video with this id; None when the video is not finished, or not as long as it says."""
+    """Read the sidecar of the video with this id; None if the video is not finished, or has another length."""
     found = storage.read_json(storage.join(output, "videos", f"{name}.json"))
     assert found is None or isinstance(found, dict), f"videos/{name}.json is no sidecar"
-    if found is not None and "file" in found:  # sidecars of earlier versions do not say it
+    if found is not None and "file" in found:  # sidecars of earlier versions state no length
         length = storage.size(storage.join(output, "videos", name + ending))
         found = found if length == found["file"]["bytes"] else None
     return cast(Sidecar | None, found)

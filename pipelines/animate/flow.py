@@ -31,7 +31,7 @@ class Ledger:
     """State shared by the processes of a job: which row makes which video, and processes that died working on it."""
 
     def __init__(self) -> None:
-        self.owners = hashing.Owners()  # of each id, the key of the row that makes it
+        self.owners = hashing.Owners()  # id -> key of the row that makes its video
         self.begun: dict[str, int] = {}  # id -> processes that began to work on it and did not finish
 
     def claim(self, names: list[str], keys: list[str]) -> list[bool]:

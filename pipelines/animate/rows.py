@@ -1,8 +1,8 @@
 """Prepare one row for the model: read, identify, decode and fit its image, and its source video if it has one.
 
 Plain functions from row to row (records.STATE as dictionaries). A fault of one file is a reject row, never an
-exception; a fault of the storage is a StorageError. Untrusted files are opened through `run`, a plain call or one into
-a child process.
+exception; a fault of the storage raises StorageError. Untrusted files are opened through `run`, which calls a function
+here or in a child process.
 """
 
 import functools

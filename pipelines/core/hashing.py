@@ -24,11 +24,13 @@ def is_among(values: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 class Seen:
+    """Set of the uris seen so far, as 8-byte hashes."""
+
     def __init__(self) -> None:
         self._runs: list[np.ndarray] = []  # sorted arrays, each at most half as long as the one before
 
     def add(self, uris: list[str]) -> np.ndarray:
-        """Add uris. Returns bool (len(uris),): which appear for the first time, in this list and all before."""
+        """Add uris. Returns bool (len(uris),): True where a uri is in no earlier list, nor earlier in this one."""
         unique, first, which = np.unique(hash64(uris), return_index=True, return_inverse=True)
         fresh = np.ones(len(unique), bool)
         for run in self._runs:
@@ -46,16 +48,16 @@ class Seen:
 
 
 class Owners:
-    """A map from names to their owners, all as 8-byte hashes: 16 bytes a name, beside a dictionary of the newest."""
+    """Map from names to owners, both as 8-byte hashes: 16 bytes a name, and a dictionary of the newest names."""
 
     def __init__(self, newest: int = 1 << 16) -> None:
-        """newest: names in the dictionary at most, a hundred times as large each."""
+        """newest: largest number of names in the dictionary, where a name takes a hundred times as many bytes."""
         self._newest: dict[int, int] = {}
         self._limit = newest
         self._runs: list[np.ndarray] = []  # (2, n), sorted by name; each run at most half as long as the one before
 
     def first(self, name: np.uint64, owner: np.uint64) -> int:
-        """The owner of a name: this one, if the name has none yet."""
+        """Return the owner of a name; if it has none yet, it gets this one."""
         for names, owners in self._runs:
             place = min(int(np.searchsorted(names, name)), len(names) - 1)
             if names[place] == name:

@@ -1,8 +1,8 @@
 """Run a function in a child process that may hang or die, without the caller hanging or dying with it.
 
-Decoders are C code that reads files from strangers: some never return, some crash their process, and some may run what
-is in the file. So a child gets neither the secrets in this process's environment nor more memory than decoding needs,
-and its answers are not unpickled (wire.py).
+Decoders are C code that reads files from strangers: some never return, some crash their process, and some might run
+code that a file contains. So a child gets neither the secrets in this process's environment nor more memory than
+decoding needs, and its answers are not unpickled (wire.py).
 """
 
 import contextlib
@@ -24,12 +24,12 @@ from pipelines.core import patience, wire
 ATTEMPTS = 2  # of a call that kills its child: the first time, the machine may have been at fault
 Run = Callable[..., Any]  # (function, *arguments) -> what the function returns or raises
 
-MEMORY = 6 << 30  # bytes that calls may take: more than the largest video or picture that is accepted needs
+MEMORY = 6 << 30  # bytes that calls may take: enough for the largest video or picture that is accepted
 
-_GRACE_S = 3.0  # for a child to answer that it waits for a storage
+_GRACE_S = 3.0  # for a late child to answer that it waits for a storage
 _START_S = 300.0  # for a child to start and import its function: a cold node's disk is slow
-_MOST_ANSWER, _MOST_PARTS = 4 << 30, 1000  # bytes; buffers of arrays
-# The variables that a child gets; those by which storage is reached, only if it is to open a remote file.
+_MOST_ANSWER, _MOST_PARTS = 4 << 30, 1000  # limits of a message: bytes; parts, of which each array is one
+# First letters of the variables that a child gets; those of storage only if it is to open a remote file.
 _VARIABLES = (
     *("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH"),
     *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_", "MALLOC_"),
@@ -72,8 +72,8 @@ class Sandbox:
         """Call function(*arguments) in the child; returns or raises as it does. The child must be able to import it.
 
         timeout: seconds, without starting the child and importing. Raises TimeoutError when the call takes longer,
-        StorageError when it waits for a storage all the while, MemoryError when it needs more than a child may take,
-        and DeadChildError when it ends its process.
+        StorageError when it is then waiting for a storage, MemoryError when it needs more than a child may take, and
+        DeadChildError when it ends its process or gives no valid answer.
         """
         if not self._reaches_storage and any(isinstance(one, str) and "://" in one for one in arguments):
             self.close()
@@ -139,7 +139,7 @@ def guard(warm_up: Callable[[], object], timeout: float, flag: str, fault: Calla
     """Return a `run` that calls functions in a child of this process: a call that hangs or crashes raises a fault here.
 
     timeout: seconds for one call; flag: the option that sets it. fault: (reason, message) -> exception to raise, where
-    the reason is "timeout" or "crashed". A StorageError of the child is retried.
+    the reason is "timeout", "crashed" or "too_large". After a StorageError in the child, the call is retried.
     """
     sandbox = Sandbox(warm_up)
 
@@ -162,7 +162,7 @@ def _start(reaches_storage: bool) -> "subprocess.Popen[bytes]":
     given = _VARIABLES + _OF_STORAGE * reaches_storage
     environment = {name: value for name, value in os.environ.items() if name.startswith(given)}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-    environment[patience.VARIABLE] = "0"  # the child does not wait for a storage: it would count as time of its call
+    environment[patience.VARIABLE] = "0"  # the child does not retry: waiting would count against its timeout
     command = [sys.executable, "-m", "pipelines.core.isolation"]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=environment)
 
@@ -197,13 +197,13 @@ def _serve() -> None:
 
 
 def _stop_waiting(*_: Any) -> None:
-    """Handle the signal that a call's time is over: fail if it waits for a storage. A decoder that hangs is killed."""
+    """Handle the signal that a call's time is over: raise if it waits for a storage. If it hangs, it is killed."""
     if patience.is_waiting():
         raise TimeoutError("no answer within the time limit of a call")
 
 
 def _limit(memory: int) -> None:
-    """Let this process take so many bytes more, and leave no core file, which would hold what it has read."""
+    """Limit this process to so many more bytes, and to no core file, which would contain what it has read."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
         taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

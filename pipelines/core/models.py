@@ -64,9 +64,9 @@ def _fingerprint(directory: Path, files: frozenset[tuple[Path, int, int]]) -> st
 
 
 def publish(directory: Path, uri: str) -> str:
-    """Copy a model directory to a URI; returns its fingerprint. Until all is there, `resolve` refuses a copy of it."""
+    """Copy a model directory to a URI; returns its fingerprint. Until the copy is complete, `resolve` refuses it."""
     mark, found = storage.join(uri, checkpoint.INCOMPLETE), fingerprint(directory)
-    storage.put(mark, found.encode())  # a bucket has no rename of folders
+    storage.put(mark, found.encode())  # a bucket cannot rename folders
     storage.upload(directory, uri)
     storage.remove(mark)
     return found

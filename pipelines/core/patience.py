@@ -1,7 +1,7 @@
-"""Tell a storage that fails from a file that is missing or damaged, and wait for it.
+"""Distinguish a storage that fails from a file that is missing or damaged, and retry what the storage failed at.
 
 A reset, a timeout, 503 SlowDown, a failing name server or expired credentials say nothing about the file: they are
-retried with exponential backoff and jitter. At the end a StorageError stops the job; it never becomes a reject.
+retried with exponential backoff and jitter. If they last, a StorageError stops the job; it never becomes a reject.
 """
 
 import contextlib
@@ -19,11 +19,12 @@ import tenacity
 
 from cinemo.errors import first_line
 
-# Seconds for which a fault is retried. Jobs set it for all their processes; without it, as in the service, nothing is.
+# Variable: seconds for which faults are retried. Jobs set it for all their processes; without it, as in the service,
+# nothing is retried.
 VARIABLE = "CINEMO_STORAGE_PATIENCE_S"
 JOB_S = 300
 LONGEST_WAIT_S = 30.0  # between two tries
-REFUSED = "is a private address"  # an error of sources/places.py: waiting does not help
+REFUSED = "is a private address"  # part of an error of sources/places.py, for which waiting does not help
 
 # Names of exceptions, or of their base classes: of Python, botocore, aiohttp, google.auth and requests.
 _FAULTS = {
@@ -54,7 +55,7 @@ _under_way: ContextVar[int] = ContextVar("under_way", default=0)
 class StorageError(OSError):
     """The storage failed; the message names the place. It is no fault of any file."""
 
-    waited = False  # whether this process has waited for it
+    waited = False  # whether this process has already retried
 
 
 def is_fault(error: BaseException) -> bool:
@@ -89,12 +90,13 @@ def _is_fault(error: BaseException) -> bool:
 
 
 def retried(place: str, function: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
-    """Call a function, again while the storage fails. place: its URI, for messages. Raises StorageError at the end."""
+    """Call a function, retry it while the storage fails. place: URI for messages. Raises StorageError if that lasts."""
     patience, limit = float(os.environ.get(VARIABLE) or 0), _limit.get()
-    mark = _under_way.set(_under_way.get() + ("://" in place))  # what hangs locally, such as a pipe, is a file's fault
+    # Only remote places are waited for: if reading a local file hangs, such as a pipe, the file is at fault.
+    mark = _under_way.set(_under_way.get() + ("://" in place))
     try:
         try:
-            return function(*arguments, **options)  # tenacity takes 40 us, which millions of local files would feel
+            return function(*arguments, **options)  # first without tenacity: its 40 us add up over millions of files
         except Exception as error:
             if not is_fault(error) or not min(patience, limit):
                 raise
@@ -118,7 +120,7 @@ def retried(place: str, function: Callable[P, R], *arguments: P.args, **options:
 
 
 def patient(function: Callable[Concatenate[str, P], R]) -> Callable[Concatenate[str, P], R]:
-    """Decorate a function whose first argument is a URI: it is retried."""
+    """Decorate a function whose first argument is a URI, so that it is retried while the storage fails."""
 
     @functools.wraps(function)
     def call(uri: str, *arguments: P.args, **options: P.kwargs) -> R:
@@ -129,7 +131,7 @@ def patient(function: Callable[Concatenate[str, P], R]) -> Callable[Concatenate[
 
 @contextlib.contextmanager
 def limited(seconds: float) -> Iterator[None]:
-    """Within the block, in this thread, faults are retried for so long at most, and exceptions stay as they are."""
+    """Within the block, in this thread, retry faults for at most so many seconds, and raise exceptions unchanged."""
     mark = _limit.set(seconds)
     try:
         yield

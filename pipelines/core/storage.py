@@ -22,7 +22,7 @@ import pyarrow.fs
 from cinemo.errors import redact
 from pipelines.core.patience import patient, retried
 
-_SCANNED = 64  # files read at a time, and again after a fault
+_SCANNED = 64  # files read at a time; after a fault, all of them are read again
 
 
 def absolute(uri: str) -> str:
@@ -182,7 +182,7 @@ def put_json(uri: str, value: Any) -> None:
 
 
 def json_bytes(value: Any) -> bytes:
-    """JSON for a file that people read: URLs in it have no passwords."""
+    """Encode JSON for a file that people read, without the passwords of URLs in it."""
     return (redact(json.dumps(value, indent=2)) + "\n").encode()
 
 
@@ -208,7 +208,7 @@ def list_files(uri: str, suffixes: tuple[str, ...]) -> list[str]:
 
 
 def scan(uri: str, schema: pa.Schema) -> Iterator[pa.Table]:
-    """Yield these columns, and read no others, of all Parquet files below a folder: a table for each few files."""
+    """Yield these columns, and read no others, of all Parquet files below a folder: one table for every few files."""
     names = list_files(uri, (".parquet",))
     for first in range(0, len(names), _SCANNED):
         yield read_tables(uri, names[first : first + _SCANNED], schema)

@@ -1,7 +1,7 @@
-"""Encode a child's answers as JSON and raw buffers: reading a pickle would run what a hostile child put there.
+"""Encode a child's answers as JSON and raw buffers: reading a pickle would run code that a hostile child put there.
 
-Decoding creates numbers, text, bytes, arrays, lists, dictionaries, tuples, and exceptions; named tuples and exceptions
-only of Python's own and of this project's classes.
+Decoding creates only numbers, text, bytes, arrays, lists, dictionaries, tuples and exceptions. Named tuples and
+exceptions are of this project's classes or Python's built-in ones.
 """
 
 import json
@@ -53,7 +53,7 @@ def _tree(value: Any, buffers: list[Any]) -> Any:
 
 
 def _error(error: Exception, buffers: list[Any]) -> list[Any]:
-    """[class, argument, ...]; an exception of another library becomes the nearest of its bases that may be read."""
+    """Encode an exception: [class, argument, ...]; one of another library as its nearest base class that is known."""
     cls = next(cls for cls in type(error).__mro__ if _is_known(cls))
     if cls is not type(error):
         return [_name(cls), f"{type(error).__name__}: {error}"]

@@ -82,7 +82,8 @@ def _count_clips(found: Survey, table: pa.Table) -> None:
     found.clips += table.num_rows
     counts = np.bincount(table["bucket"].to_numpy(), minlength=NUM_BUCKETS)
     found.buckets = [int(old + new) for old, new in zip(found.buckets, counts, strict=True)]
-    digits = "".join(table["clip_id"].to_pylist()).replace("-", "")  # of UUIDs, whose sum identifies the rows
+    # The sum of the UUIDs identifies the rows.
+    digits = "".join(table["clip_id"].to_pylist()).replace("-", "")
     words = np.frombuffer(bytes.fromhex(digits), ">u4").reshape(-1, 4).sum(0, dtype=np.uint64)
     found.identity += sum(int(word) << shift for word, shift in zip(words, (96, 64, 32, 0), strict=True))
     for row in table.group_by("bucket").aggregate([("clip_id", "min")]).to_pylist():

@@ -109,14 +109,15 @@ def baseline(kind: str, place: str, config: EvaluateConfig, device: str) -> Anim
 
 
 def load_pipeline(kind: str, place: str, dtype: Any) -> Any:
-    """Load a pipeline of diffusers from a directory or the hub; PIA as one, or as BASE+ADAPTER, as it is published."""
+    """Load a pipeline of diffusers from a directory or the hub; PIA also from BASE+ADAPTER, as it is published."""
     import diffusers
 
     base, _, adapter = place.partition("+") if kind == "pia" else (place, "", "")
     parts = {"motion_adapter": diffusers.MotionAdapter.from_pretrained(adapter, torch_dtype=dtype)} if adapter else {}
     pipe = getattr(diffusers, PIPELINES[kind]).from_pretrained(base, torch_dtype=dtype, **parts)
     if kind == "i2vgen-xl" and not hasattr(pipe.text_encoder, "text_model"):
-        pipe.text_encoder.__dict__["text_model"] = pipe.text_encoder  # which it looks for, as in transformers before 5
+        # The pipeline looks for the text model where transformers before 5 had it.
+        pipe.text_encoder.__dict__["text_model"] = pipe.text_encoder
     return pipe
 
 

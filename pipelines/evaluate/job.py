@@ -223,7 +223,7 @@ ROWS_PER_FILE = 8  # at most this many are redone after a kill, besides those in
 
 
 class Evaluator:
-    """One process of one model: cases under their variants -> rows, one at a time."""
+    """Animates and measures the cases of one model, one at a time, in a process of the pool."""
 
     def __init__(self, config: EvaluateConfig, model: str, size: tuple[int, int]) -> None:
         from pipelines.evaluate import animators, measure
@@ -237,7 +237,7 @@ class Evaluator:
         self.run = clips.in_sandbox(config.clip_timeout)
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
-        """Cases as JSON -> a table of schema ROW for each."""
+        """Measure cases, given as JSON; yields a table of schema ROW for each."""
         for text in block["case"].to_pylist():
             case = json.loads(text)
             variant = Variant(*case["variant"])

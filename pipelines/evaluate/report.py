@@ -241,7 +241,7 @@ SHOWN = 3  # cases on the sheet
 
 
 def pictures(config: EvaluateConfig, variants: Sequence[Variant], rows: Sequence[Row]) -> dict[str, bytes]:
-    """PNGs by name: motion by requested bucket, colour drift by frame, abruptness by bucket, and a sheet of samples."""
+    """Draw PNGs, by name: motion and abruptness by requested bucket, colour drift by frame, and a sheet of samples."""
     by_label = {v.label: [row for row in rows if row["variant"] == v.label] for v in variants}
     by_label = {label: group for label, group in by_label.items() if group}
     animated = {label: group for label, group in by_label.items() if label != REAL}
@@ -266,7 +266,7 @@ def pictures(config: EvaluateConfig, variants: Sequence[Variant], rows: Sequence
 
 
 def by_bucket(rows: Sequence[Row], column: str) -> list[tuple[float, float]]:
-    """(requested bucket, mean of a column), in the order of the buckets."""
+    """List (requested bucket, mean of a column) in the order of the buckets."""
     buckets = sorted({row["requested_bucket"] for row in rows})
     return [(b, float(np.mean([row[column] for row in rows if row["requested_bucket"] == b]))) for b in buckets]
 

@@ -1,8 +1,8 @@
 """Draw, decode, score and encode one clip: plain functions from row to row, and one class that holds the VAE.
 
 A result depends on its row alone, so a job that is killed and run again gives the same rows. A fault of one video is a
-row with a reason, never an exception; a fault of the storage is a StorageError. Untrusted files are opened through
-`run`, a plain call or one into a child process.
+row with a reason, never an exception; a fault of the storage raises StorageError. Untrusted files are opened through
+`run`, which calls a function here or in a child process.
 """
 
 import functools

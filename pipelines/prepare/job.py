@@ -227,7 +227,7 @@ def pictures(written: parts.Survey, num_frames: int, size: tuple[int, int], run:
     found = {"bucket_histogram.png": plots.bars(written.buckets, "motion bucket", "clips")}
     rows = []
     for bucket, clip in sorted(written.examples.items()):
-        # A clip that can no longer be read is not worth a failed job.
+        # A clip that can no longer be read must not fail the job.
         with contextlib.suppress(VideoError):
             span = (clip["uri"], clip["start_frame"], clip["interval"], num_frames, size)
             frames, similar, *_ = run(clips.read_clip, *span)

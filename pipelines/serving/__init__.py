@@ -12,7 +12,7 @@ from cinemo.errors import redact
 
 
 def _redact(record: logging.LogRecord) -> bool:
-    """Remove passwords and tokens from a record of a log, its traceback included."""
+    """Filter that removes passwords and tokens from a log record, including its traceback."""
     text = record.getMessage()
     if record.exc_info and record.exc_info[0] is not None:
         text += "\n" + "".join(traceback.format_exception(*record.exc_info))

@@ -76,7 +76,7 @@ async def observe_and_guard(request: Request, call_next: Any) -> Response:
     began, metrics = time.perf_counter(), request.app.state.metrics  # Gradio's application replaces request.app
     to_page = is_page(request)  # asked before mounted applications change the scope
     response = (refused(request) if to_page else None) or await call_next(request)
-    if is_head:  # the headers alone, also of an event stream
+    if is_head:  # only the headers, of an event stream too
         request.scope["method"], headers = "HEAD", response.raw_headers
         response = Response(status_code=response.status_code)
         response.raw_headers = headers
@@ -173,7 +173,7 @@ async def create_and_wait(
 ) -> FileResponse:
     """Animate an image and return the mp4. Disconnecting cancels it, unless an Idempotency-Key was sent.
 
-    With one, the same request may be repeated after an interruption, and waits for the first video.
+    With a key, the same request may be repeated after an interruption; it then waits for the first one's video.
     """
     fields, image, warnings = await read(request, service)
     job = await service.submit(fields, image, owner, idempotency_key)

@@ -1,4 +1,4 @@
-"""Parse the body of a request for a video, multipart or JSON, within limits -> its fields.
+"""Parse the body of a request for a video, multipart or JSON, into its fields, within limits.
 
 No URL is fetched, and no name from a client is used as a path.
 """
@@ -17,7 +17,7 @@ MOST_FIELDS = 64
 
 
 async def read(request: Request, most: int) -> dict[str, Any]:
-    """Read the fields of a request; those of a form are text, or bytes for a file. most: bytes that the body may have.
+    """Read the fields of a request; values in a form are text, or bytes for a file. most: largest body, in bytes.
 
     Raises ApiError: 400 for a body that cannot be read, 413 for one that is too large, 415 for another type, 422 for a
     field that is given twice.

@@ -13,10 +13,10 @@ import sqlalchemy as sa
 import tenacity
 from sqlalchemy.exc import DBAPIError, TimeoutError
 
-CONNECTIONS = 10  # that a process holds, at most
+CONNECTIONS = 10  # largest number that a process holds
 HANGING_S = 5.0  # a database that does not respond for this long counts as unavailable
 # Seconds since 1970, by the database's clock. statement_timestamp() advances within a transaction, unlike now(), but
-# not within a statement: clock_timestamp() does, so that no index could be searched for it.
+# not within a statement, unlike clock_timestamp(), with which no index could be searched.
 POSTGRES_NOW = "extract(epoch from statement_timestamp())::float8"
 SQLITE_NOW = "((julianday('now') - 2440587.5) * 86400.0)"
 Result = TypeVar("Result")
@@ -27,7 +27,7 @@ class Database:
     """A SQLAlchemy engine; its methods may be called from any thread.
 
     now: the time as SQL, seconds since 1970. Leases need one clock, and those of ingresses and replicas differ.
-    patience: seconds to retry while the database is unavailable; then SQLAlchemy's DBAPIError is raised.
+    patience: seconds to retry while the database is unavailable; then one of UNAVAILABLE is raised.
     """
 
     def __init__(self, url: str, patience: float) -> None:

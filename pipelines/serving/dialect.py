@@ -1,6 +1,6 @@
-"""Field names and spellings of other servers and clients (OpenAI, vllm-omni, SGLang, LiteLLM) -> those of this API.
+"""Translate fields of other servers and clients (OpenAI, vllm-omni, SGLang, LiteLLM) to those of this API.
 
-docs/http-api.md has the table. The fields that remain are checked by `schema.VideoRequest`.
+docs/http-api.md has the table. `schema.VideoRequest` checks the result.
 """
 
 import base64
@@ -20,15 +20,15 @@ MAY_BE_EMPTY = ("prompt", "negative_prompt")
 def translate(fields: dict[str, Any], strict: bool) -> tuple[dict[str, Any], bytes, list[str]]:
     """Translate the fields of a body: (fields of VideoRequest, bytes of the image, warnings).
 
-    An empty form field or a JSON null counts as not given. An unknown field is ignored with a warning; strict refuses
-    it, and one that is nearly the name of a field is always refused. Raises ApiError (422).
+    An empty form field or a JSON null counts as not given. An unknown field is ignored with a warning, or
+    refused, if `strict` is set or if it resembles the name of a field. Raises ApiError (422).
     """
     fields = merge_extra(fields)
     empty = [name for name, value in fields.items() if value is None or (value == "" and name not in MAY_BE_EMPTY)]
     fields = {name: value for name, value in fields.items() if name not in empty}
     image = take_image(fields)
     if str(fields.pop("n", 1)) != "1":
-        raise ApiError(422, "n: one request makes one video; send it once for each", "n")
+        raise ApiError(422, "n: one request makes one video; send a request for each", "n")
     join_size(fields)
     unknown = [name for name in fields if name not in VideoRequest.model_fields]
     for name in unknown:
@@ -54,7 +54,7 @@ def merge_extra(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def join_size(fields: dict[str, Any]) -> None:
-    """Replace width and height by size. Raises ApiError (422) for one without the other, or beside another size."""
+    """Replace width and height by size. Raises ApiError (422) for one without the other, or if size differs."""
     sides = {name: fields.pop(name) for name in ("width", "height") if name in fields}
     if not sides:
         return

@@ -123,13 +123,13 @@ class Dispatcher:
     async def _maintain(self) -> None:
         swept = float("-inf")
         while True:
-            most = 0  # of what a statement changed or read: AT_ONCE if there is more
+            most = 0  # largest number of jobs that a statement changed or read: AT_ONCE if there are more
             try:
                 if self.takes_over_from < time.monotonic() < self.renewed + self.settings.lease_s:
                     most = await asyncio.to_thread(self.store.take_abandoned, self.name)
                     logger.log(logging.WARNING if most else logging.DEBUG, "videos taken over: %d", most)
                 await asyncio.to_thread(self.store.count_open)
-                # Also those whose task ended with an error of the database, or that it stored without an answer.
+                # Among them: jobs whose task ended with an error of the database, or that it stored without answering.
                 unwatched = await asyncio.to_thread(self.store.watched, self.name, frozenset(self.tasks))
                 for job in unwatched:
                     self.submit(job)

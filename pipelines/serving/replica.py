@@ -28,8 +28,8 @@ from pipelines.serving.store import Death, Job, Store
 logger = logging.getLogger("ray.serve")
 
 PATIENCE_S = 300.0  # seconds that a finished video waits for an unavailable database or storage
-HEALTH_EVERY_S = 60.0  # seconds after which an idle replica computes something on its device
-LONE_DEATHS = 2  # processes that may die while they animate a job without others, before the job fails
+HEALTH_EVERY_S = 60.0  # seconds after which an idle replica tests its device
+LONE_DEATHS = 2  # a job fails after so many processes died while they animated it alone
 
 
 class StoppedError(Exception):
@@ -41,7 +41,7 @@ class StorageAwayError(Exception):
 
 
 class DeviceLostError(Exception):
-    """The device computes nothing any more, which is not the job's fault. Serve replaces this replica."""
+    """The device no longer computes, which is not the job's fault. Serve replaces this replica."""
 
 
 class Waiting(NamedTuple):
@@ -78,7 +78,7 @@ class Animator:
         self.sign_of_life = began = time.monotonic()
         threading.Thread(target=self._keep_leases, daemon=True).start()
         self.animate_once()
-        # A step of a full-size model takes minutes on CPUs. One much longer than this first animation hangs.
+        # A step of a full-size model takes minutes on CPUs. One that takes far longer than this animation has hung.
         self.longest_step_s = 20 * max(self.settings.lease_s, time.monotonic() - began)
 
     def animate_once(self) -> None:
@@ -91,7 +91,7 @@ class Animator:
         self.sign_of_life = time.monotonic()
 
     async def check_health(self) -> None:
-        """Raise when the device is lost, a step takes far too long, or the device of an idle replica computes nothing.
+        """Raise when the device is lost or a step takes far too long. An idle replica tests its device first.
 
         Returns within milliseconds otherwise, however long a step of this model takes.
         """
@@ -101,7 +101,7 @@ class Animator:
         if not self.running and silent > HEALTH_EVERY_S:
             await asyncio.to_thread(self._test_device)
         if self.device_lost:
-            raise DeviceLostError(f"{self.pipe.device} computes nothing any more")
+            raise DeviceLostError(f"{self.pipe.device} no longer computes")
 
     async def animate(self, job_id: str, shape: str) -> dict[str, Any]:
         """Make a job's video, unless it was cancelled or deleted; returns facts for the service's metrics."""
@@ -142,7 +142,7 @@ class Animator:
     def _make(self, job_ids: list[str]) -> dict[str, dict[str, Any]]:
         """Make the videos of a batch, in the thread; returns facts of the finished ones, by job.
 
-        Raises DBAPIError, StorageAwayError and DeviceLostError, after it released the jobs.
+        Raises DBAPIError, StorageAwayError and DeviceLostError, after releasing the jobs.
         """
         if self.device_lost:
             raise DeviceLostError
@@ -151,13 +151,13 @@ class Animator:
         facts: dict[str, dict[str, Any]] = {}
         again: list[str] = []  # jobs to be tried alone
         try:
-            if not self.storage_works:  # claim and animate nothing that could not be kept
+            if not self.storage_works:  # claim and animate nothing that could not be stored
                 self._store_patiently(results.check_writable, self.videos)
             lease, alone = self.settings.lease_s, len(job_ids) == 1
             claims = (self.store.claim(job_id, self.replica, lease, alone) for job_id in job_ids)
             claimed.extend((job, image) for job, image in filter(None, claims) if self._may_begin(job))
             facts = self._animate(claimed) if claimed else {}
-            if not alone:  # those that are left may have killed a process
+            if not alone:  # what was not claimed may have killed a process
                 again = [job_id for job_id in job_ids if job_id not in {job.id for job, _ in claimed}]
         except StoppedError:
             return {}
@@ -187,21 +187,21 @@ class Animator:
             self.store.fail(job.id, job.attempt, "server_error", message, self.settings.ttl_s)
 
     def _test_device(self) -> None:
-        """Compute something tiny, because an error of a GPU may stay for as long as its process lives."""
+        """Test the device by a tiny computation: some errors of a GPU last as long as the process."""
         try:
             if self.pipe.device.type == "cuda":
                 torch.cuda.empty_cache()
             assert torch.ones(1, device=self.pipe.device).add(1).item() == 2
             self.sign_of_life = time.monotonic()
         except Exception:
-            logger.exception("%s computes nothing any more; this replica must be replaced", self.pipe.device)
+            logger.exception("%s no longer computes; this replica must be replaced", self.pipe.device)
             self.device_lost = True
 
     def _release(self, claimed: list[tuple[Job, bytes]], death: Death = "none") -> None:
         try:
             for job, _ in claimed:
                 self.store.release(job.id, self.replica, death)
-        except DBAPIError:  # the leases of these attempts expire, and they count as deaths
+        except DBAPIError:  # then the leases of these attempts expire, and each counts as a death
             logger.exception("attempts were not released")
 
     def _may_begin(self, job: Job) -> bool:

@@ -49,14 +49,14 @@ def write(output: str, job_id: str, attempt: int, files: dict[str, bytes]) -> No
 
 
 def check_writable(output: str) -> None:
-    """Write a file into the output, and delete it. Raises OSError."""
+    """Check that the output can be written, with a file that is deleted again. Raises OSError."""
     probe = storage.join(output, f".probe-{uuid.uuid4().hex}")
     storage.put(probe, b"")
     storage.remove(probe)
 
 
 def remove(output: str, job_id: str, attempt: int) -> None:
-    """Delete the files of an attempt, if there are any. Those that the storage keeps are left to a later sweep."""
+    """Delete the files of an attempt, if there are any. Those that cannot be deleted now are left to a later sweep."""
     for variant in ENDINGS:
         try:
             storage.remove(storage.join(output, name(job_id, attempt, variant)))

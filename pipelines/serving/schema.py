@@ -62,7 +62,7 @@ class Video(BaseModel):
     dct_init: bool
     dct_cutoff: float
     dct_timestep: int
-    warnings: list[str] = Field([], description="of the request that made it: fields that were ignored")
+    warnings: list[str] = Field([], description="fields of the request that were ignored")
 
 
 class VideoPage(BaseModel):
@@ -145,7 +145,7 @@ def request_body() -> dict[str, Any]:
     as_form = {"type": "string", "format": "binary", "description": "the image: JPEG, PNG, WebP, ..."}
     as_json = {"type": "string", "pattern": "^data:", "description": "the image: data:TYPE;base64,DATA"}
 
-    side = {"type": "integer", "description": "in pixels; width and height in place of size"}
+    side = {"type": "integer", "description": "in pixels; give width and height, or size"}
 
     def with_image(image: dict[str, Any]) -> dict[str, Any]:
         properties = {"input_reference": image, **fields["properties"], "width": side, "height": side}

@@ -52,11 +52,11 @@ class Limits(BaseModel, frozen=True, extra="forbid"):
     max_queue_per_key: int = Field(
         0,
         ge=0,
-        description="queued and running videos of one API key; 0: an equal share of max_queue, a quarter at least",
+        description="queued and running videos of one API key; 0: an equal share of max_queue, at least a quarter",
     )
 
     def share(self, keys: int) -> int:
-        """Queued and running videos that one of so many keys may have, by default: no key can fill the queue."""
+        """Default limit of one key's queued and running videos, so that none of several keys can fill the queue."""
         return max(1, self.max_queue // max(1, min(keys, 4)))
 
 
@@ -89,9 +89,9 @@ class ServeSettings(BaseModel, frozen=True, extra="forbid"):
     )
     track: bool = Field(False, description="log each finished video in MLflow: request, model, timings, motion")
     ingress_replicas: int = Field(1, ge=1, description="processes that answer HTTP; more than one needs PostgreSQL")
-    ingress_cpus: float = Field(0, ge=0, description="CPUs that an ingress reserves; above 0: on no head without CPUs")
+    ingress_cpus: float = Field(0, ge=0, description="CPUs an ingress reserves; above 0: not on a head without CPUs")
     lease_s: float = Field(30, gt=0, description="seconds without a sign of life after which a video is restarted")
-    max_attempts: int = Field(10, ge=1, description="attempts at a video that may die before it fails")
+    max_attempts: int = Field(10, ge=1, description="a video fails after so many deaths of replicas that animated it")
     ttl_s: float = Field(86_400, gt=0, description="seconds that a finished video is kept")
     replicas: Replicas = Field(
         default_factory=lambda: Replicas.model_validate({}), description="replicas of each model"

@@ -21,10 +21,10 @@ from pipelines.serving.ids import time_of
 from pipelines.serving.tables import gone, ingresses, jobs
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
-Death = Literal["none", "device", "process"]  # what an attempt died with
+Death = Literal["none", "device", "process"]  # what died, and ended an attempt
 OPEN: tuple[Status, ...] = ("queued", "in_progress")
-LONG_QUEUE = 10_000  # limit above which the queue's length is not counted for every job, and may be a little exceeded
-COUNTED_FOR_S = 30.0  # seconds for which its last count may be used
+LONG_QUEUE = 10_000  # from this limit on, the queue's length is not counted for every job, and may exceed it a little
+COUNTED_FOR_S = 30.0  # seconds for which the last count of the queue may be used
 AT_ONCE = 1000  # rows that one statement takes over or deletes, so that it ends within seconds
 KEPT_TOMBSTONES_S = 30 * 86_400  # for this long, a deleted id is distinguished from one that never existed
 
@@ -75,7 +75,7 @@ class Job:
 class Store:
     """The jobs of a database. Methods may be called from any thread, and repeated if it is unknown whether they worked.
 
-    patience: seconds to retry while the database is unavailable; then SQLAlchemy's DBAPIError is raised.
+    patience: seconds to retry while the database is unavailable; then one of database.UNAVAILABLE is raised.
     """
 
     def __init__(self, url: str, patience: float = 10.0) -> None:
@@ -115,7 +115,7 @@ class Store:
         return self.database.patiently(insert)
 
     def count_open(self) -> None:
-        """Count the open jobs, from time to time, so that `create` need not while a long queue has room."""
+        """Count the open jobs. Call it regularly, so that `create` need not count while a long queue has room."""
         count = sa.select(jobs.c.owner, sa.func.count()).where(jobs.c.status.in_(OPEN)).group_by(jobs.c.owner)
         self.counted = {row[0]: row[1] for row in self.database.patiently(lambda: self.database.all(count))}
         self.counted_at = time.monotonic()
@@ -143,14 +143,14 @@ class Store:
         return self.database.patiently(lambda: self.database.first(query)) is not None
 
     def deleted(self, job_ids: Sequence[str]) -> set[str]:
-        """Those of these jobs, of any owner, that were deleted or have expired."""
+        """Find which of these jobs, of any owner, were deleted or have expired."""
         query = sa.select(gone.c.id).where(gone.c.id.in_(job_ids))
         return {row.id for row in self.database.patiently(lambda: self.database.all(query))} if job_ids else set()
 
     def page(self, owner: str, after: str | None, limit: int, newest_first: bool) -> tuple[list[Job], bool]:
         """List (jobs of an owner after the one with the id `after`, whether there are more).
 
-        A job that was deleted has its place by its id. Raises KeyError for an id that tells none.
+        The id of a deleted job gives its position. Raises KeyError for an id that gives none.
         """
         position = sa.tuple_(jobs.c.created_at, jobs.c.id)
         query = sa.select(*COLUMNS).where(jobs.c.owner == owner)
@@ -225,7 +225,7 @@ class Store:
     def release(self, job_id: str, replica: str, death: Death = "none") -> None:
         """End a replica's attempt without a result, so that the job is queued again. Only deaths are counted.
 
-        A process's death is the job's own if the attempt was alone; a device's never is.
+        The death of a process counts as a lone death if the attempt was alone; that of a device never does.
         """
         change = jobs.update().where(jobs.c.id == job_id, jobs.c.replica == replica, jobs.c.status.in_(OPEN))
         change = change.values(status="queued", progress=0, replica=None)
@@ -255,7 +255,7 @@ class Store:
         self.database.patiently(renew_or_insert)
 
     def take_abandoned(self, lease_owner: str) -> int:
-        """Take over jobs of ingresses whose lease expired, the oldest first; returns their number. Each goes to one."""
+        """Take over jobs of ingresses whose lease expired, oldest first; returns their number. None is taken twice."""
         alive = sa.select(ingresses.c.name).where(ingresses.c.lease_until > self.database.now)
         abandoned = sa.select(jobs.c.id).where(jobs.c.status.in_(OPEN), jobs.c.lease_owner.not_in(alive))
         oldest = _locked(abandoned.order_by(jobs.c.created_at))
@@ -305,7 +305,7 @@ class Store:
 
 
 def _locked(ids: sa.Select[tuple[str]]) -> sa.Select[Any]:
-    """AT_ONCE of these ids, for a change of their rows, without those that another process is changing."""
+    """Select AT_ONCE of these ids and lock their rows, without those that another process is changing."""
     # As a common table expression: PostgreSQL might evaluate a subquery with a limit more than once.
     some = ids.limit(AT_ONCE).with_for_update(skip_locked=True).cte("some", nesting=True)
     return sa.select(some.c.id)

@@ -1,7 +1,7 @@
 """Tables of the service's database, and how those of earlier versions are brought up to date.
 
-A job has two leases. That of its watcher, an ingress, is a row of `ingresses`, so that renewing it costs one row
-however many jobs there are. That of its running attempt, at a replica, is in the job's row.
+A job has two leases. The one of the ingress that watches it is a row of `ingresses`, so that renewing it changes one
+row, however many jobs there are. The one of its running attempt, which a replica makes, is in the job's row.
 """
 
 import sqlalchemy as sa
@@ -30,10 +30,10 @@ jobs = sa.Table(
     sa.Column("result", sa.Text),  # JSON: measured motion, fingerprint, timings
     sa.Column("idempotency_key", sa.String(255)),
     sa.Column("request_digest", sa.String(64)),
-    sa.Column("replica", sa.String(64)),  # whose attempt is running; null: none is
-    sa.Column("alone", sa.Integer, nullable=False, server_default="0"),  # whether that attempt has no batch
+    sa.Column("replica", sa.String(64)),  # the one whose attempt is running; null: none
+    sa.Column("alone", sa.Integer, nullable=False, server_default="0"),  # whether that attempt is a batch of one
     sa.Column("deaths", sa.Integer, nullable=False, server_default="0"),  # attempts whose process or device died
-    sa.Column("lone_deaths", sa.Integer, nullable=False, server_default="0"),  # those whose process died, without batch
+    sa.Column("lone_deaths", sa.Integer, nullable=False, server_default="0"),  # lone attempts whose process died
     sa.UniqueConstraint("owner", "idempotency_key"),
     sa.Index("cinemo_jobs_2_by_owner", "owner", "created_at", "id"),
     sa.Index("cinemo_jobs_2_by_status", "status", "lease_owner", "owner", "id"),
@@ -53,7 +53,7 @@ ingresses = sa.Table(
     sa.Column("name", sa.String(64), primary_key=True),
     sa.Column("lease_until", sa.Float, nullable=False),
 )
-# Indexes of earlier versions that only cost time: this one changed with every step.
+# Indexes of earlier versions that are useless now, and had to be updated at every step.
 _DROPPED = ("cinemo_jobs_2_open",)
 
 

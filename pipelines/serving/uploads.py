@@ -1,7 +1,7 @@
 """Check uploaded images: decode them in child processes, two at a time, with bounded memory and time.
 
 A file of some kB may decode to a gigabyte, and decoders of images have crashed on hostile files. An ingress that ran
-out of memory would take its node along.
+out of memory would bring down its node.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from pipelines.serving.errors import ApiError
 
 AT_ONCE = 2  # images of one process; others wait
 TIMEOUT_S = 60.0
-_BYTES_A_PIXEL, _REST = 26, 512 << 20  # largest that reading takes (cinemo/image.py); the file and libraries
+_BYTES_A_PIXEL, _REST = 26, 512 << 20  # most that reading takes (cinemo/image.py); for the file and libraries
 
 
 class ImageChecker:
@@ -45,7 +45,7 @@ class ImageChecker:
 
 @functools.cache
 def checker(max_pixels: int) -> ImageChecker:
-    """The checker of this process, which services share."""
+    """Return the checker of this process, which its services share."""
     return ImageChecker(max_pixels)
 
 

@@ -56,7 +56,7 @@ def iter_videos(
                 yield table
 
 
-@limited(15)  # whoever gave no credentials should learn it soon
+@limited(15)  # missing credentials should be reported soon
 def check(source: str, uri_column: str | None = None, caption_column: str | None = None) -> None:
     """Refuse a source that cannot be read, before a cluster is used. Reads only its beginning.
 
@@ -107,7 +107,7 @@ def _rows(source: str, uri_column: str | None, caption_column: str | None, tally
     for index, file in enumerate(files):
         is_tar = kind == ".tar"
         found = webdataset.rows(file, tally) if is_tar else manifests.rows(file, uri_column, caption_column, tally)
-        # Of shards, `check` has found one that can be read.
+        # `check` has found one shard that can be read, so the first need not be that one.
         yield from or_fault(found, index == 0 and not is_tar, partial(Row, file, ""))
 
 

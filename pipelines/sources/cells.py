@@ -73,7 +73,8 @@ class _Cells:
         if not self._first <= row < self._end:
             self._open(row)
         while row >= self._first + len(self._cells):
-            first, self._end, end = self._first + len(self._cells), 0, self._end  # after an error, it is opened again
+            # While the end is 0, and so after an error, a call opens the row group again.
+            first, self._end, end = self._first + len(self._cells), 0, self._end
             self._cells = next(self._following).column(0).to_pylist()
             self._first, self._end = first, end
         return self._cells[row - self._first]

@@ -19,7 +19,7 @@ _THREADS = 32  # requests at a time: object stores answer many as fast as one
 
 
 def stamps(uris: Sequence[str]) -> list[str]:
-    """The `stamp` of each uri; "" for a file to which access is denied, which reading it will report."""
+    """The `stamp` of each uri; "" where access to the file is denied, which reading it will report."""
     files = {uri: _file(uri) for uri in uris}
     local = {file: _stamp_or_nothing(file) for file in set(files.values()) if storage.is_local(file)}
     remote = sorted(set(files.values()) - set(local))

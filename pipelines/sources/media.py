@@ -27,7 +27,7 @@ def open_video(uri: str) -> Iterator[str | BinaryIO]:
     requests, the file is first copied to a temporary one. A member of a local tar is read in place. Whatever a driver
     raises while reading becomes an OSError.
     Raises VideoError "missing" when there is no such file, "unreadable" when it cannot be opened; StorageError when the
-    storage fails, whatever the reader makes of that.
+    storage fails, even if the reader catches that error.
     """
     uri = storage.absolute(uri)
     span = webdataset.parse(uri)
@@ -59,7 +59,7 @@ class _Window(io.RawIOBase):
 
     def __init__(self, name: str, file: BinaryIO, offset: int, size: int) -> None:
         self.name = name
-        self.fault: StorageError | None = None  # the first that reading met
+        self.fault: StorageError | None = None  # the first one that reading raised
         self._file, self._offset, self._size, self._at = file, offset, size, 0
 
     def readable(self) -> bool:

@@ -19,8 +19,8 @@ from pipelines.core import storage
 from pipelines.core.patience import REFUSED, patient, retried
 
 STREAM_BLOCK = 4 << 20  # bytes per request, for files that are read from start to end
-PRIVATE_HOSTS = "CINEMO_PRIVATE_HOSTS"  # variable: hosts at private addresses that lists may name, between commas
-# Schemes that a list may name in addition to its own. Others, such as ftp:// and webhdfs://, reach any server.
+PRIVATE_HOSTS = "CINEMO_PRIVATE_HOSTS"  # variable: private hosts that lists may name, separated by commas
+# Schemes that a list may name in addition to its own. Others, such as ftp:// and webhdfs://, could reach any server.
 _LISTED = {
     *("file", "http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf"),
     *("zip", "tar", "simplecache", "filecache", "blockcache"),
@@ -30,8 +30,8 @@ _LISTED = {
 def check_listed(uri: str, source: str) -> None:
     """Refuse an address in a list that a stranger may have written. source: uri of the list's folder.
 
-    Names that lead to a private address are refused when they are opened. Raises ValueError for a private address, and
-    for a scheme that is neither common nor the list's own.
+    Host names that resolve to a private address are refused when they are opened. Raises ValueError for a private
+    address, and for a scheme that is neither common nor the list's own.
     """
     links = [] if storage.is_local(uri) else uri.split("::")
     for link in (link for link in links if not os.path.isabs(link)):
@@ -44,7 +44,7 @@ def check_listed(uri: str, source: str) -> None:
 
 
 def is_private(host: str) -> bool:
-    """Whether a host is written as an address of this machine or of a network that is not public."""
+    """Whether a host is written as an address of this machine or of a private network."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     with contextlib.suppress(ValueError):
@@ -62,7 +62,7 @@ def _allowed() -> list[str]:
 
 
 def _socket(address: Any) -> socket.socket:
-    """Make the socket for a connection, to a public address only: names and redirects may lead to any."""
+    """Make the socket for a connection, to a public address only: host names and redirects may lead anywhere."""
     family, kind, protocol, _, target = address
     if is_private(str(target[0]).partition("%")[0]):
         message = f"{target[0]} {REFUSED}; to open a host that leads there, set {PRIVATE_HOSTS}=HOST"
@@ -77,7 +77,7 @@ async def _public_client(**arguments: Any) -> Any:
 
 
 def _options(uri: str) -> dict[str, Any]:
-    """fsspec's arguments for a uri: web servers are reached at public addresses, unless the uri names a private one.
+    """fsspec's arguments for a uri: web servers only at public addresses, unless the uri names a private one.
 
     Such a uri was given by the user, or has passed `check_listed`.
     """
@@ -137,7 +137,7 @@ def open_binary(uri: str, block: int = STREAM_BLOCK, cache: str = "readahead") -
 
 
 def _retry_reads(uri: str, file: Any) -> None:
-    """Make a remote file retry the requests of its reads, where it makes several."""
+    """Make a remote file that is read by several requests retry each of them."""
     if fetch := getattr(getattr(file, "cache", None), "fetcher", None):
         file.cache.fetcher = functools.partial(retried, uri, fetch)
 

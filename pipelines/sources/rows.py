@@ -162,7 +162,7 @@ def captioned(uri: str, name: str, data: bytes | Exception | None, tally: Tally)
 
 
 def too_long(size: int) -> str:
-    """Why a file of so many bytes is no caption."""
+    """Say why a file of so many bytes is no caption."""
     return f"it has {size:,} bytes, and at most {textfiles.MAX_TEXT:,} are taken"
 
 
@@ -194,7 +194,7 @@ def _escaped(text: str) -> str:
 
 @contextmanager
 def named(name: str) -> Iterator[None]:
-    """Begin the message of a ValueError that the block raises with a name, unless it does already."""
+    """Prefix the message of a ValueError that the block raises with a name, unless it has that prefix already."""
     try:
         yield
     except ValueError as error:

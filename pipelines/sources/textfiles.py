@@ -1,4 +1,4 @@
-"""Read tables in text: CSV as programs and people write it, and JSON, one object per line or an array of objects.
+"""Read text tables: CSV as programs and people write it, and JSON, one object per line or an array of objects.
 
 Texts are UTF-8 or UTF-16, with or without a byte order mark, or UTF-32 with one. CSV's delimiter (comma, semicolon, tab
 or |) is inferred from the header, or given by a line `sep=;` before it. Blank lines are skipped. A quote that never
@@ -154,7 +154,7 @@ class LongLineError(ValueError):
 
 
 class _Text(io.TextIOWrapper):
-    """Text whose iteration and readline without a size raise LongLineError."""
+    """Text file of which iteration, and readline without a size, raise LongLineError."""
 
     def readline(self, size: int = -1, /) -> str:  # type: ignore[override]
         line = super().readline(size if size >= 0 else MAX_LINE + 1)

@@ -148,7 +148,7 @@ def _open_tar(shard: str, file: BinaryIO) -> tarfile.TarFile:
 
 
 class _Bounded:
-    """A file of which tarfile reads little at a time: headers of any length would be read into memory."""
+    """A file that refuses long reads, because tarfile would read a header of any length into memory."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

@@ -1,4 +1,4 @@
-"""What a run starts from: its clips, of a dataset or made of videos while the model trains, and its first weights.
+"""What a run starts from: clips, of a dataset or made from videos while the model trains, and the initial weights.
 
 Importing this module loads neither torch nor DeepSpeed.
 """

@@ -1,4 +1,4 @@
-"""Adam with a moving average of the weights, and a DeepSpeed engine that runs it on the U-Net.
+"""Adam with a moving average of the weights, and the DeepSpeed engine that trains the U-Net with it.
 
 DeepSpeed runs an optimizer on the float32 weights that a worker owns, whatever the ZeRO stage, and shards, offloads
 and saves its state. An average that is part of this state is sharded, offloaded and saved with it, and needs no

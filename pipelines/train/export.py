@@ -1,4 +1,4 @@
-"""What a checkpoint becomes: a U-Net, a model directory with it, and sheets of samples.
+"""Turn a checkpoint into a U-Net, a model directory, and sheets of samples.
 
 The weights are read from a checkpoint's folder, so that neither the ZeRO stage nor other workers matter. A sheet shows
 animations by a model in training beside the clips that they should resemble, as one picture.

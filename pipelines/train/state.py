@@ -152,7 +152,7 @@ def _load(path: Path) -> Any:
 def tensors_only() -> Iterator[None]:
     """Have torch.load, DeepSpeed's calls included, refuse pickles that hold more than tensors and DeepSpeed's records.
 
-    Whoever may write to the output's checkpoints would otherwise run code on every worker.
+    Otherwise, whoever can write the output's checkpoints could run code on every worker.
     """
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum

@@ -201,7 +201,7 @@ PANS = (
 )  # fmt: skip
 TILTS = ("the camera tilts {way}", "tilt {way}", "the camera tilts {way}wards")
 PACES = {"slow": ("slowly", "gently", "slightly", "slow", "gentle"), "fast": ("quickly", "fast", "rapidly", "quick")}
-UNUSED = (  # known, not yet learned
+UNUSED = (  # in the tokenizer's vocabulary, but in no caption yet
     "the light flickers", "flickering light", "the brightness pulses", "the light pulses",
 )  # fmt: skip
 JOINTS = (" and ", ", ", " while ", " and then ")
