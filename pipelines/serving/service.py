@@ -8,6 +8,7 @@ import hashlib
 import json
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from pipelines.serving.ids import new_id
 from pipelines.serving.served_models import Served, complete
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Job, OtherRequestError, QueueFullError, Store
+
+POLL_S = 0.2  # seconds between two queries for the jobs of all event streams
 
 
 class Service:
@@ -39,6 +42,8 @@ class Service:
         self.videos = storage.join(settings.place, "videos")
         self.keys = list(known_keys) or keys.from_environment(settings.require_keys)
         self.began = int(time.time())
+        self.followed: Counter[str] = Counter()  # jobs of event streams, with the number of streams
+        self.next_poll: asyncio.Task[dict[str, Job]] | None = None
         self.copies = Path(tempfile.mkdtemp(prefix="cinemo-"))  # local copies of files in object storage
 
     def owner(self, authorization: str | None) -> str:
@@ -98,6 +103,22 @@ class Service:
         if await asyncio.to_thread(self.store.is_gone, job_id, owner):
             raise ApiError(404, f"video {job_id} was deleted or has expired", "video_id", "video_gone")
         raise ApiError(404, f"video {job_id[:80]} does not exist", "video_id", "video_not_found")
+
+    async def next_state(self, job_id: str) -> Job | None:
+        """Wait POLL_S seconds, and get a job of any owner; None if it is gone. One query serves all that wait."""
+        self.followed[job_id] += 1
+        try:
+            if self.next_poll is None or self.next_poll.done():
+                self.next_poll = asyncio.create_task(self._poll())
+            return (await asyncio.shield(self.next_poll)).get(job_id)
+        finally:
+            self.followed[job_id] -= 1
+
+    async def _poll(self) -> dict[str, Job]:
+        await asyncio.sleep(POLL_S)
+        self.next_poll = None  # whoever comes now waits for the next one
+        self.followed = +self.followed
+        return {job.id: job for job in await asyncio.to_thread(self.store.get_all, list(self.followed))}
 
     async def delete(self, job_id: str, owner: str) -> None:
         """Delete a job and its files; a replica that works on it stops at the next step. Raises ApiError like find."""

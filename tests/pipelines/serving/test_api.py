@@ -5,6 +5,7 @@ import io
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,30 @@ def test_events_tell_every_change_to_the_end(settings: ServeSettings, animator: 
                         steps.go_on(one=True)
     assert [one["progress"] for one in seen if one["status"] == "in_progress"] == [0, 25, 50, 75, 99]
     assert (seen[-1]["status"], seen[-1]["progress"]) == ("completed", 100)
+
+
+def test_many_event_streams_share_one_query(
+    settings: ServeSettings, animator: Animator, idle: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queries: list[list[str]] = []
+    get_all = Store.get_all
+    monkeypatch.setattr(Store, "get_all", lambda store, ids: queries.append(list(ids)) or get_all(store, ids))
+    with (
+        listening(application(settings, animator)) as address,
+        httpx.Client(base_url=address, timeout=60) as client,
+        busy(animator),
+        ThreadPoolExecutor(20) as threads,
+    ):
+        ids = [send(client).json()["id"] for _ in range(2)]
+        streams = [threads.submit(client.get, f"/v1/videos/{ids[k % 2]}/events") for k in range(20)]
+        time.sleep(3)
+        followed = [sorted(query) for query in queries if query]
+        deleted = [client.delete(f"/v1/videos/{job_id}").status_code for job_id in ids]
+        texts = [stream.result().text for stream in streams]
+    assert deleted == [200, 200]
+    assert all("event: deleted" in text for text in texts)
+    assert len(followed) <= 3 / 0.2 + 5  # twenty streams of their own would ask about 300 times
+    assert sorted(ids) in followed
 
 
 def test_a_key_gives_the_first_video_again_and_another_request_a_conflict(client: TestClient, idle: None) -> None:
