@@ -6,6 +6,7 @@ Its errors carry the HTTP status code that a route answers with.
 import asyncio
 import hashlib
 import json
+import logging
 import tempfile
 import time
 from collections import Counter
@@ -23,6 +24,9 @@ from pipelines.serving.served_models import Served, complete
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Job, OtherRequestError, QueueFullError, Store
 
+logger = logging.getLogger("ray.serve")
+
+COPY_KEPT_S = 60.0  # a response that is being sent keeps its file open, so may take longer
 POLL_S = 0.2  # seconds between two queries for the jobs of all event streams
 
 
@@ -125,13 +129,18 @@ class Service:
         await self.find(job_id, owner)
         if (job := await asyncio.to_thread(self.store.delete, job_id, owner)) is not None:
             await asyncio.to_thread(results.remove, self.videos, job.id, job.attempt)
+            for variant in results.MEDIA:
+                (self.copies / results.name(job.id, job.attempt, variant)).unlink(missing_ok=True)
 
     async def cancel(self, job_id: str, message: str) -> None:
         """Fail a job as cancelled; a replica that works on it stops at the next step."""
         await asyncio.to_thread(self.store.fail, job_id, None, "cancelled", message, self.settings.ttl_s)
 
     async def file(self, job: Job, variant: str) -> Path:
-        """Local path of a completed job's file. Raises ApiError: 409 if the job is not completed, 404 if it is gone."""
+        """Local path of a completed job's file; a copy from object storage is there for COPY_KEPT_S seconds.
+
+        Raises ApiError: 409 if the job is not completed, 404 if the file is gone, 503 if the storage does not respond.
+        """
         if job.status != "completed":
             why = f"failed: {job.error['message']}" if job.error else f"is {job.status}, {job.progress} % done"
             raise ApiError(409, f"video {job.id} {why}", "video_id", "video_not_ready")
@@ -140,8 +149,20 @@ class Service:
             path = Path(storage.join(self.videos, name))
         else:
             path = self.copies / name
-            if not path.exists() and (data := await asyncio.to_thread(storage.read, storage.join(self.videos, name))):
-                storage.put(str(path), data)
+            if not path.exists():
+                await asyncio.to_thread(copy, storage.join(self.videos, name), path)
+                asyncio.get_running_loop().call_later(COPY_KEPT_S, path.unlink, True)
         if not path.exists():
             raise ApiError(404, f"the {variant} of {job.id} is gone", "video_id", "video_gone")
         return path
+
+
+def copy(uri: str, path: Path) -> None:
+    """Copy a file from object storage, if it is there. Raises ApiError (503) if the storage does not respond."""
+    try:
+        data = storage.read(uri)
+    except OSError as error:
+        logger.warning("%s cannot be read: %s", uri, error)
+        raise ApiError(503, "the storage does not respond; try again", headers={"Retry-After": "5"}) from None
+    if data is not None:
+        storage.put(str(path), data)

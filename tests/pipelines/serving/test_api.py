@@ -17,7 +17,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from cinemo.video import sample_clip
-from pipelines.serving import keys
+from pipelines.serving import keys, service
 from pipelines.serving.replica import Animator
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Store
@@ -67,8 +67,19 @@ def test_videos_on_s3_are_written_served_with_ranges_and_deleted(
         assert mp4 == bucket.cat(f"videos/made/videos/{video['id']}-1.mp4")
         part = client.get(f"/v1/videos/{video['id']}/content", headers={"Range": "bytes=4-7"})
         assert (part.status_code, part.content) == (206, b"ftyp")
+        copies = client.app.state.service.copies  # type: ignore[attr-defined]
+        assert [path.suffix for path in copies.iterdir()] == [".mp4"]
         assert client.delete(f"/v1/videos/{video['id']}").status_code == 200
-        assert names() == []
+        assert names() == [path.name for path in copies.iterdir()] == []
+        monkeypatch.setattr(service, "COPY_KEPT_S", 0.5)  # one that expires leaves nothing either
+        video = wait(client, send(client).json()["id"])
+        assert client.get(f"/v1/videos/{video['id']}/content?variant=thumbnail").status_code == 200
+        deadline = time.monotonic() + 20
+        while list(copies.iterdir()):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        bucket.rm("videos/made/videos", recursive=True)
+        assert client.get(f"/v1/videos/{video['id']}/content").json()["error"]["code"] == "video_gone"
 
 
 def test_json_with_a_data_url_and_ranges_and_sync_give_the_same_video(
