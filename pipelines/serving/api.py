@@ -23,7 +23,6 @@ from pipelines.serving.served_models import Served
 from pipelines.serving.service import Service
 from pipelines.serving.store import Job
 
-POLL_S = 0.2  # seconds between an event stream's queries
 Variant = Literal["video", "thumbnail", "spritesheet"]
 ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"model": schema.ErrorBody} for code in (400, 401, 404, 405, 409, 413, 415, 422, 429, 503)
@@ -246,8 +245,7 @@ async def events(service: Shared, job: FoundJob) -> AsyncIterator[ServerSentEven
             yield ServerSentEvent(raw_data=schema.to_video(last).model_dump_json(), event=last.status)
         if not last.is_open:
             return
-        await asyncio.sleep(POLL_S)
-        last = await asyncio.to_thread(service.store.get, job.id)
+        last = await service.next_state(job.id)
     yield ServerSentEvent(raw_data=schema.DeletedVideo(id=job.id).model_dump_json(), event="deleted")
 
 

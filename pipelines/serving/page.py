@@ -20,7 +20,6 @@ from pipelines.serving.service import Service
 from pipelines.serving.store import Job
 
 PATH = "/ui"
-POLL_S = 0.3
 EXAMPLES = (  # photos that are part of scikit-image
     ("chelsea.png", "the camera zooms in"),
     ("coffee.png", "the camera pans left"),
@@ -147,8 +146,7 @@ class Page:
         job_id = job.id
         yield {self.job_id: job_id, self.video: None, self.first: None, self.before: photo, self.status: line(job)}
         while job is not None and job.is_open:
-            await asyncio.sleep(POLL_S)
-            job = await asyncio.to_thread(self.service.store.get, job_id)
+            job = await self.service.next_state(job_id)
             yield {self.status: line(job)}
         if job is None or job.status != "completed":
             yield {self.job_id: ""}

@@ -6,8 +6,10 @@ Its errors carry the HTTP status code that a route answers with.
 import asyncio
 import hashlib
 import json
+import logging
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,11 @@ from pipelines.serving.ids import new_id
 from pipelines.serving.served_models import Served, complete
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Job, OtherRequestError, QueueFullError, Store
+
+logger = logging.getLogger("ray.serve")
+
+COPY_KEPT_S = 60.0  # a response that is being sent keeps its file open, so may take longer
+POLL_S = 0.2  # seconds between two queries for the jobs of all event streams
 
 
 class Service:
@@ -39,6 +46,8 @@ class Service:
         self.videos = storage.join(settings.place, "videos")
         self.keys = list(known_keys) or keys.from_environment(settings.require_keys)
         self.began = int(time.time())
+        self.followed: Counter[str] = Counter()  # jobs of event streams, with the number of streams
+        self.next_poll: asyncio.Task[dict[str, Job]] | None = None
         self.copies = Path(tempfile.mkdtemp(prefix="cinemo-"))  # local copies of files in object storage
 
     def owner(self, authorization: str | None) -> str:
@@ -99,18 +108,39 @@ class Service:
             raise ApiError(404, f"video {job_id} was deleted or has expired", "video_id", "video_gone")
         raise ApiError(404, f"video {job_id[:80]} does not exist", "video_id", "video_not_found")
 
+    async def next_state(self, job_id: str) -> Job | None:
+        """Wait POLL_S seconds, and get a job of any owner; None if it is gone. One query serves all that wait."""
+        self.followed[job_id] += 1
+        try:
+            if self.next_poll is None or self.next_poll.done():
+                self.next_poll = asyncio.create_task(self._poll())
+            return (await asyncio.shield(self.next_poll)).get(job_id)
+        finally:
+            self.followed[job_id] -= 1
+
+    async def _poll(self) -> dict[str, Job]:
+        await asyncio.sleep(POLL_S)
+        self.next_poll = None  # whoever comes now waits for the next one
+        self.followed = +self.followed
+        return {job.id: job for job in await asyncio.to_thread(self.store.get_all, list(self.followed))}
+
     async def delete(self, job_id: str, owner: str) -> None:
         """Delete a job and its files; a replica that works on it stops at the next step. Raises ApiError like find."""
         await self.find(job_id, owner)
         if (job := await asyncio.to_thread(self.store.delete, job_id, owner)) is not None:
             await asyncio.to_thread(results.remove, self.videos, job.id, job.attempt)
+            for variant in results.MEDIA:
+                (self.copies / results.name(job.id, job.attempt, variant)).unlink(missing_ok=True)
 
     async def cancel(self, job_id: str, message: str) -> None:
         """Fail a job as cancelled; a replica that works on it stops at the next step."""
         await asyncio.to_thread(self.store.fail, job_id, None, "cancelled", message, self.settings.ttl_s)
 
     async def file(self, job: Job, variant: str) -> Path:
-        """Local path of a completed job's file. Raises ApiError: 409 if the job is not completed, 404 if it is gone."""
+        """Local path of a completed job's file; a copy from object storage is there for COPY_KEPT_S seconds.
+
+        Raises ApiError: 409 if the job is not completed, 404 if the file is gone, 503 if the storage does not respond.
+        """
         if job.status != "completed":
             why = f"failed: {job.error['message']}" if job.error else f"is {job.status}, {job.progress} % done"
             raise ApiError(409, f"video {job.id} {why}", "video_id", "video_not_ready")
@@ -119,8 +149,20 @@ class Service:
             path = Path(storage.join(self.videos, name))
         else:
             path = self.copies / name
-            if not path.exists() and (data := await asyncio.to_thread(storage.read, storage.join(self.videos, name))):
-                storage.put(str(path), data)
+            if not path.exists():
+                await asyncio.to_thread(copy, storage.join(self.videos, name), path)
+                asyncio.get_running_loop().call_later(COPY_KEPT_S, path.unlink, True)
         if not path.exists():
             raise ApiError(404, f"the {variant} of {job.id} is gone", "video_id", "video_gone")
         return path
+
+
+def copy(uri: str, path: Path) -> None:
+    """Copy a file from object storage, if it is there. Raises ApiError (503) if the storage does not respond."""
+    try:
+        data = storage.read(uri)
+    except OSError as error:
+        logger.warning("%s cannot be read: %s", uri, error)
+        raise ApiError(503, "the storage does not respond; try again", headers={"Retry-After": "5"}) from None
+    if data is not None:
+        storage.put(str(path), data)

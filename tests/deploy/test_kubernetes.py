@@ -1,6 +1,7 @@
 """The manifests and the Dockerfile: KubeRay's fields, and paths, flags, versions and settings that there are here."""
 
 import copy
+import json
 import re
 import shlex
 from typing import Any
@@ -12,6 +13,7 @@ from ray.scripts.scripts import drain_node
 
 from pipelines.animate.config import AnimateConfig
 from pipelines.prepare.config import PrepareConfig
+from pipelines.serving.metrics import Metrics
 from pipelines.serving.settings import ServeSettings
 from pipelines.train.config import TrainConfig
 from ray_jobs import common
@@ -177,3 +179,11 @@ def test_policies_close_every_port_but_the_api_to_others_and_the_metadata_servic
             assert "169.254.0.0/16" in peer["ipBlock"]["except"]
     assert disruption["kind"] == "PodDisruptionBudget"
     assert disruption["spec"]["maxUnavailable"] == 1
+
+
+def test_the_dashboard_shows_metrics_that_the_service_has() -> None:
+    panels = json.loads((DEPLOY / "grafana.json").read_text())["panels"]
+    shown = {name for panel in panels for each in panel["targets"] for name in re.findall(r"cinemo_\w+", each["expr"])}
+    metrics = {metric.name for metric in Metrics().registry.collect()}
+    suffixes = "_(total|bucket|sum|count)$"
+    assert {re.sub(suffixes, "", name) for name in shown} == metrics

@@ -5,6 +5,7 @@ import io
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from cinemo.video import sample_clip
-from pipelines.serving import keys
+from pipelines.serving import keys, service
 from pipelines.serving.replica import Animator
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Store
@@ -66,8 +67,19 @@ def test_videos_on_s3_are_written_served_with_ranges_and_deleted(
         assert mp4 == bucket.cat(f"videos/made/videos/{video['id']}-1.mp4")
         part = client.get(f"/v1/videos/{video['id']}/content", headers={"Range": "bytes=4-7"})
         assert (part.status_code, part.content) == (206, b"ftyp")
+        copies = client.app.state.service.copies  # type: ignore[attr-defined]
+        assert [path.suffix for path in copies.iterdir()] == [".mp4"]
         assert client.delete(f"/v1/videos/{video['id']}").status_code == 200
-        assert names() == []
+        assert names() == [path.name for path in copies.iterdir()] == []
+        monkeypatch.setattr(service, "COPY_KEPT_S", 0.5)  # one that expires leaves nothing either
+        video = wait(client, send(client).json()["id"])
+        assert client.get(f"/v1/videos/{video['id']}/content?variant=thumbnail").status_code == 200
+        deadline = time.monotonic() + 20
+        while list(copies.iterdir()):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        bucket.rm("videos/made/videos", recursive=True)
+        assert client.get(f"/v1/videos/{video['id']}/content").json()["error"]["code"] == "video_gone"
 
 
 def test_json_with_a_data_url_and_ranges_and_sync_give_the_same_video(
@@ -124,6 +136,30 @@ def test_events_tell_every_change_to_the_end(settings: ServeSettings, animator: 
                         steps.go_on(one=True)
     assert [one["progress"] for one in seen if one["status"] == "in_progress"] == [0, 25, 50, 75, 99]
     assert (seen[-1]["status"], seen[-1]["progress"]) == ("completed", 100)
+
+
+def test_many_event_streams_share_one_query(
+    settings: ServeSettings, animator: Animator, idle: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queries: list[list[str]] = []
+    get_all = Store.get_all
+    monkeypatch.setattr(Store, "get_all", lambda store, ids: queries.append(list(ids)) or get_all(store, ids))
+    with (
+        listening(application(settings, animator)) as address,
+        httpx.Client(base_url=address, timeout=60) as client,
+        busy(animator),
+        ThreadPoolExecutor(20) as threads,
+    ):
+        ids = [send(client).json()["id"] for _ in range(2)]
+        streams = [threads.submit(client.get, f"/v1/videos/{ids[k % 2]}/events") for k in range(20)]
+        time.sleep(3)
+        followed = [sorted(query) for query in queries if query]
+        deleted = [client.delete(f"/v1/videos/{job_id}").status_code for job_id in ids]
+        texts = [stream.result().text for stream in streams]
+    assert deleted == [200, 200]
+    assert all("event: deleted" in text for text in texts)
+    assert len(followed) <= 3 / 0.2 + 5  # twenty streams of their own would ask about 300 times
+    assert sorted(ids) in followed
 
 
 def test_a_key_gives_the_first_video_again_and_another_request_a_conflict(client: TestClient, idle: None) -> None:
