@@ -9,6 +9,7 @@ import re
 import struct
 from pathlib import Path
 
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 GENERATED = "trainedAlgorithmicMedia"  # made by a trained model
@@ -40,7 +41,10 @@ def mark(path: str | os.PathLike[str], source: str = GENERATED) -> None:
         start = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
         data = data[:start] + b"!\xff\x0bXMP DataXMP" + xmp + GIF_TRAILER + data[start:]
     else:
-        assert data[12:16] == b"VP8X", f"{path} is not an animated WebP"
+        if data[12:16] != b"VP8X":  # a single frame has no extended header
+            with Image.open(file) as picture:
+                size = b"".join((side - 1).to_bytes(3, "little") for side in picture.size)
+            data = data[:12] + b"VP8X" + struct.pack("<IB3x", 10, 0) + size + data[12:]
         chunk = b"XMP " + struct.pack("<I", len(xmp)) + xmp + b"\0" * (len(xmp) % 2)
         flags = bytes([data[20] | HAS_XMP])
         data = b"RIFF" + struct.pack("<I", len(data) - 8 + len(chunk)) + data[8:20] + flags + data[21:] + chunk

@@ -98,13 +98,15 @@ def test_mp4_says_which_colours_it_was_made_with(tmp_path: Path, height: int, nu
         assert np.abs(np.subtract(corners(picture), corners(quadrants()))).max() <= 3
 
 
+@pytest.mark.parametrize("count", [1, 4])
 @pytest.mark.parametrize("ending", [".mp4", ".gif", ".webp"])
-def test_a_video_is_marked_as_generated_and_plays_as_before(tmp_path: Path, ending: str) -> None:
-    frames = np.random.default_rng(0).integers(0, 256, (4, 32, 48, 3), np.uint8)
+def test_a_video_is_marked_as_generated_and_plays_as_before(tmp_path: Path, ending: str, count: int) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (count, 32, 48, 3), np.uint8)
     path = tmp_path / f"a{ending}"
     write_video(path, frames, 8)
     assert read_mark(path) == "trainedAlgorithmicMedia"
-    assert len(sample_clip(path, 0, 1, 4)) == 4
+    if count > 1:  # a WebP of one frame is a picture
+        assert len(sample_clip(path, 0, 1, count)) == count
     if ending == ".webp":
         with Image.open(path) as picture:
             assert picture.info["xmp"] == packet()

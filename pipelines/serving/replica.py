@@ -16,12 +16,12 @@ import numpy as np
 import ray
 import tenacity
 import torch
-from sqlalchemy.exc import DBAPIError
 
 from cinemo import CinemoPipeline, checkpoint
 from pipelines.animate import request, videos
 from pipelines.core import models, storage
 from pipelines.serving import results
+from pipelines.serving.database import UNAVAILABLE
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Death, Job, Store
 
@@ -142,7 +142,7 @@ class Animator:
     def _make(self, job_ids: list[str]) -> dict[str, dict[str, Any]]:
         """Make the videos of a batch, in the thread; returns facts of the finished ones, by job.
 
-        Raises DBAPIError, StorageAwayError and DeviceLostError, after releasing the jobs.
+        Raises one of UNAVAILABLE, StorageAwayError and DeviceLostError, after releasing the jobs.
         """
         if self.device_lost:
             raise DeviceLostError
@@ -161,7 +161,7 @@ class Animator:
                 again = [job_id for job_id in job_ids if job_id not in {job.id for job, _ in claimed}]
         except StoppedError:
             return {}
-        except (DBAPIError, StorageAwayError):
+        except (*UNAVAILABLE, StorageAwayError):
             self._release(claimed)
             raise
         except Exception:
@@ -201,7 +201,7 @@ class Animator:
         try:
             for job, _ in claimed:
                 self.store.release(job.id, self.replica, death)
-        except DBAPIError:  # then the leases of these attempts expire, and each counts as a death
+        except UNAVAILABLE:  # then the leases of these attempts expire, and each counts as a death
             logger.exception("attempts were not released")
 
     def _may_begin(self, job: Job) -> bool:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import pickle
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
@@ -161,12 +162,23 @@ def tensors_only() -> Iterator[None]:
     before = os.environ.get(_WEIGHTS_ONLY)
     os.environ[_WEIGHTS_ONLY] = "1"
     try:
-        with torch.serialization.safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]):
+        members = [(_member, f"{module}.getattr") for module in ("builtins", "__builtin__")]
+        records = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
+        with torch.serialization.safe_globals([*records, *members]):
             yield
     finally:
         os.environ.pop(_WEIGHTS_ONLY)
         if before is not None:
             os.environ[_WEIGHTS_ONLY] = before
+
+
+def _member(kind: Any, name: str) -> Any:
+    """Stand in for getattr, by which Python 3.11.0 to 3.11.3 pickle the member of an enumeration."""
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    if kind is not ZeroStageEnum:
+        raise pickle.UnpicklingError(f"Weights only load failed: getattr of {kind}")
+    return ZeroStageEnum[name]
 
 
 _WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # read by torch.load; DeepSpeed passes weights_only=False

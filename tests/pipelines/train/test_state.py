@@ -40,3 +40,25 @@ def test_what_deepspeed_stores_beside_tensors_is_read(tmp_path: Path) -> None:
     read = state._load(tmp_path / "x.pt")
     assert read["stage"] == saved["stage"]
     assert read["place"] == saved["place"]
+
+
+class Attribute:
+    """Pickled as an attribute of something, as members of enumerations are by Python 3.11.0 to 3.11.3."""
+
+    def __init__(self, owner: object, name: str) -> None:
+        self.owner, self.name = owner, name
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (getattr, (self.owner, self.name))
+
+
+def test_an_attribute_is_read_only_where_it_is_a_member_of_deepspeeds_enumeration(tmp_path: Path) -> None:
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    torch.save(Attribute(ZeroStageEnum, "gradients"), tmp_path / "x.pt")
+    assert state._load(tmp_path / "x.pt") == ZeroStageEnum.gradients
+    for owner, name in ((LossScaler, "__init__"), (ZeroStageEnum, "__class__")):
+        torch.save(Attribute(owner, name), tmp_path / "x.pt")
+        with pytest.raises(Exception, match=r"Weights only load failed|__class__"):
+            state._load(tmp_path / "x.pt")
