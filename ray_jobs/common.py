@@ -39,7 +39,7 @@ def main(
     num_cpus: logical CPUs that the job needs at once. The last line of stdout is run's summary as one JSON object.
     """
     settle_environment()
-    os.environ.setdefault(patience.VARIABLE, str(patience.JOB_S))
+    os.environ.setdefault(patience.VARIABLE, str(patience.JOB_PATIENCE_S))
     try:
         config, verbose = read_arguments(model, sys.argv[1:])
         output = getattr(config, "output", "/")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from cinemo.pipeline import CinemoPipeline
 
-MUCH_LESS = 4  # buckets: a note is printed if the measured motion is lower by more than this
+NOTE_GAP = 4  # buckets: a note is printed if the measured motion is lower by more than this
 
 ModelOption = Annotated[str, typer.Option(help="builtin:tiny, a model directory, or a hub id")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto")]
@@ -74,6 +74,6 @@ def sentence(frames: "np.ndarray", asked: int, prompts: Sequence[str] | None = N
     score = motion_score(frames)
     measured = motion_bucket(score)
     text = f"measured motion bucket {measured} (SSIM {score:.3f}), asked for {asked}"
-    if prompts and asked - measured > MUCH_LESS:
+    if prompts and asked - measured > NOTE_GAP:
         text += f"\nnote: little moves; this model follows prompts such as {', '.join(map(repr, prompts))}"
     return text

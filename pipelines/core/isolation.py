@@ -28,7 +28,7 @@ MEMORY = 6 << 30  # bytes that calls may take: enough for the largest video or p
 
 _GRACE_S = 3.0  # for a late child to answer that it waits for a storage
 _START_S = 300.0  # for a child to start and import its function: a cold node's disk is slow
-_MOST_ANSWER, _MOST_PARTS = 4 << 30, 1000  # limits of a message: bytes; parts, of which each array is one
+_MAX_ANSWER, _MAX_PARTS = 4 << 30, 1000  # limits of a message: bytes; parts, of which each array is one
 # First letters of the variables that a child gets; those of storage only if it is to open a remote file.
 _VARIABLES = (
     *("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH"),
@@ -224,10 +224,10 @@ def _receive(descriptor: int, deadline: float | None) -> list[bytearray]:
     Raises EOFError when the other side is gone, TimeoutError past the deadline (monotonic).
     """
     (count,) = struct.unpack("<I", _read(descriptor, 4, deadline))
-    if count > _MOST_PARTS:
+    if count > _MAX_PARTS:
         raise ValueError(f"{count} parts")
     lengths = struct.unpack(f"<{count}Q", _read(descriptor, 8 * count, deadline))
-    if sum(lengths) > _MOST_ANSWER:
+    if sum(lengths) > _MAX_ANSWER:
         raise ValueError(f"{sum(lengths)} bytes")
     return [_read(descriptor, length, deadline) for length in lengths]
 

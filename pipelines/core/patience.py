@@ -22,7 +22,7 @@ from cinemo.errors import first_line
 # Variable: seconds for which faults are retried. Jobs set it for all their processes; without it, as in the service,
 # nothing is retried.
 VARIABLE = "CINEMO_STORAGE_PATIENCE_S"
-JOB_S = 300
+JOB_PATIENCE_S = 300
 LONGEST_WAIT_S = 30.0  # between two tries
 REFUSED = "is a private address"  # part of an error of sources/places.py, for which waiting does not help
 

@@ -12,8 +12,8 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from pipelines.serving.errors import ApiError
 
-MOST_FILES = 8
-MOST_FIELDS = 64
+MAX_FILES = 8
+MAX_FIELDS = 64
 
 
 async def read(request: Request, most: int) -> dict[str, Any]:
@@ -70,7 +70,7 @@ async def form_fields(headers: Headers, body: bytes) -> dict[str, Any]:
         yield body
 
     try:
-        limits = {"max_files": MOST_FILES, "max_fields": MOST_FIELDS, "max_part_size": len(body) + 1}
+        limits = {"max_files": MAX_FILES, "max_fields": MAX_FIELDS, "max_part_size": len(body) + 1}
         parser = MultiPartParser(headers, once(), **limits)
         form = await parser.parse()
     except (MultiPartException, KeyError, ValueError, LookupError) as error:

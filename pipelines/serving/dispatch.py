@@ -18,7 +18,7 @@ from pipelines.animate.request import shape_of
 from pipelines.core import storage
 from pipelines.serving import results
 from pipelines.serving.settings import ServeSettings
-from pipelines.serving.store import AT_ONCE, Death, Job, Store
+from pipelines.serving.store import MAX_ROWS, Death, Job, Store
 
 logger = logging.getLogger("ray.serve")
 
@@ -45,7 +45,7 @@ class Dispatcher:
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self.ends: deque[float] = deque(maxlen=1000)
         self.renewed = time.monotonic()  # when its lease was last renewed
-        self.takes_over_from = 0.0  # time from which it takes over jobs
+        self.may_take_over_from = 0.0  # time from which it takes over jobs
         self.maintenance: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
@@ -114,7 +114,7 @@ class Dispatcher:
                 await asyncio.get_running_loop().run_in_executor(thread, self.store.renew, self.name, lease)
                 # After an outage all leases have expired. Before jobs are taken over, their owners get time to renew.
                 if time.monotonic() > self.renewed + lease:
-                    self.takes_over_from = time.monotonic() + lease
+                    self.may_take_over_from = time.monotonic() + lease
                 self.renewed = time.monotonic()
             except Exception:
                 logger.exception("the lease was not renewed; it is tried again")
@@ -123,14 +123,14 @@ class Dispatcher:
     async def _maintain(self) -> None:
         swept = float("-inf")
         while True:
-            most = 0  # largest number of jobs that a statement changed or read: AT_ONCE if there are more
+            most = 0  # largest number of jobs that a statement changed or read: MAX_ROWS if there are more
             try:
-                if self.takes_over_from < time.monotonic() < self.renewed + self.settings.lease_s:
+                if self.may_take_over_from < time.monotonic() < self.renewed + self.settings.lease_s:
                     most = await asyncio.to_thread(self.store.take_abandoned, self.name)
                     logger.log(logging.WARNING if most else logging.DEBUG, "videos taken over: %d", most)
                 await asyncio.to_thread(self.store.count_open)
                 # Among them: jobs whose task ended with an error of the database, or that it stored without answering.
-                unwatched = await asyncio.to_thread(self.store.watched, self.name, frozenset(self.tasks))
+                unwatched = await asyncio.to_thread(self.store.jobs_to_watch, self.name, frozenset(self.tasks))
                 for job in unwatched:
                     self.submit(job)
                 expired = await asyncio.to_thread(self.store.delete_expired)
@@ -142,7 +142,7 @@ class Dispatcher:
                 most = max(most, len(unwatched), len(expired))
             except Exception:
                 logger.exception("maintenance of jobs failed; it is tried again")
-            await asyncio.sleep(0 if most == AT_ONCE else self.settings.lease_s / 3)
+            await asyncio.sleep(0 if most == MAX_ROWS else self.settings.lease_s / 3)
 
     def _sweep(self) -> None:
         """Delete files of superseded attempts and of deleted jobs.

@@ -75,7 +75,7 @@ class Animator:
         self.thread = ThreadPoolExecutor(1, "animate")  # one batch at a time, outside the event loop
         self.running: set[str] = set()
         self.storage_works = self.device_lost = False
-        self.sign_of_life = began = time.monotonic()
+        self.last_sign_of_life = began = time.monotonic()
         threading.Thread(target=self._keep_leases, daemon=True).start()
         self.animate_once()
         # A step of a full-size model takes minutes on CPUs. One that takes far longer than this animation has hung.
@@ -88,14 +88,14 @@ class Animator:
         grey = np.full((height, width, 3), 127, np.uint8)
         frames = card.lengths[0] if card.lengths else 2
         self.pipe(grey, "", num_frames=frames, height=height, width=width, num_inference_steps=1)
-        self.sign_of_life = time.monotonic()
+        self.last_sign_of_life = time.monotonic()
 
     async def check_health(self) -> None:
         """Raise when the device is lost or a step takes far too long. An idle replica tests its device first.
 
         Returns within milliseconds otherwise, however long a step of this model takes.
         """
-        silent = time.monotonic() - self.sign_of_life
+        silent = time.monotonic() - self.last_sign_of_life
         if self.running and silent > self.longest_step_s:
             raise RuntimeError(f"no denoising step in {silent:.0f} s")
         if not self.running and silent > HEALTH_EVERY_S:
@@ -146,7 +146,7 @@ class Animator:
         """
         if self.device_lost:
             raise DeviceLostError
-        self.running, self.sign_of_life = set(job_ids), time.monotonic()
+        self.running, self.last_sign_of_life = set(job_ids), time.monotonic()
         claimed: list[tuple[Job, bytes]] = []
         facts: dict[str, dict[str, Any]] = {}
         again: list[str] = []  # jobs to be tried alone
@@ -192,7 +192,7 @@ class Animator:
             if self.pipe.device.type == "cuda":
                 torch.cuda.empty_cache()
             assert torch.ones(1, device=self.pipe.device).add(1).item() == 2
-            self.sign_of_life = time.monotonic()
+            self.last_sign_of_life = time.monotonic()
         except Exception:
             logger.exception("%s no longer computes; this replica must be replaced", self.pipe.device)
             self.device_lost = True
@@ -287,7 +287,7 @@ class Animator:
             raise StorageAwayError(f"{self.videos} accepted no file in {PATIENCE_S:.0f} s") from error
 
     def _waits_for_storage(self, state: tenacity.RetryCallState) -> None:
-        self.sign_of_life = time.monotonic()  # a restart by the health check would lose the frames
+        self.last_sign_of_life = time.monotonic()  # a restart by the health check would lose the frames
         error = state.outcome.exception() if state.outcome else None
         logger.warning("waits for the storage: %s", error, extra={"jobs": sorted(self.running)})
 
@@ -313,7 +313,7 @@ class Progress:
     def advance(self, percent: int) -> None:
         """Store the progress of the active jobs. Raises StoppedError when none is active any more."""
         animator = self.animator
-        animator.sign_of_life = time.monotonic()
+        animator.last_sign_of_life = time.monotonic()
         for job in self.jobs:
             if job.id in self.active and not animator.store.advance(
                 job.id, job.attempt, percent, animator.settings.lease_s

@@ -18,14 +18,14 @@ from cinemo.sidecar import Request
 from pipelines.serving import tables
 from pipelines.serving.database import Database
 from pipelines.serving.ids import time_of
-from pipelines.serving.tables import gone, ingresses, jobs
+from pipelines.serving.tables import ingresses, jobs, tombstones
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
 Death = Literal["none", "device", "process"]  # what died, and ended an attempt
 OPEN: tuple[Status, ...] = ("queued", "in_progress")
 LONG_QUEUE = 10_000  # from this limit on, the queue's length is not counted for every job, and may exceed it a little
 COUNTED_FOR_S = 30.0  # seconds for which the last count of the queue may be used
-AT_ONCE = 1000  # rows that one statement takes over or deletes, so that it ends within seconds
+MAX_ROWS = 1000  # rows that one statement takes over or deletes, so that it ends within seconds
 KEPT_TOMBSTONES_S = 30 * 86_400  # for this long, a deleted id is distinguished from one that never existed
 
 # Only the replica that animates a job reads its image.
@@ -91,7 +91,7 @@ class Store:
         `most` jobs are open, or `most_of_owner` of this owner, and OtherRequestError when the key belongs to another
         request.
         """
-        has_room = self._surely_has_room(job.owner, most, most_of_owner)
+        has_room = self._has_room_by_last_count(job.owner, most, most_of_owner)
 
         def insert() -> tuple[Job, bool]:
             with self.database.transaction() as connection:
@@ -120,7 +120,7 @@ class Store:
         self.counted = {row[0]: row[1] for row in self.database.patiently(lambda: self.database.all(count))}
         self.counted_at = time.monotonic()
 
-    def _surely_has_room(self, owner: str, most: int, most_of_owner: int) -> bool:
+    def _has_room_by_last_count(self, owner: str, most: int, most_of_owner: int) -> bool:
         if min(most, most_of_owner) < LONG_QUEUE or time.monotonic() > self.counted_at + COUNTED_FOR_S:
             return False
         return sum(self.counted.values()) < 0.9 * most and self.counted.get(owner, 0) < 0.9 * most_of_owner
@@ -139,12 +139,12 @@ class Store:
 
     def is_gone(self, job_id: str, owner: str) -> bool:
         """Whether a job of this owner was deleted or has expired."""
-        query = sa.select(gone.c.id).where(gone.c.id == job_id, gone.c.owner == owner)
+        query = sa.select(tombstones.c.id).where(tombstones.c.id == job_id, tombstones.c.owner == owner)
         return self.database.patiently(lambda: self.database.first(query)) is not None
 
     def deleted(self, job_ids: Sequence[str]) -> set[str]:
         """Find which of these jobs, of any owner, were deleted or have expired."""
-        query = sa.select(gone.c.id).where(gone.c.id.in_(job_ids))
+        query = sa.select(tombstones.c.id).where(tombstones.c.id.in_(job_ids))
         return {row.id for row in self.database.patiently(lambda: self.database.all(query))} if job_ids else set()
 
     def page(self, owner: str, after: str | None, limit: int, newest_first: bool) -> tuple[list[Job], bool]:
@@ -262,20 +262,20 @@ class Store:
         change = jobs.update().where(jobs.c.id.in_(oldest)).values(lease_owner=lease_owner)
         return self.database.patiently(lambda: self.database.change(change))
 
-    def watched(self, lease_owner: str, known: Collection[str]) -> list[Job]:
-        """Open jobs that this ingress should watch and that are not `known` to it: AT_ONCE of them at most."""
+    def jobs_to_watch(self, lease_owner: str, known: Collection[str]) -> list[Job]:
+        """Open jobs that this ingress should watch and that are not `known` to it: MAX_ROWS of them at most."""
         ids = sa.select(jobs.c.id).where(jobs.c.status.in_(OPEN), jobs.c.lease_owner == lease_owner)
         found = self.database.patiently(lambda: self.database.all(ids))
-        return self.get_all([row.id for row in found if row.id not in known][:AT_ONCE])
+        return self.get_all([row.id for row in found if row.id not in known][:MAX_ROWS])
 
     def delete(self, job_id: str, owner: str) -> Job | None:
         """Delete a job, running or not; returns it, or None if the owner has no such job."""
         return next(iter(self._delete_with_tombstone(sa.and_(jobs.c.id == job_id, jobs.c.owner == owner))), None)
 
     def delete_expired(self) -> list[Job]:
-        """Delete expired jobs, and return them; delete old tombstones too. AT_ONCE of each at most."""
-        old = sa.select(gone.c.id).where(gone.c.at < self.database.now - KEPT_TOMBSTONES_S).limit(AT_ONCE)
-        self.database.patiently(lambda: self.database.change(gone.delete().where(gone.c.id.in_(old))))
+        """Delete expired jobs, and return them; delete old tombstones too. MAX_ROWS of each at most."""
+        old = sa.select(tombstones.c.id).where(tombstones.c.at < self.database.now - KEPT_TOMBSTONES_S).limit(MAX_ROWS)
+        self.database.patiently(lambda: self.database.change(tombstones.delete().where(tombstones.c.id.in_(old))))
         lost = ingresses.delete().where(ingresses.c.lease_until < self.database.now - KEPT_TOMBSTONES_S)
         self.database.patiently(lambda: self.database.change(lost))
         expired = sa.select(jobs.c.id).where(jobs.c.expires_at < self.database.now, jobs.c.status.not_in(OPEN))
@@ -286,7 +286,7 @@ class Store:
             with self.database.transaction() as connection:
                 rows = connection.execute(jobs.delete().where(which).returning(*COLUMNS)).all()
                 if rows:
-                    insert = gone.insert().values(at=self.database.now)
+                    insert = tombstones.insert().values(at=self.database.now)
                     connection.execute(insert, [{"id": row.id, "owner": row.owner} for row in rows])
                 return [_job(row) for row in rows]
 
@@ -305,9 +305,9 @@ class Store:
 
 
 def _locked(ids: sa.Select[tuple[str]]) -> sa.Select[Any]:
-    """Select AT_ONCE of these ids and lock their rows, without those that another process is changing."""
+    """Select MAX_ROWS of these ids and lock their rows, without those that another process is changing."""
     # As a common table expression: PostgreSQL might evaluate a subquery with a limit more than once.
-    some = ids.limit(AT_ONCE).with_for_update(skip_locked=True).cte("some", nesting=True)
+    some = ids.limit(MAX_ROWS).with_for_update(skip_locked=True).cte("some", nesting=True)
     return sa.select(some.c.id)
 
 

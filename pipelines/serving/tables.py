@@ -39,7 +39,7 @@ jobs = sa.Table(
     sa.Index("cinemo_jobs_2_by_status", "status", "lease_owner", "owner", "id"),
     sa.Index("cinemo_jobs_2_by_expiry", "expires_at"),
 )
-gone = sa.Table(
+tombstones = sa.Table(
     "cinemo_gone_1",
     metadata,
     sa.Column("id", sa.String(64), primary_key=True),

@@ -139,10 +139,10 @@ def test_jobs_are_taken_over_only_when_their_owners_had_time_to_renew(tmp_path: 
         while time.monotonic() > of.renewed + 60:
             await asyncio.sleep(0.02)
         of.stop()
-        return of.takes_over_from - of.renewed
+        return of.may_take_over_from - of.renewed
 
     assert asyncio.run(asyncio.wait_for(see(), 60)) == pytest.approx(60, abs=1)
-    assert [one.id for one in store.watched("other", ())] == ["video_of_other"]
+    assert [one.id for one in store.jobs_to_watch("other", ())] == ["video_of_other"]
 
 
 def test_a_call_that_fails_is_made_again_and_a_model_that_is_gone_fails_the_job(tmp_path: Path) -> None:

@@ -225,14 +225,14 @@ def test_a_device_that_computes_nothing_fails_no_job_and_its_replica_is_replaced
 def test_the_health_of_an_idle_replica_is_a_tiny_computation_that_waits_for_no_animation(animator: Animator) -> None:
     """It was an animation: of a full-size model on CPUs, minutes, for which Serve does not wait."""
     with busy(animator):
-        animator.sign_of_life = before = animator.sign_of_life - 1000
+        animator.last_sign_of_life = before = animator.last_sign_of_life - 1000
         asyncio.run(asyncio.wait_for(animator.check_health(), 30))
-        assert animator.sign_of_life > before
+        assert animator.last_sign_of_life > before
 
 
 def test_a_step_may_take_as_long_as_this_model_needs(animator: Animator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(animator, "running", {"video_slow"})
-    monkeypatch.setattr(animator, "sign_of_life", time.monotonic() - 1000)
+    monkeypatch.setattr(animator, "last_sign_of_life", time.monotonic() - 1000)
     with pytest.raises(RuntimeError, match="no denoising step in 1000 s"):
         asyncio.run(animator.check_health())
     monkeypatch.setattr(animator, "longest_step_s", 20 * 600.0)  # its first animation took ten minutes

@@ -165,17 +165,17 @@ def test_what_nobody_watches_is_taken_by_one_of_many(url: str, monkeypatch: pyte
 
     threads = [threading.Thread(target=take, args=(f"taker{number}",)) for number in range(4)]
     with monkeypatch.context() as patch:
-        patch.setattr(stores, "AT_ONCE", 15)
+        patch.setattr(stores, "MAX_ROWS", 15)
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-    taken = {f"taker{number}": Store(url).watched(f"taker{number}", ()) for number in range(4)}
+    taken = {f"taker{number}": Store(url).jobs_to_watch(f"taker{number}", ()) for number in range(4)}
     assert sorted(one.id for some in taken.values() for one in some) == [f"video_{number:04d}" for number in range(20)]
     assert {one.lease_owner for one in taken["taker0"]} <= {"taker0"}
     assert store.take_abandoned("first") == 0
-    assert [one.id for one in store.watched("first", ())] == ["video_0050"]
-    assert store.watched("first", {"video_0050"}) == []
+    assert [one.id for one in store.jobs_to_watch("first", ())] == ["video_0050"]
+    assert store.jobs_to_watch("first", {"video_0050"}) == []
 
 
 def test_a_running_attempt_is_left_alone_until_its_lease_expires(store: Store) -> None:
