@@ -27,10 +27,13 @@ from pipelines.evaluate import datasets, rows
 from pipelines.evaluate.config import REAL, EvaluateConfig, Variant, scheme, variants
 
 if TYPE_CHECKING:  # seconds to import, and `--help` needs neither
+    import ray.data
+
     from pipelines.evaluate import report
 
 
 SCHEMA_VERSION = 1
+ROWS_PER_FILE = 8  # at most this many are redone after a kill, besides those in progress
 
 
 def placed(config: EvaluateConfig) -> EvaluateConfig:
@@ -214,12 +217,6 @@ def tag(label: str) -> str:
 def rounded(cell: "report.Value") -> list[float | None]:
     """[value, low, high] for the summary; None instead of NaN."""
     return [None if number != number else round(number, 6) for number in (cell.value, cell.low, cell.high)]
-
-
-if TYPE_CHECKING:  # seconds to import, and `--help` does not need it
-    import ray.data
-
-ROWS_PER_FILE = 8  # at most this many are redone after a kill, besides those in progress
 
 
 class Evaluator:

@@ -19,6 +19,7 @@ from pipelines.evaluate.config import REAL, EvaluateConfig, Variant
 
 Row = dict[str, Any]
 ROUNDS, SET_ROUNDS = 1000, 20  # resamples of the bootstrap: for a mean, and for a distance between sets
+SHOWN = 3  # cases on the sheet
 SPLITS = 10  # of the inception score
 PAPER = "published in the paper (not measured here)"
 # Table 1, as printed. Method -> metric -> value.
@@ -235,9 +236,6 @@ def parquet(cells: Sequence[Value], config: EvaluateConfig) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer)
     return buffer.getvalue()
-
-
-SHOWN = 3  # cases on the sheet
 
 
 def pictures(config: EvaluateConfig, variants: Sequence[Variant], rows: Sequence[Row]) -> dict[str, bytes]:

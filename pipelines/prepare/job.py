@@ -30,6 +30,7 @@ from pipelines.prepare.config import PrepareConfig
 if TYPE_CHECKING:  # seconds to import, and `--help` does not need it
     import ray.data
 
+FEW = 0.01  # buckets with a smaller share of the clips are hardly learned
 STAGES = ("decode_s", "score_s", "encode_s")
 
 
@@ -190,9 +191,6 @@ def describe(job: Job, written: parts.Survey) -> dict[str, Any]:
         "bucket_weights": weights if job.config.balance else None,
         "fingerprint": hashlib.sha256(json.dumps([made_with, written.identity]).encode()).hexdigest(),
     }
-
-
-FEW = 0.01  # buckets with a smaller share of the clips are hardly learned
 
 
 def count_lines(counts: Mapping[str, Any]) -> Iterator[str]:

@@ -15,6 +15,9 @@ from pipelines.core import tracking
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Job, Store
 
+logger = logging.getLogger("ray.serve")
+
+MOST_WAITING = 1000  # videos to be logged; further ones are dropped
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
 
 
@@ -58,11 +61,6 @@ class Metrics:
         for status in ("queued", "in_progress", "completed", "failed"):
             self.queue.labels(status).set(counts.get(status, 0))
         return generate_latest(self.registry), CONTENT_TYPE_LATEST
-
-
-logger = logging.getLogger("ray.serve")
-
-MOST_WAITING = 1000  # videos to be logged; further ones are dropped
 
 
 class Tracker:

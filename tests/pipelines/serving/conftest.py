@@ -1,7 +1,9 @@
 """Shared by the tests of the service: a real PostgreSQL, a small model, a service in this process."""
 
+import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -9,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import sqlalchemy as sa
 from fastapi.testclient import TestClient
@@ -85,6 +88,14 @@ class Postgres:
         assert self.server is not None
         self.server.kill()
         self.server.wait()
+
+    def stop(self, stopped: bool) -> None:
+        """Let the server hang, its sockets open, or go on."""
+        assert self.server is not None
+        server = psutil.Process(self.server.pid)
+        for process in (server, *server.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGSTOP if stopped else signal.SIGCONT)
 
     def url(self, database: str) -> str:
         return f"postgresql://cinemo@127.0.0.1:{self.port}/{database}"

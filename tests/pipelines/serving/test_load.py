@@ -28,6 +28,7 @@ NUM_JOBS = 80
 LIMIT = 20
 SMALL = {"num_inference_steps": "8"}
 SECONDS = 20  # of too many requests
+AWAY_S = 15  # seconds for which the database hangs, longer than a lease and a time limit, or the storage is away
 
 
 @pytest.fixture(scope="module")
@@ -105,28 +106,44 @@ def test_ten_times_too_many_requests_are_answered_and_what_was_taken_is_made(
     assert max(sizes[-third:]) <= 1.05 * max(sizes[:third])
 
 
-def kill_each_kind(moments: random.Random, postgres: Postgres, store: Store, killed: Counter[str]) -> None:
-    """Kill all replicas, an ingress, the proxy and the database, in any order, each while jobs wait or run."""
+FAULTS = ("animator", "ingress", "ProxyActor", "database", "hanging database", "storage")
+
+
+def make_each_fault(moments: random.Random, postgres: Postgres, store: Store, videos: Path, made: Counter[str]) -> None:
+    """Kill all replicas, an ingress, the proxy and the database; let the database hang; take the storage away.
+
+    In any order, each while jobs wait or run.
+    """
     over = threading.Event()  # never set: its wait is a pause
-    for name in moments.sample(["animator", "ingress", "ProxyActor", "database"], 4):
+    for name in moments.sample(FAULTS, len(FAULTS)):
         over.wait(moments.uniform(0.5, 4))
         until(lambda: num_open(store) > 1)
         if name == "database":
             postgres.kill()
             over.wait(moments.uniform(0, 2))
             postgres.start()
+        elif name == "hanging database":
+            postgres.stop(True)
+            over.wait(AWAY_S)
+            postgres.stop(False)
+        elif name == "storage":  # a file in place of the folder: every write fails
+            videos.rename(videos.with_name("away"))
+            videos.write_bytes(b"")
+            over.wait(AWAY_S)
+            videos.unlink()
+            videos.with_name("away").rename(videos)
         else:
             full_name = name if name == "ProxyActor" else f"ServeReplica:cinemo:{name}"
             found = until(lambda name=full_name: processes(name))
             for process in found if name == "animator" else [moments.choice(found)]:
                 process.send_signal(signal.SIGKILL)
-        killed[name] += 1
+        made[name] += 1
 
 
-def test_eighty_jobs_outlive_kills_of_replicas_ingress_proxy_and_database_and_each_is_finished_once(
+def test_eighty_jobs_outlive_kills_and_a_database_and_a_storage_that_are_away_and_each_is_finished_once(
     client: httpx.Client, settings: ServeSettings, store: Store, postgres: Postgres, moments: random.Random
 ) -> None:
-    before, killed = store.counts(), Counter[str]()
+    before, made, videos = store.counts(), Counter[str](), Path(settings.output, "videos")
     assert set(before) <= {"completed"}
     numbers, ids = itertools.count(), dict[int, str]()
 
@@ -135,11 +152,11 @@ def test_eighty_jobs_outlive_kills_of_replicas_ingress_proxy_and_database_and_ea
             ids[number] = send(client, seed=str(number), **SMALL)
 
     with ThreadPoolExecutor(5) as threads:
-        killer = threads.submit(kill_each_kind, moments, postgres, store, killed)
+        killer = threads.submit(make_each_fault, moments, postgres, store, videos, made)
         senders = [threads.submit(send_many, killer) for _ in range(4)]
     for one in (killer, *senders):
         one.result()
-    assert killed == Counter(["animator", "ingress", "ProxyActor", "database"])
+    assert made == Counter(FAULTS)
     assert len(set(ids.values())) == len(ids) >= NUM_JOBS
 
     ended = wait(client, *ids.values())
