@@ -39,7 +39,7 @@ def stored(bucket: Any, tmp_path: Path) -> Path:
 
 def unpack(kind: str, folder: Path) -> str:
     """Unpack the output of a job; returns its path."""
-    shutil.unpack_archive(STORED / f"{kind}.tar.xz", folder, filter="data")
+    shutil.unpack_archive(STORED / f"{kind}.tar.xz", folder)
     return str(folder / kind)
 
 
