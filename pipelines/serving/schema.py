@@ -145,10 +145,8 @@ def request_body() -> dict[str, Any]:
     as_form = {"type": "string", "format": "binary", "description": "the image: JPEG, PNG, WebP, ..."}
     as_json = {"type": "string", "pattern": "^data:", "description": "the image: data:TYPE;base64,DATA"}
 
-    side = {"type": "integer", "description": "in pixels; give width and height, or size"}
-
     def with_image(image: dict[str, Any]) -> dict[str, Any]:
-        properties = {"input_reference": image, **fields["properties"], "width": side, "height": side}
+        properties = {"input_reference": image, **fields["properties"]}
         required = ["prompt", "input_reference"]
         return {"schema": {**fields, "properties": properties, "required": required, "additionalProperties": True}}
 

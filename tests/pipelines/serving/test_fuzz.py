@@ -62,7 +62,7 @@ def test_no_request_is_answered_with_a_5xx(small: str, tmp_path: Path) -> None:
         lines = httpx.get(f"{address}/metrics").text.splitlines()
     classes = defaultdict(set)
     for method, route, status in (line.groups() for line in map(ANSWERS.match, lines) if line):
-        classes[method, route].add(status)
+        classes[method, route.replace(":path", "")].add(status)  # as the document names it
     assert not [operation for operation, seen in classes.items() if "5" in seen]
     operations = {
         (method.upper(), path): has for path, item in document["paths"].items() for method, has in item.items()
