@@ -2,7 +2,7 @@
 
 import re
 
-# The part before an @ in a URL's authority. Azure's URLs have the container there, which is no secret.
+# User and password, before the @ of a URL. Azure's URLs have the container's name there, which is not secret.
 _USER = re.compile(r"\b(?!abfss?:|wasbs?:)([a-z][a-z0-9+.-]*://)[^\s/?#@\"'<>]+(?:@[^\s/?#@\"'<>]+)*@", re.IGNORECASE)
 _PARAMETER = re.compile(
     r"([?&;][\w.-]*(?:signature|credential|token|secret|password|passwd|pwd|key|keyid|accessid|sig|auth)=)[^\s&;#\"'<>]+",

@@ -39,7 +39,7 @@ class Request(TypedDict):
 
 
 class Sidecar(TypedDict):
-    """How a video was made."""
+    """JSON beside a video: the model, the settings and the measurements of its animation."""
 
     id: ReadOnly[str]
     model: ReadOnly[str]

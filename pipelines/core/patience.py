@@ -53,7 +53,7 @@ _under_way: ContextVar[int] = ContextVar("under_way", default=0)
 
 
 class StorageError(OSError):
-    """The storage failed; the message names the place. It is no fault of any file."""
+    """The storage failed, which says nothing about the file. The message names the place."""
 
     waited = False  # whether this process has already retried
 

@@ -1,4 +1,4 @@
-"""What the service reports: Prometheus metrics, and finished videos in MLflow, one run each, if it is set to `track`.
+"""Prometheus metrics of the service and, with the setting `track`, an MLflow run for each finished video.
 
 Each of several ingress processes reports only its own counts. A separate thread logs to MLflow, so that a slow or
 unavailable server delays nothing; the video's sidecar has the same facts.

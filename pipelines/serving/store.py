@@ -173,8 +173,8 @@ class Store:
     def claim(self, job_id: str, replica: str, lease_s: float, alone: bool) -> tuple[Job, bytes] | None:
         """Begin an attempt; returns (the job, with the attempt's number, its image).
 
-        None if the job is no longer open, if another replica's attempt is running, or if the job may have killed a
-        process and this attempt is not alone. An attempt of another replica whose lease expired counts as a death.
+        None if the job has ended, if an attempt of another replica is running, or if a process died during an earlier
+        attempt and this one is not alone. An attempt of another replica whose lease expired counts as a death.
         """
         by_another = sa.and_(jobs.c.replica.is_not(None), jobs.c.replica != replica)
         if alone:
