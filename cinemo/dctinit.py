@@ -19,8 +19,8 @@ def dct_init(
 
     noise: (B, C, F, h, w). image_latents: (B, C, 1, h, w), scaled. alpha_bar: cumulative alpha at tau, 0..1.
     cutoff: share p of rows and columns taken from the image, 0..1: the corner int(h * p) x int(w * p), with every
-    temporal frequency of that corner. transform: "dct" (orthonormal 3-D DCT-II) or "fft" (the centred low square of the
-    same area). The arithmetic is float64; returns a tensor like `noise`.
+    temporal frequency of that corner. transform: "dct" (orthonormal 3-D DCT-II) or "fft" (as many of the lowest
+    frequencies of both signs). The arithmetic is float64; returns a tensor like `noise`.
     Raises ValueError for a cutoff outside 0..1, an unknown transform, or shapes that do not match.
     """
     if not 0.0 <= cutoff <= 1.0:

@@ -12,7 +12,7 @@ import numpy as np
 
 NUM_BUCKETS = 20
 SCORE_DEFINITION = "ssim-rgb-u7-v1"  # stored with every dataset and model; change it when a score would change
-OFFICIAL_MOTION = {"kind": "official-demo-100"}  # the mapping of a model directory without one
+OFFICIAL_MOTION = {"kind": "official-demo-100"}  # used when a model directory names no mapping
 UNIFORM_MOTION = {"kind": "ssim-uniform-20", "score": SCORE_DEFINITION}  # the mapping of models trained here
 
 
@@ -22,7 +22,7 @@ _CONTRAST = np.float32((0.03 * 255) ** 2 * 48 * 49)
 
 
 def motion_score(frames: np.ndarray) -> float:
-    """Mean SSIM of neighbouring frames: 1 is a still clip (Eq. 2).
+    """Mean SSIM of neighbouring frames (Eq. 2): 1 is a still clip, and less is more motion.
 
     frames: uint8 (N, H, W, 3), RGB, N >= 2, H and W >= 7.
     Equals skimage.metrics.structural_similarity(a, b, channel_axis=-1, data_range=255), averaged over pairs.

@@ -159,8 +159,7 @@ class CinemoPipeline(DiffusionPipeline):
 
         # 3. Initial noise, one generator per sample (section 3.3).
         if latents is None:
-            shape = (image_latents.shape[1], num_frames - 1, *image_latents.shape[-2:])
-            latents = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(int(s))) for s in seeds])
+            latents = draw_noise(image_latents, num_frames - 1, seeds)
             if dct_init:
                 alpha_bar = self.scheduler.alphas_cumprod[dct_timestep].double()
                 latents = refine_noise(latents, image_latents, alpha_bar, dct_cutoff, dct_transform)
@@ -221,3 +220,9 @@ class CinemoPipeline(DiffusionPipeline):
         text = encode_prompts(self.tokenizer, self.text_encoder, prompts).to(device, dtype)
         residuals, image_latents = latents.to(device, dtype), image_latents.to(device, dtype)
         return invert_residuals(self.unet, self.scheduler, residuals, image_latents, text, ids, num_inference_steps)
+
+
+def draw_noise(image_latents: Tensor, frames: int, seeds: Sequence[int]) -> Tensor:
+    """Draw the initial noise, one generator a sample. image_latents: (B, C, 1, h, w). Returns (B, C, F, h, w)."""
+    shape = (image_latents.shape[1], frames, *image_latents.shape[-2:])
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds])

@@ -12,8 +12,9 @@ SCHEDULERS = {
     "heun": "HeunDiscreteScheduler",
 }
 
-# Settings of CinemoPipeline by speed. "paper" evaluates the whole U-Net 100 times; "balanced" 15 times, and its first
-# level 15 times more; "fast" 6 and 6. Guidance acts in the first half, which decides motion. See benchmarks/speed.py.
+# Settings of CinemoPipeline by speed. "paper" evaluates the whole U-Net 100 times; "balanced" 15 times, and another 15
+# times only its first level; "fast" 6 and 6. Guidance acts in the first half, which decides motion. benchmarks/speed.py
+# measures them.
 _FAST = {"scheduler": "dpmsolver++", "guidance_interval": (0.0, 0.5), "cache_interval": 2}
 Speed = Literal["paper", "balanced", "fast"]
 SPEEDS: dict[Speed, dict[str, Any]] = {

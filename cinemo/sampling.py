@@ -1,4 +1,4 @@
-"""Denoising: samplers by name, classifier-free guidance, and the loop over timesteps."""
+"""Denoising: classifier-free guidance and the loop over timesteps. The names of schedulers are in cinemo/presets.py."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ class Guidance(NamedTuple):
     """Classifier-free guidance: how strongly each sample is drawn from its negative prompt towards its prompt."""
 
     scales: Sequence[float]  # one per sample; 1 is no guidance
-    rescale: float = 0.0  # 0..1: how far the guided prediction is rescaled to the unguided one's standard deviation
+    rescale: float = 0.0  # 0..1: how far the guided prediction is rescaled to the standard deviation of the prompt's
     interval: tuple[float, float] = (0.0, 1.0)  # begin and end of the guided steps, as shares of all steps
 
     @property
@@ -77,7 +77,7 @@ def denoise(
         copies = 2 if guided else 1  # without the negative prompt, half the cost
         cache: dict[str, Any] = {}
         if cache_interval > 1:
-            # Also computed where the guidance interval begins, whether or not this batch is guided: a sample must not
+            # Computed anew where the guidance interval begins, even if this batch is not guided: a sample must not
             # depend on its batch.
             begins = guidance.inside(step, steps) and not guidance.inside(step - 1, steps)
             is_computed = features is None or step % cache_interval == 0 or begins
@@ -101,9 +101,10 @@ def denoise(
 
 
 def rescaled(guided: Tensor, positive: Tensor, share: float) -> Tensor:
-    """Rescale `share` of a guided prediction to the unguided one's standard deviation (Lin et al., 2305.08891, 3.4).
+    """Rescale `share` of a guided prediction to the standard deviation of `positive` (Lin et al., 2305.08891, 3.4).
 
-    Each (B, C, F, h, w); one deviation per sample. Equals diffusers' rescale_noise_cfg, without its imports.
+    positive: the prediction with the prompt alone. Each (B, C, F, h, w); one deviation per sample.
+    Equals diffusers' rescale_noise_cfg, without its imports.
     """
     if not share:
         return guided

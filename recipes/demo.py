@@ -76,30 +76,36 @@ def main(
     start = None if init == "none" else init
     used = animate(start, run / "model", photo, prompt, sampling_steps, animation, sheet)
 
+    typer.echo(f"\ndone in {time.monotonic() - began:.0f} s")
+    show_results(output, photo, used)
+
+
+def step(number: int, text: str) -> None:
+    typer.echo(f"\n[{number}/4] {text}")
+
+
+def show_results(output: Path, photo: Path, used: dict[str, Any]) -> None:
+    """Print where everything is, and commands to go on with. used: the sampling settings."""
+    model, dataset = output / "train" / "model", output / "dataset"
     places = {
-        "animation": animation,
-        "contact sheet": sheet,
-        "loss curve": run / "loss.png",
+        "animation": output / "animation.mp4",
+        "contact sheet": output / "sheet.png",
+        "loss curve": output / "train" / "loss.png",
         "dataset": dataset,
-        "model directory": run / "model",
+        "model directory": model,
         "MLflow database": output / "mlflow.db",
     }
-    typer.echo(f"\ndone in {time.monotonic() - began:.0f} s")
     for name, place in places.items():
         typer.echo(f"  {name:<16} {place}")
     python = Path(sys.executable)
     cinemo = shown(python.with_name("cinemo"))
     typer.echo("\nnext, try:")
     typer.echo(
-        f'  {cinemo} animate {photo} --prompt "the camera zooms in" --model {run / "model"} '
+        f'  {cinemo} animate {photo} --prompt "the camera zooms in" --model {model} '
         f"--steps {used['num_inference_steps']:g} --guidance-scale {used['guidance_scale']:g}"
     )
     typer.echo(f"  {shown(python)} ray_jobs/train.py --dataset {dataset} --output {output / 'zero3'} --zero-stage 3")
     typer.echo(f"  {shown(python.with_name('mlflow'))} ui --backend-store-uri sqlite:///{output / 'mlflow.db'}")
-
-
-def step(number: int, text: str) -> None:
-    typer.echo(f"\n[{number}/4] {text}")
 
 
 def job(name: str, *arguments: str) -> None:

@@ -8,37 +8,52 @@ import typer
 
 from cinemo.commands import common
 
+VideoArgument = Annotated[Path, typer.Argument(help="the video whose motion is taken")]
+PromptOption = Annotated[str, typer.Option(help="what the result shows; may be empty")]
+ImageOption = Annotated[Path | None, typer.Option(help="the first frame after editing, of the video's aspect")]
+FirstFrameOption = Annotated[
+    Path | None, typer.Option(help="write the frame to edit here (.png) and stop: the first step of two")
+]
+SourceOption = Annotated[str | None, typer.Option(help="what the video shows; default: the prompt")]
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        help="builtin:tiny, a model directory, or a hub id; of those that predict residuals little comes back"
+    ),
+]
+StartOption = Annotated[int, typer.Option(help="first frame taken from the video")]
+IntervalOption = Annotated[int, typer.Option(help="distance between frames; less where a video is short")]
+FramesOption = Annotated[int, typer.Option(help="frames taken")]
+BucketOption = Annotated[int | None, typer.Option(help="0 to 19; default: what the video measures")]
+StepsOption = Annotated[int | None, typer.Option(help="denoising steps; default: the model's, 25 at least")]
+GuidanceOption = Annotated[
+    float, typer.Option(help="1 keeps the video's motion; more follows the prompt and departs from it")
+]
+DctOption = Annotated[bool, typer.Option(help="put the image's low frequencies into the inverted noise")]
+TimestepOption = Annotated[int, typer.Option(help="noise level of the image in DCTInit, 0..999")]
+
 
 def edit(
-    video: Annotated[Path, typer.Argument(help="the video whose motion is taken")],
-    prompt: Annotated[str, typer.Option(help="what the result shows; may be empty")] = "",
-    image: Annotated[Path | None, typer.Option(help="the first frame after editing, of the video's aspect")] = None,
-    first_frame: Annotated[
-        Path | None, typer.Option(help="write the frame to edit here (.png) and stop: the first step of two")
-    ] = None,
+    video: VideoArgument,
+    prompt: PromptOption = "",
+    image: ImageOption = None,
+    first_frame: FirstFrameOption = None,
     output: common.OutputOption = Path("out.mp4"),
-    source_prompt: Annotated[str | None, typer.Option(help="what the video shows; default: the prompt")] = None,
-    model: Annotated[
-        str,
-        typer.Option(
-            help="builtin:tiny, a model directory, or a hub id; of those that predict residuals little comes back"
-        ),
-    ] = "builtin:tiny",
-    start: Annotated[int, typer.Option(help="first frame taken from the video")] = 0,
-    interval: Annotated[int, typer.Option(help="distance between frames; less where a video is short")] = 3,
-    num_frames: Annotated[int, typer.Option(help="frames taken")] = 16,
-    motion_bucket: Annotated[int | None, typer.Option(help="0 to 19; default: what the video measures")] = None,
-    steps: Annotated[int | None, typer.Option(help="denoising steps; default: the model's, 25 at least")] = None,
-    guidance_scale: Annotated[
-        float, typer.Option(help="1 keeps the video's motion; more follows the prompt and departs from it")
-    ] = 1.0,
+    source_prompt: SourceOption = None,
+    model: ModelOption = "builtin:tiny",
+    start: StartOption = 0,
+    interval: IntervalOption = 3,
+    num_frames: FramesOption = 16,
+    motion_bucket: BucketOption = None,
+    steps: StepsOption = None,
+    guidance_scale: GuidanceOption = 1.0,
     negative_prompt: common.NegativeOption = "",
     height: common.HeightOption = None,
     width: common.WidthOption = None,
     fps: common.FpsOption = 8,
-    dct_init: Annotated[bool, typer.Option(help="put the image's low frequencies into the inverted noise")] = False,
+    dct_init: DctOption = False,
     dct_cutoff: common.CutoffOption = 0.23,
-    dct_timestep: Annotated[int, typer.Option(help="noise level of the image in DCTInit, 0..999")] = 985,
+    dct_timestep: TimestepOption = 985,
     vae: common.VaeOption = "auto",
     device: common.DeviceOption = "auto",
     dtype: common.DtypeOption = "float32",
@@ -54,10 +69,7 @@ def edit(
     from cinemo.sheet import write_sheet
     from cinemo.video import check_output, load_clip, write_video
 
-    if (image is None) == (first_frame is None):
-        raise ValueError("give --image, the edited first frame, or --first-frame, where the frame to edit is written")
-    if first_frame is not None and first_frame.suffix.lower() != ".png":
-        raise ValueError(f"--first-frame {first_frame} must end in .png")
+    check_steps(image, first_frame)
     check_output(output, fps)
     edited = None if image is None else read_image(image)
     pipe = common.load(model, device, dtype, vae)
@@ -91,3 +103,11 @@ def edit(
         f"{output}: the motion of frames {start}..{last} by {step} of {video}, in {time.perf_counter() - began:.1f} s; "
         f"{common.sentence(made, bucket)}"
     )
+
+
+def check_steps(image: Path | None, first_frame: Path | None) -> None:
+    """Check that either --image or --first-frame is given. Raises ValueError."""
+    if (image is None) == (first_frame is None):
+        raise ValueError("give --image, the edited first frame, or --first-frame, where the frame to edit is written")
+    if first_frame is not None and first_frame.suffix.lower() != ".png":
+        raise ValueError(f"--first-frame {first_frame} must end in .png")

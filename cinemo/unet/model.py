@@ -92,37 +92,28 @@ class CinemoUNet(ModelMixin, ConfigMixin):
 
         self.down_blocks = nn.ModuleList()
         skip_widths = [widths[0]]
-        previous = widths[0]
         for level, width in enumerate(widths):
-            chain = [previous] + [width] * layers_per_block
-            block = DownBlock(
-                list(pairwise(chain)),
-                heads[level] if down_block_types[level].startswith("CrossAttn") else None,
-                *shared,
-            )
+            chain = [widths[max(0, level - 1)]] + [width] * layers_per_block
+            cross = down_block_types[level].startswith("CrossAttn")
+            block = DownBlock(list(pairwise(chain)), heads[level] if cross else None, *shared)
             skip_widths += [width] * layers_per_block
             if level < levels - 1:
                 block.downsamplers = nn.ModuleList([Resample(width, stride=2)])
                 skip_widths.append(width)
             self.down_blocks.append(block)
-            previous = width
 
         self.mid_block = MidBlock(widths[-1], heads[-1], *shared)
 
         self.up_blocks = nn.ModuleList()
-        previous = widths[-1]
         for index, level in enumerate(reversed(range(levels))):
             width = widths[level]
-            chain = [previous] + [width] * layers_per_block
-            block = UpBlock(
-                [(hidden + skip_widths.pop(), width) for hidden in chain],
-                heads[level] if up_block_types[index].startswith("CrossAttn") else None,
-                *shared,
-            )
+            chain = [widths[min(levels - 1, level + 1)]] + [width] * layers_per_block
+            cross = up_block_types[index].startswith("CrossAttn")
+            pairs = [(hidden + skip_widths.pop(), width) for hidden in chain]
+            block = UpBlock(pairs, heads[level] if cross else None, *shared)
             if level > 0:
                 block.upsamplers = nn.ModuleList([Resample(width, stride=1)])
             self.up_blocks.append(block)
-            previous = width
 
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, widths[0], norm_eps)
         self.conv_out = nn.Conv2d(widths[0], out_channels, 3, padding=1)
@@ -162,24 +153,11 @@ class CinemoUNet(ModelMixin, ConfigMixin):
         frame_numbers: int64 (F + 1,), if these are some frames of a longer clip; the first is 0, the image's.
         Returns (B, C, F, h, w) as `.sample`.
         """
-        batch, _, frames = sample.shape[:3]
-        dtype = sample.dtype
-
-        def embed(value: Tensor, width: int, mlp: nn.Module) -> Tensor:
-            wave = get_timestep_embedding(
-                value.expand(batch), width, flip_sin_to_cos=True, downscale_freq_shift=0
-            )  # always float32, which a timestep of 981 needs
-            return mlp(wave.to(dtype))
-
-        time = torch.as_tensor(timestep, device=sample.device)
-        motion = torch.as_tensor(motion_bucket, device=sample.device)
-        emb = embed(time.reshape(-1), self.config["block_out_channels"][0], self.time_embedding)
-        emb = emb + embed(motion.reshape(-1), self.config["addition_time_embed_dim"], self.add_embedding)
-
+        emb = embed(self.time_embedding, timestep, self.config["block_out_channels"][0], sample)
+        emb = emb + embed(self.add_embedding, motion_bucket, self.config["addition_time_embed_dim"], sample)
         clip = join(image_latents, sample)  # Algorithm 1, line 9
-        numbers = torch.arange(frames + 1, device=sample.device) if frame_numbers is None else frame_numbers
-        positions = frame_positions(numbers, dtype)
-        shared = (emb, encoder_hidden_states, positions)
+        numbers = torch.arange(clip.shape[2], device=clip.device) if frame_numbers is None else frame_numbers
+        shared = (emb, encoder_hidden_states, frame_positions(numbers, sample.dtype))
 
         skips = [conv_frames(self.conv_in, clip.permute(0, 2, 3, 4, 1))]
         size = skips[0].shape[2:4]
@@ -201,6 +179,13 @@ class CinemoUNet(ModelMixin, ConfigMixin):
         x = silu(norm_clip(self.conv_norm_out, x))
         out = conv_frames(self.conv_out, x[:, 1:]).permute(0, 4, 1, 2, 3)  # without the image's frame
         return CinemoUNetOutput(sample=out, features=returned) if return_dict else (out,)
+
+
+def embed(mlp: nn.Module, value: int | float | Tensor, width: int, sample: Tensor) -> Tensor:
+    """Embed one number, or one for each of the B samples: a sinusoid of `width` channels, then `mlp`; (B, D)."""
+    values = torch.as_tensor(value, device=sample.device).reshape(-1).expand(sample.shape[0])
+    wave = get_timestep_embedding(values, width, flip_sin_to_cos=True, downscale_freq_shift=0)
+    return mlp(wave.to(sample.dtype))  # the sinusoid is always float32, which a timestep of 981 needs
 
 
 def check_config(

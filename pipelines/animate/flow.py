@@ -131,15 +131,9 @@ def build(
 
     # 3. Frames, from replicas that scale with the work. On CPUs each reserves more than half a core, so that there is
     #    one per core and room for the other stages.
-    facts = {
-        "model": models.plain(config.model),
-        "model_fingerprint": model.fingerprint,
-        "model_lineage": model.card.lineage,
-        "precision": config.precision,
-    }
     made = ready.map_batches(
         animator or Replica,
-        fn_constructor_args=(config, facts, ledger),
+        fn_constructor_args=(config, model_facts(config, model), ledger),
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(min_size=min(config.min_replicas, replicas), max_size=replicas),
@@ -156,6 +150,16 @@ def build(
         compute=ray.data.TaskPoolStrategy(size=max(1, min(cpus, replicas) // 2)),
         num_cpus=0.2,
     )
+
+
+def model_facts(config: AnimateConfig, model: models.Facts) -> dict[str, Any]:
+    """What every sidecar says of the model."""
+    return {
+        "model": models.plain(config.model),
+        "model_fingerprint": model.fingerprint,
+        "model_lineage": model.card.lineage,
+        "precision": config.precision,
+    }
 
 
 def most_replicas(config: AnimateConfig, slices: int) -> int:

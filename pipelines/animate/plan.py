@@ -32,9 +32,9 @@ _FLAGS = {*request.Settings.model_fields}
 
 
 class Plan(NamedTuple):
-    """The tasks. files: those of OUT/catalog with their numbers of rows. keys: of all rows, hashed and sorted.
+    """The tasks. files: those of OUT/catalog, and how many rows each has. keys: of all rows, hashed and sorted.
 
-    rows: the numbers of these rows. edited: whether some row has a source video.
+    rows: the index of each of these rows in the catalog. edited: whether some row has a source video.
     """
 
     files: dict[str, int]
@@ -110,31 +110,29 @@ class Filler:
     def __call__(self, entry: catalogs.Entry) -> dict[str, Any]:
         if entry.fault is not None:
             return _fault(Reason.BAD_ROW, entry.fault)
-        wishes = dict(entry.wishes)
-        video = wishes.pop("video", None)
-        prompt = wishes.pop("prompt", self.prompt)
+        own = dict(entry.settings)
+        video = own.pop("video", None)
+        prompt = own.pop("prompt", self.prompt)
         if (wrong := _wrong_prompt(prompt)) is not None:
             return _fault(Reason.BAD_PROMPT, wrong)
-        wrong_kind = next(
-            (name for name, value in wishes.items() if isinstance(value, (bool, dict, list, bytes))), None
-        )
+        wrong_kind = next((name for name, value in own.items() if isinstance(value, (bool, dict, list, bytes))), None)
         if wrong_kind is not None:
-            return _fault(Reason.BAD_SETTING, f"{wrong_kind} is of type {type(wishes[wrong_kind]).__name__}")
+            return _fault(Reason.BAD_SETTING, f"{wrong_kind} is of type {type(own[wrong_kind]).__name__}")
         try:
-            settings, shape = self.completed(tuple(sorted(wishes.items())), video is not None)
+            settings, shape = self.completed(tuple(sorted(own.items())), video is not None)
         except (ValidationError, request.SettingError) as error:
             return _fault(Reason.BAD_SETTING, _sentence(error))
         made = {"request": json.dumps({**settings, "prompt": prompt.strip()}), "shape": shape}
         return made if video is None else {**made, "source_video": video}
 
-    def _complete(self, wishes: tuple[tuple[str, Any], ...], edited: bool) -> tuple[Request, str]:
+    def _complete(self, own: tuple[tuple[str, Any], ...], edited: bool) -> tuple[Request, str]:
         usual: dict[str, Any] = {}
         if edited:
             edit = {**request.EDITED, "num_inference_steps": self.model.card.inversion_steps}
             usual = {name: value for name, value in edit.items() if name not in self.asked}
-        if "num_inference_steps" in dict(wishes):  # the row's own steps override the job's speed
+        if "num_inference_steps" in dict(own):  # the row's own steps override the job's speed
             usual["speed"] = None
-        asked = request.Settings.model_validate({**self.defaults, **usual, **dict(wishes)})
+        asked = request.Settings.model_validate({**self.defaults, **usual, **dict(own)})
         if edited and asked.speed:
             raise request.SettingError(
                 "speed", "speed does not apply to a row with a video, which DDIM inverts; leave it out"
@@ -142,7 +140,7 @@ class Filler:
         if edited and asked.fit == "pad":
             raise request.SettingError("fit", "fit pad does not apply to a row with a video, whose frames have no bars")
         settings = request.complete(asked, "", self.model, self.ending)
-        if edited and "motion_bucket" not in {*self.asked, *dict(wishes)}:
+        if edited and "motion_bucket" not in {*self.asked, *dict(own)}:
             settings = cast(Request, {**settings, "motion_bucket": None})  # to be measured in the video
         return settings, request.shape_of(settings, edited)
 

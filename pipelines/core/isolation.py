@@ -36,16 +36,8 @@ _VARIABLES = (
 )
 _OF_STORAGE = (
     *("AWS_", "GOOGLE_", "GCLOUD_", "CLOUDSDK_", "GCS", "AZURE_", "FSSPEC_", "HF_", "HADOOP_", "CINEMO_PRIVATE_HOSTS"),
-    *(
-        "http_proxy",
-        "https_proxy",
-        "no_proxy",
-        "HTTP_PROXY",
-        "HTTPS_PROXY",
-        "NO_PROXY",
-        "SSL_CERT_",
-        "REQUESTS_CA_BUNDLE",
-    ),
+    *("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"),
+    *("SSL_CERT_", "REQUESTS_CA_BUNDLE"),
 )
 
 

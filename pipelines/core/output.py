@@ -2,7 +2,8 @@
 
 All jobs share one layout. OUT/settings.json holds the settings that the output was made with; a job with others is
 refused. Rows are in Parquet files named by their content, so a task that runs twice writes one file. OUT/rejects says
-why rows failed. A last file marks the job as finished; it is removed while there is work to do.
+why rows failed. A last file marks the job as finished; it is removed while there is work to do. What is done already, a
+job finds by reading the keys of these rows (dataset/parts.py, animate/listing.py, evaluate/rows.py).
 """
 
 import enum
@@ -21,7 +22,7 @@ from pipelines.core import storage, tracking
 
 
 class Reason(enum.StrEnum):
-    """Why a row has no result. The list is complete: readers may rely on it."""
+    """Why a row has no result. No job writes another reason; docs/operations.md says which job gives which."""
 
     BAD_ROW = "bad_row"  # the table is broken at this row, or names no image
     BAD_CAPTION = "bad_caption"
@@ -84,7 +85,7 @@ class Output:
 
     @property
     def is_finished(self) -> bool:
-        """Whether a job has finished here; rows may have been added to its input since."""
+        """Whether the last file exists. Rows may have been added to the input since."""
         return storage.exists(self.place(self.last))
 
     def claim(self, identity: Mapping[str, Any]) -> None:

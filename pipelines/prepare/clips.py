@@ -2,7 +2,7 @@
 
 A result depends on its row alone, so a job that is killed and run again gives the same rows. A fault of one video is a
 row with a reason, never an exception; a fault of the storage raises StorageError. Untrusted files are opened through
-`run`, which calls a function here or in a child process.
+`run`: `directly` in this process, or in a child process (`in_sandbox`).
 """
 
 import functools
@@ -48,7 +48,7 @@ def draw_span(sampling: SamplingConfig, uri: str, number: int, video_frames: int
 
 @functools.cache
 def in_sandbox(timeout: float) -> Run:
-    """A `run` that calls a child process, one per process; hangs and crashes there become a VideoError here.
+    """Return a `run` that calls functions in this process's one child; its hangs and crashes become a VideoError here.
 
     timeout: seconds for one call.
     """

@@ -70,7 +70,7 @@ def build(job: Job, slices: pa.Table, written: parts.Survey) -> "ray.data.Datase
 
     config = job.config
 
-    # 1. to 3. Spans, clips, latents; finished videos are not opened.
+    # Steps 1 to 3, in flow.py: spans, clips, latents. Finished videos are not opened.
     rows = flow.extract(config, slices, written.keys, written.finished(config.clips_per_video))
 
     # 4. Parts, each named by its content. Writing mostly waits for storage. Only a few at a time, because each would

@@ -1,4 +1,4 @@
-"""Sends queued jobs to replicas, and takes over the jobs of ingresses whose lease expired.
+"""Sends queued jobs to replicas, again when a replica dies, and takes over the jobs of ingresses whose lease expired.
 
 Its whole state is also in the store: when this process dies, another one continues.
 """
@@ -92,7 +92,9 @@ class Dispatcher:
                 else:
                     facts = await self.animate[job.model](job.id, shape_of(job.request))
             except Exception as error:  # the replica died, or there is none: Ray raises many types for that
-                logger.warning("will be restarted: %s", type(error).__name__, extra={"job": job.id})
+                logger.warning(
+                    "replica lost (%s); the job will be sent again", type(error).__name__, extra={"job": job.id}
+                )
                 if isinstance(error, ActorDiedError) and error.actor_id:  # no need to wait until its lease expires
                     death: Death = "none" if error.preempted else "process"
                     await asyncio.to_thread(self.store.release, job.id, error.actor_id, death)
@@ -129,7 +131,8 @@ class Dispatcher:
                     most = await asyncio.to_thread(self.store.take_abandoned, self.name)
                     logger.log(logging.WARNING if most else logging.DEBUG, "videos taken over: %d", most)
                 await asyncio.to_thread(self.store.count_open)
-                # Among them: jobs whose task ended with an error of the database, or that it stored without answering.
+                # Also jobs whose task here ended with an error of the database, and jobs that were stored although the
+                # database's answer was lost.
                 unwatched = await asyncio.to_thread(self.store.jobs_to_watch, self.name, frozenset(self.tasks))
                 for job in unwatched:
                     self.submit(job)

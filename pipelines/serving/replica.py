@@ -157,7 +157,7 @@ class Animator:
             claims = (self.store.claim(job_id, self.replica, lease, alone) for job_id in job_ids)
             claimed.extend((job, image) for job, image in filter(None, claims) if self._may_begin(job))
             facts = self._animate(claimed) if claimed else {}
-            if not alone:  # what was not claimed may have killed a process
+            if not alone:  # a job that could not be claimed in a batch may have killed a process before: try it alone
                 again = [job_id for job_id in job_ids if job_id not in {job.id for job, _ in claimed}]
         except StoppedError:
             return {}
@@ -207,7 +207,7 @@ class Animator:
     def _may_begin(self, job: Job) -> bool:
         if job.lone_deaths < LONE_DEATHS and job.deaths < self.settings.max_attempts:
             return True
-        message = f"given up: {job.deaths} processes died while they animated it"
+        message = f"given up: its attempts ended {job.deaths} times because a process or a device died"
         self.store.fail(job.id, job.attempt, "server_error", message, self.settings.ttl_s)
         return False
 

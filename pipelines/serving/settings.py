@@ -39,7 +39,7 @@ class Replicas(BaseModel, frozen=True, extra="forbid"):
 class Limits(BaseModel, frozen=True, extra="forbid"):
     """Limits of one request, and of all open requests together."""
 
-    max_bytes: int = Field(20_000_000, ge=1, description="bytes of a request's body")
+    max_bytes: int = Field(20_000_000, ge=1, description="bytes of a request, with the uploaded image")
     max_pixels: int = Field(40_000_000, ge=64, description="pixels of an image")
     max_prompt: int = Field(2000, ge=1, description="characters of a prompt")
     max_steps: int = Field(100, ge=1, le=999, description="denoising steps")
@@ -91,7 +91,9 @@ class ServeSettings(BaseModel, frozen=True, extra="forbid"):
     ingress_replicas: int = Field(1, ge=1, description="processes that answer HTTP; more than one needs PostgreSQL")
     ingress_cpus: float = Field(0, ge=0, description="CPUs an ingress reserves; above 0: not on a head without CPUs")
     lease_s: float = Field(30, gt=0, description="seconds without a sign of life after which a video is restarted")
-    max_attempts: int = Field(10, ge=1, description="a video fails after so many deaths of replicas that animated it")
+    max_attempts: int = Field(
+        10, ge=1, description="a video fails after so many deaths of replicas, or two while it was alone"
+    )
     ttl_s: float = Field(86_400, gt=0, description="seconds that a finished video is kept")
     replicas: Replicas = Field(
         default_factory=lambda: Replicas.model_validate({}), description="replicas of each model"

@@ -4,6 +4,10 @@ A job is queued, then in progress, then completed or failed, and from then on it
 when the lease of that ingress expires, another one takes its jobs over. A replica claims an attempt, which has its own
 lease: until that expires, or the replica releases it, no other replica can claim one. Reports of older attempts are
 ignored.
+
+When a replica dies, its attempts are released (dispatch.py) or their leases expire; the jobs are queued again and the
+death is counted. After a death a job is only claimed alone, so that it takes no others along. It fails after two deaths
+while it was alone, or settings.max_attempts deaths in all (replica.py).
 """
 
 import dataclasses
@@ -21,7 +25,7 @@ from pipelines.serving.ids import time_of
 from pipelines.serving.tables import ingresses, jobs, tombstones
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
-Death = Literal["none", "device", "process"]  # what died, and ended an attempt
+Death = Literal["none", "device", "process"]  # why an attempt ended without a result; "none" is not counted
 OPEN: tuple[Status, ...] = ("queued", "in_progress")
 LONG_QUEUE = 10_000  # from this limit on, the queue's length is not counted for every job, and may exceed it a little
 COUNTED_FOR_S = 30.0  # seconds for which the last count of the queue may be used
@@ -62,9 +66,9 @@ class Job:
     idempotency_key: str | None = None
     request_digest: str | None = None
     replica: str | None = None
-    alone: int = 0
-    deaths: int = 0
-    lone_deaths: int = 0
+    alone: int = 0  # 1 if the attempt is the only job of its batch
+    deaths: int = 0  # attempts that ended because a process or a device died
+    lone_deaths: int = 0  # those of a process, while the attempt was alone
 
     @property
     def is_open(self) -> bool:
@@ -173,8 +177,8 @@ class Store:
     def claim(self, job_id: str, replica: str, lease_s: float, alone: bool) -> tuple[Job, bytes] | None:
         """Begin an attempt; returns (the job, with the attempt's number, its image).
 
-        None if the job has ended, if an attempt of another replica is running, or if a process died during an earlier
-        attempt and this one is not alone. An attempt of another replica whose lease expired counts as a death.
+        None if the job has ended, if an attempt of another replica is running, or if an earlier attempt ended by a
+        death and this one is not alone. An attempt of another replica whose lease expired counts as a death.
         """
         by_another = sa.and_(jobs.c.replica.is_not(None), jobs.c.replica != replica)
         if alone:

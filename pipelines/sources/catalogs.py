@@ -1,9 +1,10 @@
 """Read catalogs: a stream of images to animate, each with its settings.
 
 A catalog is a folder of images, a table (.csv, .tsv, .json, .jsonl, .ndjson, each also .gz, or .parquet), a folder of
-.parquet files, or a pattern such as catalog/{000..127}.parquet; local or anything that fsspec opens, and so may each
-image. A column holds the image's uri or, in Parquet, its bytes; another the uri of the video whose motion the image
-gets; others hold settings of the row. A folder may also hold Hugging Face's metadata.csv, .jsonl or .parquet.
+.parquet files, or a pattern such as catalog/{000..127}.parquet. The catalog and its images may each be local or at any
+URI that fsspec opens. A column holds the image's uri or, in Parquet, its bytes; another the uri of the video whose
+motion the image gets; others hold settings of the row. A folder may also hold Hugging Face's metadata.csv, .jsonl or
+.parquet.
 
 Images are not opened and values not checked here. An error in one row is stored in its `fault`; an error of the whole
 catalog is a ValueError.
@@ -21,8 +22,9 @@ from pipelines.core.patience import limited
 from pipelines.sources import cells, columns, folder, images, manifests, places, tables, webdataset
 from pipelines.sources.rows import Tally, is_utf8, named, or_fault
 
-# Settings that a row may have, and the names of their columns. `video` is the one whose motion the image gets.
-WISHES: dict[str, columns.Groups] = {
+# Settings that a row may have, and the names of their columns: fields of animate's request.Settings and, as `video`,
+# the video whose motion the image gets. A column may have one of several names, in order of preference.
+ROW_SETTINGS: dict[str, columns.Groups] = {
     "prompt": columns.PROMPT,
     "negative_prompt": (("negative_prompt",),),
     "motion_bucket": (("motion_bucket",),),
@@ -42,11 +44,11 @@ class Entry(NamedTuple):
     """A row of a catalog: the image's uri, and the row's settings as written there, without empty values.
 
     A video among the settings is an absolute uri.
-    fault: the error in the row, None for a good one. In a faulty row, image may be the place of the row.
+    fault: the error in the row, None for a good one. For a faulty row, `image` may say where the row is: FILE#line-N.
     """
 
     image: str
-    wishes: dict[str, Any]
+    settings: dict[str, Any]
     fault: str | None = None
 
 
@@ -98,7 +100,7 @@ def check(
         if not head:
             raise ValueError(f"it lists no image; images end in {', '.join(IMAGE_SUFFIXES)}")
         good = [entry for entry in head if entry.fault is None]
-        if prompt is None and good and not any("prompt" in entry.wishes for entry in good):
+        if prompt is None and good and not any("prompt" in entry.settings for entry in good):
             raise ValueError("it has no prompts; give --prompt TEXT for all images, which may be empty")
 
 
@@ -174,18 +176,18 @@ def _table(uri: str, image_column: str | None, prompt_column: str | None, video_
         if isinstance(record, str):
             yield Entry(here, {}, record if tables.is_damage(where) else f"{at}: {record}")
             continue
-        wishes = {wish: record.get(column) for wish, column in kept.items()}
-        wishes = {wish: value for wish, value in wishes.items() if not _is_empty(value)}
+        settings = {setting: record.get(column) for setting, column in kept.items()}
+        settings = {setting: value for setting, value in settings.items() if not _is_empty(value)}
         try:
             if not embedded and _is_empty(record.get(image)):
                 raise ValueError(f"{at} names no image: {image} is empty or missing")
-            named = cells.uri_of(uri, image, number) if embedded else _file(record[image], place, at, image)
-            if "video" in wishes:
-                wishes["video"] = _file(wishes["video"], place, at, kept["video"])
+            image_uri = cells.uri_of(uri, image, number) if embedded else _file(record[image], place, at, image)
+            if "video" in settings:
+                settings["video"] = _file(settings["video"], place, at, kept["video"])
         except ValueError as error:
             yield Entry(here, {}, str(error))
         else:
-            yield Entry(named, wishes)
+            yield Entry(image_uri, settings)
 
 
 def _columns(found: list[str], asked: str | None, flags: dict[str, str | None]) -> tuple[str, dict[str, str]]:
@@ -197,22 +199,22 @@ def _columns(found: list[str], asked: str | None, flags: dict[str, str | None]) 
             f"{columns.usual_names(columns.IMAGE)}, or name it with --image-column"
         )
     kept = {}
-    for wish, usual in WISHES.items():
-        flag = f"--{wish}-column" if wish in flags else ""
-        column = columns.pick(found, flags.get(wish), usual, f"the {wish.replace('_', ' ')}", flag)
+    for setting, usual in ROW_SETTINGS.items():
+        flag = f"--{setting}-column" if setting in flags else ""
+        column = columns.pick(found, flags.get(setting), usual, f"the {setting.replace('_', ' ')}", flag)
         if column is not None:
-            kept[wish] = column
+            kept[setting] = column
     return image, kept
 
 
-def _file(value: Any, folder: str, at: str, column: str) -> str:
-    """The uri of a file that a cell names. Raises ValueError for a value that is not a file name."""
+def _file(value: Any, base: str, at: str, column: str) -> str:
+    """The uri of a file that a cell names, perhaps relative to `base`. Raises ValueError for what is not a name."""
     if not isinstance(value, str):
         raise ValueError(f"{at}: {column} is of type {type(value).__name__}, not text")
     text = value.strip()
     if "\0" in text or not is_utf8(text):
         raise ValueError(f"{at}: {column} is no name of a file")
-    return manifests.file_of(text, folder, f"{at}: {column}")
+    return manifests.file_of(text, base, f"{at}: {column}")
 
 
 def _is_empty(value: Any) -> bool:

@@ -14,8 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
-from pipelines.serving import results
+from pipelines.serving import deploy, results
 from pipelines.serving.dispatch import Dispatcher
+from pipelines.serving.replica import Animator
 from pipelines.serving.settings import Limits, Replicas, ServeSettings
 from pipelines.serving.store import OPEN, Store
 from tests.pipelines.serving.conftest import Postgres
@@ -28,6 +29,7 @@ NUM_JOBS = 80
 LIMIT = 20
 SMALL = {"num_inference_steps": "8"}
 SECONDS = 20  # of too many requests
+CLOCKS_S = 40  # seconds by which clocks differ at most: ten leases
 AWAY_S = 15  # seconds for which the database hangs, longer than a lease and a time limit, or the storage is away
 
 
@@ -46,10 +48,35 @@ def settings(small: str, postgres: Postgres, tmp_path_factory: pytest.TempPathFa
     )
 
 
+def shift_clock() -> None:
+    """Set this process's clock wrong, as the clocks of a cluster's machines are."""
+    shift, true_time = random.uniform(-CLOCKS_S, CLOCKS_S), time.time
+    time.time = lambda: true_time() + shift
+
+
+class OwnClockIngress(deploy.Ingress):
+    """An ingress whose clock is wrong."""
+
+    def __init__(self, *arguments: Any) -> None:
+        shift_clock()
+        super().__init__(*arguments)
+
+
+class OwnClockAnimator(Animator):
+    """A replica whose clock is wrong."""
+
+    def __init__(self, *arguments: Any) -> None:
+        shift_clock()
+        super().__init__(*arguments)
+
+
 @pytest.fixture(scope="module")
 def client(ray_cluster: None, settings: ServeSettings) -> Iterator[httpx.Client]:
-    with deployed(settings) as client:
-        yield client
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deploy, "Ingress", OwnClockIngress)
+        patch.setattr(deploy, "Animator", OwnClockAnimator)
+        with deployed(settings) as client:
+            yield client
 
 
 @pytest.fixture(scope="module")

@@ -184,7 +184,8 @@ def test_a_job_that_may_have_killed_a_process_runs_alone_and_two_deaths_of_its_o
     assert animate(animator, killer) == [{}]
     failed = animator.store.get(killer.id)
     assert failed is not None
-    assert failed.error == {"code": "server_error", "message": "given up: 2 processes died while they animated it"}
+    message = "given up: its attempts ended 2 times because a process or a device died"
+    assert failed.error == {"code": "server_error", "message": message}
     assert failed.attempt == 3
 
 
