@@ -43,6 +43,21 @@ def prediction_target(residuals: Tensor, noise: Tensor, alpha_bar: Tensor, predi
     raise ValueError(f"prediction_type {prediction_type!r} is unknown; use 'epsilon', 'v_prediction' or 'sample'")
 
 
+def min_snr_weights(alpha_bar: Tensor, gamma: float, prediction_type: str) -> Tensor:
+    """Weights of the squared error at noise levels alpha_bar (Hang et al. 2023, "min-SNR-gamma"); both (B,).
+
+    With SNR = alpha_bar / (1 - alpha_bar), a network that predicts residuals ("sample") gets min(SNR, gamma); one that
+    predicts noise or velocity, whose error already counts SNR or SNR + 1 times that of the residuals, gets
+    min(SNR, gamma) / SNR ("epsilon") or min(SNR, gamma) / (SNR + 1) ("v_prediction"). Without signal (SNR 0) these are
+    0, 1 and 0.
+    """
+    snr = alpha_bar / (1 - alpha_bar)
+    if prediction_type == "epsilon":
+        return (gamma / snr).clamp(max=1.0)
+    clamped = snr.clamp(max=gamma)
+    return clamped if prediction_type == "sample" else clamped / (snr + 1)
+
+
 def training_loss(
     unet: Callable[..., Any],
     latents: Tensor,
@@ -54,13 +69,15 @@ def training_loss(
     prediction_type: str = "epsilon",
     reduction: str = "mean",
     channel_weights: Tensor | None = None,
+    min_snr_gamma: float = 0.0,
 ) -> Tensor:
     """Training loss of one batch of clips (Eq. 3).
 
     unet: CinemoUNet or anything called like it (a DeepSpeed engine). latents: (B, C, N, h, w), scaled, frame 0 the
     image. text: (B, T, D). motion_bucket: (B,), as the U-Net sees it. timesteps: int64 (B,). noise:
     (B, C, N - 1, h, w). alphas_cumprod: (T,), of the noise schedule. channel_weights: (C,), factors of the squared
-    errors; 1 when None.
+    errors; 1 when None. min_snr_gamma: weights clips by their noise (min_snr_weights); 0: all count the same, as in
+    Eq. 3.
     Returns the mean over all elements, in float32; with reduction "none", one mean per clip (B,), and with "frames",
     one per clip and motion frame (B, N - 1).
     Raises ValueError for an unknown prediction_type.
@@ -74,4 +91,6 @@ def training_loss(
     if channel_weights is not None:
         squared = squared * channel_weights.view(1, -1, 1, 1, 1)
     per_frame = squared.mean(dim=(1, 3, 4))
+    if min_snr_gamma:
+        per_frame = per_frame * min_snr_weights(alpha_bar.float(), min_snr_gamma, prediction_type)[:, None]
     return {"frames": per_frame, "none": per_frame.mean(dim=1), "mean": per_frame.mean()}[reduction]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from cinemo.residual import motion_residuals, training_loss
+from cinemo.residual import add_noise, min_snr_weights, motion_residuals, prediction_target, training_loss
 
 
 def clip(batch: int = 2) -> dict[str, Any]:
@@ -80,3 +80,41 @@ def test_channels_count_as_they_are_weighted() -> None:
 def test_an_unknown_prediction_type_is_named() -> None:
     with pytest.raises(ValueError, match="'x0'"):
         training_loss(lambda sample, *rest: SimpleNamespace(sample=sample), **clip(), prediction_type="x0")
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_min_snr_weighs_every_prediction_like_the_residuals_that_it_implies(prediction_type: str) -> None:
+    """An error of the residuals counts min(SNR, gamma) times its square, in whatever terms the network predicts."""
+    alphas = DDIMScheduler(beta_start=1e-4, beta_end=0.02).alphas_cumprod.double()
+    timesteps = torch.tensor([0, 50, 100, 250, 500, 750, 999])
+    alpha_bar = alphas[timesteps]
+    generator = torch.Generator().manual_seed(2)
+    residuals, noise, error = (
+        torch.randn(len(timesteps), 2, 3, 4, 4, generator=generator, dtype=torch.float64) for _ in range(3)
+    )
+    noisy, level = add_noise(residuals, noise, alpha_bar), alpha_bar.view(-1, 1, 1, 1, 1)
+    believed = residuals + error  # what the network takes the residuals for
+    implied_noise = (noisy - level.sqrt() * believed) / (1 - level).sqrt()
+    answer = prediction_target(believed, implied_noise, alpha_bar, prediction_type)
+    squared = (answer - prediction_target(residuals, noise, alpha_bar, prediction_type)).square().mean((1, 2, 3, 4))
+    weighted = squared * min_snr_weights(alpha_bar, 5.0, prediction_type)
+    snr = alpha_bar / (1 - alpha_bar)
+    torch.testing.assert_close(weighted, snr.clamp(max=5.0) * error.square().mean((1, 2, 3, 4)))
+
+
+def test_min_snr_weighs_single_clips_and_is_finite_without_signal_or_noise() -> None:
+    batch = clip()
+    batch["alphas_cumprod"] = batch["alphas_cumprod"].clone()
+    batch["alphas_cumprod"][3], batch["alphas_cumprod"][900] = 0.9, 0.0  # SNR 9 and 0
+
+    def unet(sample: torch.Tensor, *rest: Any) -> SimpleNamespace:
+        return SimpleNamespace(sample=batch["noise"] + 2)
+
+    assert training_loss(unet, **batch, reduction="none").tolist() == pytest.approx([4.0, 4.0])
+    weighted = training_loss(unet, **batch, reduction="none", min_snr_gamma=5.0)
+    assert weighted.tolist() == pytest.approx([4.0 * 5 / 9, 4.0])
+    assert training_loss(unet, **batch, min_snr_gamma=5.0).item() == pytest.approx(weighted.mean().item())
+    ends = torch.tensor([0.0, 1.0])
+    expected = {"epsilon": [1.0, 0.0], "v_prediction": [0.0, 0.0], "sample": [0.0, 5.0]}
+    for prediction_type, weights in expected.items():
+        assert min_snr_weights(ends, 5.0, prediction_type).tolist() == weights
