@@ -66,12 +66,14 @@ class CinemoPipeline(DiffusionPipeline):
     ) -> "CinemoPipeline":
         """Load a MODEL: "builtin:tiny", a model directory (official layout or ours), or a hub id.
 
-        vae: "temporal", "frame", or "auto" (temporal if present). Raises ValueError that names what is missing.
+        vae: "temporal", "frame", or "auto" (temporal if present). With float16 it is float32 nevertheless, because
+        Stable Diffusion's overflows. Raises ValueError that names what is missing.
         """
+        vae_dtype = torch.float32 if dtype == torch.float16 else dtype
         root = checkpoint.resolve(model)
         tokenizer, text_encoder = checkpoint.load_text(root, dtype, device)
         return cls(
-            vae=checkpoint.load_vae(root, vae, dtype, device),
+            vae=checkpoint.load_vae(root, vae, vae_dtype, device),
             text_encoder=text_encoder,
             tokenizer=tokenizer,
             unet=checkpoint.load_unet(root, dtype, device),

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from pipelines.animate import request
 from pipelines.animate.request import Text
+from pipelines.core.precision import AUTO, Precision, of_replica
 
 
 class AnimateConfig(request.Settings, frozen=True):
@@ -24,7 +25,7 @@ class AnimateConfig(request.Settings, frozen=True):
     prompt: Text | None = Field(None, description="what should happen, for rows without a prompt; may be empty")
     limit: int | None = Field(None, ge=1, description="rows of the catalog, from its beginning; default: all")
     format: Literal["mp4", "gif", "webp"] = Field("mp4", description="kind of video file")
-    precision: Literal["float32", "bfloat16", "float16"] = Field("float32", description="arithmetic of a replica")
+    precision: Precision = Field("auto", description=AUTO)
     min_replicas: int = Field(1, ge=1, description="replicas of the model at least")
     max_replicas: int | None = Field(
         None, ge=1, description="replicas at most; default: what the cluster has room for when the job starts"
@@ -49,6 +50,11 @@ class AnimateConfig(request.Settings, frozen=True):
     def ending(self) -> str:
         """Ending of video files, such as ".mp4"."""
         return f".{self.format}"
+
+    @property
+    def arithmetic(self) -> str:
+        """Name of the torch dtype that a replica computes in; part of a video's id."""
+        return of_replica(self.precision, self.num_gpus)
 
     @property
     def batch_size(self) -> int:

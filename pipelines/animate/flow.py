@@ -158,7 +158,7 @@ def model_facts(config: AnimateConfig, model: models.Facts) -> dict[str, Any]:
         "model": models.plain(config.model),
         "model_fingerprint": model.fingerprint,
         "model_lineage": model.card.lineage,
-        "precision": config.precision,
+        "precision": config.arithmetic,
     }
 
 

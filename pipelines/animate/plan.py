@@ -45,7 +45,7 @@ class Plan(NamedTuple):
 
 def made_with(config: AnimateConfig, model: models.Facts) -> dict[str, str]:
     """What determines a video in addition to its image and request; part of its id."""
-    return {"model_fingerprint": model.fingerprint, "precision": config.precision, "format": config.format}
+    return {"model_fingerprint": model.fingerprint, "precision": config.arithmetic, "format": config.format}
 
 
 def write(config: AnimateConfig, model: models.Facts, folder: str, tally: Tally | None = None) -> Plan:

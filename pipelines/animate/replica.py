@@ -29,6 +29,7 @@ from pipelines.animate.config import AnimateConfig
 from pipelines.animate.records import light, reject, table
 from pipelines.core import models
 from pipelines.core.output import Reason
+from pipelines.core.precision import allow_tf32
 
 Row = dict[str, Any]
 DEATHS = 5  # processes that may die while working on a row alone, for whatever reason, before it is given up
@@ -46,8 +47,9 @@ class Animator:
         if not config.num_gpus:
             keep_freed_memory()  # this process does nothing else, and needs as much for every video
         device = "cuda" if config.num_gpus else "cpu"
+        allow_tf32(config.arithmetic != "float32")
         self.pipe = CinemoPipeline.from_pretrained(
-            models.resolve(config.model), getattr(torch, config.precision), device
+            models.resolve(config.model), getattr(torch, config.arithmetic), device
         )
         self.pipe.set_progress_bar_config(disable=True)
         self.batch, self.output, self.facts = config.batch_size, config.output, facts

@@ -20,6 +20,7 @@ import torch
 from cinemo import CinemoPipeline, checkpoint
 from pipelines.animate import request, videos
 from pipelines.core import models, storage
+from pipelines.core.precision import allow_tf32
 from pipelines.serving import results
 from pipelines.serving.database import UNAVAILABLE
 from pipelines.serving.settings import ServeSettings
@@ -62,7 +63,8 @@ class Animator:
         directory = models.resolve(model)
         self.fingerprint = checkpoint.fingerprint(directory)
         device = "cuda" if replicas.num_gpus else "cpu"
-        self.pipe = CinemoPipeline.from_pretrained(directory, getattr(torch, replicas.precision), device)
+        allow_tf32(replicas.arithmetic != "float32")
+        self.pipe = CinemoPipeline.from_pretrained(directory, getattr(torch, replicas.arithmetic), device)
         self.pipe.set_progress_bar_config(disable=True)
         self.videos = storage.join(self.settings.place, "videos")
         self.store = Store(self.settings.store_url, PATIENCE_S)

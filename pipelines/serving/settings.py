@@ -1,11 +1,11 @@
 """Settings of the service: models, replicas, places, limits; the schema of `serve run`'s arguments and its YAML."""
 
 import re
-from typing import Literal
 
 from pydantic import BaseModel, Field, model_validator
 
 from pipelines.core import storage
+from pipelines.core.precision import AUTO, Precision, of_replica
 
 
 class Replicas(BaseModel, frozen=True, extra="forbid"):
@@ -21,7 +21,7 @@ class Replicas(BaseModel, frozen=True, extra="forbid"):
     max_batch: int = Field(
         0, ge=0, le=64, description="largest number of videos made at once; 0: 4 with a GPU, 1 without"
     )
-    precision: Literal["float32", "bfloat16", "float16"] = Field("float32", description="arithmetic of a replica")
+    precision: Precision = Field("auto", description=AUTO)
     drain_s: float = Field(600, ge=0, description="seconds that a removed replica has to finish its videos")
 
     @model_validator(mode="after")
@@ -29,6 +29,11 @@ class Replicas(BaseModel, frozen=True, extra="forbid"):
         if self.min_replicas > self.max_replicas:
             raise ValueError(f"min_replicas {self.min_replicas} is more than max_replicas {self.max_replicas}")
         return self
+
+    @property
+    def arithmetic(self) -> str:
+        """Name of the torch dtype that a replica computes in."""
+        return of_replica(self.precision, self.num_gpus)
 
     @property
     def batch(self) -> int:
