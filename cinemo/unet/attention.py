@@ -58,7 +58,7 @@ def frame_positions(index: Tensor, dtype: torch.dtype) -> FramePositions:
     precision = torch.float64 if dtype == torch.float64 else torch.float32
     angles = index.to(precision)[:, None] * rotary_frequencies(device).to(precision)[None]
     angles = angles.repeat_interleave(2, dim=-1)[:, None, None]
-    sign = torch.tensor([-1.0, 1.0], device=device).repeat(ROTARY_DIM // 2)
+    sign = torch.arange(ROTARY_DIM, device=device) % 2 * 2.0 - 1.0  # not from a list, which a GPU would wait for
     return FramePositions(
         bucket=relative_position_bucket(index[None, :] - index[:, None]),
         cos=angles.cos().to(dtype),

@@ -60,6 +60,7 @@ class CinemoUNet(ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
+    _repeated_blocks = ("ResnetBlock", "TransformerBlock")  # what compile_repeated_blocks compiles
     _keys_to_ignore_on_load_unexpected = (r".*rotary_emb\.freqs",)
 
     @register_to_config

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -195,3 +196,24 @@ def test_deep_features_of_the_same_timestep_change_nothing_and_of_another_little
     assert torch.equal(again, first.sample)
     assert 0 < relative(near, exact) < 0.1
     assert unet(*inputs()).features is None
+
+
+def test_every_layer_is_one_graph_for_torch_compile_and_gives_the_same_gradients(unet: CinemoUNet) -> None:
+    """fullgraph: tracing fails where Python decides something by a value. The backend only runs what was traced."""
+    traced = CinemoUNet(**TINY).train()
+    traced.load_state_dict(unet.state_dict())
+    traced.enable_gradient_checkpointing()
+
+    def gradients(network: CinemoUNet) -> dict[str, torch.Tensor]:
+        network.zero_grad()
+        network(*inputs()).sample.square().mean().backward()
+        return {name: weight.grad for name, weight in network.named_parameters() if weight.grad is not None}
+
+    expected = {name: gradient.clone() for name, gradient in gradients(traced).items()}
+    with patch.object(torch._dynamo.config, "recompile_limit", 64):
+        traced.compile_repeated_blocks(backend="eager", fullgraph=True, dynamic=False)
+        found = gradients(traced)
+    assert len(found) == len(expected) > 200
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=0, atol=0)
+    assert traced.state_dict().keys() == unet.state_dict().keys()
