@@ -65,15 +65,23 @@ class Output:
         """The URI of a file or folder of the output."""
         return storage.join(self.uri, *names)
 
-    def check(self, identity: Mapping[str, Any], flags: Mapping[str, str] | None = None) -> None:
+    def check(
+        self,
+        identity: Mapping[str, Any],
+        flags: Mapping[str, str] | None = None,
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:
         """Raise ValueError if the output was made with other settings, naming the flag, both values and the remedy.
 
         identity: all settings that an output depends on, as `claim` stores them. flags: setting -> flag, where the
-        names differ.
+        names differ. defaults: what outputs of earlier versions, which do not name these settings, were made with.
         """
         stored = storage.read_json(self.place("settings.json"))
+        if stored is None:
+            return
+        stored = {**(defaults or {}), **stored}
         for name, value in json.loads(storage.json_bytes(identity)).items():
-            if stored is None or stored.get(name) == value:
+            if stored.get(name) == value:
                 continue
             if name == "job":
                 raise ValueError(f"--output {self.uri} was made by another job; give another --output")

@@ -35,14 +35,20 @@ def draw_batch(
     motion: dict[str, str],
     num_train_timesteps: int,
 ) -> Inputs:
-    """Draw the inputs of clips at a training step; those of a clip depend on (seed, step, clip id) alone."""
+    """Draw the inputs of clips at a training step; those of a clip depend on (seed, step, clip id) alone.
+
+    With noise_offset, noise that all cells and frames of a channel share is added ("offset noise", Guttenberg 2023).
+    """
     rows = []
     for clip in batch:
         generator = named_generator(f"{config.seed}\n{step}\n{clip.clip_id}")
         timestep = torch.randint(0, num_train_timesteps, (), generator=generator)
         drops_prompt = torch.rand((), generator=generator).item() < config.prompt_drop
         text = embed("") if drops_prompt else caption_features(clip, embed)
-        rows.append(inputs(clip, text, timestep, generator, motion))
+        latents, text, motion_bucket, timestep, noise = inputs(clip, text, timestep, generator, motion)
+        if config.noise_offset:
+            noise = noise + config.noise_offset * torch.randn((len(noise), 1, 1, 1), generator=generator)
+        rows.append((latents, text, motion_bucket, timestep, noise))
     return stack(rows)
 
 
@@ -64,6 +70,13 @@ def inputs(
     channels, frames, height, width = latents.shape
     noise = torch.randn((channels, frames - 1, height, width), generator=generator)
     return latents, text, torch.tensor(motion_id(clip.bucket, motion)), timestep, noise
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Move a tensor; to a GPU from pinned memory, so that the CPU does not wait for the copy."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)  # what is pinned already is not copied again
 
 
 def stack(rows: Iterable[Inputs]) -> Inputs:

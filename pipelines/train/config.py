@@ -69,19 +69,44 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", populate_by_name=True)
         2e-3, gt=0, description="Adam's, after the warm-up; 1e-4 by default from trained weights"
     )
     warmup_steps: int = Field(5, ge=0, description="steps over which the learning rate rises to its value")
+    lr_schedule: Literal["constant", "cosine", "linear"] = Field(
+        "constant", description="learning rate after the warm-up: constant, or falling to --min-learning-rate"
+    )
+    decay_steps: int | None = Field(
+        None, ge=1, description="steps of the whole cosine or linear schedule, warm-up included; default: --max-steps"
+    )
+    min_learning_rate: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="learning rate at the end of a cosine or linear schedule"
+    )
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="AdamW's, of all weights; 0: plain Adam")
     grad_clip: float = Field(1.0, gt=0, description="norm that the gradient is clipped to")
     ema_decay: float = Field(
         0.999, ge=0, lt=1, description="decay of the moving average of the weights, which is exported; 0: no average"
     )
+    min_snr_gamma: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="weighs timesteps by min-SNR-gamma (its authors: 5); 0: Eq. 3"
+    )
+    noise_offset: float = Field(
+        0.0, ge=0, le=1, description="deviation of a noise that all cells of a channel share (often 0.1); 0: none"
+    )
+    balance_buckets: bool = Field(
+        False, description="draw clips by the bucket weights of a dataset prepared with --balance, not in epochs"
+    )
     prompt_drop: float = Field(0.5, ge=0, le=1, description="share of prompts replaced by the empty one (paper: 0.5)")
     seed: int = Field(0, ge=0, description="seed of noise, timesteps, prompt drops and order")
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="precision of the arithmetic; the weights are kept in fp32, too"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto",
+        description="precision of the arithmetic; the weights are kept in fp32, too; auto: as the run began, else bf16 "
+        "with --gpu and fp32 without",
     )
+    compile: bool = Field(False, description="compile the U-Net's layers with torch.compile (not with ZeRO 3)")
     gradient_checkpointing: bool = Field(False, description="compute activations twice: less memory, a third slower")
     offload_optimizer: Literal["none", "cpu"] = Field("none", description="where Adam's state is kept (ZeRO 1 to 3)")
     offload_params: Literal["none", "cpu"] = Field("none", description="where weights not in use are kept (ZeRO 3)")
     deepspeed: str | None = Field(None, description="JSON file of DeepSpeed settings, merged over this job's")
+    log_every: int = Field(
+        10, ge=1, description="steps between readings of the losses from a GPU, which waits for it; CPUs: every step"
+    )
     checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints; the last step always has one")
     validation_share: float = Field(
         0.05, ge=0, lt=1, description="share of the videos that are held out for validation; 0: none"
@@ -123,9 +148,44 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", populate_by_name=True)
             raise ValueError("--offload-optimizer needs --zero-stage 1, 2 or 3: stage 0 shards nothing")
         if self.offload_params != "none" and self.zero_stage != 3:
             raise ValueError("--offload-params needs --zero-stage 3, which alone shards the weights")
+        if self.compile and self.zero_stage == 3:
+            raise ValueError("--compile needs --zero-stage 0, 1 or 2: stage 3 gathers weights within compiled layers")
+        if self.lr_schedule == "constant":
+            if self.decay_steps is not None or self.min_learning_rate:
+                raise ValueError("--decay-steps and --min-learning-rate need --lr-schedule cosine or linear")
+        else:
+            self._check_decay()
         if self.stream.score_only:
             raise ValueError("--stream.score-only leaves nothing to train on; remove it")
         return self
+
+    def _check_decay(self) -> None:
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"--min-learning-rate {self.min_learning_rate} is above --learning-rate {self.learning_rate}; lower it"
+            )
+        if self.warmup_steps >= self.decay_end:
+            raise ValueError(
+                f"--warmup-steps {self.warmup_steps} leave nothing of the {self.decay_end} steps of --lr-schedule "
+                f"{self.lr_schedule}; lower them, or raise --decay-steps"
+            )
+        if self.max_steps > self.decay_end and not self.min_learning_rate:
+            raise ValueError(
+                f"--decay-steps {self.decay_end} end before --max-steps {self.max_steps}, at a learning rate of 0, so "
+                "the last steps would change nothing; raise them, or --min-learning-rate"
+            )
+
+    @property
+    def decay_end(self) -> int:
+        """Steps of the whole schedule of the learning rate."""
+        return self.decay_steps or self.max_steps
+
+    @property
+    def arithmetic(self) -> str:
+        """Precision with "auto" resolved, for a run that begins: "fp32", "bf16" or "fp16"."""
+        if self.precision != "auto":
+            return self.precision
+        return "bf16" if self.gpu else "fp32"
 
     @property
     def workers(self) -> tuple[int, int]:

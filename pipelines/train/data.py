@@ -12,6 +12,7 @@ from cinemo import checkpoint
 from pipelines import sources
 from pipelines.core import models, storage
 from pipelines.dataset import manifest, reader
+from pipelines.dataset.balance import BalancedClips
 from pipelines.prepare import flow
 from pipelines.prepare.config import ExtractConfig
 from pipelines.train.config import TrainConfig
@@ -76,7 +77,10 @@ def start(config: TrainConfig, output: str) -> Any:
 def open_clips(config: TrainConfig, stream: Any) -> reader.Clips:
     """Open the clips on a worker. stream: what `start` returned on the driver."""
     if stream is None:
-        return reader.ClipReader(config.dataset, config.validation_share)
+        clips = reader.ClipReader(config.dataset, config.validation_share)
+        if not config.balance_buckets:
+            return clips
+        return BalancedClips(clips, reader.read_description(config.dataset)["bucket_weights"])
     from pipelines.train.stream import StreamReader
 
     return StreamReader(stream)

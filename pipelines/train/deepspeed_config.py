@@ -38,12 +38,12 @@ def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }
-    if config.precision == "bf16" and config.zero_stage == 0:
+    if config.arithmetic == "bf16" and config.zero_stage == 0:
         # Without ZeRO, DeepSpeed accumulates bf16 gradients in bf16; autocast keeps them and the weights in fp32.
         ours["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
-    elif config.precision != "fp32":
-        ours[config.precision] = {"enabled": True}
-    if config.precision == "bf16":
+    elif config.arithmetic != "fp32":
+        ours[config.arithmetic] = {"enabled": True}
+    if config.arithmetic == "bf16":
         ours["data_types"] = {"grad_accum_dtype": "fp32"}
     return merge(ours, read_file(config.deepspeed)) if config.deepspeed else ours
 
@@ -84,9 +84,9 @@ def check_deepspeed(config: TrainConfig) -> None:
         "zero_optimization.stage": ("--zero-stage", config.zero_stage),
         "zero_optimization.offload_optimizer.device": ("--offload-optimizer", config.offload_optimizer),
         "zero_optimization.offload_param.device": ("--offload-params", config.offload_params),
-        "bf16.enabled": ("--precision", config.precision == "bf16"),
-        "fp16.enabled": ("--precision", config.precision == "fp16"),
-        "torch_autocast.enabled": ("--precision", config.precision == "bf16" and config.zero_stage == 0),
+        "bf16.enabled": ("--precision", config.arithmetic == "bf16"),
+        "fp16.enabled": ("--precision", config.arithmetic == "fp16"),
+        "torch_autocast.enabled": ("--precision", config.arithmetic == "bf16" and config.zero_stage == 0),
         "optimizer": ("--learning-rate", None),
         "scheduler": ("--warmup-steps", None),
     }

@@ -1,11 +1,10 @@
-"""Adam with a moving average of the weights, and the DeepSpeed engine that trains the U-Net with it.
+"""AdamW with a moving average of the weights, and the DeepSpeed engine that trains the U-Net with it.
 
 DeepSpeed runs an optimizer on the float32 weights that a worker owns, whatever the ZeRO stage, and shards, offloads
 and saves its state. An average that is part of this state is sharded, offloaded and saved with it, and needs no
 communication.
 """
 
-import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -16,17 +15,22 @@ from cinemo.unet import CinemoUNet
 from pipelines.train.config import TrainConfig
 from pipelines.train.deepspeed_config import deepspeed_config
 
+COMPILED_SHAPES = 64  # of one kind of layer; the full-size U-Net has 14, and PyTorch's default is 8
+
 
 class AdamWithAverage(torch.optim.Adam):
     """torch.optim.Adam with state["ema"]: the average of each weight after every step.
 
     The decay at step n is min(decay, (1 + n) / (10 + n)), so that the first weights soon stop counting. decay 0 keeps
-    no average. With `skip` set, a step does nothing.
+    no average. weight_decay: AdamW's (Loshchilov and Hutter 2019). With `found_inf` set to 1, as PyTorch's GradScaler
+    sets it, a step changes nothing; it is a tensor, so that the CPU need not wait for a GPU to decide.
     """
 
-    def __init__(self, parameters: Any, lr: float, decay: float) -> None:
-        super().__init__(parameters, lr=lr, fused=True)
-        self.decay, self.skip = decay, False
+    found_inf: torch.Tensor | None
+
+    def __init__(self, parameters: Any, lr: float, decay: float, weight_decay: float = 0.0) -> None:
+        super().__init__(parameters, lr=lr, weight_decay=weight_decay, decoupled_weight_decay=True, fused=True)
+        self.decay, self.found_inf = decay, None
 
     @property
     def state_names(self) -> list[str]:
@@ -41,9 +45,7 @@ class AdamWithAverage(torch.optim.Adam):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take a step of Adam, then update the average."""
-        if self.skip:
-            return None
+        """Take a step of AdamW, then update the average."""
         result = super().step(closure)
         if not self.decay:
             return result
@@ -51,10 +53,17 @@ class AdamWithAverage(torch.optim.Adam):
         for weight in weights:
             self.state[weight].setdefault("ema", weight.detach().clone())
         if weights:
-            steps = int(self.state[weights[0]]["step"])
-            decay = min(self.decay, (1 + steps) / (10 + steps))
-            torch._foreach_lerp_([self.state[weight]["ema"] for weight in weights], weights, 1 - decay)
+            averages = [self.state[weight]["ema"] for weight in weights]
+            share = self._share_of_new(self.state[weights[0]]["step"]).to(weights[0])
+            torch._foreach_lerp_(averages, weights, [share] * len(weights))
         return result
+
+    def _share_of_new(self, steps: torch.Tensor) -> torch.Tensor:
+        """Share of the average, float64 (), that the weights after so many steps get; 0 if the last changed nothing."""
+        steps = steps.double()
+        share = 1 - ((1 + steps) / (10 + steps)).clamp(max=self.decay)
+        share = torch.where(steps > 1, share, 1.0)  # an average begins with the weights after the first step
+        return share if self.found_inf is None else share * (1 - self.found_inf)
 
 
 def start_engine(config: TrainConfig, unet: CinemoUNet, world_size: int) -> tuple[Any, AdamWithAverage]:
@@ -67,22 +76,26 @@ def start_engine(config: TrainConfig, unet: CinemoUNet, world_size: int) -> tupl
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    optimizer = AdamWithAverage(unet.parameters(), config.learning_rate, config.ema_decay)
+    if config.compile:
+        # Layers of one kind share their code, and each of their shapes is compiled once.
+        torch._dynamo.config.recompile_limit = max(COMPILED_SHAPES, torch._dynamo.config.recompile_limit)
+        unet.compile_repeated_blocks(dynamic=False)
+    optimizer = AdamWithAverage(unet.parameters(), config.learning_rate, config.ema_decay, config.weight_decay)
     engine, *_ = deepspeed.initialize(model=unet, optimizer=optimizer, config=deepspeed_config(config, world_size))
     return engine, optimizer
 
 
-def take_step(engine: Any, optimizer: AdamWithAverage) -> float:
-    """Take the optimizer's step after the last accumulation step; returns the gradient's norm before clipping.
+def take_step(engine: Any, optimizer: AdamWithAverage) -> torch.Tensor:
+    """Take the optimizer's step after the last accumulation step; returns the gradient's norm before clipping, ().
 
-    A gradient that is not finite changes nothing, on any worker: neither weights nor moments nor average.
+    A gradient that is not finite changes nothing, on any worker: neither weights nor moments nor average. The norm is
+    not read here, because that waits for a GPU; under ZeRO 1 to 3 DeepSpeed itself reads it, once a step.
     """
     if engine.zero_optimization():
         engine.step()  # skips the step by itself where the gradient is not finite; the norm is then infinite
-        return float(engine.get_global_grad_norm())
+        return torch.as_tensor(engine.get_global_grad_norm())
     gradients = [weight.grad for weight in engine.module.parameters() if weight.grad is not None]
-    norm = float(torch.nn.utils.get_total_norm(gradients))
-    optimizer.skip = not math.isfinite(norm)
+    norm = torch.nn.utils.get_total_norm(gradients)
+    optimizer.found_inf = (~norm.isfinite()).float()
     engine.step()
-    optimizer.skip = False
     return norm

@@ -28,7 +28,12 @@ from pipelines.train.losses import mean, read_losses, smooth
 CHANGEABLE = {
     "output", "max_steps", "checkpoint_every", "max_failures", "tracking_uri", "zero_stage", "num_workers",
     "resize_every", "micro_batch", "gpu", "gradient_checkpointing", "offload_optimizer", "offload_params", "deepspeed",
-    "max_bad_steps", "register_as", "validate_every", "validation_clips", "sample_every",
+    "max_bad_steps", "register_as", "validate_every", "validation_clips", "sample_every", "log_every", "compile",
+}  # fmt: skip
+# Flags that outputs of earlier versions do not name; they were made with the defaults.
+LATER = {
+    "lr_schedule", "decay_steps", "min_learning_rate", "weight_decay", "min_snr_gamma", "noise_offset",
+    "balance_buckets",
 }  # fmt: skip
 
 
@@ -62,12 +67,22 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     return config.model_copy(update=paths)
 
 
+def with_precision(config: TrainConfig) -> TrainConfig:
+    """Replace --precision auto by the precision that the run began with, or else by the one for its devices."""
+    if config.precision != "auto":
+        return config
+    begun = (storage.read_json(storage.join(config.output, "settings.json")) or {}).get("precision")
+    return config.model_copy(update={"precision": begun if begun in ("fp32", "bf16") else config.arithmetic})
+
+
 def identity(config: TrainConfig, description: dict[str, Any]) -> dict[str, Any]:
     """Settings that a resumed run must have in common with its beginning, by the name of the flag.
 
     config: with absolute paths. description: dataset.json.
     """
     settings = config.model_dump(exclude={*CHANGEABLE, "stream", "dataset"})
+    if config.lr_schedule != "constant":  # a run that is made longer would have another learning rate at each step
+        settings["decay_steps"] = config.decay_end
     if data.is_stream(config.dataset):
         fields = ExtractConfig.model_fields
         settings |= {f"stream.{name}": value for name, value in description.items() if name in fields}
@@ -88,13 +103,14 @@ class Job:
 
 def resolve(config: TrainConfig) -> Job:
     """Check everything that can be checked before a cluster starts. Raises ValueError with the flag and the remedy."""
+    config = with_precision(with_absolute_paths(config))
     check_deepspeed(config)
-    config = with_absolute_paths(config)
     data.check(config)
     description = data.describe(config)
     check_dataset(config, description)
     job = Job(config, description, identity(config, description))
-    Output(config.output).check(job.identity)
+    defaults = {name: TrainConfig.model_fields[name].default for name in LATER}
+    Output(config.output).check(job.identity, defaults=defaults)
     if config.init.startswith("lavie:") and not Path(config.init.removeprefix("lavie:")).is_file():
         raise ValueError(f"--init {config.init} names no file; give lavie:PATH with the path of lavie_base.pt")
     return job
@@ -104,6 +120,11 @@ def check_dataset(config: TrainConfig, description: dict[str, Any]) -> None:
     """Check that a dataset fits the model. description: dataset.json. Raises ValueError."""
     if description["score_only"]:
         raise ValueError(f"--dataset {config.dataset} holds scores and no latents; prepare it without --score-only")
+    if config.balance_buckets and not description.get("bucket_weights"):
+        raise ValueError(
+            f"--balance-buckets: --dataset {config.dataset} has no bucket weights; run its prepare job again with "
+            "--balance, which adds them (videos have none until they are prepared)"
+        )
     source = data.directory(config)
     card = checkpoint.read_card(source)
     name = config.init if config.has_model else config.components

@@ -37,7 +37,7 @@ def layout(config: TrainConfig, world_size: int) -> str:
     """Name of everything that determines how DeepSpeed shards the run and names its files."""
     offload = f"{config.offload_optimizer}-{config.offload_params}"
     own = hashlib.sha256(json.dumps(read_file(config.deepspeed)).encode()).hexdigest()[:8] if config.deepspeed else "no"
-    return f"zero{config.zero_stage}-x{world_size}-{config.precision}-{offload}-{own}"
+    return f"zero{config.zero_stage}-x{world_size}-{config.arithmetic}-{offload}-{own}"
 
 
 def save_checkpoint(engine: Any, config: TrainConfig, world_size: int, progress: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray.train
 import ray.train.torch
@@ -22,15 +22,17 @@ from cinemo.memory import peak_rss
 from cinemo.motion import UNIFORM_MOTION
 from cinemo.residual import training_loss
 from pipelines.core import tracking
+from pipelines.core.precision import allow_tf32
 from pipelines.core.progress import Progress
 from pipelines.dataset.reader import Clip, Clips, micro_batches
 from pipelines.train import data, validation
-from pipelines.train.batch import Inputs, draw_batch, text_features
+from pipelines.train.batch import Inputs, draw_batch, text_features, to_device
 from pipelines.train.config import TrainConfig
 from pipelines.train.deepspeed_config import gradient_accumulation
 from pipelines.train.engine import start_engine, take_step
 from pipelines.train.export import SHOWN, export, show_samples
 from pipelines.train.losses import read_losses, read_rows, write_rows
+from pipelines.train.results import StepResult, StepTensors, gather_ids, learning_rate, non_finite_clips, read
 from pipelines.train.state import restore_checkpoint, save_checkpoint
 
 LOG_EVERY = 20  # steps whose metrics go to MLflow in one request
@@ -55,15 +57,6 @@ def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
         return {"stopped": str(error)}
 
 
-class StepResult(NamedTuple):
-    """Numbers of one optimizer step; all but data_wait_share are the same on all workers."""
-
-    loss: float  # mean over the clips of the whole batch
-    grad_norm: float  # before clipping
-    learning_rate: float
-    data_wait_share: float  # share of the step's time in which this worker waited for clips
-
-
 class Trainer:
     """Trains the U-Net on this worker, together with the other workers of the run: all take the same steps."""
 
@@ -84,11 +77,14 @@ class Trainer:
         self.rank: int = ray.train.get_context().get_world_rank()
         self.world_size: int = ray.train.get_context().get_world_size()
         self.device: torch.device = ray.train.torch.get_device()
+        if self.device.type == "cuda":
+            allow_tf32(config.arithmetic != "fp32")
         source = data.directory(config)
         self.motion: dict[str, str] = checkpoint.read_card(source).motion if config.has_model else UNIFORM_MOTION
         self.prediction_type: str = data.prediction_type(config)
         self.schedule: Any = checkpoint.load_scheduler(source, self.prediction_type)
         self.num_train_timesteps: int = self.schedule.config.num_train_timesteps
+        self.alphas_cumprod: torch.Tensor = self.schedule.alphas_cumprod.to(self.device)
         self.text_features = text_features(source, self.device)
         self.clips: Clips = data.open_clips(config, stream)
         self.gradient_accumulation_steps, self.micro_batch_size = gradient_accumulation(
@@ -97,6 +93,9 @@ class Trainer:
         self.engine, self.optimizer = start_engine(config, data.load_unet(config), self.world_size)
         self.unet = cast_inputs(self.engine)
         self.tracking = tracking.join(*run) if self.rank == 0 else tracking.Log()
+        # Steps whose numbers are still on the device. Reading them costs nothing on a CPU, so none wait there.
+        self.unread: list[StepTensors] = []
+        self.read_every = config.log_every if self.device.type == "cuda" else 1
         self.pending_metrics: list[tuple[int, dict[str, float]]] = []
 
     def setup(self) -> None:
@@ -130,14 +129,14 @@ class Trainer:
         if self.held_out and not self.validation_rows:
             self.validate(self.first_step)  # the loss before training, for comparison
         for step in range(self.first_step, config.max_steps):
-            result = self.step(step)
+            self.unread.append(self.step(step))
             done = step + 1
             last = done == config.max_steps
-            if self.rank == 0:
-                self.log_step(done, result)
             samples = config.sample_every > 0 and done % config.sample_every == 0
             saves = last or samples or done % config.checkpoint_every == 0
             validates = last or done % config.validate_every == 0 if config.validate_every else saves
+            if validates or len(self.unread) >= self.read_every:
+                self.read_steps()
             if self.held_out and validates:
                 self.validate(done)
             if saves:
@@ -147,15 +146,15 @@ class Trainer:
                     self.show_samples(folder, done)
         return self.finish() if self.rank == 0 else {}
 
-    def step(self, step: int) -> StepResult:
-        """Take one optimizer step with this worker's share of a batch; steps count from 0. Raises StopTraining."""
+    def step(self, step: int) -> StepTensors:
+        """Take one optimizer step with this worker's share of a batch; steps count from 0."""
         config, began, data_wait = self.config, time.perf_counter(), 0.0
         rate = learning_rate(config, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         positions = self.clips.positions(config.total_batch, config.seed, step)
-        loss, grad_norm = torch.zeros((), device=self.device), math.nan
-        non_finite: list[str] = []
+        loss = grad_norm = torch.zeros((), device=self.device)
+        own_losses: list[tuple[list[str], torch.Tensor]] = []
         shares = micro_batches(positions, self.rank, self.world_size, self.micro_batch_size)
         for number, micro_batch in enumerate(shares, 1):
             waiting_since = time.perf_counter()
@@ -163,7 +162,7 @@ class Trainer:
             batch = [self.clips[position] for position in micro_batch or positions[:1]]
             inputs = draw_batch(config, step, batch, self.text_features, self.motion, self.num_train_timesteps)
             data_wait += time.perf_counter() - waiting_since
-            clip_losses = self.compute_losses(inputs)[: len(micro_batch)]
+            clip_losses = self.compute_losses(inputs, config.min_snr_gamma)[: len(micro_batch)]
             partial_loss = clip_losses.sum() / config.total_batch
             # DeepSpeed divides by the workers and by the accumulation steps; the loss is divided already.
             self.engine.backward(partial_loss * self.world_size * self.gradient_accumulation_steps)
@@ -171,22 +170,38 @@ class Trainer:
                 grad_norm = take_step(self.engine, self.optimizer)
             else:
                 self.engine.step()
-            loss += partial_loss.detach()
-            pairs = zip(batch, clip_losses.tolist(), strict=False)
-            non_finite += [clip.clip_id for clip, clip_loss in pairs if not math.isfinite(clip_loss)]
+            loss = loss + partial_loss.detach()
+            own_losses.append(([clip.clip_id for clip in batch[: len(micro_batch)]], clip_losses.detach()))
         torch.distributed.all_reduce(loss)
-        self.losses.append(loss.item())
-        # fp16 skips a step now and then to find its loss scale: there, only the loss has to be finite.
-        if not math.isfinite(self.losses[-1]) or (not math.isfinite(grad_norm) and config.precision != "fp16"):
-            self.add_bad_step(step + 1, positions, non_finite)
-        return StepResult(self.losses[-1], grad_norm, rate, data_wait / (time.perf_counter() - began))
+        waited = data_wait / (time.perf_counter() - began)
+        return StepTensors(step + 1, loss, grad_norm, rate, waited, positions, own_losses)
 
-    def compute_losses(self, inputs: Inputs) -> torch.Tensor:
-        """Loss of each clip (B,), from the inputs that batch.py makes of clips."""
-        latents, text, motion_ids, timesteps, noise = (tensor.to(self.device) for tensor in inputs)
-        alphas = self.schedule.alphas_cumprod
+    def read_steps(self) -> None:
+        """Read the numbers of the last steps, and log them; every worker calls it. Raises StopTraining."""
+        for tensors, result in read(self.unread):
+            self.losses.append(result.loss)
+            # fp16 skips a step now and then to find its loss scale: there, only the loss has to be finite.
+            has_norm = math.isfinite(result.grad_norm) or self.config.precision == "fp16"
+            if not (math.isfinite(result.loss) and has_norm):
+                self.add_bad_step(tensors.step, tensors.positions, non_finite_clips(tensors))
+            if self.rank == 0:
+                self.log_step(tensors.step, result)
+        self.unread = []
+
+    def compute_losses(self, inputs: Inputs, min_snr_gamma: float = 0.0) -> torch.Tensor:
+        """Loss of each clip (B,), from the inputs that batch.py makes of clips; weighted with a min_snr_gamma."""
+        latents, text, motion_ids, timesteps, noise = (to_device(tensor, self.device) for tensor in inputs)
         return training_loss(
-            self.unet, latents, text, motion_ids, timesteps, noise, alphas, self.prediction_type, "none"
+            self.unet,
+            latents,
+            text,
+            motion_ids,
+            timesteps,
+            noise,
+            self.alphas_cumprod,
+            self.prediction_type,
+            "none",
+            min_snr_gamma=min_snr_gamma,
         )
 
     def add_bad_step(self, step: int, positions: Sequence[int], non_finite: list[str]) -> None:
@@ -240,7 +255,11 @@ class Trainer:
             self.pending_metrics = []
 
     def save(self, steps: int) -> None:
-        """Write losses.csv and a checkpoint, from which the run can be resumed; every worker calls it."""
+        """Write losses.csv and a checkpoint, from which the run can be resumed; every worker calls it.
+
+        Raises StopTraining.
+        """
+        self.read_steps()
         if self.rank == 0:
             rows = [{"step": step, "loss": loss} for step, loss in enumerate(self.losses, 1)]
             write_rows(self.output, "losses.csv", ["loss"], rows)
@@ -272,13 +291,6 @@ class Trainer:
         }
 
 
-def gather_ids(own: list[str]) -> list[str]:
-    """Collect the ids of all workers, sorted; every worker has to call it."""
-    found: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(found, own)
-    return sorted(clip_id for ids in found for clip_id in ids)
-
-
 def memory_mib(device: torch.device) -> float:
     """Largest memory of this worker so far: the GPU's, or the process's."""
     if device.type == "cuda":
@@ -290,8 +302,3 @@ def cast_inputs(engine: Any) -> Callable[..., Any]:
     """Wrap an engine: its inputs are cast to the type of its weights, while noising and loss stay float32."""
     dtype = next(engine.module.parameters()).dtype
     return lambda *inputs: engine(*(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in inputs))
-
-
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Learning rate of a step: a linear warm-up, then constant. It needs no state when a run is resumed."""
-    return config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))

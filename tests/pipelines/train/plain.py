@@ -17,6 +17,7 @@ from pipelines.dataset import reader
 from pipelines.train import data
 from pipelines.train.batch import draw_batch, text_features
 from pipelines.train.config import TrainConfig
+from pipelines.train.results import learning_rate
 from tests.tiny import TINY
 
 
@@ -51,7 +52,7 @@ def run_plain(config: TrainConfig, steps: int, clips: Any = None, keep: Collecti
     unet = data.load_unet(config)
     start = {name: weight.detach().clone() for name, weight in unet.named_parameters()}
     average = {name: weight.clone() for name, weight in start.items()}
-    optimizer = torch.optim.Adam(unet.parameters(), lr=config.learning_rate)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     schedule = checkpoint.load_scheduler(source, data.prediction_type(config))
     clips = clips or reader.ClipReader(config.dataset, config.validation_share)
     embed = text_features(source, torch.device("cpu"))
@@ -65,13 +66,13 @@ def run_plain(config: TrainConfig, steps: int, clips: Any = None, keep: Collecti
         positions = clips.positions(config.total_batch, config.seed, step)
         batch = [clips[position] for position in positions]
         inputs = draw_batch(config, step, batch, embed, UNIFORM_MOTION, 1000)
-        loss = training_loss(unet, *inputs, schedule.alphas_cumprod)
+        loss = training_loss(unet, *inputs, schedule.alphas_cumprod, min_snr_gamma=config.min_snr_gamma)
         losses.append(loss.item())
         if math.isfinite(losses[-1]):
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(unet.parameters(), config.grad_clip)
-            optimizer.param_groups[0]["lr"] = config.learning_rate * min(1, (step + 1) / config.warmup_steps)
+            optimizer.param_groups[0]["lr"] = learning_rate(config, step)
             optimizer.step()
             taken += 1
             decay = min(config.ema_decay, (1 + taken) / (10 + taken)) if taken > 1 else 0

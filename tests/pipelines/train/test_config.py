@@ -73,11 +73,70 @@ def test_a_share_held_out_that_leaves_less_than_a_batch_is_refused(train_config:
         ({"precision": "fp16", "gpu": True, "zero_stage": 0}, "--zero-stage 1, 2 or 3"),
         ({"offload_optimizer": "cpu", "zero_stage": 0}, "--offload-optimizer needs --zero-stage 1, 2 or 3"),
         ({"offload_params": "cpu"}, "--offload-params needs --zero-stage 3"),
+        ({"compile": True, "zero_stage": 3}, "--compile needs --zero-stage 0, 1 or 2"),
+        ({"min_learning_rate": 1e-6}, "--min-learning-rate need --lr-schedule cosine or linear"),
+        ({"lr_schedule": "cosine", "min_learning_rate": 1.0}, "--min-learning-rate 1.0 is above --learning-rate"),
+        ({"lr_schedule": "linear", "decay_steps": 5}, "--warmup-steps 5 leave nothing of the 5 steps"),
+        ({"lr_schedule": "cosine", "decay_steps": 50}, "--decay-steps 50 end before --max-steps 100, at a learning"),
+        ({"lr_schedule": "step"}, "'constant', 'cosine' or 'linear'"),
+        ({"weight_decay": float("inf")}, "finite number"),
+        ({"min_snr_gamma": -1}, "greater than or equal to 0"),
+        ({"noise_offset": 2}, "less than or equal to 1"),
     ],
 )
 def test_flags_that_do_not_fit_together_are_refused(settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValidationError, match=sentence):
         TrainConfig(dataset="a", output="b", **settings)
+
+
+def test_buckets_are_balanced_only_by_weights_that_are_there(train_config: TrainConfig, tmp_path: Path) -> None:
+    balanced = train_config.model_copy(update={"balance_buckets": True})
+    with pytest.raises(ValueError, match=r"has no bucket weights; run its prepare job again with --balance"):
+        train.resolve(balanced)
+    train.resolve(changed_dataset(balanced, tmp_path, bucket_weights=[1.0] * 20))
+
+
+def test_precision_auto_is_that_of_the_devices_or_of_the_run_that_is_resumed(
+    train_config: TrainConfig, tmp_path: Path
+) -> None:
+    config = train_config.model_copy(update={"output": str(tmp_path)})
+    assert train.resolve(config).config.precision == "fp32"
+    assert train.resolve(config.model_copy(update={"gpu": True})).config.precision == "bf16"
+    own = tmp_path / "settings.json"
+    for gpu, begun in ((True, "fp32"), (False, "bf16")):
+        changed = config.model_copy(update={"gpu": gpu})
+        own.write_text(json.dumps(train.identity(changed.model_copy(update={"precision": begun}), described(config))))
+        assert train.resolve(changed).config.precision == begun
+        with pytest.raises(ValueError, match=rf"--precision: .* made with precision '{begun}', this job has 'fp16'"):
+            train.resolve(changed.model_copy(update={"precision": "fp16"}))
+
+
+def described(config: TrainConfig) -> dict[str, Any]:
+    """The description of a run's dataset."""
+    return reader.read_description(config.dataset)
+
+
+def test_a_run_of_an_earlier_version_was_made_with_the_defaults_of_later_flags(
+    train_config: TrainConfig, tmp_path: Path
+) -> None:
+    config = train_config.model_copy(update={"output": str(tmp_path)})
+    settings = {**train.resolve(config).identity}
+    for name in train.LATER:
+        del settings[name]
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    train.resolve(config)
+    for name, value, flag in (("weight_decay", 0.1, "--weight-decay"), ("noise_offset", 0.1, "--noise-offset")):
+        with pytest.raises(ValueError, match=rf"{flag}: .* was made with {name} 0.0, this job has 0.1"):
+            train.resolve(config.model_copy(update={name: value}))
+
+
+def test_a_falling_rate_keeps_its_steps_when_a_run_is_made_longer(train_config: TrainConfig, tmp_path: Path) -> None:
+    config = train_config.model_copy(update={"output": str(tmp_path), "lr_schedule": "cosine"})
+    (tmp_path / "settings.json").write_text(json.dumps(train.resolve(config).identity))
+    longer = config.model_copy(update={"max_steps": 2 * config.max_steps})
+    with pytest.raises(ValueError, match=r"--decay-steps: .* was made with decay_steps 30, this job has 60"):
+        train.resolve(longer)
+    train.resolve(longer.model_copy(update={"decay_steps": 30}))
 
 
 def test_a_deepspeed_file_is_merged_and_all_its_conflicts_are_named_at_once(tmp_path: Path) -> None:

@@ -41,7 +41,26 @@ def test_a_step_that_is_left_out_changes_nothing() -> None:
     take_steps(optimizer, weight, 3)
     before = {name: value.clone() for name, value in optimizer.state[weight].items()}
     kept = weight.detach().clone()
-    optimizer.skip = True
+    optimizer.found_inf = torch.ones(())
     take_steps(optimizer, weight, 2)
     assert torch.equal(weight, kept)
     assert all(torch.equal(optimizer.state[weight][name], value) for name, value in before.items())
+
+
+def test_an_average_begins_with_the_first_step_that_changes_something() -> None:
+    left_out, plain = (torch.nn.Parameter(torch.ones(3) * 2) for _ in range(2))
+    optimizer, expected = AdamWithAverage([left_out], 0.1, 0.9), AdamWithAverage([plain], 0.1, 0.9)
+    optimizer.found_inf = torch.ones(())
+    take_steps(optimizer, left_out, 2)
+    optimizer.found_inf = torch.zeros(())
+    take_steps(optimizer, left_out, 4)
+    take_steps(expected, plain, 4)
+    for name, value in expected.state[plain].items():
+        torch.testing.assert_close(optimizer.state[left_out][name], value, rtol=0, atol=0)
+
+
+def test_weight_decay_is_adamws() -> None:
+    ours, theirs = (torch.nn.Parameter(torch.linspace(-2, 3, 7)) for _ in range(2))
+    after = take_steps(AdamWithAverage([ours], 0.1, 0.9, weight_decay=0.3), ours, 20)
+    expected = take_steps(torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.3, fused=True), theirs, 20)
+    torch.testing.assert_close(torch.stack(after), torch.stack(expected), rtol=0, atol=0)

@@ -71,6 +71,12 @@ def config(prepared: str, tmp_path: Path) -> TrainConfig:
         "output": str(tmp_path / "run"),
         "checkpoint_every": EVERY,
         "max_bad_steps": LAST,
+        # A schedule that ends after the last hop, and all that changes the loss or the optimizer's step.
+        "lr_schedule": "cosine",
+        "decay_steps": 2 * LAST,
+        "weight_decay": 1.0,
+        "min_snr_gamma": 5.0,
+        "noise_offset": 0.1,
     }
     return small.model_copy(update=changes)
 
