@@ -126,7 +126,7 @@ def run(settings: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     same = ["--size", options.size, "--device", options.device, "--steps", str(options.steps)]
     same += ["--micro-batch", str(options.micro_batch), "--rounds", str(options.rounds)]
-    command = [sys.executable, __file__, *same, "--one", json.dumps(settings)]
+    command = [sys.executable, __file__, *same, "--rank", "--case", json.dumps(settings)]
     processes = [
         subprocess.Popen(
             command,
@@ -195,12 +195,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--micro-batch", type=int, default=1, help="clips on a GPU at a time")
     parser.add_argument("--rounds", type=int, default=2, help="gradient accumulation steps of a step")
     parser.add_argument("--steps", type=int, default=5, help="steps to time")
-    parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)  # the settings of one run, in its process
+    parser.add_argument("--case", type=json.loads, help="print one run's numbers as JSON; its flags, as a JSON object")
+    parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)  # be a process of that run
     options = parser.parse_args(arguments)
     if options.device == "cuda" and torch.cuda.device_count() < options.gpus:
         parser.error(f"--gpus {options.gpus}: PyTorch sees {torch.cuda.device_count()}; give fewer, or --device cpu")
-    if options.one is not None:
-        print(json.dumps(measure(options.one, options)))
+    if options.case is not None:
+        print(json.dumps((measure if options.rank else run)(options.case, options)))
         return 0
     for line in lines(options):
         print(line, flush=True)

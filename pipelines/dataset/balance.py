@@ -10,6 +10,8 @@ from pipelines.dataset.reader import Clip, ClipReader
 class BalancedClips:
     """Clips of a dataset, drawn by the weights of their buckets instead of in epochs. Implements Clips."""
 
+    can_be_read_ahead = True
+
     def __init__(self, clips: ClipReader, weights: Sequence[float]) -> None:
         """weights: of a clip of each bucket. Raises ValueError when no clip has a weight above 0."""
         self.clips = clips

@@ -72,13 +72,6 @@ def inputs(
     return latents, text, torch.tensor(motion_id(clip.bucket, motion)), timestep, noise
 
 
-def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Move a tensor; to a GPU from pinned memory, so that the CPU does not wait for the copy."""
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)  # what is pinned already is not copied again
-
-
 def stack(rows: Iterable[Inputs]) -> Inputs:
     """Stack the inputs of single clips into those of a batch."""
     return tuple(torch.stack(column) for column in zip(*rows, strict=True))

@@ -26,7 +26,7 @@ from pipelines.core.precision import allow_tf32
 from pipelines.core.progress import Progress
 from pipelines.dataset.reader import Clip, Clips, micro_batches
 from pipelines.train import data, validation
-from pipelines.train.batch import Inputs, draw_batch, text_features, to_device
+from pipelines.train.batch import Inputs, draw_batch, text_features
 from pipelines.train.config import TrainConfig
 from pipelines.train.deepspeed_config import gradient_accumulation
 from pipelines.train.engine import start_engine, take_step
@@ -190,7 +190,7 @@ class Trainer:
 
     def compute_losses(self, inputs: Inputs, min_snr_gamma: float = 0.0) -> torch.Tensor:
         """Loss of each clip (B,), from the inputs that batch.py makes of clips; weighted with a min_snr_gamma."""
-        latents, text, motion_ids, timesteps, noise = (to_device(tensor, self.device) for tensor in inputs)
+        latents, text, motion_ids, timesteps, noise = (tensor.to(self.device, non_blocking=True) for tensor in inputs)
         return training_loss(
             self.unet,
             latents,

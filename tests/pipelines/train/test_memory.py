@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import train_memory
+from benchmarks import paper_run, train_memory
 from benchmarks.train_memory import Live, activations, states
 from cinemo.unet import CinemoUNet
 
@@ -71,5 +71,6 @@ def test_live_tensors_are_counted_once_and_only_while_they_live() -> None:
     assert (live.now, live.peak) == (0, 4000 + 2 * 5600)
 
 
-def test_the_page_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
-    assert train_memory.main(["--check"]) == 0, capsys.readouterr().out
+@pytest.mark.parametrize("command", [train_memory, paper_run], ids=["memory", "paper"])
+def test_the_page_is_what_the_command_prints(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--check"]) == 0, capsys.readouterr().out
