@@ -89,7 +89,8 @@ def take_step(engine: Any, optimizer: AdamWithAverage) -> torch.Tensor:
     """Take the optimizer's step after the last accumulation step; returns the gradient's norm before clipping, ().
 
     A gradient that is not finite changes nothing, on any worker: neither weights nor moments nor average. The norm is
-    not read here, because that waits for a GPU; under ZeRO 1 to 3 DeepSpeed itself reads it, once a step.
+    not read here, because that waits for a GPU; under ZeRO 1 to 3 DeepSpeed itself reads it after the last accumulation
+    step.
     """
     if engine.zero_optimization():
         engine.step()  # skips the step by itself where the gradient is not finite; the norm is then infinite

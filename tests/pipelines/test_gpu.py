@@ -132,7 +132,7 @@ def test_steps_have_the_losses_of_a_cpu(
 
 
 def test_a_step_does_not_wait_for_the_gpu() -> None:
-    """Our part of a step; DeepSpeed reads the gradient's norm once a step under ZeRO 1 to 3."""
+    """Our part of a step; under ZeRO 1 to 3 DeepSpeed waits once more, to clip the gradient."""
     unet = CinemoUNet(**TINY).train().to(DEVICE)
     optimizer = AdamWithAverage(unet.parameters(), 1e-4, 0.999)
     drawn = [torch.randn(2, 4, 4, 8, 8), torch.randn(2, 77, 48), torch.full((2,), 10), torch.full((2,), 500)]
