@@ -69,8 +69,7 @@ def measure(settings: dict[str, Any], options: argparse.Namespace) -> dict[str, 
     from cinemo.unet import CinemoUNet
     from pipelines.core.precision import allow_tf32
     from pipelines.train.config import TrainConfig
-    from pipelines.train.engine import start_engine, take_step
-    from pipelines.train.trainer import cast_inputs
+    from pipelines.train.engine import cast_inputs, start_engine, take_step
 
     world, on_gpu = int(os.environ["WORLD_SIZE"]), options.device == "cuda"
     config = TrainConfig(

@@ -85,6 +85,12 @@ def start_engine(config: TrainConfig, unet: CinemoUNet, world_size: int) -> tupl
     return engine, optimizer
 
 
+def cast_inputs(engine: Any) -> Callable[..., Any]:
+    """Wrap an engine: its inputs are cast to the type of its weights, while noising and loss stay float32."""
+    dtype = next(engine.module.parameters()).dtype
+    return lambda *inputs: engine(*(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in inputs))
+
+
 def take_step(engine: Any, optimizer: AdamWithAverage) -> torch.Tensor:
     """Take the optimizer's step after the last accumulation step; returns the gradient's norm before clipping, ().
 

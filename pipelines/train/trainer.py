@@ -8,7 +8,7 @@ needs none.
 import functools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from pipelines.train import data, validation
 from pipelines.train.batch import Inputs, draw_batch, text_features
 from pipelines.train.config import TrainConfig
 from pipelines.train.deepspeed_config import gradient_accumulation
-from pipelines.train.engine import start_engine, take_step
+from pipelines.train.engine import cast_inputs, start_engine, take_step
 from pipelines.train.export import SHOWN, export, show_samples
 from pipelines.train.losses import read_losses, read_rows, write_rows
 from pipelines.train.results import StepResult, StepTensors, gather_ids, learning_rate, non_finite_clips, read
@@ -296,9 +296,3 @@ def memory_mib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return peak_rss() / 2**20
-
-
-def cast_inputs(engine: Any) -> Callable[..., Any]:
-    """Wrap an engine: its inputs are cast to the type of its weights, while noising and loss stay float32."""
-    dtype = next(engine.module.parameters()).dtype
-    return lambda *inputs: engine(*(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in inputs))
