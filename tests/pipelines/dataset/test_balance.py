@@ -1,11 +1,14 @@
 """Batches by the weights of motion buckets."""
 
+import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from cinemo.motion import NUM_BUCKETS
 from pipelines.dataset import parts, reader
 from pipelines.dataset.balance import BalancedClips, balanced_positions
 from pipelines.train import data
@@ -53,23 +56,26 @@ def test_a_step_is_the_same_whoever_draws_it() -> None:
     assert draw(7) != draw(7, seed=1)
 
 
-def test_training_draws_by_the_weights_of_the_dataset_and_holds_out_the_same_clips(prepared: str) -> None:
-    share = 0.3
-    config = TrainConfig(dataset=prepared, output="b", validation_share=share, balance_buckets=True)
+def test_training_draws_by_the_weights_of_the_dataset_and_holds_out_the_same_clips(
+    prepared: str, tmp_path: Path
+) -> None:
+    share, dataset = 0.3, tmp_path / "dataset"
     plain = reader.ClipReader(prepared, share)
     of_clip = {row["clip_id"]: row["bucket"] for row in rows(prepared)}
     of_position = [of_clip[plain[position].clip_id] for position in range(len(plain))]
     assert plain.buckets().tolist() == of_position
-    weights = [0.0] * 20
     rarest = Counter(of_position).most_common()[-1][0]
-    weights[rarest] = 2.0
-    clips = BalancedClips(plain, weights)
+    weights = [2.0 * (bucket == rarest) for bucket in range(NUM_BUCKETS)]
+    shutil.copytree(prepared, dataset)
+    described = {**reader.read_description(prepared), "bucket_weights": weights}
+    (dataset / "dataset.json").write_text(json.dumps(described))
+    config = TrainConfig(dataset=str(dataset), output="b", validation_share=share, balance_buckets=True)
+    clips = data.open_clips(config, data.start(config, str(tmp_path / "run")))
     assert {of_position[position] for position in clips.positions(8, 0, 3)} == {rarest}
     assert clips.held_out(5) == plain.held_out(5)
     assert clips[0].clip_id == plain[0].clip_id
     with pytest.raises(ValueError, match="no clip to train on has a bucket_weights above 0"):
-        BalancedClips(plain, [0.0] * 20)
-    assert isinstance(data.open_clips(config.model_copy(update={"balance_buckets": False}), None), reader.ClipReader)
+        BalancedClips(plain, [0.0] * NUM_BUCKETS)
 
 
 def test_the_shares_are_equal_with_the_weights_that_prepare_writes(prepared: str, tmp_path: Path) -> None:
