@@ -14,7 +14,7 @@ from cinemo import checkpoint, provenance
 from cinemo.sidecar import Sidecar
 
 DATASET_NAME = "dataset.json"
-MEDIA_ENDINGS = (".mp4", ".gif", ".webp", ".png", ".jpg", ".jpeg")
+MEDIA_ENDINGS = (".mp4", ".webm", ".gif", ".webp", ".png", ".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)
