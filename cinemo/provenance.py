@@ -33,7 +33,7 @@ def packet(source: str = GENERATED) -> bytes:
 
 
 def mark(path: str | os.PathLike[str], source: str = GENERATED) -> None:
-    """Add the mark to an .mp4, .webm, or animated .gif or .webp. Pillow adds it to pictures, by `packet` or `png_info`."""
+    """Add the mark to an .mp4, .webm, or animated .gif or .webp. Pictures get it from Pillow (`packet`, `png_info`)."""
     file = Path(path)
     data, xmp = file.read_bytes(), packet(source)
     if file.suffix == ".mp4":  # a new box at the end
