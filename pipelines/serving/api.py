@@ -17,7 +17,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 import cinemo
 from pipelines.serving import body, dialect, errors, guard, results, schema
 from pipelines.serving.errors import ApiError
-from pipelines.serving.metrics import Metrics
+from pipelines.serving.metrics import Metrics, queue_text
 from pipelines.serving.served_models import Served
 from pipelines.serving.service import Service
 from pipelines.serving.store import Job
@@ -46,7 +46,9 @@ def create_app(service: Service, metrics: Metrics, ready: Any) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.dispatcher.start()
+        counting = asyncio.create_task(metrics.watch(service.store))
         yield
+        counting.cancel()
         service.dispatcher.stop()
 
     app = FastAPI(
@@ -287,9 +289,9 @@ async def is_ready(request: Request, service: Shared) -> dict[str, Any]:
 
 
 @operations.get("/metrics", response_class=Response)
-async def prometheus(request: Request, service: Shared) -> Response:
-    """Return the metrics in Prometheus's text format."""
-    data, media_type = await asyncio.to_thread(request.app.state.metrics.text, service.store)
+async def prometheus(service: Shared) -> Response:
+    """Return the number of videos by status in Prometheus's text format; Ray exports all other metrics."""
+    data, media_type = await asyncio.to_thread(queue_text, service.store)
     return Response(data, media_type=media_type)
 
 
