@@ -33,6 +33,11 @@ HEALTH_EVERY_S = 60.0  # seconds after which an idle replica tests its device
 LONE_DEATHS = 2  # a job fails after so many processes died while they animated it alone
 
 
+def request_id(job: Job) -> dict[str, str]:
+    """The id of the HTTP request of a job, for log lines; {} if it has none."""
+    return {"request_id": job.request["request_id"]} if "request_id" in job.request else {}
+
+
 class StorageAwayError(Exception):
     """The storage accepted no files for PATIENCE_S, which is not the job's fault."""
 
@@ -79,12 +84,13 @@ class Animator:
         self.longest_step_s = 20 * max(self.settings.lease_s, time.monotonic() - began)
 
     def animate_once(self) -> None:
-        """Run one denoising step on a grey picture, to test the model and to warm it up."""
+        """Make a video of a grey picture in one step, to test the model and the encoder, and to warm them up."""
         card = self.pipe.card
         height, width = card.sizes[0] if card.sizes else (64, 64)
         grey = np.full((height, width, 3), 127, np.uint8)
         frames = card.lengths[0] if card.lengths else 2
-        self.pipe(grey, "", num_frames=frames, height=height, width=width, num_inference_steps=1)
+        made = self.pipe(grey, "", num_frames=frames, height=height, width=width, num_inference_steps=1)
+        videos.video(made.frames[0], request.FPS)
         self.last_sign_of_life = time.monotonic()
 
     async def check_health(self) -> None:
@@ -255,7 +261,7 @@ class Animator:
             results.remove(self.videos, job.id, job.attempt)
             return None
         memory = torch.cuda.max_memory_allocated() if self.pipe.device.type == "cuda" else 0
-        logger.info("completed", extra={"job": job.id, "seconds": timings["animate_seconds"]})
+        logger.info("completed", extra={"job": job.id, "seconds": timings["animate_seconds"], **request_id(job)})
         return {**result, "batch": batch, "gpu_memory_bytes": memory}
 
     def _store_patiently(self, write: Callable[..., None], *arguments: Any) -> None:

@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from opentelemetry import trace
+
 from pipelines.core import storage
 from pipelines.serving import dialect, inputs, keys, results, schema, sources, uploads
 from pipelines.serving.dispatch import Dispatcher
@@ -92,7 +94,9 @@ class Service:
             seconds = str(self.dispatcher.retry_after(error.args[0]))
             sentence = f"{error.args[0]} videos are queued or in progress; send the request again in {seconds} s"
             raise ApiError(429, sentence, code="queue_full", headers={"Retry-After": seconds}) from None
+        trace.get_current_span().set_attribute("job", job.id)
         if is_new:
+            logger.info("queued", extra={"job": job.id})  # Serve adds the request's id
             self.dispatcher.submit(job)
         return job
 
