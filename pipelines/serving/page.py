@@ -154,21 +154,19 @@ class Page:
         assert job is not None
         job_id = job.id
         yield {self.job_id: job_id, self.video: None, self.first: None, self.before: photo, self.status: line(job)}
+        shown = None
         while job is not None and job.is_open:
             job = await self.service.next_state(job_id)
-            yield {self.status: line(job), **self.show_preview(job)}
+            changes: dict[Any, Any] = {self.status: line(job)}
+            if job is not None and (newest := schema.to_preview(job)) is not None and newest.b64_json != shown:
+                shown = newest.b64_json
+                changes[self.preview] = gr.update(visible=True, value=Image.open(io.BytesIO(base64.b64decode(shown))))
+            yield changes
         hidden = gr.update(visible=False, value=None)
         if job is None or job.status != "completed":
             yield {self.job_id: "", self.preview: hidden}
             return
         yield {self.job_id: "", self.preview: hidden, **await self.result(job), **await self.past(owner)}
-
-    def show_preview(self, job: Job | None) -> dict[Any, Any]:
-        """Show the newest preview of an open job, if there is one."""
-        if job is None or (newest := schema.to_preview(job)) is None:
-            return {}
-        picture = Image.open(io.BytesIO(base64.b64decode(newest.b64_json)))
-        return {self.preview: gr.update(visible=True, value=picture)}
 
     async def cancel(self, job_id: str) -> None:
         """Cancel the job that is shown, if it is still open."""
@@ -199,9 +197,9 @@ class Page:
         }
 
     async def past(self, owner: str) -> dict[Any, Any]:
-        """Show the newest finished videos of an owner in the gallery."""
+        """Show the newest finished videos of an owner in the gallery, but for pictures, which no player plays."""
         jobs, _ = await asyncio.to_thread(self.service.store.page, owner, None, SHOWN, True)
-        done = [job for job in jobs if job.status == "completed"]
+        done = [job for job in jobs if job.status == "completed" and job.request.get("format") not in ("gif", "webp")]
         pictures = [(str(await self.service.file(job, "thumbnail")), job.request["prompt"]) for job in done]
         return {self.history: pictures, self.shown_ids: [job.id for job in done]}
 

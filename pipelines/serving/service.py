@@ -4,6 +4,7 @@ Its errors carry the HTTP status code that a route answers with.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
@@ -49,6 +50,7 @@ class Service:
         self.began = int(time.time())
         self.followed: Counter[str] = Counter()  # jobs of event streams, with the number of streams
         self.next_poll: asyncio.Task[dict[str, Job]] | None = None
+        self.with_video = asyncio.Semaphore(uploads.AT_ONCE)  # the frames of a video may take uploads.MAX_FRAME_BYTES
         self.copies = Path(tempfile.mkdtemp(prefix="cinemo-"))  # local copies of files in object storage
 
     def owner(self, authorization: str | None) -> str:
@@ -73,10 +75,11 @@ class Service:
         asked = schema.VideoRequest.model_validate(fields)
         served = self.model(asked.model or next(iter(self.models)))
         reader = uploads.checker(self.settings.limits.max_pixels)
-        request, made_from = await sources.prepare(asked, source, served, self.settings.limits, reader)
+        async with self.with_video if source.video is not None else contextlib.nullcontext():
+            request, made_from = await sources.prepare(asked, source, served, self.settings.limits, reader)
+            stored = await asyncio.to_thread(inputs.pack, made_from)
         if request_id is not None:
             request = {**request, "request_id": request_id}
-        stored = await asyncio.to_thread(inputs.pack, made_from)
         now = int(time.time() * 1000) / 1000  # as in the id
         digest = hashlib.sha256(json.dumps(asked.model_dump(), sort_keys=True).encode() + source.digest()).hexdigest()
         job = Job(
