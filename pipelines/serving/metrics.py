@@ -90,7 +90,7 @@ class Tracker:
 
     def ended(self, job: Job) -> None:
         """Queue an ended video for logging; returns at once."""
-        if job.status != "completed":
+        if job.result is None:
             return
         try:
             self.waiting.put_nowait(job)
