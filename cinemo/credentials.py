@@ -74,7 +74,7 @@ def read(path: Path) -> str | None:
             state, manifest = reader.get_validation_state(), reader.get_active_manifest() or {}
             results = reader.get_validation_results() or {}
     except c2pa.C2paError as error:
-        return f"invalid ({error})"
+        return f"INVALID: {error}"
     signature, generator = manifest.get("signature_info", {}), manifest.get("claim_generator_info") or [{}]
     by = f"signed by {signature.get('common_name', 'nobody')} of {signature.get('issuer', 'nobody')}"
     made = f"with {generator[0].get('name', 'an unknown program')}"

@@ -154,6 +154,7 @@ def to_video(job: Job) -> Video:
         completed_at=None if job.ended_at is None else int(job.ended_at),
         expires_at=None if job.expires_at is None else int(job.expires_at),
         error=None if job.error is None else Failure(**job.error),
+        remixed_from_video_id=asked.get("source_video_id"),
         measured_motion_bucket=(job.result or {}).get("motion_bucket"),
         **{"fit": "crop", **{name: value for name, value in asked.items() if name in Video.model_fields}},
     )

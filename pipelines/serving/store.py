@@ -204,10 +204,7 @@ class Store:
         return self.database.patiently(take)
 
     def advance(self, job_id: str, attempt: int, progress: int, lease_s: float, preview: str | None = None) -> bool:
-        """Store an attempt's progress in percent; False if the attempt must stop: job ended, deleted, or restarted.
-
-        preview: a picture in base64, which is the job's result until it ends.
-        """
+        """Store an attempt's progress in percent; False if the attempt must stop: job ended, deleted, or restarted."""
         change = (
             jobs.update()
             .where(jobs.c.id == job_id, jobs.c.attempt == attempt, jobs.c.status.in_(OPEN))
@@ -218,7 +215,7 @@ class Store:
                 lease_until=self.database.now + lease_s,
             )
         )
-        if preview is not None:
+        if preview is not None:  # a picture in base64, which is the result until the job ends
             change = change.values(result=json.dumps({"preview": preview}))
         return self.database.patiently(lambda: self.database.change(change)) > 0
 

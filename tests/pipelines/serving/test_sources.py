@@ -79,10 +79,10 @@ def test_a_remix_has_the_motion_of_its_video_and_another_prompt(client: TestClie
     first = wait(client, send(client, format="gif", motion_bucket="13", size="64x96").json()["id"])
     api = openai.OpenAI(base_url="http://testserver/v1", api_key="none", http_client=client)  # type: ignore[arg-type]
     remixed = api.videos.remix(first["id"], prompt="a dog", extra_body={"num_inference_steps": 2})
-    edited = api.videos.edit(prompt="a dog", video={"id": first["id"]}, extra_body={"num_inference_steps": 2})
-    for one in (remixed, edited):
-        assert one.remixed_from_video_id == first["id"]
-        made = wait(client, one.id)
+    edited = post(client, "/edits", prompt="a dog", **{"video[id]": first["id"]})
+    for one in (remixed.model_dump(), edited.json()):
+        assert one["remixed_from_video_id"] == first["id"]
+        made = wait(client, one["id"])
         assert (made["format"], made["size"], made["motion_bucket"], made["guidance_scale"]) == (
             "gif",
             "64x96",
@@ -104,13 +104,19 @@ def test_an_extension_goes_on_from_the_last_frame_and_has_the_whole(
     )  # fmt: skip
     whole = np.concatenate([source, chain[0][1:], chain[1]])[:12]
     assert np.abs(frames_of(client, made, tmp_path) - through(whole)).mean() < 3
+    asked = {"prompt": "", "seconds": 2, "num_inference_steps": 1, "num_frames": 8, "video": {"id": made["id"]}}
+    made = wait(client, client.post("/v1/videos/extensions", json=asked).json()["id"])
+    assert (made["seconds"], made["extend"], made["remixed_from_video_id"]) == ("3", 3, asked["video"]["id"])
+    assert len(frames_of(client, made, tmp_path)) == 36
+
+
+def test_an_unchanged_openai_client_edits_and_extends_a_file(client: TestClient, idle: None, moving: bytes) -> None:
     api = openai.OpenAI(base_url="http://testserver/v1", api_key="none", http_client=client)  # type: ignore[arg-type]
-    again = api.videos.extend(
-        prompt="", seconds="4", video={"id": made["id"]}, extra_body={"num_inference_steps": 1, "num_frames": 8}
-    )
-    made = wait(client, again.id)
-    assert (made["seconds"], made["extend"]) == ("5", 6)
-    assert len(frames_of(client, made, tmp_path)) == 60
+    body = {"num_inference_steps": 1, "fps": 2}
+    edited = api.videos.edit(prompt="a dog", video=("in.mp4", moving), extra_body=body)
+    longer = api.videos.extend(prompt="a dog", video=("in.mp4", moving), seconds="4", extra_body=body)
+    assert [api.videos.poll(one.id, poll_interval_ms=100).status for one in (edited, longer)] == ["completed"] * 2
+    assert longer.seconds == "8"  # 8 frames, and 8 more
 
 
 def test_a_chain_and_a_loop_are_as_long_as_asked_and_play_without_a_seam(
@@ -120,7 +126,7 @@ def test_a_chain_and_a_loop_are_as_long_as_asked_and_play_without_a_seam(
     frames = frames_of(client, made, tmp_path)
     assert len(frames) == 2 * (4 + 2 * 3) - 2
     assert (made["seconds"], made["fps"]) == ("2", 9)
-    assert np.abs(frames[1].astype(int) - frames[-1]).mean() < 3  # as encoded; other frames differ by 40
+    assert np.abs(frames[1].astype(int) - frames[-1]).mean() < 9  # as encoded; other frames differ by 40
 
 
 @pytest.mark.parametrize("kind", ["mp4", "webm", "gif", "webp"])
@@ -154,7 +160,7 @@ def test_a_reference_video_gives_its_measured_motion(client: TestClient, idle: N
 
 def test_previews_come_between_the_events_where_they_are_asked_for(client: TestClient, idle: None) -> None:
     for asked, expected in (("true", True), ("false", False)):
-        video = send(client, preview=asked, num_inference_steps="40").json()["id"]
+        video = send(client, preview=asked, num_inference_steps="12").json()["id"]
         lines = client.get(f"/v1/videos/{video}/events").text.splitlines()
         names = [line[7:] for line in lines if line.startswith("event: ")]
         assert ("preview" in names) == expected
@@ -226,7 +232,7 @@ def test_curl_edits_a_video_and_follows_its_previews(
 ) -> None:
     (tmp_path / "in.mp4").write_bytes(moving)
     with listening(application(settings, animator)) as address:
-        fields = ["prompt=a cat", "num_inference_steps=20", "format=webm", "preview=true", f"video=@{tmp_path}/in.mp4"]
+        fields = ["prompt=a cat", "num_inference_steps=8", "format=webm", "preview=true", f"video=@{tmp_path}/in.mp4"]
         form = [part for field in fields for part in ("-F", field)]
 
         def curl(*arguments: str) -> bytes:
