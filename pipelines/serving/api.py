@@ -27,6 +27,7 @@ Variant = Literal["video", "thumbnail", "spritesheet"]
 ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"model": schema.ErrorBody} for code in (400, 401, 404, 405, 409, 413, 415, 422, 429, 503)
 }
+ANIMATED = schema.request_body(dialect.IMAGE, dialect.REFERENCE, dialect.VIDEO)
 VIDEO_TYPES = ("video/mp4", "video/webm", "image/gif", "image/webp")
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 CONTENT: dict[int | str, dict[str, Any]] = {
@@ -100,7 +101,7 @@ IdempotencyKey = Annotated[
 ]  # fmt: skip
 
 
-@videos.post("", responses=ERRORS, openapi_extra=schema.request_body())
+@videos.post("", responses=ERRORS, openapi_extra=ANIMATED)
 async def create(
     request: Request, service: Shared, owner: Owner, idempotency_key: IdempotencyKey = None
 ) -> schema.Video:
@@ -132,13 +133,13 @@ async def submit(
     return job, warnings
 
 
-@videos.post("/edits", responses=ERRORS, openapi_extra=schema.request_body("video"))
+@videos.post("/edits", responses=ERRORS, openapi_extra=schema.request_body(dialect.VIDEO, dialect.IMAGE))
 async def edit(request: Request, service: Shared, owner: Owner, idempotency_key: IdempotencyKey = None) -> schema.Video:
     """Give a video's motion to an image, its first frame after editing, or to another prompt."""
     return await queue(request, service, owner, idempotency_key, "edit")
 
 
-@videos.post("/extensions", responses=ERRORS, openapi_extra=schema.request_body("video"))
+@videos.post("/extensions", responses=ERRORS, openapi_extra=schema.request_body(dialect.VIDEO))
 async def extend(
     request: Request, service: Shared, owner: Owner, idempotency_key: IdempotencyKey = None
 ) -> schema.Video:
@@ -146,7 +147,7 @@ async def extend(
     return await queue(request, service, owner, idempotency_key, "extend")
 
 
-@videos.post("/{video_id}/remix", responses=ERRORS, openapi_extra=schema.request_body("id"))
+@videos.post("/{video_id}/remix", responses=ERRORS, openapi_extra=schema.request_body(None, dialect.IMAGE))
 async def remix(
     video_id: str, request: Request, service: Shared, owner: Owner, idempotency_key: IdempotencyKey = None
 ) -> schema.Video:
@@ -159,7 +160,7 @@ async def remix(
     "/sync",
     responses={**ERRORS, 200: {"content": dict.fromkeys(VIDEO_TYPES, BINARY)}},
     response_class=FileResponse,
-    openapi_extra=schema.request_body(),
+    openapi_extra=ANIMATED,
 )
 async def create_and_wait(
     request: Request, service: Shared, owner: Owner, idempotency_key: IdempotencyKey = None

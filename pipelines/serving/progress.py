@@ -2,13 +2,11 @@
 
 import base64
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from cinemo import preview
 from pipelines.serving.store import Job
-
-if TYPE_CHECKING:
-    from pipelines.serving.replica import Animator
 
 PREVIEW_EVERY = 4  # steps
 
@@ -20,9 +18,9 @@ class StoppedError(Exception):
 class Progress:
     """Reports every step of a batch to the store, and stops the batch when none of its jobs is active any more."""
 
-    def __init__(self, animator: "Animator", jobs: list[Job], steps: int) -> None:
-        """jobs: claimed by this replica. steps: all that the batch takes."""
-        self.animator, self.jobs, self.steps = animator, jobs, steps
+    def __init__(self, store: Callable[..., bool], lease_s: float, jobs: list[Job], steps: int) -> None:
+        """store: Store.advance, or what calls it. jobs: claimed by this replica. steps: all that the batch takes."""
+        self.store, self.lease_s, self.jobs, self.steps = store, lease_s, jobs, steps
         self.active = {job.id for job in jobs}  # neither cancelled nor restarted elsewhere
         self.first_step = 0.0  # end of the first step, in seconds since 1970
         self.done = 0  # steps
@@ -32,14 +30,10 @@ class Progress:
 
         Raises StoppedError when none is active any more.
         """
-        animator = self.animator
-        animator.last_sign_of_life = time.monotonic()
         for job in self.jobs:
             picture = (previews or {}).get(job.id)
             more = {} if picture is None else {"preview": picture}
-            if job.id in self.active and not animator.store.advance(
-                job.id, job.attempt, percent, animator.settings.lease_s, **more
-            ):
+            if job.id in self.active and not self.store(job.id, job.attempt, percent, self.lease_s, **more):
                 self.active.discard(job.id)
         if not self.active:
             raise StoppedError

@@ -218,7 +218,7 @@ class Animator:
         jobs, began = [job for job, _ in claimed], time.time()
         requests = [job.request for job in jobs]
         steps = frames.num_steps(requests[0])
-        progress = Progress(self, jobs, steps)
+        progress = Progress(self._advance, self.settings.lease_s, jobs, steps)
         progress.advance(0)
         made_from = [inputs.unpack(job.request, stored) for job, stored in claimed]
         made = frames.make(self.pipe, requests, made_from, progress.step_done, progress.one_more)
@@ -235,6 +235,10 @@ class Animator:
             if (facts := self._complete(job, video, timings, len(jobs))) is not None:
                 done[job.id] = facts
         return done
+
+    def _advance(self, *report: Any, **more: Any) -> bool:
+        self.last_sign_of_life = time.monotonic()
+        return self.store.advance(*report, **more)
 
     def _complete(self, job: Job, video: np.ndarray, timings: dict[str, float], batch: int) -> dict[str, Any] | None:
         """Write a video's files and complete its job; returns facts for metrics, None if the attempt was superseded.

@@ -9,9 +9,15 @@ from pipelines.animate import request
 from pipelines.animate.request import Text
 from pipelines.serving.store import Job
 
+FILES = {  # that come beside the fields of a request
+    "input_reference": "the image: JPEG, PNG, WebP, ...",
+    "video": "the video: MP4, WebM, GIF, ...; or the id of one of this service",
+    "reference_video": "a video whose measured motion bucket is requested",
+}
+
 
 class VideoRequest(request.Settings, frozen=True):
-    """Settings of a video, as form fields (then numbers are text) or JSON. `input_reference` comes beside them."""
+    """Settings of a video, as form fields (then numbers are text) or JSON. FILES come beside them."""
 
     prompt: Text = Field(description="what should happen, in English; may be empty")
     model: Text | None = Field(None, description="one of GET /v1/models; default: the first")
@@ -166,23 +172,27 @@ def to_preview(job: Job) -> Preview | None:
     return None if picture is None else Preview(id=job.id, progress=job.progress, b64_json=picture)
 
 
-def request_body(source: Literal["image", "video", "id"] = "image") -> dict[str, Any]:
-    """Describe the body of a request for a video for OpenAPI: the same fields, as a form or as JSON.
+def request_body(required: str | None, *optional: str) -> dict[str, Any]:
+    """Describe the body of a request for a video for OpenAPI: the same fields and FILES, as a form or as JSON.
 
-    source: what it is made from: an image; a video, and perhaps an image; or one whose id is in the path.
+    required, optional: names of the files. None: no file is required.
     """
     fields = VideoRequest.model_json_schema()
-    files = {"input_reference": "the image: JPEG, PNG, WebP, ..."}
-    if source == "video":
-        files["video"] = "the video: MP4, WebM, GIF, ...; or the id of one of this service"
-    files["reference_video"] = "a video whose measured motion bucket is requested"
-    required = ["prompt", *({"image": ["input_reference"], "video": ["video"], "id": []}[source])]
+    names = [name for name in (required, *optional) if name]
 
     def with_files(as_json: bool) -> dict[str, Any]:
         kind = {"type": "string", "pattern": "^data:"} if as_json else {"type": "string", "format": "binary"}
         hint = "; as data:TYPE;base64,DATA" if as_json else ""
-        properties = {name: {**kind, "description": text + hint} for name, text in files.items()} | fields["properties"]
-        return {"schema": {**fields, "properties": properties, "required": required, "additionalProperties": True}}
+        files = {name: {**kind, "description": FILES[name] + hint} for name in names}
+        needed = ["prompt", required] if required else ["prompt"]
+        return {
+            "schema": {
+                **fields,
+                "properties": files | fields["properties"],
+                "required": needed,
+                "additionalProperties": True,
+            }
+        }
 
     content = {"multipart/form-data": with_files(False), "application/json": with_files(True)}
     return {"requestBody": {"required": True, "content": content}}
