@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 
 app = typer.Typer(
-    help="Animate still images with motion residual diffusion.", no_args_is_help=True, pretty_exceptions_enable=False
+    help="Animate still images with motion residual diffusion.",
+    epilog="The jobs (ray_jobs/*.py) and the service (make serve) run from a checkout, not from an installed package.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
 )
 
 

@@ -32,13 +32,14 @@ def invert_residuals(
     text: Tensor,
     motion_ids: Sequence[float],
     steps: int,
+    on_step: Callable[[], object] = bool,
 ) -> Tensor:
     """Motion residuals -> the noise from which DDIM would sample them: (B, C, F, h, w) -> the same shape.
 
     Timesteps ascend. To go from noise level t - 1000 // steps to t, the network predicts at t, without guidance, and
     the DDIM step is solved for its input (diffusers' DDIMInverseScheduler, which is the official code's arithmetic).
     image_latents: (B, C, 1, h, w). text: (B, T, D). scheduler: the model's DDIM. Velocities are inverted by
-    invert_velocity, since at a level without signal they cannot be converted to noise.
+    invert_velocity, since at a level without signal they cannot be converted to noise. on_step: called after each step.
     """
     ids = torch.tensor(motion_ids, device=residuals.device)
 
@@ -46,16 +47,23 @@ def invert_residuals(
         return unet(sample, timestep, text, image_latents, ids).sample
 
     if scheduler.config.prediction_type == "v_prediction":
-        return invert_velocity(predict, scheduler, residuals, steps)
+        return invert_velocity(predict, scheduler, residuals, steps, on_step)
     inverse = DDIMInverseScheduler.from_config({**scheduler.config, "prediction_type": "epsilon"})
     inverse.set_timesteps(steps)
     for timestep in inverse.timesteps.tolist():
         noise = as_noise(predict(residuals, timestep), residuals, scheduler, timestep)
         residuals = inverse.step(noise, timestep, residuals).prev_sample
+        on_step()
     return residuals
 
 
-def invert_velocity(predict: Callable[[Tensor, int], Tensor], scheduler: Any, residuals: Tensor, steps: int) -> Tensor:
+def invert_velocity(
+    predict: Callable[[Tensor, int], Tensor],
+    scheduler: Any,
+    residuals: Tensor,
+    steps: int,
+    on_step: Callable[[], object],
+) -> Tensor:
     """invert_residuals for a network that predicts the velocity v: each DDIM step is solved for its input.
 
     The step from level t to s is x_s = cos x_t - sin v, with the angle between the levels; v depends on x_t, so the
@@ -71,6 +79,7 @@ def invert_velocity(predict: Callable[[Tensor, int], Tensor], scheduler: Any, re
         source = residuals
         for _ in range(ROUNDS):
             residuals = (source + sine * predict(residuals, timestep)) / cosine
+        on_step()
     return residuals
 
 
@@ -139,11 +148,13 @@ def inverted_noise(
     dct_init: bool = False,
     dct_cutoff: float = 0.23,
     dct_timestep: int = DCT_TIMESTEP,
+    on_step: Callable[[], object] = bool,
 ) -> Tensor:
     """Noise from which the pipeline gives edited images the motion of videos: (B, C, F, h, w).
 
     frames: the videos, uint8 (B, N, H, W, 3). image_latents: of the edited images, (B, C, 1, h, w). source_prompt and
-    motion_bucket may be lists, one value per video; the rest, as in edit_video, applies to all. Raises ValueError.
+    motion_bucket may be lists, one value per video; the rest, as in edit_video, applies to all. on_step: called after
+    each step of the inversion. Raises ValueError.
     """
     encoded = encode_frames(pipe.vae, frames)
     noise = pipe.invert(
@@ -153,6 +164,7 @@ def inverted_noise(
         num_inference_steps=num_inference_steps,
         image_latents=encoded[:, :, :1],
         latents=motion_residuals(encoded),
+        on_step=on_step,
     )
     if dct_init:
         alpha_bar = pipe.scheduler.alphas_cumprod[dct_timestep].double()

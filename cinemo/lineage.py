@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cinemo import checkpoint, provenance
+from cinemo import checkpoint, credentials, provenance
 from cinemo.sidecar import Sidecar
 
 DATASET_NAME = "dataset.json"
-MEDIA_ENDINGS = (".mp4", ".gif", ".webp", ".png", ".jpg", ".jpeg")
+MEDIA_ENDINGS = (".mp4", ".webm", ".gif", ".webp", ".png", ".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,16 @@ def trace(place: str) -> Node:
 
 
 def of_media(path: Path) -> Node:
-    """Lineage of a video or picture: its mark, and what its sidecar says. Raises ValueError if it has neither."""
+    """Lineage of a video or picture: its marks, and what its sidecar says. Raises ValueError if it has neither."""
     mark = provenance.read_mark(path) if path.is_file() else None
+    signed = credentials.read(path) if path.is_file() else None
     facts = {"marked as": mark} if mark else {}
+    facts |= {"Content Credentials": signed} if signed else {}
     sidecar = path.with_suffix(".json")
     if sidecar.is_file():
         video = of_video(sidecar)
         return replace(video, facts=facts | video.facts)
-    if not mark:
+    if not facts:
         raise ValueError(f"{path} has no sidecar {sidecar.name} beside it, and no mark of its origin")
     return Node("file", str(path), facts=facts, note=f"there is no sidecar {sidecar.name} beside it")
 

@@ -20,20 +20,26 @@ def extend(
     height: int | None = None,
     width: int | None = None,
     fit: str = "crop",
+    exact: bool = False,
     **settings: Any,
 ) -> list[np.ndarray]:
     """Sample a clip and `more` clips after it, each starting at the last frame of the one before.
 
     That frame's latents are passed on rather than its pixels, so that nothing is lost in the VAE. A decoder that moves
-    the photo loses nothing of it, and continues from the pixels. Clip k uses seed + k. settings: as CinemoPipeline's.
+    the photo loses nothing of it, and continues from the pixels. Clip k uses seed + k. exact: an image of this size is
+    used unchanged, as the last frame of a video must be. settings: as CinemoPipeline's.
     Returns uint8 (N, H, W, 3) for the first clip and (N - 1, H, W, 3) for each further one, without the frame that it
     shares with the one before. Raises ValueError.
     """
     if more < 0:
         raise ValueError(f"extend {more} is below 0; it is the number of further clips")
     height, width = check_size(height, width, vae_factor(pipe.vae.config), pipe.card.sizes)
-    pixels = fit_pixels(read_image(image), height, width, fit=fit)
+    pixels = fit_pixels(read_image(image), height, width, exact, fit)
     start = encode_pixels(pipe.vae, pixels)[:, :, None]
+    if (callback := settings.get("callback_on_step_end")) is not None:  # the pipeline is called without the pixels
+        settings["callback_on_step_end"] = lambda pipe, step, timestep, values: callback(
+            pipe, step, timestep, {**values, "pixels": pixels}
+        )
     clips = []
     for number in range(more + 1):
         arguments = {"seed": seed + number, "image_latents": start, "output_type": "latent", **settings}

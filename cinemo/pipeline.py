@@ -119,7 +119,8 @@ class CinemoPipeline(DiffusionPipeline):
         image_latents (B, C, 1, h, w), scaled, replace encoding (image may then be None, unless the decoder moves it);
         latents (B, C, F, h, w) replace the initial noise and DCTInit, and fix the number of frames.
         decode_chunk_size: frames per VAE call.
-        callback_on_step_end(pipeline, step, timestep, {"latents": ...}) may return a dict with new "latents".
+        callback_on_step_end(pipeline, step, timestep, values) may return a dict with new "latents". values: "latents",
+        "denoised" (the latents without their predicted noise), "image_latents", and "pixels" (B, 3, H, W) or None.
         scheduler: a name in cinemo.sampling.SCHEDULERS; None is the model's own, DDIM. guidance_rescale: 0..1, after
         Lin et al. (arXiv 2305.08891). guidance_interval: begin and end of the guided steps, as shares of all steps.
         dct_transform: "fft" is the other variant of Fig. 3. cache_interval: number of steps that
@@ -170,11 +171,12 @@ class CinemoPipeline(DiffusionPipeline):
         # 4. Denoise the residuals (section 3.2).
         with self.progress_bar(total=len(schedule.timesteps)) as bar:
 
-            def on_step(step: int, timestep: Any, latents: Tensor) -> Tensor:
+            def on_step(step: int, timestep: Any, latents: Tensor, denoised: Tensor) -> Tensor:
                 bar.update()
                 if callback_on_step_end is None:
                     return latents
-                return callback_on_step_end(self, step, timestep, {"latents": latents}).get("latents", latents)
+                values = {"latents": latents, "denoised": denoised, "image_latents": image_latents, "pixels": pixels}
+                return callback_on_step_end(self, step, timestep, values).get("latents", latents)
 
             latents = denoise(self.unet, schedule, latents, image_latents, text, ids, guidance, on_step, cache_interval)
         check_finite(latents)
@@ -197,11 +199,13 @@ class CinemoPipeline(DiffusionPipeline):
         num_inference_steps: int = 50,
         image_latents: Tensor | None = None,
         latents: Tensor | None = None,
+        on_step: Callable[[], object] = bool,
     ) -> Tensor:
         """Find the noise from which DDIM, without guidance, arrives at a video's motion (cinemo.editing).
 
         video_frames: uint8 (N, H, W, 3), at a size and length that the model takes, or None with image_latents
-        (B, C, 1, h, w) and latents (B, C, F, h, w), the motion residuals, both scaled. The rest as in __call__.
+        (B, C, 1, h, w) and latents (B, C, F, h, w), the motion residuals, both scaled. on_step: called after each step.
+        The rest as in __call__.
         Returns (B, C, F, h, w); pass it as `latents` with the same prompt, bucket and number of steps.
         Raises ValueError.
         """
@@ -221,7 +225,9 @@ class CinemoPipeline(DiffusionPipeline):
         prompts = [str(p) for p in spread("prompt", prompt, batch)]
         text = encode_prompts(self.tokenizer, self.text_encoder, prompts).to(device, dtype)
         residuals, image_latents = latents.to(device, dtype), image_latents.to(device, dtype)
-        return invert_residuals(self.unet, self.scheduler, residuals, image_latents, text, ids, num_inference_steps)
+        return invert_residuals(
+            self.unet, self.scheduler, residuals, image_latents, text, ids, num_inference_steps, on_step
+        )
 
 
 def draw_noise(image_latents: Tensor, frames: int, seeds: Sequence[int]) -> Tensor:

@@ -17,6 +17,7 @@ DRAWN = "algorithmicMedia"  # made by code without training data
 TERMS = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 XMP_UUID = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
 GIF_TRAILER = bytes([1, *range(255, -1, -1), 0])  # from any byte of it, readers of sub-blocks find the end
+SEGMENT = bytes.fromhex("18538067")  # id of a WebM file's main element
 HAS_XMP = 0x04  # in the flags of WebP's VP8X chunk
 
 
@@ -32,11 +33,17 @@ def packet(source: str = GENERATED) -> bytes:
 
 
 def mark(path: str | os.PathLike[str], source: str = GENERATED) -> None:
-    """Add the mark to an .mp4, or an animated .gif or .webp. Pillow adds it to pictures, by `packet` or `png_info`."""
+    """Add the mark to an .mp4, .webm, or animated .gif or .webp. Pictures get it from Pillow (`packet`, `png_info`)."""
     file = Path(path)
     data, xmp = file.read_bytes(), packet(source)
     if file.suffix == ".mp4":  # a new box at the end
         data += struct.pack(">I4s", 24 + len(xmp), b"uuid") + XMP_UUID + xmp
+    elif file.suffix == ".webm":  # a tag at the end of the segment, whose length is in the 8 bytes after its id
+        tag = ebml("45a3", b"XMP") + ebml("4487", xmp)
+        tags = ebml("1254c367", ebml("7373", ebml("63c0", b"") + ebml("67c8", tag)))
+        start = data.index(SEGMENT) + len(SEGMENT)
+        length = int.from_bytes(data[start + 1 : start + 8]) + len(tags)
+        data = data[: start + 1] + length.to_bytes(7) + data[start + 8 :] + tags
     elif file.suffix == ".gif":  # an application extension, after the header and the global palette
         start = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
         data = data[:start] + b"!\xff\x0bXMP DataXMP" + xmp + GIF_TRAILER + data[start:]
@@ -49,6 +56,11 @@ def mark(path: str | os.PathLike[str], source: str = GENERATED) -> None:
         flags = bytes([data[20] | HAS_XMP])
         data = b"RIFF" + struct.pack("<I", len(data) - 8 + len(chunk)) + data[8:20] + flags + data[21:] + chunk
     file.write_bytes(data)
+
+
+def ebml(name: str, contents: bytes) -> bytes:
+    """Encode an element of Matroska and WebM (RFC 8794). name: its id, in hexadecimal."""
+    return bytes.fromhex(name) + b"\x01" + len(contents).to_bytes(7) + contents
 
 
 def png_info(source: str = GENERATED) -> PngInfo:

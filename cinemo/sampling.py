@@ -55,15 +55,15 @@ def denoise(
     text: Tensor,
     motion_ids: Sequence[float],
     guidance: Guidance,
-    on_step: Callable[[int, Any, Tensor], Tensor],
+    on_step: Callable[[int, Any, Tensor, Tensor], Tensor],
     cache_interval: int = 1,
 ) -> Tensor:
     """Noise -> motion residuals (paper, section 3.2): (B, C, F, h, w), unit variance -> the same shape.
 
     image_latents: (B, C, 1, h, w). text: (B, T, D), or (2 B, T, D) with the negative prompts first if guidance.wanted.
-    on_step(step, timestep, latents) returns the latents to continue with. cache_interval: number of steps that share
-    the features of the U-Net's deeper blocks, computed at the first of them (DeepCache, Ma et al., arXiv 2312.00858);
-    1 is exact.
+    on_step(step, timestep, latents, denoised) returns the latents to continue with; denoised: the residuals as now
+    predicted, or the latents if the sampler predicts none. cache_interval: number of steps that share the features of
+    the U-Net's deeper blocks, computed at the first of them (DeepCache, Ma et al., arXiv 2312.00858); 1 is exact.
     """
     batch, device, dtype = len(latents), latents.device, latents.dtype
     ids = torch.tensor(motion_ids, device=device)
@@ -95,8 +95,9 @@ def denoise(
         if guided:
             negative, positive = predicted.chunk(2)
             predicted = rescaled(negative + scale * (positive - negative), positive, guidance.rescale)
-        latents = scheduler.step(predicted, timestep, latents).prev_sample
-        latents = on_step(step, timestep, latents)
+        done = scheduler.step(predicted, timestep, latents)
+        denoised = done.get("pred_original_sample")
+        latents = on_step(step, timestep, done.prev_sample, done.prev_sample if denoised is None else denoised)
     return latents
 
 

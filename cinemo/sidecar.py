@@ -32,10 +32,18 @@ class Request(TypedDict):
     guidance_interval: ReadOnly[NotRequired[tuple[float, float]]]
     reuse: ReadOnly[NotRequired[int]]  # CinemoPipeline's cache_interval, under its older name
     cut_away: ReadOnly[NotRequired[float]]  # in the service: share of the image that is in no frame
-    image: ReadOnly[NotRequired[str]]  # the last four only in sidecars of the animate job
+    extend: ReadOnly[NotRequired[int]]  # this one and those to request_id: only in the service. Further clips
+    loop: ReadOnly[NotRequired[bool]]
+    format: ReadOnly[NotRequired[str]]  # ending of the video's file, if it is not an mp4
+    preview: ReadOnly[NotRequired[bool]]
+    total_frames: ReadOnly[NotRequired[int]]  # if they are not num_frames
+    source_prompt: ReadOnly[NotRequired[str]]  # of the video that is edited, if it is not the prompt
+    source_video_id: ReadOnly[NotRequired[str]]  # of the video that is edited or extended, if the service made it
+    request_id: ReadOnly[NotRequired[str]]  # of the HTTP request, as in the access log
+    image: ReadOnly[NotRequired[str]]  # the next three only in sidecars of the animate job
     image_digest: ReadOnly[NotRequired[str]]
     video: ReadOnly[NotRequired[str]]
-    video_digest: ReadOnly[NotRequired[str]]
+    video_digest: ReadOnly[NotRequired[str]]  # of the video that is edited or, with extend, extended
 
 
 class Sidecar(TypedDict):

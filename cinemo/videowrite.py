@@ -11,9 +11,14 @@ import numpy as np
 from av.video.reformatter import ColorRange
 from PIL import Image
 
-from cinemo import provenance
+from cinemo import credentials, provenance
 
-CRF = 18  # visually lossless H.264
+# Encoder, its options, and the container's, by ending. A crf of 18 is visually lossless in H.264, one of 24 about as
+# good in VP9. bitexact: without it a WebM gets a random id, and equal videos would give other files.
+CODECS = {
+    ".mp4": ("libx264", {"crf": "18"}, {"movflags": "+faststart"}),
+    ".webm": ("libvpx-vp9", {"crf": "24", "b": "0", "cpu-used": "4"}, {"fflags": "+bitexact"}),
+}
 HD_LINES = 720
 BT709, SMPTE170M = 1, 6  # codes of primaries, transfer and matrix alike (ITU-T H.273)
 
@@ -21,11 +26,12 @@ BT709, SMPTE170M = 1, 6  # codes of primaries, transfer and matrix alike (ITU-T 
 def write_video(
     path: str | os.PathLike[str], frames: np.ndarray, fps: float = 8, source: str = provenance.GENERATED
 ) -> None:
-    """Write frames as .mp4 (H.264, plays while loading), .gif or .webp, by the path's ending.
+    """Write frames as .mp4 (H.264, plays while loading), .webm (VP9), .gif or .webp, by the path's ending.
 
-    frames: uint8 (N, H, W, 3), RGB; an odd height or width gets one repeated row or column in mp4. source: the digital
-    source type that the file is marked with. The file appears complete or not at all. Raises ValueError for other
-    arrays, endings, or an fps outside 1..240 (GIF 50, WebP 90).
+    frames: uint8 (N, H, W, 3), RGB; an odd height or width gets one repeated row or column in mp4 and webm. source: the
+    digital source type that the file is marked with, and signed for if a certificate is set (cinemo/credentials.py).
+    The file appears complete or not at all. Raises ValueError for other arrays, endings, or an fps outside 1..240
+    (GIF 50, WebP 90).
     """
     path = check_output(path, fps)
     frames = np.asarray(frames)
@@ -37,6 +43,7 @@ def write_video(
     try:
         WRITERS[path.suffix.lower()](aside, frames, fps)
         provenance.mark(aside, source)
+        credentials.sign(Path(aside), source)
         os.chmod(aside, 0o644)  # mkstemp makes it private
         os.replace(aside, path)
     finally:
@@ -62,16 +69,18 @@ def check_fps(fps: float, ending: str) -> None:
         raise ValueError(f"fps {fps:g} is outside 1..{most}{slow}")
 
 
-def write_mp4(path: str, frames: np.ndarray, fps: float) -> None:
-    """Write H.264, tagged with the colour space that players would assume: BT.709 from 720 lines on, else BT.601."""
+def write_film(path: str, frames: np.ndarray, fps: float) -> None:
+    """Write H.264 or, as .webm, VP9, tagged with the colours that players would assume: BT.709 from 720 lines on, else
+    BT.601."""
+    codec, options, container_options = CODECS[path[path.rindex(".") :]]
     _, height, width, _ = frames.shape
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     matrix, tag = ("ITU709", BT709) if height >= HD_LINES else ("ITU601", SMPTE170M)
-    with av.open(path, "w", options={"movflags": "+faststart"}) as container:
-        stream: Any = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+    with av.open(path, "w", options=container_options) as container:
+        stream: Any = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": str(CRF)}
+        stream.options = options
         colours = stream.codec_context
         colours.colorspace = colours.color_primaries = colours.color_trc = tag
         colours.color_range = ColorRange.MPEG
@@ -109,6 +118,6 @@ def with_palette(picture: np.ndarray) -> av.VideoFrame:
     return av.VideoFrame.from_ndarray((np.asarray(reduced), palette), format="pal8")
 
 
-WRITERS = {".mp4": write_mp4, ".gif": write_animation, ".webp": write_animation}
+WRITERS = {".mp4": write_film, ".webm": write_film, ".gif": write_animation, ".webp": write_animation}
 # Browsers show a GIF's frame for 100 ms if it is given less than 20 ms, a WebP's if it is given less than 11.
-MOST_FPS = {".mp4": 240, ".gif": 50, ".webp": 90}
+MOST_FPS = {".mp4": 240, ".webm": 240, ".gif": 50, ".webp": 90}

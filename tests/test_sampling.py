@@ -40,7 +40,7 @@ class GaussianUNet:
 def run(unet: Any, scheduler: Any, noise: Tensor, guidance: Guidance) -> Tensor:
     batch = len(noise)
     text = torch.zeros(2 * batch if guidance.wanted else batch, 1, 1)
-    return denoise(unet, scheduler, noise, noise[:, :, :1], text, [0.0] * batch, guidance, lambda i, t, x: x)
+    return denoise(unet, scheduler, noise, noise[:, :, :1], text, [0.0] * batch, guidance, lambda i, t, x, denoised: x)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)

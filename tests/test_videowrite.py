@@ -16,13 +16,13 @@ from cinemo.videowrite import write_video
 from tests.videos import corners, numbered, quadrants
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".gif", ".webp"])
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif", ".webp"])
 @pytest.mark.parametrize("shape", [(5, 32, 48, 3), (2, 33, 47, 3)])
 def test_every_format_and_odd_sizes_are_written(tmp_path: Path, suffix: str, shape: tuple[int, ...]) -> None:
     path = tmp_path / "new" / f"clip{suffix}"
     frames = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     write_video(path, frames, fps=8)
-    if suffix == ".mp4":
+    if suffix in (".mp4", ".webm"):
         assert probe(path) == (shape[0], 8.0, shape[2] + shape[2] % 2, shape[1] + shape[1] % 2)
     else:
         assert getattr(Image.open(path), "n_frames", 1) == shape[0]
@@ -54,7 +54,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     assert path.read_bytes() == b"old"
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".gif", ".webp"])
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif", ".webp"])
 def test_what_was_written_is_read_again(tmp_path: Path, suffix: str) -> None:
     frames = np.stack(numbered(16))
     write_video(tmp_path / f"o{suffix}", frames, 8)
@@ -99,7 +99,7 @@ def test_mp4_says_which_colours_it_was_made_with(tmp_path: Path, height: int, nu
 
 
 @pytest.mark.parametrize("count", [1, 4])
-@pytest.mark.parametrize("ending", [".mp4", ".gif", ".webp"])
+@pytest.mark.parametrize("ending", [".mp4", ".webm", ".gif", ".webp"])
 def test_a_video_is_marked_as_generated_and_plays_as_before(tmp_path: Path, ending: str, count: int) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (count, 32, 48, 3), np.uint8)
     path = tmp_path / f"a{ending}"
@@ -132,6 +132,15 @@ def test_the_boxes_of_a_marked_mp4_end_where_the_file_ends(tmp_path: Path) -> No
     assert at == len(data)
     assert names[-1] == b"uuid"
     assert data[:32].find(b"moov") < data.find(b"mdat")
+
+
+def test_the_tags_of_a_marked_webm_are_in_its_segment(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.webm", np.zeros((2, 32, 48, 3), np.uint8), 8)
+    data = (tmp_path / "a.webm").read_bytes()
+    start = data.index(bytes.fromhex("18538067")) + 12  # after the id and 8 bytes of length
+    assert start + int.from_bytes(data[start - 7 : start]) == len(data)
+    assert data.index(bytes.fromhex("1254c367")) > start
+    assert packet() == data[-len(packet()) :]
 
 
 @pytest.mark.parametrize(("kind", "options"), [("JPEG", {"xmp": packet()}), ("WEBP", {"xmp": packet()}),

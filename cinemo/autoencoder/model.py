@@ -74,12 +74,15 @@ class AutoencoderMotion(ModelMixin, ConfigMixin):
         camera, local = split_fields(residuals)
         return total_displacement(camera, local, height, width)
 
-    def decode_motion(self, residuals: Tensor, image: Tensor) -> Tensor:
-        """Move the photo (3, H, W) by the displacements of residuals (F, C, h, w), ignoring the code: (F, 3, H, W)."""
+    def decode_motion(self, residuals: Tensor, image: Tensor, some: slice = slice(None)) -> Tensor:
+        """Move the photo (3, H, W) by the displacements of residuals (F, C, h, w), ignoring the code: (F, 3, H, W).
+
+        some: the frames that are wanted, of the F; their displacements depend on all.
+        """
         height, width = image.shape[-2:]
         canvas, top, left = continued(image)
         frames = []
-        camera, local = split_fields(residuals)
+        camera, local = (fields[some] for fields in split_fields(residuals))
         for fit, field in zip(camera.split(FRAMES_AT_ONCE), local.split(FRAMES_AT_ONCE), strict=True):
             frames.append(warp(canvas[None], total_displacement(fit, field, height, width), top=top, left=left))
         return torch.cat(frames)

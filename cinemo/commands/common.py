@@ -19,7 +19,7 @@ NOTE_GAP = 4  # buckets: a note is printed if the measured motion is lower by mo
 
 ModelOption = Annotated[str, typer.Option(help="builtin:tiny, a model directory, or a hub id")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto")]
-OutputOption = Annotated[Path, typer.Option(help="the video to write: .mp4, .gif or .webp")]
+OutputOption = Annotated[Path, typer.Option(help="the video to write: .mp4, .webm, .gif or .webp")]
 StepsOption = Annotated[int | None, typer.Option(help="denoising steps; default: the model's, or 50")]
 NegativeOption = Annotated[str, typer.Option(help="what should not happen")]
 HeightOption = Annotated[int | None, typer.Option(help="pixels; default: the model's")]

@@ -1,4 +1,4 @@
-"""The files of a video: OUT/videos/ID.mp4 (or .gif, .webp), its thumbnail ID.thumb.webp, and its sidecar ID.json.
+"""The files of a video: OUT/videos/ID.mp4 (or .webm, ...), its thumbnail ID.thumb.webp, and its sidecar ID.json.
 
 The sidecar is written last: if it exists, and the video has the length that it states, the video is finished. Until
 then OUT/latents/ID.npy keeps the sampled latents, so that sampling is not repeated after a later failure.

@@ -132,6 +132,7 @@ EDITED = {"guidance_scale": 1.0, "dct_init": False, "dct_timestep": 985}
 # Settings that must be equal in a batch.
 SAME_FOR_ALL = ("height", "width", "num_frames", "num_inference_steps", "dct_init", "dct_cutoff", "dct_timestep")
 OF_SOME = ("fit", "scheduler", "guidance_interval", "cache_interval")  # in requests with padding or a speed
+CHAIN = " chain"
 REQUEST_NAMES = {"cache_interval": "reuse"}  # the older name, kept in sidecars and so in the ids of videos
 
 
@@ -143,6 +144,12 @@ def shared(request: Request) -> dict[str, Any]:
 
 
 def shape_of(request: Request, edited: bool = False) -> str:
-    """Shape of a complete request: those of equal shape fit in one batch. edited: whether it has a source video."""
+    """Shape of a complete request: those of equal shape fit in one batch. edited: whether it has a source video.
+
+    Chains of clips are animated one by one; their shape ends in CHAIN.
+    """
     same = " ".join(f"{name}={value}" for name, value in shared(request).items())
-    return f"{same} guided={request['guidance_scale'] > 1}{' edited' if edited else ''}"
+    guided = f"{same} guided={request['guidance_scale'] > 1}"
+    if "extend" in request:
+        return guided + CHAIN
+    return f"{guided}{' edited' if edited or 'video_digest' in request else ''}"

@@ -18,7 +18,7 @@ SPRITES = 4  # columns of the spritesheet
 
 
 def video(frames: np.ndarray, fps: float, ending: str = ".mp4") -> bytes:
-    """Encode frames, uint8 (N, H, W, 3), as .mp4, .gif or .webp. Raises ValueError like write_video."""
+    """Encode frames, uint8 (N, H, W, 3), as .mp4, .webm, .gif or .webp. Raises ValueError like write_video."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"video{ending}"
         write_video(path, frames, fps)
@@ -27,7 +27,7 @@ def video(frames: np.ndarray, fps: float, ending: str = ".mp4") -> bytes:
 
 def read(data: bytes, num_frames: int, ending: str = ".mp4") -> np.ndarray:
     """Decode the frames of such a file: uint8 (N, H, W, 3)."""
-    if ending == ".mp4":
+    if ending in (".mp4", ".webm"):
         return sample_clip(io.BytesIO(data), 0, 1, num_frames)
     with Image.open(io.BytesIO(data)) as picture:
         return np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(picture)])

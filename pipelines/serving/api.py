@@ -6,7 +6,6 @@ The work of the routes is in service.py.
 import asyncio
 import contextlib
 import json
-import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
@@ -16,24 +15,26 @@ from fastapi.responses import FileResponse, RedirectResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 import cinemo
-from pipelines.serving import body, dialect, errors, results, schema
+from pipelines.serving import body, dialect, errors, guard, results, schema
 from pipelines.serving.errors import ApiError
-from pipelines.serving.metrics import Metrics
+from pipelines.serving.metrics import Metrics, queue_text
 from pipelines.serving.served_models import Served
 from pipelines.serving.service import Service
 from pipelines.serving.store import Job
 
+MAX_REQUEST_ID = 128  # characters that are kept
 Variant = Literal["video", "thumbnail", "spritesheet"]
 ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"model": schema.ErrorBody} for code in (400, 401, 404, 405, 409, 413, 415, 422, 429, 503)
 }
+ANIMATED = schema.request_body(dialect.IMAGE, dialect.REFERENCE, dialect.VIDEO)
+VIDEO_TYPES = ("video/mp4", "video/webm", "image/gif", "image/webp")
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 CONTENT: dict[int | str, dict[str, Any]] = {
     200: {"content": dict.fromkeys(results.MEDIA.values(), BINARY)},
     206: {"description": "the requested Range of bytes"},
     416: {"description": "the requested Range is outside the file"},
 }
-PAGE_POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'"
 
 videos = APIRouter(prefix="/v1/videos", tags=["videos"])
 models = APIRouter(prefix="/v1/models", tags=["models"])
@@ -46,7 +47,9 @@ def create_app(service: Service, metrics: Metrics, ready: Any) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.dispatcher.start()
+        counting = asyncio.create_task(metrics.watch(service.store))
         yield
+        counting.cancel()
         service.dispatcher.stop()
 
     app = FastAPI(
@@ -58,60 +61,13 @@ def create_app(service: Service, metrics: Metrics, ready: Any) -> FastAPI:
     )
     app.state.service, app.state.metrics, app.state.ready = service, metrics, ready
     errors.install(app)
-    app.middleware("http")(observe_and_guard)
+    app.middleware("http")(guard.observe_and_guard)
     for router in (videos, models, operations):
         app.include_router(router)
     if origins := service.settings.allow_origins:
         allowed: dict[str, Any] = {"allow_origins": origins, "allow_methods": ["*"], "allow_headers": ["*"]}
         app.add_middleware(CORSMiddleware, **allowed, expose_headers=["X-Video-Id", "X-Warnings", "Retry-After"])
     return app
-
-
-async def observe_and_guard(request: Request, call_next: Any) -> Response:
-    """Middleware: count and time every response, add the headers that protect browsers, and answer HEAD like GET."""
-    is_head = request.method == "HEAD"
-    if is_head:
-        request.scope["method"] = "GET"
-    began, metrics = time.perf_counter(), request.app.state.metrics  # Gradio's application replaces request.app
-    to_page = is_page(request)  # asked before mounted applications change the scope
-    response = (refused(request) if to_page else None) or await call_next(request)
-    if is_head:  # only the headers, of an event stream too
-        request.scope["method"], headers = "HEAD", response.raw_headers
-        response = Response(status_code=response.status_code)
-        response.raw_headers = headers
-    route = getattr(request.scope.get("route"), "path", "other")  # the pattern, so that each route is one series
-    seconds = time.perf_counter() - began
-    metrics.answered(request.method, route, response.status_code, seconds)
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers["Referrer-Policy"] = "no-referrer"
-    response.headers.setdefault("X-Frame-Options", "DENY")
-    if to_page:  # gradio's page runs inline code; nothing may come from elsewhere
-        response.headers["Content-Security-Policy"] = PAGE_POLICY
-    return response
-
-
-def refused(request: Request) -> Response | None:
-    """Response that refuses a request to the page without a valid key or of excessive length; None for all others.
-
-    Gradio's own routes would accept uploads and calls of any size from anybody, and serve files. The API's routes have
-    their own checks.
-    """
-    service: Service = request.app.state.service
-    try:
-        service.owner(request.headers.get("authorization"))
-        body.check_length(request, service.settings.limits.max_bytes)
-        if "transfer-encoding" in request.headers:
-            raise ApiError(411, "send Content-Length")
-    except ApiError as error:
-        headers = {"WWW-Authenticate": 'Basic realm="Cinemo: any name, and an API key as password"'}
-        return Response(error.message, error.status, headers if error.status == 401 else {}, "text/plain")
-    return None
-
-
-def is_page(request: Request) -> bool:
-    """Whether a request goes to the page or one of gradio's routes, also where Serve has a route prefix."""
-    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
-    return path.startswith("/ui")
 
 
 async def _service(request: Request) -> Service:
@@ -145,37 +101,75 @@ IdempotencyKey = Annotated[
 ]  # fmt: skip
 
 
-@videos.post("", responses=ERRORS, openapi_extra=schema.request_body())
+@videos.post("", responses=ERRORS, openapi_extra=ANIMATED)
 async def create(
     request: Request, service: Shared, owner: Owner, idempotency_key: IdempotencyKey = None
 ) -> schema.Video:
     """Queue an animation of an image. Returns at once; poll the video, or read its events, until it is completed."""
-    fields, image, warnings = await read(request, service)
-    job = await service.submit(fields, image, owner, idempotency_key)
+    return await queue(request, service, owner, idempotency_key)
+
+
+Operation = Literal["animate", "edit", "extend"]
+
+
+async def queue(
+    request: Request, service: Service, owner: str, key: str | None, operation: Operation = "animate", **more: Any
+) -> schema.Video:
+    """Read a request for a video and queue it. more: fields beside those of the body. Raises ApiError."""
+    job, warnings = await submit(request, service, owner, key, operation, **more)
     return schema.to_video(job).model_copy(update={"warnings": warnings})
 
 
-async def read(request: Request, service: Service) -> tuple[dict[str, Any], bytes, list[str]]:
-    """Read a request for a video: (its fields, the image's bytes, warnings). Raises ApiError."""
-    fields = await body.read(request, service.settings.limits.max_bytes)
-    return dialect.translate(fields, service.settings.strict)
+async def submit(
+    request: Request, service: Service, owner: str, key: str | None, operation: Operation = "animate", **more: Any
+) -> tuple[Job, list[str]]:
+    """Read a request for a video and store it: (the job, warnings). Raises ApiError."""
+    given = await body.read(request, service.settings.limits.max_bytes) | more
+    if operation != "animate" and not (given.get(dialect.VIDEO) or given.get("video[id]")):
+        raise ApiError(422, f"{dialect.VIDEO} is required: a video file, or the id of a video", dialect.VIDEO)
+    fields, image, warnings = dialect.translate(given, service.settings.strict)
+    request_id = request.headers.get("x-request-id", "")[:MAX_REQUEST_ID] or None
+    job = await service.submit(fields, image, owner, key, operation == "extend", request_id)
+    return job, warnings
+
+
+@videos.post("/edits", responses=ERRORS, openapi_extra=schema.request_body(dialect.VIDEO, dialect.IMAGE))
+async def edit(request: Request, service: Shared, owner: Owner, idempotency_key: IdempotencyKey = None) -> schema.Video:
+    """Give a video's motion to an image, its first frame after editing, or to another prompt."""
+    return await queue(request, service, owner, idempotency_key, "edit")
+
+
+@videos.post("/extensions", responses=ERRORS, openapi_extra=schema.request_body(dialect.VIDEO))
+async def extend(
+    request: Request, service: Shared, owner: Owner, idempotency_key: IdempotencyKey = None
+) -> schema.Video:
+    """Continue a video from its last frame, by `seconds` or by one clip; the result has the whole."""
+    return await queue(request, service, owner, idempotency_key, "extend")
+
+
+@videos.post("/{video_id}/remix", responses=ERRORS, openapi_extra=schema.request_body(None, dialect.IMAGE))
+async def remix(
+    video_id: str, request: Request, service: Shared, owner: Owner, idempotency_key: IdempotencyKey = None
+) -> schema.Video:
+    """Make a completed video again for another prompt, with its motion; or for another image, if one is sent."""
+    await service.find(video_id, owner)
+    return await queue(request, service, owner, idempotency_key, "edit", video={"id": video_id})
 
 
 @videos.post(
     "/sync",
-    responses={**ERRORS, 200: {"content": {"video/mp4": BINARY}}},
+    responses={**ERRORS, 200: {"content": dict.fromkeys(VIDEO_TYPES, BINARY)}},
     response_class=FileResponse,
-    openapi_extra=schema.request_body(),
+    openapi_extra=ANIMATED,
 )
 async def create_and_wait(
     request: Request, service: Shared, owner: Owner, idempotency_key: IdempotencyKey = None
 ) -> FileResponse:
-    """Animate an image and return the mp4. Disconnecting cancels it, unless an Idempotency-Key was sent.
+    """Animate an image and return the video's file. Disconnecting cancels it, unless an Idempotency-Key was sent.
 
     With a key, the same request may be repeated after an interruption; it then waits for the first one's video.
     """
-    fields, image, warnings = await read(request, service)
-    job = await service.submit(fields, image, owner, idempotency_key)
+    job, warnings = await submit(request, service, owner, idempotency_key)
     end = asyncio.create_task(service.dispatcher.ended(job.id))
     try:
         while not end.done():
@@ -192,7 +186,7 @@ async def create_and_wait(
         raise ApiError(500 if job.error["code"] == "server_error" else 409, job.error["message"], code="failed")
     path = await service.file(job, "video")
     ignored = {"X-Warnings": json.dumps(warnings)} if warnings else {}
-    return FileResponse(path, media_type=results.MEDIA["video"], headers={"X-Video-Id": job.id} | ignored)
+    return FileResponse(path, media_type=results.MEDIA[path.suffix], headers={"X-Video-Id": job.id} | ignored)
 
 
 @videos.get("", responses=ERRORS)
@@ -220,11 +214,11 @@ async def retrieve(job: FoundJob) -> schema.Video:
 async def content(
     service: Shared,
     job: FoundJob,
-    variant: Annotated[Variant, Query(description="video (mp4), thumbnail (webp) or spritesheet (jpg)")] = "video",
+    variant: Annotated[Variant, Query(description="video, thumbnail (webp) or spritesheet (jpg)")] = "video",
 ) -> FileResponse:
     """Download a file of a completed video; Range requests are supported."""
     path = await service.file(job, variant)
-    return FileResponse(path, media_type=results.MEDIA[variant], filename=job.id + path.suffix)
+    return FileResponse(path, media_type=results.MEDIA[path.suffix], filename=job.id + path.suffix)
 
 
 @videos.delete("/{video_id}", responses=ERRORS)
@@ -236,13 +230,19 @@ async def delete(video_id: str, service: Shared, owner: Owner) -> schema.Deleted
 
 @videos.get("/{video_id}/events", responses=ERRORS, response_class=EventSourceResponse)
 async def events(service: Shared, job: FoundJob) -> AsyncIterator[ServerSentEvent]:
-    """Stream server-sent events: the video object at every change, until it is completed, failed or deleted."""
+    """Stream server-sent events: the video object at every change, until it is completed, failed or deleted.
+
+    If it was requested with `preview`, events of this name, with a schema.Preview, come between them.
+    """
     last: Job | None = job
-    sent = None
+    sent = picture = None
     while last is not None:
         if (last.status, last.progress) != sent:
             sent = (last.status, last.progress)
             yield ServerSentEvent(raw_data=schema.to_video(last).model_dump_json(), event=last.status)
+        if (newer := schema.to_preview(last)) is not None and newer.b64_json != picture:
+            picture = newer.b64_json
+            yield ServerSentEvent(raw_data=newer.model_dump_json(), event="preview")
         if not last.is_open:
             return
         last = await service.next_state(job.id)
@@ -290,9 +290,9 @@ async def is_ready(request: Request, service: Shared) -> dict[str, Any]:
 
 
 @operations.get("/metrics", response_class=Response)
-async def prometheus(request: Request, service: Shared) -> Response:
-    """Return the metrics in Prometheus's text format."""
-    data, media_type = await asyncio.to_thread(request.app.state.metrics.text, service.store)
+async def prometheus(service: Shared) -> Response:
+    """Return the number of videos by status in Prometheus's text format; Ray exports all other metrics."""
+    data, media_type = await asyncio.to_thread(queue_text, service.store)
     return Response(data, media_type=media_type)
 
 

@@ -49,7 +49,7 @@ def check_length(request: Request, most: int) -> None:
 
 def too_large(most: int) -> ApiError:
     """Error for a body of more than `most` bytes."""
-    return ApiError(413, f"the body has more than {most:,} bytes; send a smaller image", "input_reference")
+    return ApiError(413, f"the body has more than {most:,} bytes; send a smaller file", "input_reference")
 
 
 def json_fields(body: bytes) -> dict[str, Any]:

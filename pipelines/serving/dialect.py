@@ -14,23 +14,35 @@ from pipelines.serving.schema import VideoRequest
 
 IMAGE = "input_reference"
 IMAGE_NAMES = (IMAGE, "image_reference", "image")
+VIDEO = "video"  # to edit or to extend
+REFERENCE = "reference_video"  # only its motion bucket is taken
+OTHER_NAMES = {"output_format": "format", "video[id]": VIDEO}
 MAY_BE_EMPTY = ("prompt", "negative_prompt")
 
 
 def translate(fields: dict[str, Any], strict: bool) -> tuple[dict[str, Any], bytes, list[str]]:
-    """Translate the fields of a body: (fields of VideoRequest, bytes of the image, warnings).
+    """Translate the fields of a body: (fields of VideoRequest and videos, bytes of the image, warnings).
 
+    Videos are bytes, or text: the id of one of this service. Where there is a video, the image may be missing, as b"".
     An empty form field or a JSON null counts as not given. An unknown field is ignored with a warning, or
     refused, if `strict` is set or if it resembles the name of a field. Raises ApiError (422).
     """
     fields = merge_extra(fields)
     empty = [name for name, value in fields.items() if value is None or (value == "" and name not in MAY_BE_EMPTY)]
     fields = {name: value for name, value in fields.items() if name not in empty}
+    for name, own in OTHER_NAMES.items():
+        if name in fields and own in fields:
+            raise ApiError(422, f"{own} is given twice, also as {name}", own)
+        if name in fields:
+            fields[own] = fields.pop(name)
+    for name in (VIDEO, REFERENCE):
+        if name in fields:
+            fields[name] = video_or_id(fields[name], name)
     image = take_image(fields)
     if str(fields.pop("n", 1)) != "1":
         raise ApiError(422, "n: one request makes one video; send a request for each", "n")
     join_size(fields)
-    unknown = [name for name in fields if name not in VideoRequest.model_fields]
+    unknown = [name for name in fields if name not in {*VideoRequest.model_fields, VIDEO, REFERENCE}]
     for name in unknown:
         if strict or (near := difflib.get_close_matches(name, VideoRequest.model_fields, 1, 0.8)):
             hint = "" if strict else f"; is {near[0]} meant?"
@@ -70,6 +82,8 @@ def take_image(fields: dict[str, Any]) -> bytes:
     """Remove the image from the fields, whatever its name, and return its bytes. Raises ApiError (422)."""
     named = [fields.pop(name) for name in list(fields) if name.removesuffix("[]") in IMAGE_NAMES]
     values = [one for value in named for one in (value if isinstance(value, list) else [value])]
+    if not values and VIDEO in fields:
+        return b""
     if not values:
         raise ApiError(422, f"{IMAGE} is required: an image file, its data: URL, or its base64", IMAGE)
     if len(values) > 1:
@@ -80,19 +94,33 @@ def take_image(fields: dict[str, Any]) -> bytes:
     return image
 
 
-def decode(value: Any) -> bytes:
-    """Decode base64, alone or in a `data:` URL, in OpenAI's objects or as text. Raises ApiError (422)."""
+def video_or_id(value: Any, name: str) -> bytes | str:
+    """Return a video's bytes, or the id of one of this service: text, or {"id": ...}. Raises ApiError (422)."""
+    value = value["id"] if isinstance(value, dict) and set(value) == {"id"} else value
+    if name == VIDEO and isinstance(value, str) and value.startswith("video_"):
+        return value
+    video = value if isinstance(value, bytes) else decode(value, name)
+    if not video:
+        raise ApiError(422, f"{name} is empty (0 bytes); send an MP4, WebM, GIF or WebP file", name)
+    return video
+
+
+def decode(value: Any, name: str = IMAGE) -> bytes:
+    """Decode base64, alone or in a `data:` URL, in OpenAI's objects or as text. name: of the field.
+
+    Raises ApiError (422).
+    """
     while isinstance(value, dict):
-        named = [value[name] for name in ("image_url", "url") if value.get(name) is not None]
+        named = [value[key] for key in ("image_url", "video_url", "url") if value.get(key) is not None]
         value = named[0] if len(named) == 1 else 0
     if not isinstance(value, str):
-        raise ApiError(422, f'{IMAGE} should be a file, base64 or {{"image_url": "data:TYPE;base64,DATA"}}', IMAGE)
+        raise ApiError(422, f'{name} should be a file, base64 or {{"image_url": "data:TYPE;base64,DATA"}}', name)
     head, is_url, data = value.partition(",") if value[:5].lower() == "data:" else ("", "", value)
     if head and not (is_url and head.lower().endswith(";base64")):
-        raise ApiError(422, f"{IMAGE} should be data:TYPE;base64,DATA", IMAGE)
+        raise ApiError(422, f"{name} should be data:TYPE;base64,DATA", name)
     if not head and "://" in value[:16]:
-        raise ApiError(422, f"{IMAGE}: URLs are not fetched; send the file, or its data: URL", IMAGE)
+        raise ApiError(422, f"{name}: URLs are not fetched; send the file, or its data: URL", name)
     try:
         return base64.b64decode("".join(data.split()), validate=True)
     except (binascii.Error, ValueError):
-        raise ApiError(422, f"{IMAGE} is not base64", IMAGE) from None
+        raise ApiError(422, f"{name} is not base64", name) from None

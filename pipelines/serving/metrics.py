@@ -1,15 +1,18 @@
-"""Prometheus metrics of the service and, with the setting `track`, an MLflow run for each finished video.
+"""Metrics of the service and, with the setting `track`, an MLflow run for each finished video.
 
-Each of several ingress processes reports only its own counts. A separate thread logs to MLflow, so that a slow or
-unavailable server delays nothing; the video's sidecar has the same facts.
+Metrics are Ray's: every node exports those of its processes, with their replica as a label, so that sums are right
+however many ingresses there are. A separate thread logs to MLflow, so that a slow or unavailable server delays nothing;
+the video's sidecar has the same facts.
 """
 
+import asyncio
 import logging
 import queue
 import threading
 from typing import Any
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+from ray.serve import metrics
 
 from pipelines.core import tracking
 from pipelines.serving.settings import ServeSettings
@@ -18,49 +21,63 @@ from pipelines.serving.store import Job, Store
 logger = logging.getLogger("ray.serve")
 
 MOST_WAITING = 1000  # videos to be logged; further ones are dropped
-SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
+SECONDS = [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000]
+STATUSES = ("queued", "in_progress", "completed", "failed")
+COUNT_EVERY_S = 10.0  # seconds between two counts of the jobs in the database
 
 
 class Metrics:
-    """The numbers of one process."""
+    """What this process has counted and measured. Ray's exporter puts `ray_` before the names."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        shared: dict[str, Any] = {"registry": self.registry}
-        self.requests = Counter("cinemo_http_requests_total", "answers", ["method", "route", "status"], **shared)
-        self.answers = Histogram("cinemo_http_seconds", "time to answer", ["route"], buckets=SECONDS, **shared)
-        self.videos = Counter("cinemo_videos_total", "videos that ended", ["model", "outcome"], **shared)
-        self.queue = Gauge("cinemo_jobs", "videos in the store", ["status"], **shared)
-        self.batch = Histogram("cinemo_batch_size", "videos made at once", buckets=(1, 2, 4, 8, 16, 32, 64), **shared)
-        self.step = Histogram("cinemo_step_seconds", "a denoising step", buckets=SECONDS, **shared)
-        self.first = Histogram("cinemo_first_step_seconds", "request to first step done", buckets=SECONDS, **shared)
-        self.result = Histogram("cinemo_result_seconds", "request to finished video", buckets=SECONDS, **shared)
-        self.memory = Gauge("cinemo_gpu_memory_bytes", "peak memory of a replica's GPU", ["model"], **shared)
+        counter, gauge, histogram = metrics.Counter, metrics.Gauge, metrics.Histogram
+        self.requests = counter("cinemo_http_requests_total", "answers", ("method", "route", "status"))
+        self.answers = histogram("cinemo_http_seconds", "time to answer", SECONDS, ("route",))
+        self.videos = counter("cinemo_videos_total", "videos that ended", ("model", "outcome"))
+        self.queue = gauge("cinemo_jobs", "videos in the store", ("status",))
+        self.batch = histogram("cinemo_batch_size", "videos made at once", [1, 2, 4, 8, 16, 32, 64])
+        self.step = histogram("cinemo_step_seconds", "a denoising step", SECONDS)
+        self.first = histogram("cinemo_first_step_seconds", "request to first step done", SECONDS)
+        self.result = histogram("cinemo_result_seconds", "request to finished video", SECONDS)
+        self.memory = gauge("cinemo_gpu_memory_bytes", "peak memory of a replica's GPU", ("model",))
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """Record an HTTP response. route: its pattern, not its path."""
-        self.requests.labels(method, route, status).inc()
-        self.answers.labels(route).observe(seconds)
+        self.requests.inc(tags={"method": method, "route": route, "status": str(status)})
+        self.answers.observe(seconds, {"route": route})
 
     def ended(self, job: Job, facts: dict[str, Any]) -> None:
         """Record the end of a job. facts: as the replica returned them, or {}."""
         outcome = job.error["code"] if job.error else job.status
-        self.videos.labels(job.model, outcome).inc()
+        self.videos.inc(tags={"model": job.model, "outcome": outcome})
         if job.status == "completed" and job.ended_at:
-            self.result.observe(job.ended_at - job.created_at)
+            self.result.observe(job.ended_at - job.created_at, {})
         if facts:
-            self.batch.observe(facts["batch"])
-            self.step.observe(facts["timings"]["step_seconds"])
-            self.first.observe(facts["timings"]["first_step_seconds"])
+            self.batch.observe(facts["batch"], {})
+            self.step.observe(facts["timings"]["step_seconds"], {})
+            self.first.observe(facts["timings"]["first_step_seconds"], {})
             if facts.get("gpu_memory_bytes"):
-                self.memory.labels(job.model).set(facts["gpu_memory_bytes"])
+                self.memory.set(facts["gpu_memory_bytes"], {"model": job.model})
 
-    def text(self, store: Store) -> tuple[bytes, str]:
-        """All metrics as text, and its media type."""
-        counts = store.counts()
-        for status in ("queued", "in_progress", "completed", "failed"):
-            self.queue.labels(status).set(counts.get(status, 0))
-        return generate_latest(self.registry), CONTENT_TYPE_LATEST
+    async def watch(self, store: Store) -> None:
+        """Count the jobs in the database again and again. Every process reports the same numbers."""
+        while True:
+            try:
+                counts = await asyncio.to_thread(store.counts)
+                for status in STATUSES:
+                    self.queue.set(counts.get(status, 0), {"status": status})
+            except Exception:
+                logger.exception("jobs were not counted; it is tried again")
+            await asyncio.sleep(COUNT_EVERY_S)
+
+
+def queue_text(store: Store) -> tuple[bytes, str]:
+    """The jobs in the database by status in Prometheus's text format, and its media type."""
+    registry, counts = CollectorRegistry(), store.counts()
+    gauge = Gauge("cinemo_jobs", "videos in the store", ["status"], registry=registry)
+    for status in STATUSES:
+        gauge.labels(status).set(counts.get(status, 0))
+    return generate_latest(registry), CONTENT_TYPE_LATEST
 
 
 class Tracker:

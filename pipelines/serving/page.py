@@ -5,6 +5,8 @@ no analytics.
 """
 
 import asyncio
+import base64
+import io
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
+from PIL import Image
 from pydantic import ValidationError
 
 from pipelines.serving import dialect, errors, schema
@@ -106,6 +109,7 @@ class Page:
     def add_outputs(self) -> None:
         """Add the status line, the video, and the photo next to the first frame."""
         self.status = gr.Markdown("Choose a photo, or one of the examples below.", elem_id="status")
+        self.preview = gr.Image(label="Preview", visible=False, interactive=False, elem_id="preview", buttons=[])
         self.video = gr.Video(label="Animation", autoplay=True, loop=True, interactive=False, elem_id="video")
         buttons: Any = ["download", "fullscreen"]
         with gr.Row():
@@ -118,7 +122,7 @@ class Page:
         self.animate_button.click(
             self.animate,
             [self.image, self.prompt, self.motion, self.seed, *self.advanced],
-            [self.job_id, self.status, self.video, self.before, self.first, self.history, self.shown_ids],
+            [self.job_id, self.status, self.preview, self.video, self.before, self.first, self.history, self.shown_ids],
             concurrency_limit=None, show_progress="hidden", **private,
         )  # fmt: skip
         self.cancel_button.click(self.cancel, [self.job_id], None, concurrency_limit=None, **private)
@@ -128,8 +132,13 @@ class Page:
     async def animate(
         self, request: gr.Request, photo: str | None, prompt: str, bucket: int, seed: float | None, *advanced: Any
     ) -> AsyncIterator[dict[Any, Any]]:
-        """Submit a job, show its progress, and then its video and the history with it."""
-        fields = {"prompt": prompt or "", "motion_bucket": int(bucket), **dict(zip(ADVANCED, advanced, strict=True))}
+        """Submit a job, show its progress and previews, and then its video and the history with it."""
+        fields = {
+            "prompt": prompt or "",
+            "motion_bucket": int(bucket),
+            "preview": True,
+            **dict(zip(ADVANCED, advanced, strict=True)),
+        }
         fields["negative_prompt"] = fields["negative_prompt"] or ""  # an empty box is None
         if seed is not None and seed >= 0:
             fields["seed"] = int(seed)
@@ -145,13 +154,19 @@ class Page:
         assert job is not None
         job_id = job.id
         yield {self.job_id: job_id, self.video: None, self.first: None, self.before: photo, self.status: line(job)}
+        shown = None
         while job is not None and job.is_open:
             job = await self.service.next_state(job_id)
-            yield {self.status: line(job)}
+            changes: dict[Any, Any] = {self.status: line(job)}
+            if job is not None and (newest := schema.to_preview(job)) is not None and newest.b64_json != shown:
+                shown = newest.b64_json
+                changes[self.preview] = gr.update(visible=True, value=Image.open(io.BytesIO(base64.b64decode(shown))))
+            yield changes
+        hidden = gr.update(visible=False, value=None)
         if job is None or job.status != "completed":
-            yield {self.job_id: ""}
+            yield {self.job_id: "", self.preview: hidden}
             return
-        yield {self.job_id: "", **await self.result(job), **await self.past(owner)}
+        yield {self.job_id: "", self.preview: hidden, **await self.result(job), **await self.past(owner)}
 
     async def cancel(self, job_id: str) -> None:
         """Cancel the job that is shown, if it is still open."""
@@ -182,9 +197,9 @@ class Page:
         }
 
     async def past(self, owner: str) -> dict[Any, Any]:
-        """Show the newest finished videos of an owner in the gallery."""
+        """Show the newest finished videos of an owner in the gallery, but for pictures, which no player plays."""
         jobs, _ = await asyncio.to_thread(self.service.store.page, owner, None, SHOWN, True)
-        done = [job for job in jobs if job.status == "completed"]
+        done = [job for job in jobs if job.status == "completed" and job.request.get("format") not in ("gif", "webp")]
         pictures = [(str(await self.service.file(job, "thumbnail")), job.request["prompt"]) for job in done]
         return {self.history: pictures, self.shown_ids: [job.id for job in done]}
 

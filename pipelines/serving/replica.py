@@ -21,8 +21,9 @@ from cinemo import CinemoPipeline, checkpoint
 from pipelines.animate import request, videos
 from pipelines.core import models, storage
 from pipelines.core.precision import allow_tf32
-from pipelines.serving import results
+from pipelines.serving import frames, inputs, results
 from pipelines.serving.database import UNAVAILABLE
+from pipelines.serving.progress import Progress, StoppedError
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Death, Job, Store
 
@@ -33,8 +34,9 @@ HEALTH_EVERY_S = 60.0  # seconds after which an idle replica tests its device
 LONE_DEATHS = 2  # a job fails after so many processes died while they animated it alone
 
 
-class StoppedError(Exception):
-    """All videos of the batch were cancelled, or restarted elsewhere."""
+def request_id(job: Job) -> dict[str, str]:
+    """The id of the HTTP request of a job, for log lines; {} if it has none."""
+    return {"request_id": job.request["request_id"]} if "request_id" in job.request else {}
 
 
 class StorageAwayError(Exception):
@@ -84,12 +86,13 @@ class Animator:
         self.longest_step_s = 20 * max(self.settings.lease_s, time.monotonic() - began)
 
     def animate_once(self) -> None:
-        """Run one denoising step on a grey picture, to test the model and to warm it up."""
+        """Make a video of a grey picture in one step, to test the model and the encoder, and to warm them up."""
         card = self.pipe.card
         height, width = card.sizes[0] if card.sizes else (64, 64)
         grey = np.full((height, width, 3), 127, np.uint8)
         frames = card.lengths[0] if card.lengths else 2
-        self.pipe(grey, "", num_frames=frames, height=height, width=width, num_inference_steps=1)
+        made = self.pipe(grey, "", num_frames=frames, height=height, width=width, num_inference_steps=1)
+        videos.video(made.frames[0], request.FPS)
         self.last_sign_of_life = time.monotonic()
 
     async def check_health(self) -> None:
@@ -122,7 +125,7 @@ class Animator:
         while self.waiting:
             # The oldest job, and later ones of the same shape.
             same = [waiting for waiting in self.waiting if waiting.shape == self.waiting[0].shape]
-            batch = same[: self.settings.replicas.batch]
+            batch = same[: 1 if self.waiting[0].shape.endswith(request.CHAIN) else self.settings.replicas.batch]
             self.waiting = [waiting for waiting in self.waiting if waiting not in batch]
             facts: dict[str, dict[str, Any]] = {}
             failure: Exception | None = None
@@ -216,21 +219,13 @@ class Animator:
     def _animate(self, claimed: list[tuple[Job, bytes]]) -> dict[str, dict[str, Any]]:
         jobs, began = [job for job, _ in claimed], time.time()
         requests = [job.request for job in jobs]
-        steps = requests[0]["num_inference_steps"]
-        progress = Progress(self, jobs, steps)
+        steps = frames.num_steps(requests[0])
+        progress = Progress(self._advance, self.settings.lease_s, jobs, steps)
         progress.advance(0)
-        frames = self.pipe(
-            [image for _, image in claimed],
-            [each["prompt"] for each in requests],
-            negative_prompt=[each["negative_prompt"] for each in requests],
-            motion_bucket=[each["motion_bucket"] for each in requests],
-            seed=[each["seed"] for each in requests],
-            guidance_scale=[each["guidance_scale"] for each in requests],
-            callback_on_step_end=progress.step_done,
-            **request.shared(requests[0]),
-        ).frames
+        made_from = [inputs.unpack(job.request, stored) for job, stored in claimed]
+        made = frames.make(self.pipe, requests, made_from, progress.step_done, progress.one_more)
         ended, done = time.time(), {}
-        for job, video in zip(jobs, frames, strict=True):
+        for job, video in zip(jobs, made, strict=True):
             if job.id not in progress.active:
                 continue
             timings = {
@@ -243,6 +238,10 @@ class Animator:
                 done[job.id] = facts
         return done
 
+    def _advance(self, *report: Any, **more: Any) -> bool:
+        self.last_sign_of_life = time.monotonic()
+        return self.store.advance(*report, **more)
+
     def _complete(self, job: Job, video: np.ndarray, timings: dict[str, float], batch: int) -> dict[str, Any] | None:
         """Write a video's files and complete its job; returns facts for metrics, None if the attempt was superseded.
 
@@ -250,7 +249,6 @@ class Animator:
         """
         facts, files = results.encode(
             video,
-            job.request["fps"],
             {
                 "id": job.id,
                 "model": self.name,
@@ -269,7 +267,7 @@ class Animator:
             results.remove(self.videos, job.id, job.attempt)
             return None
         memory = torch.cuda.max_memory_allocated() if self.pipe.device.type == "cuda" else 0
-        logger.info("completed", extra={"job": job.id, "seconds": timings["animate_seconds"]})
+        logger.info("completed", extra={"job": job.id, "seconds": timings["animate_seconds"], **request_id(job)})
         return {**result, "batch": batch, "gpu_memory_bytes": memory}
 
     def _store_patiently(self, write: Callable[..., None], *arguments: Any) -> None:
@@ -301,31 +299,3 @@ class Animator:
                 self.store.renew_attempts(sorted(self.running), self.replica, self.settings.lease_s)
             except Exception:
                 logger.exception("leases were not extended")
-
-
-class Progress:
-    """Reports every step of a batch to the store, and stops the batch when none of its jobs is active any more."""
-
-    def __init__(self, animator: Animator, jobs: list[Job], steps: int) -> None:
-        """jobs: claimed by this replica. steps: denoising steps of the batch."""
-        self.animator, self.jobs, self.steps = animator, jobs, steps
-        self.active = {job.id for job in jobs}  # neither cancelled nor restarted elsewhere
-        self.first_step = 0.0  # end of the first step, in seconds since 1970
-
-    def advance(self, percent: int) -> None:
-        """Store the progress of the active jobs. Raises StoppedError when none is active any more."""
-        animator = self.animator
-        animator.last_sign_of_life = time.monotonic()
-        for job in self.jobs:
-            if job.id in self.active and not animator.store.advance(
-                job.id, job.attempt, percent, animator.settings.lease_s
-            ):
-                self.active.discard(job.id)
-        if not self.active:
-            raise StoppedError
-
-    def step_done(self, pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
-        """callback_on_step_end of CinemoPipeline."""
-        self.first_step = self.first_step or time.time()
-        self.advance(min(99, 100 * (step + 1) // self.steps))
-        return values

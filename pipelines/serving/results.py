@@ -1,4 +1,4 @@
-"""The files of a finished video: mp4, thumbnail, spritesheet, and a sidecar that says how it was made.
+"""The files of a finished video: itself, thumbnail, spritesheet, and a sidecar that says how it was made.
 
 Every attempt has its own file names, so that concurrent attempts never mix; the job's row says which attempt counts.
 """
@@ -6,6 +6,7 @@ Every attempt has its own file names, so that concurrent attempts never mix; the
 import logging
 import re
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,20 @@ from pipelines.core import storage
 
 logger = logging.getLogger("ray.serve")
 
-ENDINGS = {"video": ".mp4", "thumbnail": ".webp", "spritesheet": ".jpg", "sidecar": ".json"}
-MEDIA = {"video": "video/mp4", "thumbnail": "image/webp", "spritesheet": "image/jpeg"}
-NAME = re.compile(r"(?P<id>video_\w+)-(?P<attempt>\d+)\.(mp4|webp|jpg|json)")
+# By variant; a video that is no mp4 has a variant of its own, named by its format. A webp would be taken for the
+# thumbnail.
+ENDINGS = {
+    **{"video": ".mp4", "webm": ".webm", "gif": ".gif", "webp": ".video.webp"},
+    **{"thumbnail": ".webp", "spritesheet": ".jpg", "sidecar": ".json"},
+}
+MEDIA = {
+    ".mp4": "video/mp4",
+    ".webm": "video/webm",
+    ".gif": "image/gif",
+    ".webp": "image/webp",
+    ".jpg": "image/jpeg",
+}
+NAME = re.compile(r"(?P<id>video_\w+)-(?P<attempt>\d+)(\.video)?\.(mp4|webm|gif|webp|jpg|json)")
 
 
 def name(job_id: str, attempt: int, variant: str) -> str:
@@ -25,14 +37,20 @@ def name(job_id: str, attempt: int, variant: str) -> str:
     return f"{job_id}-{attempt}{ENDINGS[variant]}"
 
 
-def encode(frames: np.ndarray, fps: float, facts: dict[str, Any]) -> tuple[dict[str, Any], dict[str, bytes]]:
+def video_variant(request: Mapping[str, Any]) -> str:
+    """Variant of a request's video: `video` for an mp4, else its format."""
+    kind = request.get("format", "mp4")
+    return "video" if kind == "mp4" else kind
+
+
+def encode(frames: np.ndarray, facts: dict[str, Any]) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Encode frames, uint8 (N, H, W, 3): (facts with the measured motion, bytes of the files by variant).
 
-    facts: JSON for the sidecar.
+    facts: JSON for the sidecar, with the request.
     """
-    facts = {**facts, **videos.measured(frames)}
+    facts, request = {**facts, **videos.measured(frames)}, facts["request"]
     files = {
-        "video": videos.video(frames, fps),
+        video_variant(request): videos.video(frames, request["fps"], f".{request.get('format', 'mp4')}"),
         "thumbnail": videos.thumbnail(frames[0]),
         "spritesheet": videos.spritesheet(frames),
         "sidecar": storage.json_bytes(facts),

@@ -9,18 +9,32 @@ from pipelines.animate import request
 from pipelines.animate.request import Text
 from pipelines.serving.store import Job
 
+FILES = {  # that come beside the fields of a request
+    "input_reference": "the image: JPEG, PNG, WebP, ...",
+    "video": "the video: MP4, WebM, GIF, ...; or the id of one of this service",
+    "reference_video": "a video whose measured motion bucket is requested",
+}
+
 
 class VideoRequest(request.Settings, frozen=True):
-    """Settings of a video, as form fields (then numbers are text) or JSON. `input_reference` comes beside them."""
+    """Settings of a video, as form fields (then numbers are text) or JSON. FILES come beside them."""
 
     prompt: Text = Field(description="what should happen, in English; may be empty")
     model: Text | None = Field(None, description="one of GET /v1/models; default: the first")
     seconds: float | None = Field(
         None, gt=0, le=3600, allow_inf_nan=False,
-        description="length of the video; with num_frames it sets fps; default: num_frames / fps",
+        description="length of the video; with num_frames it sets fps; default: num_frames / fps. In an extension: the "
+        "length of what is added",
     )  # fmt: skip
     seed: int | None = Field(
         None, ge=0, le=request.MAX_SEED, description="the same seed gives the same video; default: random"
+    )
+    extend: int = Field(0, ge=0, le=31, description="further clips, each from the last frame of the one before")
+    loop: bool = Field(False, description="forward and back again, so that it repeats seamlessly")
+    format: Literal["mp4", "webm", "gif", "webp"] = Field("mp4", description="kind of video file")
+    preview: bool = Field(False, description="send small pictures of the unfinished video in its events")
+    source_prompt: Text | None = Field(
+        None, max_length=2000, description="what the video to edit shows; default: its own prompt, else prompt"
     )
     # An official client sends this when it waits for nothing.
     user: Text | None = Field(None, max_length=256, description="not used; taken for compatibility")
@@ -48,9 +62,12 @@ class Video(BaseModel):
     completed_at: int | None = Field(None, description="seconds since 1970, for one that failed too")
     expires_at: int | None = Field(None, description="seconds since 1970; then the video is deleted")
     error: Failure | None = None
-    remixed_from_video_id: None = None
+    remixed_from_video_id: str | None = Field(None, description="the video that was edited or extended")
     fps: float
-    num_frames: int
+    num_frames: int = Field(description="frames of a clip; with extend or loop, the video has more")
+    extend: int = Field(0, description="further clips")
+    loop: bool = False
+    format: Literal["mp4", "webm", "gif", "webp"] = "mp4"
     seed: int
     motion_bucket: int = Field(description="asked for: 0 (still) to 19")
     measured_motion_bucket: int | None = Field(None, description="measured in the finished video")
@@ -63,6 +80,15 @@ class Video(BaseModel):
     dct_cutoff: float
     dct_timestep: int
     warnings: list[str] = Field([], description="fields of the request that were ignored")
+
+
+class Preview(BaseModel):
+    """A picture of the last frame of an unfinished video."""
+
+    id: str
+    object: Literal["video.preview"] = "video.preview"
+    progress: int = Field(description="percent")
+    b64_json: str = Field(description="a WebP of a few kB, in base64")
 
 
 class VideoPage(BaseModel):
@@ -129,26 +155,44 @@ def to_video(job: Job) -> Video:
         progress=job.progress,
         model=job.model,
         size=f"{asked['width']}x{asked['height']}",
-        seconds=f"{asked['num_frames'] / asked['fps']:g}",
+        seconds=f"{asked.get('total_frames', asked['num_frames']) / asked['fps']:g}",
         created_at=int(job.created_at),
         completed_at=None if job.ended_at is None else int(job.ended_at),
         expires_at=None if job.expires_at is None else int(job.expires_at),
         error=None if job.error is None else Failure(**job.error),
+        remixed_from_video_id=asked.get("source_video_id"),
         measured_motion_bucket=(job.result or {}).get("motion_bucket"),
         **{"fit": "crop", **{name: value for name, value in asked.items() if name in Video.model_fields}},
     )
 
 
-def request_body() -> dict[str, Any]:
-    """What OpenAPI says of the body of a request for a video: the same fields, as a form or as JSON."""
+def to_preview(job: Job) -> Preview | None:
+    """The newest preview of an open job; None if there is none."""
+    picture = (job.result or {}).get("preview") if job.is_open else None
+    return None if picture is None else Preview(id=job.id, progress=job.progress, b64_json=picture)
+
+
+def request_body(required: str | None, *optional: str) -> dict[str, Any]:
+    """Describe the body of a request for a video for OpenAPI: the same fields and FILES, as a form or as JSON.
+
+    required, optional: names of the files. None: no file is required.
+    """
     fields = VideoRequest.model_json_schema()
-    as_form = {"type": "string", "format": "binary", "description": "the image: JPEG, PNG, WebP, ..."}
-    as_json = {"type": "string", "pattern": "^data:", "description": "the image: data:TYPE;base64,DATA"}
+    names = [name for name in (required, *optional) if name]
 
-    def with_image(image: dict[str, Any]) -> dict[str, Any]:
-        properties = {"input_reference": image, **fields["properties"]}
-        required = ["prompt", "input_reference"]
-        return {"schema": {**fields, "properties": properties, "required": required, "additionalProperties": True}}
+    def with_files(as_json: bool) -> dict[str, Any]:
+        kind = {"type": "string", "pattern": "^data:"} if as_json else {"type": "string", "format": "binary"}
+        hint = "; as data:TYPE;base64,DATA" if as_json else ""
+        files = {name: {**kind, "description": FILES[name] + hint} for name in names}
+        needed = ["prompt", required] if required else ["prompt"]
+        return {
+            "schema": {
+                **fields,
+                "properties": files | fields["properties"],
+                "required": needed,
+                "additionalProperties": True,
+            }
+        }
 
-    content = {"multipart/form-data": with_image(as_form), "application/json": with_image(as_json)}
+    content = {"multipart/form-data": with_files(False), "application/json": with_files(True)}
     return {"requestBody": {"required": True, "content": content}}

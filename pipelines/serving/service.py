@@ -4,6 +4,7 @@ Its errors carry the HTTP status code that a route answers with.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
@@ -14,13 +15,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.animate.request import cut_of, fitted
+from opentelemetry import trace
+
 from pipelines.core import storage
-from pipelines.serving import keys, results, schema, uploads
+from pipelines.serving import dialect, inputs, keys, results, schema, sources, uploads
 from pipelines.serving.dispatch import Dispatcher
 from pipelines.serving.errors import ApiError
 from pipelines.serving.ids import new_id
-from pipelines.serving.served_models import Served, complete
+from pipelines.serving.served_models import Served
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Job, OtherRequestError, QueueFullError, Store
 
@@ -48,6 +50,7 @@ class Service:
         self.began = int(time.time())
         self.followed: Counter[str] = Counter()  # jobs of event streams, with the number of streams
         self.next_poll: asyncio.Task[dict[str, Job]] | None = None
+        self.with_video = asyncio.Semaphore(uploads.AT_ONCE)  # the frames of a video may take uploads.MAX_FRAME_BYTES
         self.copies = Path(tempfile.mkdtemp(prefix="cinemo-"))  # local copies of files in object storage
 
     def owner(self, authorization: str | None) -> str:
@@ -55,17 +58,30 @@ class Service:
         return keys.owner(authorization, self.keys)
 
     async def submit(
-        self, fields: Mapping[str, Any], image: bytes, owner: str, idempotency_key: str | None = None
+        self,
+        fields: Mapping[str, Any],
+        image: bytes,
+        owner: str,
+        idempotency_key: str | None = None,
+        extends: bool = False,
+        request_id: str | None = None,
     ) -> Job:
-        """Check a request, store it as a job, and queue it. Raises ApiError and pydantic's ValidationError."""
+        """Check a request, store it as a job, and queue it. Raises ApiError and pydantic's ValidationError.
+
+        fields: of schema.VideoRequest, and videos (dialect.translate). extends: continue the video, instead of editing
+        it. request_id: of the HTTP request.
+        """
+        fields, source = await self._source(dict(fields), image, owner, extends)
         asked = schema.VideoRequest.model_validate(fields)
         served = self.model(asked.model or next(iter(self.models)))
-        request = complete(asked, served, self.settings.limits)
-        size = await uploads.checker(self.settings.limits.max_pixels).size(image)
-        request = fitted(request, *size)
-        request = {**request, "cut_away": cut_of(request, *size)}
+        reader = uploads.checker(self.settings.limits.max_pixels)
+        async with self.with_video if source.video is not None else contextlib.nullcontext():
+            request, made_from = await sources.prepare(asked, source, served, self.settings.limits, reader)
+            stored = await asyncio.to_thread(inputs.pack, made_from)
+        if request_id is not None:
+            request = {**request, "request_id": request_id}
         now = int(time.time() * 1000) / 1000  # as in the id
-        digest = hashlib.sha256(json.dumps(asked.model_dump(), sort_keys=True).encode() + image).hexdigest()
+        digest = hashlib.sha256(json.dumps(asked.model_dump(), sort_keys=True).encode() + source.digest()).hexdigest()
         job = Job(
             id=new_id(now), owner=owner, model=served.name, request=request, lease_owner=self.dispatcher.name,
             created_at=now, idempotency_key=idempotency_key, request_digest=digest,
@@ -73,7 +89,7 @@ class Service:
         limits = self.settings.limits
         per_key = limits.max_queue_per_key or limits.share(len(self.keys))
         try:
-            job, is_new = await asyncio.to_thread(self.store.create, job, image, limits.max_queue, per_key)
+            job, is_new = await asyncio.to_thread(self.store.create, job, stored, limits.max_queue, per_key)
         except OtherRequestError:
             sentence = "this Idempotency-Key was used for another request; send a new key"
             raise ApiError(409, sentence, "Idempotency-Key") from None
@@ -81,9 +97,26 @@ class Service:
             seconds = str(self.dispatcher.retry_after(error.args[0]))
             sentence = f"{error.args[0]} videos are queued or in progress; send the request again in {seconds} s"
             raise ApiError(429, sentence, code="queue_full", headers={"Retry-After": seconds}) from None
+        trace.get_current_span().set_attribute("job", job.id)
         if is_new:
+            logger.info("queued", extra={"job": job.id})  # Serve adds the request's id
             self.dispatcher.submit(job)
         return job
+
+    async def _source(
+        self, fields: dict[str, Any], image: bytes, owner: str, extends: bool
+    ) -> tuple[dict[str, Any], sources.Source]:
+        """Take the videos out of the fields: (the other fields, the files). Raises ApiError.
+
+        What an edit or an extension of this service's own video leaves open is as in that video.
+        """
+        video, reference = fields.pop(dialect.VIDEO, None), fields.pop(dialect.REFERENCE, None)
+        job = None
+        if isinstance(video, str):
+            job = await self.find(video, owner)
+            path = await self.file(job, "video")
+            video, fields = await asyncio.to_thread(path.read_bytes), sources.inherited(job, fields, extends)
+        return fields, sources.Source(image, video, reference, job, extends)
 
     def model(self, name: str) -> Served:
         """The model that is served under a name or an alias. Raises ApiError (404)."""
@@ -129,7 +162,7 @@ class Service:
         await self.find(job_id, owner)
         if (job := await asyncio.to_thread(self.store.delete, job_id, owner)) is not None:
             await asyncio.to_thread(results.remove, self.videos, job.id, job.attempt)
-            for variant in results.MEDIA:
+            for variant in results.ENDINGS:
                 (self.copies / results.name(job.id, job.attempt, variant)).unlink(missing_ok=True)
 
     async def cancel(self, job_id: str, message: str) -> None:
@@ -144,6 +177,7 @@ class Service:
         if job.status != "completed":
             why = f"failed: {job.error['message']}" if job.error else f"is {job.status}, {job.progress} % done"
             raise ApiError(409, f"video {job.id} {why}", "video_id", "video_not_ready")
+        variant = results.video_variant(job.request) if variant == "video" else variant
         name = results.name(job.id, job.attempt, variant)
         if storage.is_local(self.videos):
             path = Path(storage.join(self.videos, name))

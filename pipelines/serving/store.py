@@ -203,7 +203,7 @@ class Store:
 
         return self.database.patiently(take)
 
-    def advance(self, job_id: str, attempt: int, progress: int, lease_s: float) -> bool:
+    def advance(self, job_id: str, attempt: int, progress: int, lease_s: float, preview: str | None = None) -> bool:
         """Store an attempt's progress in percent; False if the attempt must stop: job ended, deleted, or restarted."""
         change = (
             jobs.update()
@@ -215,6 +215,8 @@ class Store:
                 lease_until=self.database.now + lease_s,
             )
         )
+        if preview is not None:  # a picture in base64, which is the result until the job ends
+            change = change.values(result=json.dumps({"preview": preview}))
         return self.database.patiently(lambda: self.database.change(change)) > 0
 
     def complete(self, job_id: str, attempt: int, result: Mapping[str, Any], ttl_s: float) -> bool:
@@ -224,7 +226,7 @@ class Store:
     def fail(self, job_id: str, attempt: int | None, code: str, message: str, ttl_s: float) -> bool:
         """End a job with an error; False as in complete. attempt None: end it whatever its attempt."""
         error = json.dumps({"code": code, "message": message})
-        return self._end(job_id, attempt, ttl_s, status="failed", error=error)
+        return self._end(job_id, attempt, ttl_s, status="failed", error=error, result=None)
 
     def release(self, job_id: str, replica: str, death: Death = "none") -> None:
         """End a replica's attempt without a result, so that the job is queued again. Only deaths are counted.

@@ -65,6 +65,12 @@ def test_the_weights_of_an_installed_package_serve_the_code_that_was_sent(unpack
     code, said = find_builtin(unpacked, tmp_path / "site")
     assert code == 0, said
     assert said.split() == [str(unpacked / "cinemo/builtin/__init__.py"), str(tmp_path / "site/cinemo/builtin/tiny")]
+    alone = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    script = "import sys, cinemo.cli; print(cinemo.__file__); sys.argv[1:] = ['--help']; cinemo.cli.main()"
+    command = [sys.executable, "-c", script]
+    shown = subprocess.run(command, cwd=tmp_path, env=alone, capture_output=True, text=True, check=True).stdout
+    assert shown.startswith(str(tmp_path / "site"))
+    assert "run from a checkout" in " ".join(shown.split())
 
 
 def test_the_weights_of_a_checkout_serve_where_pip_installed_a_pointer_to_it(unpacked: Path, tmp_path: Path) -> None:

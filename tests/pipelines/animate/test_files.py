@@ -20,7 +20,7 @@ def row(frames: np.ndarray, **request: Any) -> dict[str, Any]:
     return {"id": "a", "key": "k", "reason": None, "frames": frames.tobytes(), "facts": json.dumps(facts)}
 
 
-@pytest.mark.parametrize("ending", [".mp4", ".gif", ".webp"])
+@pytest.mark.parametrize("ending", [".mp4", ".webm", ".gif", ".webp"])
 def test_a_video_has_its_thumbnail_and_a_sidecar_with_what_was_measured(
     tmp_path: Path, moving_frames: np.ndarray, ending: str
 ) -> None:

@@ -54,8 +54,8 @@ class Steps:
         self.held, self.permits = False, threading.Semaphore(0)
         self.advance = animator.store.advance
 
-    def watched(self, job_id: str, attempt: int, progress: int, lease_s: float) -> bool:
-        wanted = self.advance(job_id, attempt, progress, lease_s)
+    def watched(self, job_id: str, attempt: int, progress: int, lease_s: float, **more: Any) -> bool:
+        wanted = self.advance(job_id, attempt, progress, lease_s, **more)
         self.told.append((job_id, wanted))
         if self.held:
             self.permits.acquire()

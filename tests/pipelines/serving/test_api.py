@@ -281,12 +281,18 @@ def test_the_page_is_behind_the_keys_and_within_the_limits(
         assert client.get("/prefix/ui/config").status_code == 401
 
 
-def test_prometheus_is_told(client: TestClient, idle: None) -> None:
+def test_numbers_of_answers_steps_and_videos_are_recorded(
+    client: TestClient, idle: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray exports them (test_deploy.py); the number of jobs can be read from the service too."""
+    metrics, seen = client.app.state.metrics, list[Any]()  # type: ignore[attr-defined]
+    for name, method in (("requests", "inc"), ("videos", "inc"), ("step", "observe"), ("result", "observe")):
+        monkeypatch.setattr(getattr(metrics, name), method, lambda *_, name=name, tags=None: seen.append((name, tags)))
     wait(client, send(client, num_inference_steps="1").json()["id"])
-    text = client.get("/metrics").text
-    for name in ("cinemo_videos_total{", 'cinemo_jobs{status="completed"} 1', "cinemo_step_seconds_count",
-                 "cinemo_http_requests_total{"):  # fmt: skip
-        assert name in text, text
+    assert {"step", "result"} <= {name for name, _ in seen}
+    assert ("requests", {"method": "POST", "route": "/v1/videos", "status": "200"}) in seen
+    assert ("videos", {"model": "small", "outcome": "completed"}) in seen
+    assert 'cinemo_jobs{status="completed"} 1' in client.get("/metrics").text
     assert client.get("/health/ready").json()["jobs"]["completed"] == 1
 
 

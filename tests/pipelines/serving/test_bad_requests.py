@@ -134,7 +134,7 @@ def test_images_are_decoded_in_another_process_with_bounded_memory_two_at_a_time
     made = send(client, png())
     assert made.status_code == 200, made.text
     wait(client, made.json()["id"])
-    small = uploads.ImageChecker(1_000_000)
+    small = uploads.UploadReader(1_000_000)
     monkeypatch.setattr(uploads, "_REST", -20_000_000)
     with pytest.raises(ApiError, match="cannot be decoded") as caught:
         asyncio.run(small.size(picture("I;16", (1000, 1000))))

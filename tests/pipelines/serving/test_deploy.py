@@ -59,6 +59,7 @@ def address(ray_cluster: None, small: str, tmp_path_factory: pytest.TempPathFact
     given = shipped["applications"][0]["args"]
     given["models"] = {given.pop("model"): "builtin:tiny", "small": small}
     given["output"] = str(folder / "out")
+    shipped["tracing_config"] = {"enabled": True, "sampling_ratio": 1.0}
     given["replicas"] |= {"num_cpus": 0.5, "max_replicas": 1, "drain_s": 5}
     (folder / "config.yaml").write_text(yaml.safe_dump(shipped))
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
@@ -104,7 +105,30 @@ def test_it_animates_with_each_model_and_shows_the_page_and_the_documentation(cl
     assert page.status_code == 200
     head = client.head(f"/v1/videos/{ids[0]}/content")
     assert (head.status_code, head.content, head.headers["content-type"]) == (200, b"", "video/mp4")
+    check_watched(client, ids[0])
     assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
+
+
+def check_watched(client: httpx.Client, video_id: str) -> None:
+    """Ray exports the service's metrics, a span names the job, and a request's id is in the answer and the logs."""
+    (node,) = ray.nodes()
+    exporter = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+
+    def exported() -> str:
+        text = httpx.get(exporter).text
+        return text if "ray_cinemo_videos_total{" in text and "ray_cinemo_jobs{" in text else ""
+
+    text = until(exported, 60)
+    (made,) = re.findall(r'ray_cinemo_videos_total\{[^}]*model="small"[^}]*\} ([\d.]+)', text)
+    assert float(made) >= 1
+    for name in ("http_requests_total", "http_seconds_bucket", "step_seconds_bucket", "result_seconds_count"):
+        assert f"ray_cinemo_{name}{{" in text
+    logs = Path(ray.worker._global_node.get_session_dir_path(), "logs", "serve")
+    spans = until(lambda: [path for path in (logs / "spans").glob("*") if video_id in path.read_text()])
+    assert spans
+    answer = client.get("/v1/models", headers={"X-Request-ID": "from-a-client"})
+    assert answer.headers["x-request-id"] == "from-a-client"
+    assert until(lambda: any("from-a-client" in path.read_text() for path in logs.glob("proxy*.log")))
 
 
 def test_a_client_that_leaves_cancels_its_synchronous_video(client: httpx.Client, address: str) -> None:
@@ -133,6 +157,6 @@ def test_the_examples_of_the_documentation_run_as_they_stand_there(address: str,
     for command in [*(["bash", "-ec", block] for block in shell), *([sys.executable, "-c", code] for code in python)]:
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    for name in ("left.mp4", "in.mp4", "up.mp4"):
-        assert probe(tmp_path / name).num_frames == 16
+    for name, frames in (("left.mp4", 16), ("in.mp4", 16), ("up.mp4", 16), ("edited.webm", 16), ("longer.webm", 24)):
+        assert probe(tmp_path / name).num_frames == frames
     assert "event: completed" in (tmp_path / "events.txt").read_text()

@@ -1,4 +1,4 @@
-"""The page in a real browser: choose a photo, animate it, see the video play, cancel another."""
+"""The page in a real browser: choose a photo, animate it, see a preview and the video play, cancel another."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,8 +51,11 @@ def test_a_photo_is_animated_and_plays_and_another_is_cancelled(
     steps.hold()
     browser.find_element(By.ID, "animate").click()
     until(lambda: "%" in text())
+    steps.go_on(one=True)
+    assert until(lambda: browser.find_elements(By.CSS_SELECTOR, "#preview img"))
     steps.go_on()
     until(lambda: "measured" in text())
+    until(lambda: not browser.find_elements(By.CSS_SELECTOR, "#preview img"))
     video = until(lambda: browser.find_elements(By.CSS_SELECTOR, "#video video"))[0]
     until(lambda: browser.execute_script("return arguments[0].currentTime > 0.2", video))
     assert browser.execute_script("return arguments[0].videoWidth", video) == 96

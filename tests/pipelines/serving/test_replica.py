@@ -166,7 +166,7 @@ def test_what_fails_in_a_batch_fails_alone_and_what_always_dies_is_given_up(anim
     assert facts[1:] == [{}, {}]
     errors = [animator.store.get(job.id).error for job in (bad, doomed)]  # type: ignore[union-attr]
     assert "the service's log says why, under video_bad" in errors[0]["message"]  # type: ignore[index]
-    assert "given up: 10 processes died" in errors[1]["message"]  # type: ignore[index]
+    assert "given up: its attempts ended 10 times" in errors[1]["message"]  # type: ignore[index]
     assert dataclasses.asdict(animator.store.get(good.id))["status"] == "completed"  # type: ignore[call-overload]
 
 

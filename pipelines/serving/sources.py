@@ -1,0 +1,146 @@
+"""Complete a request by what it is made from: an image, or a video that is edited or extended.
+
+The files are read in child processes (uploads.py). A job stores the frames of its video, at their size in the result,
+so that a replica opens no uploaded video.
+"""
+
+import hashlib
+import math
+from typing import Any, NamedTuple, cast
+
+from cinemo.sidecar import Request
+from cinemo.videowrite import check_fps
+from pipelines.animate import request
+from pipelines.serving.dialect import IMAGE, REFERENCE
+from pipelines.serving.errors import ApiError
+from pipelines.serving.inputs import Inputs
+from pipelines.serving.schema import VideoRequest
+from pipelines.serving.served_models import Served, check_work, complete, played
+from pipelines.serving.settings import Limits
+from pipelines.serving.store import Job
+from pipelines.serving.uploads import UploadReader
+
+MAX_CLIPS = 32  # that an extension adds
+INHERITED = ("model", "size", "num_frames", "fps", "motion_bucket", "negative_prompt", "format")
+
+
+class Source(NamedTuple):
+    """The files of a request, as bytes."""
+
+    image: bytes  # b"": none
+    video: bytes | None = None  # to edit or to extend
+    reference: bytes | None = None  # whose motion bucket is requested
+    job: Job | None = None  # that made the video, if it was this service
+    extends: bool = False
+
+    def digest(self) -> bytes:
+        """SHA-256 of the files and of what is done with them; of an image alone, its bytes."""
+        if self.video is None and self.reference is None:
+            return self.image
+        files = (self.image, self.video or b"", self.reference or b"", b"extend" * self.extends)
+        return b"".join(hashlib.sha256(file).digest() for file in files)
+
+
+def inherited(job: Job, fields: dict[str, Any], extends: bool) -> dict[str, Any]:
+    """Complete the fields of a request by those of the job whose video it edits or extends."""
+    made: dict[str, Any] = {
+        "model": job.model,
+        **job.request,
+        "size": f"{job.request['width']}x{job.request['height']}",
+    }
+    own = {name: made[name] for name in INHERITED if name in made}
+    if "seconds" in fields and not extends:  # sets another fps
+        del own["fps"]
+    return {**own, **fields}
+
+
+async def prepare(
+    asked: VideoRequest, source: Source, served: Served, limits: Limits, reader: UploadReader
+) -> tuple[Request, Inputs]:
+    """Complete a request with its files: (the request as stored, what the job stores beside it). Raises ApiError."""
+    if source.video is None:
+        if asked.source_prompt is not None:
+            raise ApiError(422, "source_prompt: is for a video that is edited; leave it out", "source_prompt")
+        return await animated(asked, source, served, limits, reader)
+    for field, given, why in (
+        ("fit", asked.fit != "crop", "a video's frames are cropped to the size"),
+        ("extend", asked.extend > 0, "POST /v1/videos/extensions extends a video, by seconds"),
+        (REFERENCE, source.reference is not None, "the motion is that of the video"),
+    ):
+        if given:
+            raise ApiError(422, f"{field}: {why}; leave it out", field)
+    made, inputs = await (extended if source.extends else edited)(asked, source, served, limits, reader)
+    facts = {"video_digest": hashlib.sha256(source.video).hexdigest()}
+    if source.job is not None:
+        facts["source_video_id"] = source.job.id
+    return cast(Request, {**made, **facts}), inputs
+
+
+async def animated(
+    asked: VideoRequest, source: Source, served: Served, limits: Limits, reader: UploadReader
+) -> tuple[Request, Inputs]:
+    """Complete a request to animate an image, perhaps with the motion bucket that is measured in a video."""
+    made = complete(asked, served, limits)
+    size = await reader.size(source.image)
+    made = request.fitted(made, *size)
+    if source.reference is not None:
+        if "motion_bucket" in asked.model_fields_set:
+            raise ApiError(422, f"motion_bucket: is measured in {REFERENCE}; give one of the two", "motion_bucket")
+        shape = made["height"], made["width"]
+        made = {**made, "motion_bucket": await reader.bucket(source.reference, made["num_frames"], shape)}
+    return {**made, "cut_away": request.cut_of(made, *size)}, Inputs(source.image)
+
+
+async def edited(
+    asked: VideoRequest, source: Source, served: Served, limits: Limits, reader: UploadReader
+) -> tuple[Request, Inputs]:
+    """Complete a request to give a video's motion to an image or, without an image, to another prompt.
+
+    Defaults are those of `cinemo edit`; if only the prompt can change the video, the model's guidance_scale.
+    """
+    assert source.video is not None
+    if asked.speed is not None:
+        raise ApiError(422, "speed: does not apply to a video, which DDIM inverts; leave it out", "speed")
+    usual: dict[str, Any] = {
+        **request.EDITED,
+        "num_inference_steps": min(served.card.inversion_steps, limits.max_steps),
+    }
+    if not source.image:
+        usual["guidance_scale"] = served.card.guidance
+    missing = {name: value for name, value in usual.items() if name not in asked.model_fields_set}
+    made = complete(asked.model_copy(update=missing), served, limits)
+    check_work(dict(made), limits.max_work, 2)  # inversion takes as many steps again
+    size = made["height"], made["width"]
+    if source.image:
+        await reader.size(source.image, size)
+    frames, bucket = await reader.clip(source.video, made["num_frames"], size)
+    if "motion_bucket" not in asked.model_fields_set:
+        made = {**made, "motion_bucket": bucket}
+    shown = asked.source_prompt or (source.job.request["prompt"] if source.job is not None else asked.prompt)
+    if shown != asked.prompt:
+        made = {**made, "source_prompt": shown}
+    return made, Inputs(source.image, frames)
+
+
+async def extended(
+    asked: VideoRequest, source: Source, served: Served, limits: Limits, reader: UploadReader
+) -> tuple[Request, Inputs]:
+    """Complete a request to continue a video from its last frame, by `seconds` or by one clip."""
+    assert source.video is not None
+    if source.image:
+        raise ApiError(422, f"{IMAGE}: an extension begins at the video's last frame; leave it out", IMAGE)
+    made = complete(asked.model_copy(update={"seconds": None}), served, limits)
+    frames, own_fps = await reader.whole(source.video, (made["height"], made["width"]))
+    fps = asked.fps or own_fps
+    try:
+        check_fps(fps, f".{asked.format}")
+    except ValueError as error:
+        raise ApiError(422, f"fps: {error}", "fps") from None
+    clip = made["num_frames"] - 1  # each begins at the last frame of the one before
+    more = clip if asked.seconds is None else max(1, round(asked.seconds * fps))
+    clips = math.ceil(more / clip)
+    if clips > MAX_CLIPS:
+        raise ApiError(422, f"seconds: at most {MAX_CLIPS * clip / fps:.3g} can be added at once", "seconds")
+    check_work(dict(made), limits.max_work, clips)
+    total = played(len(frames) + more, asked.loop)
+    return {**made, "fps": fps, "extend": clips - 1, "total_frames": total}, Inputs(b"", frames)
