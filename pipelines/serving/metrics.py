@@ -18,6 +18,7 @@ from pipelines.serving.store import Job, Store
 logger = logging.getLogger("ray.serve")
 
 MOST_WAITING = 1000  # videos to be logged; further ones are dropped
+COUNTS_AGE_S = 10.0  # the jobs are counted no more often, however many scrape
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
 
 
@@ -57,7 +58,7 @@ class Metrics:
 
     def text(self, store: Store) -> tuple[bytes, str]:
         """All metrics as text, and its media type."""
-        counts = store.counts()
+        counts = store.counts(COUNTS_AGE_S)
         for status in ("queued", "in_progress", "completed", "failed"):
             self.queue.labels(status).set(counts.get(status, 0))
         return generate_latest(self.registry), CONTENT_TYPE_LATEST

@@ -18,7 +18,6 @@ jobs = sa.Table(
     sa.Column("status", sa.String(16), nullable=False),
     sa.Column("progress", sa.Integer, nullable=False, default=0),  # percent
     sa.Column("request", sa.Text, nullable=False),  # JSON
-    sa.Column("image", sa.LargeBinary),  # as uploaded; removed when the job ends
     sa.Column("attempt", sa.Integer, nullable=False, default=0),
     sa.Column("keeper", sa.String(64), key="lease_owner", nullable=False),  # the ingress that watches the job
     sa.Column("lease_until", sa.Float, nullable=False),  # of the running attempt
@@ -38,6 +37,13 @@ jobs = sa.Table(
     sa.Index("cinemo_jobs_2_by_owner", "owner", "created_at", "id"),
     sa.Index("cinemo_jobs_2_by_status", "status", "lease_owner", "owner", "id"),
     sa.Index("cinemo_jobs_2_by_expiry", "expires_at"),
+)
+# Not in the table of jobs, so that its rows stay small.
+images = sa.Table(
+    "cinemo_images_1",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),  # of the job
+    sa.Column("image", sa.LargeBinary, nullable=False),  # as uploaded; deleted when the job ends
 )
 tombstones = sa.Table(
     "cinemo_gone_1",
@@ -69,7 +75,17 @@ def create(engine: sa.Engine) -> None:
                 if column.name not in existing:
                     definition = CreateColumn(column).compile(engine).string
                     connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {definition}")
+            if table is jobs and "image" in existing:
+                _move_images(connection)
             for index in table.indexes:
                 index.create(connection, checkfirst=True)
         for name in _DROPPED:
             connection.exec_driver_sql(f"DROP INDEX IF EXISTS {name}")
+
+
+def _move_images(connection: sa.Connection) -> None:
+    """Move the images out of the table of jobs, where earlier versions kept them."""
+    connection.exec_driver_sql(
+        f"INSERT INTO {images.name} (id, image) SELECT id, image FROM {jobs.name} WHERE image IS NOT NULL"
+    )
+    connection.exec_driver_sql(f"ALTER TABLE {jobs.name} DROP COLUMN image")
