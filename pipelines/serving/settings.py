@@ -1,5 +1,6 @@
 """Settings of the service: models, replicas, places, limits; the schema of `serve run`'s arguments and its YAML."""
 
+import math
 import re
 from typing import Literal
 
@@ -34,6 +35,11 @@ class Replicas(BaseModel, frozen=True, extra="forbid"):
     def batch(self) -> int:
         """Largest number of videos that a replica makes at once."""
         return self.max_batch or (4 if self.num_gpus else 1)
+
+    @property
+    def slots(self) -> int:
+        """Number of jobs that are sent to replicas at a time: enough to start all of them, and to keep each busy."""
+        return math.ceil(self.max_replicas * max(self.target_requests, 2 * self.batch))
 
 
 class Limits(BaseModel, frozen=True, extra="forbid"):

@@ -88,6 +88,12 @@ class Store:
         self.counted = {row[0]: row[1] for row in self.database.patiently(lambda: self.database.all(count))}
         self.counted_at = time.monotonic()
 
+    def count_of_others(self, lease_owner: str) -> dict[str, int]:
+        """Number of open jobs that other ingresses watch, by model."""
+        count = sa.select(jobs.c.model, sa.func.count()).group_by(jobs.c.model)
+        count = count.where(jobs.c.status.in_(OPEN), jobs.c.lease_owner != lease_owner)
+        return {row[0]: row[1] for row in self.database.patiently(lambda: self.database.all(count))}
+
     def _has_room_by_last_count(self, owner: str, most: int, most_of_owner: int) -> bool:
         if min(most, most_of_owner) < LONG_QUEUE or time.monotonic() > self.counted_at + COUNTED_FOR_S:
             return False
