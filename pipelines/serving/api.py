@@ -17,16 +17,15 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 import cinemo
 from pipelines.serving import body, dialect, errors, results, schema
+from pipelines.serving.dependencies import Owner, Sender, Shared
 from pipelines.serving.errors import ApiError
 from pipelines.serving.metrics import Metrics
+from pipelines.serving.schema import ERRORS
 from pipelines.serving.served_models import Served
 from pipelines.serving.service import Service
 from pipelines.serving.store import Job
 
 Variant = Literal["video", "thumbnail", "spritesheet"]
-ERRORS: dict[int | str, dict[str, Any]] = {
-    code: {"model": schema.ErrorBody} for code in (400, 401, 404, 405, 409, 413, 415, 422, 429, 503)
-}
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 CONTENT: dict[int | str, dict[str, Any]] = {
     200: {"content": dict.fromkeys(results.MEDIA.values(), BINARY)},
@@ -46,9 +45,9 @@ def create_app(service: Service, metrics: Metrics, ready: Any) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.dispatcher.start()
+        service.start()
         yield
-        service.dispatcher.stop()
+        service.stop()
 
     app = FastAPI(
         title="Cinemo",
@@ -115,23 +114,6 @@ def is_page(request: Request) -> bool:
     return path.startswith("/ui")
 
 
-async def _service(request: Request) -> Service:
-    return request.app.state.service
-
-
-Shared = Annotated[Service, Depends(_service)]
-
-
-async def _owner(
-    service: Shared, authorization: Annotated[str | None, Header(description="Bearer KEY, where keys are set")] = None
-) -> str:
-    # Basic is for the page alone: browsers would send it along with any site's form to these routes.
-    return service.owner(authorization if (authorization or "").lower().startswith("bearer ") else None)
-
-
-Owner = Annotated[str, Depends(_owner)]
-
-
 async def _job(video_id: str, service: Shared, owner: Owner) -> Job:
     return await service.find(video_id, owner)
 
@@ -148,7 +130,7 @@ IdempotencyKey = Annotated[
 
 @videos.post("", responses=ERRORS, openapi_extra=schema.request_body())
 async def create(
-    request: Request, service: Shared, owner: Owner, idempotency_key: IdempotencyKey = None
+    request: Request, service: Shared, owner: Sender, idempotency_key: IdempotencyKey = None
 ) -> schema.Video:
     """Queue an animation of an image. Returns at once; poll the video, or read its events, until it is completed."""
     fields, image, warnings = await read(request, service)
@@ -169,7 +151,7 @@ async def read(request: Request, service: Service) -> tuple[dict[str, Any], byte
     openapi_extra=schema.request_body(),
 )
 async def create_and_wait(
-    request: Request, service: Shared, owner: Owner, idempotency_key: IdempotencyKey = None
+    request: Request, service: Shared, owner: Sender, idempotency_key: IdempotencyKey = None
 ) -> FileResponse:
     """Animate an image and return the mp4. Disconnecting cancels it, unless an Idempotency-Key was sent.
 

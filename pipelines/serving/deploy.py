@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from pipelines.core import models
+from pipelines.core import models, storage
 from pipelines.serving import keys, served_models
 from pipelines.serving.api import create_app
 from pipelines.serving.dispatch import Dispatcher
@@ -77,13 +77,16 @@ class Ingress:
 
 def build(settings: ServeSettings) -> serve.Application:
     """Build the application for `serve run` and `serve deploy`. Raises ValueError for a model that does not exist."""
-    known_keys = keys.from_environment(settings.require_keys)
+    known_keys = keys.from_environment(settings)
+    if settings.keys_file is not None:
+        keys.from_file(settings.keys_file)  # report what is wrong in it now
     served = {
         name: models.absolute(model, settings.tracking_uri, settings.place) for name, model in settings.served.items()
     }
     for model in served.values():
         models.resolve(model)  # report a wrong name now, rather than by replicas that die one after another
-    places, replicas = {"output": settings.place, "store": settings.store_url}, settings.replicas
+    keys_file, replicas = settings.keys_file and storage.absolute(settings.keys_file), settings.replicas
+    places = {"output": settings.place, "store": settings.store_url, "keys_file": keys_file}
     shared = {
         **settings.model_dump(),
         **places,

@@ -120,6 +120,11 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
+ERRORS: dict[int | str, dict[str, Any]] = {
+    code: {"model": ErrorBody} for code in (400, 401, 404, 405, 409, 413, 415, 422, 429, 503)
+}
+
+
 def to_video(job: Job) -> Video:
     """The object that clients see of a job."""
     asked: Mapping[str, Any] = job.request

@@ -44,15 +44,28 @@ class Service:
         """known_keys: hashes of the API keys; without any, those of this process's CINEMO_API_KEYS."""
         self.settings, self.store, self.dispatcher, self.models = settings, store, dispatcher, models
         self.videos = storage.join(settings.place, "videos")
-        self.keys = list(known_keys) or keys.from_environment(settings.require_keys)
+        self.keys = keys.Keys(settings, list(known_keys) or keys.from_environment(settings))
         self.began = int(time.time())
         self.followed: Counter[str] = Counter()  # jobs of event streams, with the number of streams
         self.next_poll: asyncio.Task[dict[str, Job]] | None = None
+        self.background: list[asyncio.Task[None]] = []
         self.copies = Path(tempfile.mkdtemp(prefix="cinemo-"))  # local copies of files in object storage
+
+    def start(self) -> None:
+        """Start to watch jobs, and to read the keys again, in the running event loop."""
+        self.dispatcher.start()
+        works = (self.keys.run,)
+        self.background = [asyncio.create_task(run()) for run in works]
+
+    def stop(self) -> None:
+        """Stop; what is not done yet is in the store."""
+        self.dispatcher.stop()
+        for task in self.background:
+            task.cancel()
 
     def owner(self, authorization: str | None) -> str:
         """The owner whose jobs a request with this header may see. Raises ApiError (401) for an unknown key."""
-        return keys.owner(authorization, self.keys)
+        return self.keys.owner(authorization)
 
     async def submit(
         self, fields: Mapping[str, Any], image: bytes, owner: str, idempotency_key: str | None = None
@@ -71,9 +84,9 @@ class Service:
             created_at=now, idempotency_key=idempotency_key, request_digest=digest,
         )  # fmt: skip
         limits = self.settings.limits
-        per_key = limits.max_queue_per_key or limits.share(len(self.keys))
         try:
-            job, is_new = await asyncio.to_thread(self.store.create, job, image, limits.max_queue, per_key)
+            most_of_owner = self.keys.max_open(owner)
+            job, is_new = await asyncio.to_thread(self.store.create, job, image, limits.max_queue, most_of_owner)
         except OtherRequestError:
             sentence = "this Idempotency-Key was used for another request; send a new key"
             raise ApiError(409, sentence, "Idempotency-Key") from None
@@ -82,6 +95,7 @@ class Service:
             sentence = f"{error.args[0]} videos are queued or in progress; send the request again in {seconds} s"
             raise ApiError(429, sentence, code="queue_full", headers={"Retry-After": seconds}) from None
         if is_new:
+            logger.info("queued", extra={"job": job.id, "key": owner})
             self.dispatcher.submit(job)
         return job
 
@@ -95,6 +109,7 @@ class Service:
 
     async def page(self, owner: str, after: str | None, limit: int, newest_first: bool) -> tuple[list[Job], bool]:
         """List (jobs of an owner after the one with the id `after`, whether there are more). Raises ApiError (404)."""
+        after = after and after.replace("\0", "?")  # PostgreSQL refuses such text
         try:
             return await asyncio.to_thread(self.store.page, owner, after, limit, newest_first)
         except KeyError:
@@ -102,6 +117,8 @@ class Service:
 
     async def find(self, job_id: str, owner: str) -> Job:
         """Find a job of this owner. Raises ApiError (404) for one that was deleted, has expired or never existed."""
+        if "\0" in job_id:  # PostgreSQL refuses such text
+            raise ApiError(404, "a video of this id does not exist", "video_id", "video_not_found")
         if (job := await asyncio.to_thread(self.store.get, job_id, owner)) is not None:
             return job
         if await asyncio.to_thread(self.store.is_gone, job_id, owner):

@@ -61,6 +61,8 @@ class Limits(BaseModel, frozen=True, extra="forbid"):
         description="queued and running videos of one API key; 0: an equal share of max_queue, at least a quarter",
     )
 
+    per_minute: int = Field(0, ge=0, description="requests for videos of one API key in a minute; 0: any number")
+
     def share(self, keys: int) -> int:
         """Default limit of one key's queued and running videos, so that none of several keys can fill the queue."""
         return max(1, self.max_queue // max(1, min(keys, 4)))
@@ -82,7 +84,12 @@ class ServeSettings(BaseModel, frozen=True, extra="forbid"):
     store: str | None = Field(
         None, description="SQLAlchemy URL of the database of jobs; default: jobs.db in a local output"
     )
-    require_keys: bool = Field(False, description="refuse to start without API keys in CINEMO_API_KEYS")
+    require_keys: bool = Field(
+        False, description="refuse to start without API keys in CINEMO_API_KEYS, and without keys_file"
+    )
+    keys_file: str | None = Field(
+        None, description="YAML with names, SHA-256 hashes and quotas of API keys; read again when it has changed"
+    )
     strict: bool = Field(
         False, description="refuse unknown fields of a request; otherwise they are ignored with a warning"
     )
