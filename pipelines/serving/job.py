@@ -36,6 +36,7 @@ class Job:
     alone: int = 0  # 1 if the attempt is the only job of its batch
     deaths: int = 0  # attempts that ended because a process or a device died
     lone_deaths: int = 0  # those of a process, while the attempt was alone
+    webhook: str | None = None  # URL that is told of the end; empty: that of the settings
 
     @property
     def is_open(self) -> bool:

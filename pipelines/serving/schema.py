@@ -22,6 +22,9 @@ class VideoRequest(request.Settings, frozen=True):
     seed: int | None = Field(
         None, ge=0, le=request.MAX_SEED, description="the same seed gives the same video; default: random"
     )
+    webhook_url: Text | None = Field(
+        None, max_length=2000, description="URL to which the video's end is reported, where the service allows it"
+    )
     # An official client sends this when it waits for nothing.
     user: Text | None = Field(None, max_length=256, description="not used; taken for compatibility")
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from pipelines.animate.request import cut_of, fitted
 from pipelines.core import storage
-from pipelines.serving import keys, results, schema, uploads
+from pipelines.serving import keys, results, schema, uploads, webhooks
 from pipelines.serving.dispatch import Dispatcher
 from pipelines.serving.errors import ApiError
 from pipelines.serving.ids import new_id
@@ -40,21 +40,27 @@ class Service:
         dispatcher: Dispatcher,
         models: Mapping[str, Served],
         known_keys: Sequence[str] = (),
+        webhook_secret: str = "",
     ) -> None:
-        """known_keys: hashes of the API keys; without any, those of this process's CINEMO_API_KEYS."""
+        """known_keys: hashes of the API keys; without any, those of this process's CINEMO_API_KEYS.
+
+        webhook_secret: without one, this process's CINEMO_WEBHOOK_SECRET, if webhooks are used.
+        """
         self.settings, self.store, self.dispatcher, self.models = settings, store, dispatcher, models
         self.videos = storage.join(settings.place, "videos")
         self.keys = keys.Keys(settings, list(known_keys) or keys.from_environment(settings))
         self.began = int(time.time())
         self.followed: Counter[str] = Counter()  # jobs of event streams, with the number of streams
         self.next_poll: asyncio.Task[dict[str, Job]] | None = None
+        secret = webhook_secret or webhooks.secret_from_environment(settings)
+        self.outbox = webhooks.Outbox(settings, store.database, secret)
         self.background: list[asyncio.Task[None]] = []
         self.copies = Path(tempfile.mkdtemp(prefix="cinemo-"))  # local copies of files in object storage
 
     def start(self) -> None:
-        """Start to watch jobs, and to read the keys again, in the running event loop."""
+        """Start to watch jobs, and to deliver webhooks, in the running event loop."""
         self.dispatcher.start()
-        works = (self.keys.run,)
+        works = (self.outbox.run, self.keys.run)
         self.background = [asyncio.create_task(run()) for run in works]
 
     def stop(self) -> None:
@@ -72,6 +78,7 @@ class Service:
     ) -> Job:
         """Check a request, store it as a job, and queue it. Raises ApiError and pydantic's ValidationError."""
         asked = schema.VideoRequest.model_validate(fields)
+        webhook = webhooks.url_of_job(self.settings, asked.webhook_url)
         served = self.model(asked.model or next(iter(self.models)))
         request = complete(asked, served, self.settings.limits)
         size = await uploads.checker(self.settings.limits.max_pixels).size(image)
@@ -82,6 +89,7 @@ class Service:
         job = Job(
             id=new_id(now), owner=owner, model=served.name, request=request, lease_owner=self.dispatcher.name,
             created_at=now, idempotency_key=idempotency_key, request_digest=digest,
+            webhook=webhook,
         )  # fmt: skip
         limits = self.settings.limits
         try:

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, Field, model_validator
 
 from pipelines.core import storage
+from pipelines.serving import outbound
 
 
 class Replicas(BaseModel, frozen=True, extra="forbid"):
@@ -68,6 +69,15 @@ class Limits(BaseModel, frozen=True, extra="forbid"):
         return max(1, self.max_queue // max(1, min(keys, 4)))
 
 
+class Webhooks(BaseModel, frozen=True, extra="forbid"):
+    """Who is told of the ends of videos. The secret of the signatures is in CINEMO_WEBHOOK_SECRET."""
+
+    url: str | None = Field(None, description="URL to which each video that is completed or failed is reported")
+    by_request: bool = Field(False, description="let requests name a URL of their own, webhook_url")
+    retry_s: float = Field(15, gt=0, description="seconds until the second try; each pause is twice the one before")
+    give_up_s: float = Field(3 * 86_400, gt=0, description="seconds after which an undelivered event is dropped")
+
+
 class ServeSettings(BaseModel, frozen=True, extra="forbid"):
     """Arguments of `serve run serve_app:app NAME=VALUE ...`, and `args` of a Serve configuration."""
 
@@ -113,6 +123,11 @@ class ServeSettings(BaseModel, frozen=True, extra="forbid"):
     )
     limits: Limits = Field(default_factory=lambda: Limits.model_validate({}), description="limits of requests")
 
+    webhooks: Webhooks = Field(default_factory=lambda: Webhooks.model_validate({}), description="ends of videos")
+    private_hosts: list[str] = Field(
+        default_factory=list, description="hosts at private addresses that webhooks may name"
+    )
+
     @model_validator(mode="after")
     def _fits_together(self) -> "ServeSettings":
         if self.models and "model" in self.model_fields_set:
@@ -120,6 +135,11 @@ class ServeSettings(BaseModel, frozen=True, extra="forbid"):
         for alias, name in self.aliases.items():
             if name not in self.served:
                 raise ValueError(f"aliases: {alias} is for {name}, which is not served; use {', '.join(self.served)}")
+        if self.webhooks.url is not None:
+            try:
+                outbound.parse(self.webhooks.url, self.private_hosts)
+            except ValueError as error:
+                raise ValueError(f"webhooks.url {self.webhooks.url}: {error}") from None
         if self.store is None and not storage.is_local(self.output):
             raise ValueError(
                 f"output {self.output} is remote, so store has no default; set it, such as postgresql://..."

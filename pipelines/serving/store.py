@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from pipelines.serving import tables
+from pipelines.serving import events, tables
 from pipelines.serving.database import Database, locked
 from pipelines.serving.ids import time_of
 from pipelines.serving.job import OPEN, Job, from_row, to_row
@@ -278,9 +278,12 @@ class Store:
 
         def end() -> bool:  # may be repeated with the same values: the first answer may have been lost
             with self.database.transaction() as connection:
-                if not connection.execute(change).rowcount:
+                row = connection.execute(change.returning(jobs.c.webhook)).first()
+                if row is None:
                     return attempt is not None and connection.execute(again).first() is not None
                 connection.execute(images.delete().where(images.c.id == job_id))
+                if row.webhook is not None:
+                    events.add(connection, self.database.now, f"video.{values['status']}", job_id, row.webhook)
                 return True
 
         return self.database.patiently(end)

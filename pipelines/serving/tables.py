@@ -33,6 +33,7 @@ jobs = sa.Table(
     sa.Column("alone", sa.Integer, nullable=False, server_default="0"),  # whether that attempt is a batch of one
     sa.Column("deaths", sa.Integer, nullable=False, server_default="0"),  # attempts whose process or device died
     sa.Column("lone_deaths", sa.Integer, nullable=False, server_default="0"),  # lone attempts whose process died
+    sa.Column("webhook", sa.Text),  # URL that is told of the end; empty: that of the settings; null: none
     sa.UniqueConstraint("owner", "idempotency_key"),
     sa.Index("cinemo_jobs_2_by_owner", "owner", "created_at", "id"),
     sa.Index("cinemo_jobs_2_by_status", "status", "lease_owner", "owner", "id"),
@@ -44,6 +45,19 @@ images = sa.Table(
     metadata,
     sa.Column("id", sa.String(64), primary_key=True),  # of the job
     sa.Column("image", sa.LargeBinary, nullable=False),  # as uploaded; deleted when the job ends
+)
+# Ends of jobs of which a webhook's receiver has not been told yet.
+events = sa.Table(
+    "cinemo_events_1",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("type", sa.String(32), nullable=False),
+    sa.Column("subject", sa.String(64), nullable=False),  # id of the job
+    sa.Column("url", sa.Text, nullable=False),  # empty: that of the settings
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("tries", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("next_at", sa.Float, nullable=False),  # of the next try
+    sa.Index("cinemo_events_1_by_time", "next_at"),
 )
 tombstones = sa.Table(
     "cinemo_gone_1",
