@@ -141,7 +141,7 @@ async def create(
 async def read(request: Request, service: Service) -> tuple[dict[str, Any], bytes, list[str]]:
     """Read a request for a video: (its fields, the image's bytes, warnings). Raises ApiError."""
     fields = await body.read(request, service.settings.limits.max_bytes)
-    return dialect.translate(fields, service.settings.strict)
+    return dialect.translate(await service.links.replace(fields), service.settings.strict)
 
 
 @videos.post(

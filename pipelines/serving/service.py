@@ -20,6 +20,7 @@ from pipelines.serving import keys, results, schema, uploads, webhooks
 from pipelines.serving.dispatch import Dispatcher
 from pipelines.serving.errors import ApiError
 from pipelines.serving.ids import new_id
+from pipelines.serving.links import Links
 from pipelines.serving.served_models import Served, complete
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Job, OtherRequestError, QueueFullError, Store
@@ -49,6 +50,7 @@ class Service:
         self.settings, self.store, self.dispatcher, self.models = settings, store, dispatcher, models
         self.videos = storage.join(settings.place, "videos")
         self.keys = keys.Keys(settings, list(known_keys) or keys.from_environment(settings))
+        self.links = Links(settings)
         self.began = int(time.time())
         self.followed: Counter[str] = Counter()  # jobs of event streams, with the number of streams
         self.next_poll: asyncio.Task[dict[str, Job]] | None = None

@@ -2,6 +2,7 @@
 
 import math
 import re
+import urllib.parse
 from typing import Literal
 
 from pydantic import BaseModel, Field, model_validator
@@ -78,6 +79,24 @@ class Webhooks(BaseModel, frozen=True, extra="forbid"):
     give_up_s: float = Field(3 * 86_400, gt=0, description="seconds after which an undelivered event is dropped")
 
 
+class ImageUrls(BaseModel, frozen=True, extra="forbid"):
+    """Places from which images of requests are fetched."""
+
+    allow: list[str] = Field(
+        default_factory=list,
+        description="hosts or folders, such as https://images.example.com/photos/; none: no URL is fetched",
+    )
+    timeout_s: float = Field(20, gt=0, description="seconds for an image, with all redirects")
+
+    @model_validator(mode="after")
+    def _are_folders(self) -> "ImageUrls":
+        for place in self.allow:
+            parts = urllib.parse.urlsplit(place)
+            if parts.scheme not in ("http", "https") or not parts.hostname or not place.endswith("/"):
+                raise ValueError(f"image_urls.allow: {place} is no place; write https://HOST/ or https://HOST/FOLDER/")
+        return self
+
+
 class ServeSettings(BaseModel, frozen=True, extra="forbid"):
     """Arguments of `serve run serve_app:app NAME=VALUE ...`, and `args` of a Serve configuration."""
 
@@ -124,8 +143,11 @@ class ServeSettings(BaseModel, frozen=True, extra="forbid"):
     limits: Limits = Field(default_factory=lambda: Limits.model_validate({}), description="limits of requests")
 
     webhooks: Webhooks = Field(default_factory=lambda: Webhooks.model_validate({}), description="ends of videos")
+    image_urls: ImageUrls = Field(
+        default_factory=lambda: ImageUrls.model_validate({}), description="images that requests name by URL"
+    )
     private_hosts: list[str] = Field(
-        default_factory=list, description="hosts at private addresses that webhooks may name"
+        default_factory=list, description="hosts at private addresses that webhooks and URLs of images may name"
     )
 
     @model_validator(mode="after")
