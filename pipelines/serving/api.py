@@ -16,7 +16,7 @@ from fastapi.responses import FileResponse, RedirectResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 import cinemo
-from pipelines.serving import body, dialect, errors, results, schema
+from pipelines.serving import batch_routes, body, dialect, errors, results, schema
 from pipelines.serving.dependencies import Owner, Sender, Shared
 from pipelines.serving.errors import ApiError
 from pipelines.serving.metrics import Metrics
@@ -59,7 +59,7 @@ def create_app(service: Service, metrics: Metrics, ready: Any) -> FastAPI:
     app.state.service, app.state.metrics, app.state.ready = service, metrics, ready
     errors.install(app)
     app.middleware("http")(observe_and_guard)
-    for router in (videos, models, operations):
+    for router in (videos, models, batch_routes.files, batch_routes.batches, operations):
         app.include_router(router)
     if origins := service.settings.allow_origins:
         allowed: dict[str, Any] = {"allow_origins": origins, "allow_methods": ["*"], "allow_headers": ["*"]}

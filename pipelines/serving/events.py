@@ -1,4 +1,4 @@
-"""Events: ends of jobs that a webhook's receiver has not been told yet, as rows of the database.
+"""Events: ends of jobs and batches that a webhook's receiver has not been told yet, as rows of the database.
 
 An event is added in the transaction that ends its job, and is deleted once it has been delivered. So none is lost when
 a process dies; the receiver may get one twice, with the same id.
@@ -15,7 +15,7 @@ LONGEST_PAUSE_S = 3600.0  # between two tries
 
 
 class Event(NamedTuple):
-    """A row that is due. subject: id of the job. url: empty for that of the settings."""
+    """A row that is due. subject: id of the job or batch. url: empty for that of the settings."""
 
     id: str
     type: str

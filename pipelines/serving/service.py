@@ -16,9 +16,12 @@ from typing import Any
 
 from pipelines.animate.request import cut_of, fitted
 from pipelines.core import storage
-from pipelines.serving import keys, results, schema, uploads, webhooks
+from pipelines.serving import dialect, keys, results, schema, uploads, webhooks
+from pipelines.serving.batch_runner import Runner
+from pipelines.serving.batches import Batches
 from pipelines.serving.dispatch import Dispatcher
 from pipelines.serving.errors import ApiError
+from pipelines.serving.files import Files
 from pipelines.serving.ids import new_id
 from pipelines.serving.links import Links
 from pipelines.serving.served_models import Served, complete
@@ -56,13 +59,17 @@ class Service:
         self.next_poll: asyncio.Task[dict[str, Job]] | None = None
         secret = webhook_secret or webhooks.secret_from_environment(settings)
         self.outbox = webhooks.Outbox(settings, store.database, secret)
+        self.files, self.batches = Files(settings, store.database), Batches(settings, store.database)
+        self.runner = Runner(
+            settings, store, self.files, self.batches, dispatcher.name, self.submit_line, self.keys.max_open
+        )
         self.background: list[asyncio.Task[None]] = []
         self.copies = Path(tempfile.mkdtemp(prefix="cinemo-"))  # local copies of files in object storage
 
     def start(self) -> None:
-        """Start to watch jobs, and to deliver webhooks, in the running event loop."""
+        """Start to watch jobs, and to work on batches, and to deliver webhooks, in the running event loop."""
         self.dispatcher.start()
-        works = (self.outbox.run, self.keys.run)
+        works = (self.outbox.run, self.keys.run, self.runner.run)
         self.background = [asyncio.create_task(run()) for run in works]
 
     def stop(self) -> None:
@@ -108,6 +115,11 @@ class Service:
             logger.info("queued", extra={"job": job.id, "key": owner})
             self.dispatcher.submit(job)
         return job
+
+    async def submit_line(self, fields: Mapping[str, Any], owner: str, idempotency_key: str) -> Job:
+        """Submit the body of a batch's line. Raises like submit."""
+        fields, image, _ = dialect.translate(await self.links.replace(dict(fields)), self.settings.strict)
+        return await self.submit(fields, image, owner, idempotency_key)
 
     def model(self, name: str) -> Served:
         """The model that is served under a name or an alias. Raises ApiError (404)."""

@@ -63,6 +63,8 @@ class Limits(BaseModel, frozen=True, extra="forbid"):
         description="queued and running videos of one API key; 0: an equal share of max_queue, at least a quarter",
     )
 
+    max_file_bytes: int = Field(100_000_000, ge=1, description="bytes of an uploaded file of a batch")
+    max_lines: int = Field(50_000, ge=1, description="requests of a batch")
     per_minute: int = Field(0, ge=0, description="requests for videos of one API key in a minute; 0: any number")
 
     def share(self, keys: int) -> int:
@@ -137,6 +139,7 @@ class ServeSettings(BaseModel, frozen=True, extra="forbid"):
         10, ge=1, description="a video fails after so many deaths of replicas, or two while it was alone"
     )
     ttl_s: float = Field(86_400, gt=0, description="seconds that a finished video is kept")
+    file_ttl_s: float = Field(30 * 86_400, gt=0, description="seconds that a batch and its files are kept")
     replicas: Replicas = Field(
         default_factory=lambda: Replicas.model_validate({}), description="replicas of each model"
     )

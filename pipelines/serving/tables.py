@@ -73,6 +73,52 @@ ingresses = sa.Table(
     sa.Column("name", sa.String(64), primary_key=True),
     sa.Column("lease_until", sa.Float, nullable=False),
 )
+files = sa.Table(
+    "cinemo_files_1",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("owner", sa.String(64), nullable=False),
+    sa.Column("filename", sa.Text, nullable=False),  # as uploaded; no path is made of it
+    sa.Column("purpose", sa.String(32), nullable=False),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("expires_at", sa.Float, nullable=False),
+    sa.Index("cinemo_files_1_by_owner", "owner", "created_at", "id"),
+    sa.Index("cinemo_files_1_by_expiry", "expires_at"),
+)
+batches = sa.Table(
+    "cinemo_batches_1",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("owner", sa.String(64), nullable=False),
+    sa.Column("input_file_id", sa.String(64), nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("ended_at", sa.Float),
+    sa.Column("total", sa.Integer, nullable=False),  # lines; 0 until they are counted
+    sa.Column("completed", sa.Integer, nullable=False),
+    sa.Column("failed", sa.Integer, nullable=False),
+    sa.Column("output_file_id", sa.String(64)),
+    sa.Column("error_file_id", sa.String(64)),
+    sa.Column("errors", sa.Text),  # JSON: of a file that is no batch
+    sa.Column("metadata", sa.Text, key="notes"),  # JSON, as sent
+    sa.Column("keeper", sa.String(64)),  # the ingress that works on it
+    sa.Column("lease_until", sa.Float, nullable=False),
+    sa.Column("expires_at", sa.Float, nullable=False),
+    sa.Index("cinemo_batches_1_by_owner", "owner", "created_at", "id"),
+    sa.Index("cinemo_batches_1_by_status", "status", "lease_until"),
+    sa.Index("cinemo_batches_1_by_expiry", "expires_at"),
+)
+# Lines of a batch that were sent as requests, until the batch has ended.
+lines = sa.Table(
+    "cinemo_lines_1",
+    metadata,
+    sa.Column("batch", sa.String(64), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("job", sa.String(64)),  # null: the request was refused
+    sa.Column("outcome", sa.Text),  # JSON, a line of the output; null: not ended
+    sa.Column("ok", sa.Integer, nullable=False),  # whether the outcome belongs into the output, not the errors
+)
 # Indexes of earlier versions that are useless now, and had to be updated at every step.
 _DROPPED = ("cinemo_jobs_2_open",)
 
