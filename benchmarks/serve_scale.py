@@ -38,8 +38,12 @@ from tests.pipelines.serving.in_process import png
 
 MOST_RENEWAL_S, MOST_POST_S = 1.0, 0.1
 COPY = """
-INSERT INTO cinemo_jobs_2 (id, owner, model, status, progress, request, image, attempt, keeper, lease_until, created_at)
-SELECT 'video_' || md5(number::text), 'owner' || number % 100, model, 'queued', 0, request, image, 0, 'gone', 0,
+WITH first AS (
+  INSERT INTO cinemo_images_1 (id, image)
+  SELECT 'video_' || md5(number::text), image FROM cinemo_images_1, generate_series(1, :jobs) AS number
+)
+INSERT INTO cinemo_jobs_2 (id, owner, model, status, progress, request, attempt, keeper, lease_until, created_at)
+SELECT 'video_' || md5(number::text), 'owner' || number % 100, model, 'queued', 0, request, 0, 'gone', 0,
 created_at + number / 1e6 FROM cinemo_jobs_2, generate_series(1, :jobs) AS number
 """
 

@@ -15,18 +15,17 @@ from fastapi.responses import FileResponse, RedirectResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 import cinemo
-from pipelines.serving import body, dialect, errors, guard, results, schema
+from pipelines.serving import batch_routes, body, dialect, errors, guard, results, schema
+from pipelines.serving.dependencies import Owner, Sender, Shared
 from pipelines.serving.errors import ApiError
 from pipelines.serving.metrics import Metrics, queue_text
+from pipelines.serving.schema import ERRORS
 from pipelines.serving.served_models import Served
 from pipelines.serving.service import Service
 from pipelines.serving.store import Job
 
 MAX_REQUEST_ID = 128  # characters that are kept
 Variant = Literal["video", "thumbnail", "spritesheet"]
-ERRORS: dict[int | str, dict[str, Any]] = {
-    code: {"model": schema.ErrorBody} for code in (400, 401, 404, 405, 409, 413, 415, 422, 429, 503)
-}
 ANIMATED = schema.request_body(dialect.IMAGE, dialect.REFERENCE, dialect.VIDEO)
 VIDEO_TYPES = ("video/mp4", "video/webm", "image/gif", "image/webp")
 BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -35,6 +34,7 @@ CONTENT: dict[int | str, dict[str, Any]] = {
     206: {"description": "the requested Range of bytes"},
     416: {"description": "the requested Range is outside the file"},
 }
+COUNTS_AGE_S = 2.0  # probes of load balancers, every second from several nodes, count the jobs no more often
 
 videos = APIRouter(prefix="/v1/videos", tags=["videos"])
 models = APIRouter(prefix="/v1/models", tags=["models"])
@@ -46,11 +46,11 @@ def create_app(service: Service, metrics: Metrics, ready: Any) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.dispatcher.start()
+        service.start()
         counting = asyncio.create_task(metrics.watch(service.store))
         yield
         counting.cancel()
-        service.dispatcher.stop()
+        service.stop()
 
     app = FastAPI(
         title="Cinemo",
@@ -62,29 +62,12 @@ def create_app(service: Service, metrics: Metrics, ready: Any) -> FastAPI:
     app.state.service, app.state.metrics, app.state.ready = service, metrics, ready
     errors.install(app)
     app.middleware("http")(guard.observe_and_guard)
-    for router in (videos, models, operations):
+    for router in (videos, models, batch_routes.files, batch_routes.batches, operations):
         app.include_router(router)
     if origins := service.settings.allow_origins:
         allowed: dict[str, Any] = {"allow_origins": origins, "allow_methods": ["*"], "allow_headers": ["*"]}
         app.add_middleware(CORSMiddleware, **allowed, expose_headers=["X-Video-Id", "X-Warnings", "Retry-After"])
     return app
-
-
-async def _service(request: Request) -> Service:
-    return request.app.state.service
-
-
-Shared = Annotated[Service, Depends(_service)]
-
-
-async def _owner(
-    service: Shared, authorization: Annotated[str | None, Header(description="Bearer KEY, where keys are set")] = None
-) -> str:
-    # Basic is for the page alone: browsers would send it along with any site's form to these routes.
-    return service.owner(authorization if (authorization or "").lower().startswith("bearer ") else None)
-
-
-Owner = Annotated[str, Depends(_owner)]
 
 
 async def _job(video_id: str, service: Shared, owner: Owner) -> Job:
@@ -103,7 +86,7 @@ IdempotencyKey = Annotated[
 
 @videos.post("", responses=ERRORS, openapi_extra=ANIMATED)
 async def create(
-    request: Request, service: Shared, owner: Owner, idempotency_key: IdempotencyKey = None
+    request: Request, service: Shared, owner: Sender, idempotency_key: IdempotencyKey = None
 ) -> schema.Video:
     """Queue an animation of an image. Returns at once; poll the video, or read its events, until it is completed."""
     return await queue(request, service, owner, idempotency_key)
@@ -127,21 +110,23 @@ async def submit(
     given = await body.read(request, service.settings.limits.max_bytes) | more
     if operation != "animate" and not (given.get(dialect.VIDEO) or given.get("video[id]")):
         raise ApiError(422, f"{dialect.VIDEO} is required: a video file, or the id of a video", dialect.VIDEO)
-    fields, image, warnings = dialect.translate(given, service.settings.strict)
+    fields, image, warnings = dialect.translate(await service.links.replace(given), service.settings.strict)
     request_id = request.headers.get("x-request-id", "")[:MAX_REQUEST_ID] or None
     job = await service.submit(fields, image, owner, key, operation == "extend", request_id)
     return job, warnings
 
 
 @videos.post("/edits", responses=ERRORS, openapi_extra=schema.request_body(dialect.VIDEO, dialect.IMAGE))
-async def edit(request: Request, service: Shared, owner: Owner, idempotency_key: IdempotencyKey = None) -> schema.Video:
+async def edit(
+    request: Request, service: Shared, owner: Sender, idempotency_key: IdempotencyKey = None
+) -> schema.Video:
     """Give a video's motion to an image, its first frame after editing, or to another prompt."""
     return await queue(request, service, owner, idempotency_key, "edit")
 
 
 @videos.post("/extensions", responses=ERRORS, openapi_extra=schema.request_body(dialect.VIDEO))
 async def extend(
-    request: Request, service: Shared, owner: Owner, idempotency_key: IdempotencyKey = None
+    request: Request, service: Shared, owner: Sender, idempotency_key: IdempotencyKey = None
 ) -> schema.Video:
     """Continue a video from its last frame, by `seconds` or by one clip; the result has the whole."""
     return await queue(request, service, owner, idempotency_key, "extend")
@@ -149,7 +134,7 @@ async def extend(
 
 @videos.post("/{video_id}/remix", responses=ERRORS, openapi_extra=schema.request_body(None, dialect.IMAGE))
 async def remix(
-    video_id: str, request: Request, service: Shared, owner: Owner, idempotency_key: IdempotencyKey = None
+    video_id: str, request: Request, service: Shared, owner: Sender, idempotency_key: IdempotencyKey = None
 ) -> schema.Video:
     """Make a completed video again for another prompt, with its motion; or for another image, if one is sent."""
     await service.find(video_id, owner)
@@ -163,7 +148,7 @@ async def remix(
     openapi_extra=ANIMATED,
 )
 async def create_and_wait(
-    request: Request, service: Shared, owner: Owner, idempotency_key: IdempotencyKey = None
+    request: Request, service: Shared, owner: Sender, idempotency_key: IdempotencyKey = None
 ) -> FileResponse:
     """Animate an image and return the video's file. Disconnecting cancels it, unless an Idempotency-Key was sent.
 
@@ -286,7 +271,7 @@ async def is_ready(request: Request, service: Shared) -> dict[str, Any]:
     """Readiness: the database responds, and every model that should have a replica has one."""
     if waiting := await request.app.state.ready():
         raise ApiError(503, f"no replica is ready yet for {', '.join(waiting)}", headers={"Retry-After": "5"})
-    return {"status": "ready", "jobs": await asyncio.to_thread(service.store.counts)}
+    return {"status": "ready", "jobs": await asyncio.to_thread(service.store.counts, COUNTS_AGE_S)}
 
 
 @operations.get("/metrics", response_class=Response)

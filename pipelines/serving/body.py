@@ -16,8 +16,10 @@ MAX_FILES = 8
 MAX_FIELDS = 64
 
 
-async def read(request: Request, most: int) -> dict[str, Any]:
+async def read(request: Request, most: int, name: str = "input_reference") -> dict[str, Any]:
     """Read the fields of a request; values in a form are text, or bytes for a file. most: largest body, in bytes.
+
+    name: of the field that makes a body too large.
 
     Raises ApiError: 400 for a body that cannot be read, 413 for one that is too large, 415 for another type, 422 for a
     field that is given twice.
@@ -25,31 +27,31 @@ async def read(request: Request, most: int) -> dict[str, Any]:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type not in ("multipart/form-data", "application/json"):
         raise ApiError(415, f"content-type {media_type or 'is missing'}: send multipart/form-data or application/json")
-    body = await read_bytes(request, most)
+    body = await read_bytes(request, most, name)
     return json_fields(body) if media_type == "application/json" else await form_fields(request.headers, body)
 
 
-async def read_bytes(request: Request, most: int) -> bytes:
+async def read_bytes(request: Request, most: int, name: str) -> bytes:
     """Read the whole body. Raises ApiError (413) as soon as more than `most` bytes have arrived."""
-    check_length(request, most)
+    check_length(request, most, name)
     body = bytearray()
     async for part in request.stream():
         body += part
         if len(body) > most:
-            raise too_large(most)
+            raise too_large(most, name)
     return bytes(body)
 
 
-def check_length(request: Request, most: int) -> None:
+def check_length(request: Request, most: int, name: str = "input_reference") -> None:
     """Raise ApiError (413) when Content-Length is more than `most` bytes."""
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and int(length) > most:
-        raise too_large(most)
+        raise too_large(most, name)
 
 
-def too_large(most: int) -> ApiError:
+def too_large(most: int, name: str) -> ApiError:
     """Error for a body of more than `most` bytes."""
-    return ApiError(413, f"the body has more than {most:,} bytes; send a smaller file", "input_reference")
+    return ApiError(413, f"the body has more than {most:,} bytes; send a smaller file", name)
 
 
 def json_fields(body: bytes) -> dict[str, Any]:
@@ -63,8 +65,14 @@ def json_fields(body: bytes) -> dict[str, Any]:
     return fields
 
 
+class FileBytes(bytes):
+    """A file of a form. filename: as the client sent it, or ""."""
+
+    filename: str = ""
+
+
 async def form_fields(headers: Headers, body: bytes) -> dict[str, Any]:
-    """Parse a multipart form: text fields as str, files as bytes. Raises ApiError (400, 422)."""
+    """Parse a multipart form: text fields as str, files as FileBytes. Raises ApiError (400, 422)."""
 
     async def once() -> Any:
         yield body
@@ -80,7 +88,10 @@ async def form_fields(headers: Headers, body: bytes) -> dict[str, Any]:
     for name, value in form.multi_items():
         if name in fields:
             raise ApiError(422, f"{name} is given twice", name)
-        fields[name] = await value.read() if isinstance(value, UploadFile) else value
+        fields[name] = value
+        if isinstance(value, UploadFile):
+            fields[name] = FileBytes(await value.read())
+            fields[name].filename = value.filename or ""
     await form.close()
     if not fields:
         raise ApiError(400, "the body has no complete part; send it again, it may have been cut off")

@@ -100,6 +100,13 @@ class Database:
             timer.cancel()
 
 
+def locked(ids: sa.Select[tuple[str]], most: int) -> sa.Select[Any]:
+    """Select at most `most` of these ids and lock their rows, without those that another process is changing."""
+    # As a common table expression: PostgreSQL might evaluate a subquery with a limit more than once.
+    some = ids.limit(most).with_for_update(skip_locked=True).cte("some", nesting=True)
+    return sa.select(some.c.id)
+
+
 def _set_up_sqlite(connection: Any, _: Any) -> None:
     connection.isolation_level = None  # turn off the driver's implicit transactions
     # FULL: acknowledged jobs are on disk, even after a power loss.

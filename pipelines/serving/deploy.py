@@ -9,8 +9,8 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from pipelines.core import models
-from pipelines.serving import keys, served_models
+from pipelines.core import models, storage
+from pipelines.serving import keys, served_models, webhooks
 from pipelines.serving.api import create_app
 from pipelines.serving.dispatch import Dispatcher
 from pipelines.serving.metrics import Metrics, Tracker
@@ -34,9 +34,10 @@ class Ingress:
         served: dict[str, str],
         animators: dict[str, DeploymentHandle],
         known_keys: list[str],
+        webhook_secret: str,
     ) -> None:
         """served: name -> MODEL. animators: name -> its deployment. known_keys: hashes of the API keys."""
-        self.known_keys = known_keys
+        self.known_keys, self.webhook_secret = known_keys, webhook_secret
         self.settings, self.animators = ServeSettings(**settings), animators
         self.models = {name: served_models.look_up(name, model) for name, model in served.items()}
         self.store = Store(self.settings.store_url)
@@ -48,7 +49,7 @@ class Ingress:
         """Called by Serve, once, after the constructor."""
         calls = {name: handle.animate.remote for name, handle in self.animators.items()}
         dispatcher = Dispatcher(self.settings, self.store, calls, self.ended)
-        service = Service(self.settings, self.store, dispatcher, self.models, self.known_keys)
+        service = Service(self.settings, self.store, dispatcher, self.models, self.known_keys, self.webhook_secret)
         app = create_app(service, self.metrics, self.not_ready)
         if self.settings.page and find_spec("gradio") is not None:
             from pipelines.serving import page
@@ -77,13 +78,17 @@ class Ingress:
 
 def build(settings: ServeSettings) -> serve.Application:
     """Build the application for `serve run` and `serve deploy`. Raises ValueError for a model that does not exist."""
-    known_keys = keys.from_environment(settings.require_keys)
+    known_keys = keys.from_environment(settings)
+    if settings.keys_file is not None:
+        keys.from_file(settings.keys_file)  # report what is wrong in it now
+    webhook_secret = webhooks.secret_from_environment(settings)
     served = {
         name: models.absolute(model, settings.tracking_uri, settings.place) for name, model in settings.served.items()
     }
     for model in served.values():
         models.resolve(model)  # report a wrong name now, rather than by replicas that die one after another
-    places, replicas = {"output": settings.place, "store": settings.store_url}, settings.replicas
+    keys_file, replicas = settings.keys_file and storage.absolute(settings.keys_file), settings.replicas
+    places = {"output": settings.place, "store": settings.store_url, "keys_file": keys_file}
     shared = {
         **settings.model_dump(),
         **places,
@@ -126,5 +131,5 @@ def build(settings: ServeSettings) -> serve.Application:
             health_check_period_s=5,
             logging_config=AS_JSON,
         )
-        .bind(shared, served, animators, known_keys)
+        .bind(shared, served, animators, known_keys, webhook_secret)
     )

@@ -78,16 +78,26 @@ def join_size(fields: dict[str, Any]) -> None:
         raise ApiError(422, f"size {fields['size']} differs from width and height, {size}; give one of the two", "size")
 
 
+def is_image(name: str) -> bool:
+    """Whether a field of this name has the image."""
+    return name.removesuffix("[]") in IMAGE_NAMES
+
+
+def too_many(images: int) -> ApiError:
+    """Error for several images."""
+    return ApiError(422, f"{IMAGE}: {images} images are given; a video is made from one", IMAGE)
+
+
 def take_image(fields: dict[str, Any]) -> bytes:
     """Remove the image from the fields, whatever its name, and return its bytes. Raises ApiError (422)."""
-    named = [fields.pop(name) for name in list(fields) if name.removesuffix("[]") in IMAGE_NAMES]
+    named = [fields.pop(name) for name in list(fields) if is_image(name)]
     values = [one for value in named for one in (value if isinstance(value, list) else [value])]
     if not values and VIDEO in fields:
         return b""
     if not values:
         raise ApiError(422, f"{IMAGE} is required: an image file, its data: URL, or its base64", IMAGE)
     if len(values) > 1:
-        raise ApiError(422, f"{IMAGE}: {len(values)} images are given; a video is made from one", IMAGE)
+        raise too_many(len(values))
     image = values[0] if isinstance(values[0], bytes) else decode(values[0])
     if not image:
         raise ApiError(422, f"{IMAGE} is empty (0 bytes); send a JPEG, PNG or WebP file", IMAGE)

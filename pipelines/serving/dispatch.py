@@ -19,6 +19,7 @@ from pipelines.core import storage
 from pipelines.serving import results
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import MAX_ROWS, Death, Job, Store
+from pipelines.serving.turns import Turns
 
 logger = logging.getLogger("ray.serve")
 
@@ -40,6 +41,7 @@ class Dispatcher:
     ) -> None:
         """animate: by the model's name. finished: called with every job that ended here, and its facts."""
         self.settings, self.store, self.animate, self.finished = settings, store, animate, finished
+        self.turns = {name: Turns(settings.replicas.slots) for name in animate}
         self.name = uuid.uuid4().hex  # lease_owner of its jobs
         self.videos = storage.join(settings.place, "videos")
         self.tasks: dict[str, asyncio.Task[None]] = {}
@@ -82,7 +84,7 @@ class Dispatcher:
         return max(1, min(600, round(over / rate + 0.5)))
 
     async def _watch_job(self, job: Job) -> None:
-        pause = 0.2
+        pause, again = 0.2, False
         while True:
             facts: dict[str, Any] = {}
             try:
@@ -90,7 +92,8 @@ class Dispatcher:
                     message = f"model {job.model} is no longer served"
                     await asyncio.to_thread(self.store.fail, job.id, None, "server_error", message, self.settings.ttl_s)
                 else:
-                    facts = await self.animate[job.model](job.id, shape_of(job.request))
+                    async with self.turns[job.model].turn(job.owner, again):
+                        facts = await self.animate[job.model](job.id, shape_of(job.request))
             except Exception as error:  # the replica died, or there is none: Ray raises many types for that
                 logger.warning(
                     "replica lost (%s); the job will be sent again", type(error).__name__, extra={"job": job.id}
@@ -106,7 +109,7 @@ class Dispatcher:
                 self.finished(now, facts)
                 return
             await asyncio.sleep(pause)
-            pause = min(5.0, 2 * pause)
+            pause, again = min(5.0, 2 * pause), True
 
     async def _renew(self) -> None:
         """Renew the lease of this process, in a thread that nothing else delays."""
@@ -131,6 +134,10 @@ class Dispatcher:
                     most = await asyncio.to_thread(self.store.take_abandoned, self.name)
                     logger.log(logging.WARNING if most else logging.DEBUG, "videos taken over: %d", most)
                 await asyncio.to_thread(self.store.count_open)
+                if self.settings.ingress_replicas > 1:
+                    others = await asyncio.to_thread(self.store.count_of_others, self.name)
+                    for name, turns in self.turns.items():
+                        turns.others = others.get(name, 0)
                 # Also jobs whose task here ended with an error of the database, and jobs that were stored although the
                 # database's answer was lost.
                 unwatched = await asyncio.to_thread(self.store.jobs_to_watch, self.name, frozenset(self.tasks))

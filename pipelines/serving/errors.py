@@ -37,9 +37,13 @@ class ApiError(Exception):
 
 def answer(error: ApiError) -> JSONResponse:
     """Convert an error to a response."""
+    return JSONResponse({"error": detail(error)}, error.status, dict(error.headers or {}))
+
+
+def detail(error: ApiError) -> dict[str, Any]:
+    """OpenAI's error object."""
     error_type = TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
-    detail = {"message": error.message, "type": error_type, "param": error.param, "code": error.code}
-    return JSONResponse({"error": detail}, error.status, dict(error.headers or {}))
+    return {"message": error.message, "type": error_type, "param": error.param, "code": error.code}
 
 
 def from_validation(problems: Any) -> ApiError:

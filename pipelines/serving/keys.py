@@ -1,26 +1,68 @@
-"""API keys: their hashes, the key of a request, and the owner whose jobs it may see.
+"""API keys: their hashes, the key of a request, the owner whose jobs it may see, and what each owner may ask for.
 
-The driver reads CINEMO_API_KEYS and passes hashes on, so that ingresses on every node know the same keys.
+Keys come from CINEMO_API_KEYS, of which the driver passes hashes on, so that ingresses on every node know the same
+keys, and from a file of hashes (the setting keys_file), which is read again when it has changed.
 """
 
+import asyncio
 import base64
 import binascii
 import hashlib
 import hmac
+import logging
+import math
 import os
+import time
+from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
+import yaml
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+
+from pipelines.core import storage
 from pipelines.serving.errors import ApiError
+from pipelines.serving.settings import ServeSettings
+
+logger = logging.getLogger("ray.serve")
 
 EVERYONE = "everyone"  # owner of all jobs if no keys are set
+READ_EVERY_S = 5.0  # seconds between two readings of the file
+MINUTE_S = 60.0
 
 
-def from_environment(required: bool) -> list[str]:
-    """SHA-256 of each key in CINEMO_API_KEYS, separated by commas. Raises ValueError if required and there is none."""
+class Key(BaseModel, frozen=True, extra="forbid"):
+    """An entry of the file. Entries of one name have the same videos and quotas, so that a key can be replaced."""
+
+    name: str = Field(pattern=r"^[\w.-]{1,64}$", description="the owner, in logs and in the database")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the key, in hexadecimal")
+    max_open: int | None = Field(None, ge=1, description="queued and running videos; default: max_queue_per_key")
+    per_minute: int | None = Field(None, ge=1, description="requests for videos; default: limits.per_minute")
+
+
+def from_environment(settings: ServeSettings) -> list[str]:
+    """SHA-256 of each key in CINEMO_API_KEYS, separated by commas. Raises ValueError if keys are required."""
     keys = [key.strip() for key in os.environ.get("CINEMO_API_KEYS", "").split(",") if key.strip()]
-    if required and not keys:
-        raise ValueError("require_keys: CINEMO_API_KEYS is empty; set it to KEY,KEY,... where the service is started")
+    if settings.require_keys and not keys and settings.keys_file is None:
+        raise ValueError(
+            "require_keys: CINEMO_API_KEYS is empty; set it to KEY,KEY,... where the service is started, or keys_file"
+        )
     return [digest(key) for key in keys]
+
+
+def from_file(uri: str) -> list[Key]:
+    """Read a file of keys: YAML, a list of entries. Raises ValueError for another file, OSError if storage fails."""
+    data = storage.read(storage.absolute(uri))
+    if data is None:
+        raise ValueError(f"keys_file {uri} does not exist; check the path")
+    try:
+        return TypeAdapter(list[Key]).validate_python(yaml.safe_load(data) or [])
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"keys_file {uri}: {where or 'it'}: {first['msg']}") from None
+    except (yaml.YAMLError, UnicodeDecodeError):  # their messages quote the file
+        raise ValueError(f"keys_file {uri} is not YAML; make it a list of name and sha256") from None
 
 
 def digest(key: str) -> str:
@@ -41,12 +83,69 @@ def in_header(authorization: str | None) -> str:
     return ""
 
 
-def owner(authorization: str | None, known: Sequence[str]) -> str:
-    """The owner whose jobs a request may see. known: hashes of keys. Raises ApiError (401) for an unknown key."""
-    if not known:
-        return EVERYONE
-    hashed = digest(in_header(authorization))
-    matches = [hmac.compare_digest(hashed, key) for key in known]  # compare with all, so that the time reveals nothing
-    if not any(matches):
-        raise ApiError(401, "send Authorization: Bearer KEY with a key of this service", code="invalid_api_key")
-    return hashed[:32]
+class Keys:
+    """The keys that a process knows, and the requests of the last minute by owner."""
+
+    def __init__(self, settings: ServeSettings, hashes: Sequence[str]) -> None:
+        """hashes: of CINEMO_API_KEYS. Raises ValueError or OSError if the file cannot be read."""
+        self.settings, self.hashes = settings, hashes
+        self.entries = from_file(settings.keys_file) if settings.keys_file else []
+        self.recent: dict[str, deque[float]] = {}  # times of requests, by owner
+
+    async def run(self) -> None:
+        """Read the file again and again; a file that cannot be read changes nothing."""
+        while self.settings.keys_file:
+            await asyncio.sleep(READ_EVERY_S)
+            try:
+                entries = await asyncio.to_thread(from_file, self.settings.keys_file)
+            except (ValueError, OSError) as error:
+                logger.warning("the keys are still those of before: %s", error)
+                continue
+            if entries != self.entries:
+                self.entries = entries
+                logger.info("keys of %s", ", ".join(sorted({entry.name for entry in entries})) or "nobody")
+
+    @property
+    def owners(self) -> int:
+        """Number of owners."""
+        return len(set(self.hashes)) + len({entry.name for entry in self.entries})
+
+    def owner(self, authorization: str | None) -> str:
+        """The owner whose jobs a request with this header may see. Raises ApiError (401) for an unknown key."""
+        if not self.hashes and not self.settings.keys_file:
+            return EVERYONE
+        hashed = digest(in_header(authorization))
+        known = {**{known: known[:32] for known in self.hashes}, **{entry.sha256: entry.name for entry in self.entries}}
+        # Compare with all, so that the time reveals nothing.
+        matches = [name for known_hash, name in known.items() if hmac.compare_digest(hashed, known_hash)]
+        if not matches:
+            raise ApiError(401, "send Authorization: Bearer KEY with a key of this service", code="invalid_api_key")
+        return matches[0]
+
+    def max_open(self, owner: str) -> int:
+        """Limit of an owner's queued and running videos."""
+        limits = self.settings.limits
+        return self._own(owner, "max_open") or limits.max_queue_per_key or limits.share(self.owners)
+
+    def count(self, owner: str) -> None:
+        """Count a request for a video. Raises ApiError (429) if the owner has sent too many within a minute.
+
+        Each of several ingresses counts its own, and allows an equal part.
+        """
+        limit = self._own(owner, "per_minute") or self.settings.limits.per_minute
+        if not limit:
+            return
+        limit, now = math.ceil(limit / self.settings.ingress_replicas), time.monotonic()
+        recent = self.recent.setdefault(owner, deque())
+        while recent and recent[0] <= now - MINUTE_S:
+            recent.popleft()
+        if len(recent) >= limit:
+            seconds = str(math.ceil(recent[0] + MINUTE_S - now))
+            sentence = f"{limit} requests a minute are allowed; send the request again in {seconds} s"
+            raise ApiError(429, sentence, code="rate_limit_exceeded", headers={"Retry-After": seconds})
+        recent.append(now)
+
+    def _own(self, owner: str, quota: str) -> Any:
+        """The largest quota that an owner's entries state; None if they state none."""
+        stated = [getattr(entry, quota) for entry in self.entries if entry.name == owner]
+        return max((value for value in stated if value is not None), default=None)

@@ -23,7 +23,7 @@ logger = logging.getLogger("ray.serve")
 MOST_WAITING = 1000  # videos to be logged; further ones are dropped
 SECONDS = [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000]
 STATUSES = ("queued", "in_progress", "completed", "failed")
-COUNT_EVERY_S = 10.0  # seconds between two counts of the jobs in the database
+COUNT_EVERY_S = 10.0  # seconds between two counts of the jobs in the database, however many scrape
 
 
 class Metrics:
@@ -63,7 +63,7 @@ class Metrics:
         """Count the jobs in the database again and again. Every process reports the same numbers."""
         while True:
             try:
-                counts = await asyncio.to_thread(store.counts)
+                counts = await asyncio.to_thread(store.counts, COUNT_EVERY_S / 2)
                 for status in STATUSES:
                     self.queue.set(counts.get(status, 0), {"status": status})
             except Exception:
@@ -73,7 +73,7 @@ class Metrics:
 
 def queue_text(store: Store) -> tuple[bytes, str]:
     """The jobs in the database by status in Prometheus's text format, and its media type."""
-    registry, counts = CollectorRegistry(), store.counts()
+    registry, counts = CollectorRegistry(), store.counts(COUNT_EVERY_S)
     gauge = Gauge("cinemo_jobs", "videos in the store", ["status"], registry=registry)
     for status in STATUSES:
         gauge.labels(status).set(counts.get(status, 0))

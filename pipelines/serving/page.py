@@ -144,6 +144,7 @@ class Page:
             fields["seed"] = int(seed)
         try:
             owner = self.owner(request)
+            self.service.keys.count(owner)
             data = await asyncio.to_thread(Path(photo).read_bytes) if photo else b""
             if not data:
                 raise ApiError(422, "choose a photo first", dialect.IMAGE)

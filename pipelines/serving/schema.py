@@ -36,6 +36,9 @@ class VideoRequest(request.Settings, frozen=True):
     source_prompt: Text | None = Field(
         None, max_length=2000, description="what the video to edit shows; default: its own prompt, else prompt"
     )
+    webhook_url: Text | None = Field(
+        None, max_length=2000, description="URL to which the video's end is reported, where the service allows it"
+    )
     # An official client sends this when it waits for nothing.
     user: Text | None = Field(None, max_length=256, description="not used; taken for compatibility")
 
@@ -144,6 +147,11 @@ class ErrorBody(BaseModel):
     """The body of every answer from 400 on."""
 
     error: ErrorDetail
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    code: {"model": ErrorBody} for code in (400, 401, 404, 405, 409, 413, 415, 422, 429, 503)
+}
 
 
 def to_video(job: Job) -> Video:

@@ -18,10 +18,14 @@ from typing import Any
 from opentelemetry import trace
 
 from pipelines.core import storage
-from pipelines.serving import dialect, inputs, keys, results, schema, sources, uploads
+from pipelines.serving import dialect, inputs, keys, results, schema, sources, uploads, webhooks
+from pipelines.serving.batch_runner import Runner
+from pipelines.serving.batches import Batches
 from pipelines.serving.dispatch import Dispatcher
 from pipelines.serving.errors import ApiError
+from pipelines.serving.files import Files
 from pipelines.serving.ids import new_id
+from pipelines.serving.links import Links
 from pipelines.serving.served_models import Served
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Job, OtherRequestError, QueueFullError, Store
@@ -42,20 +46,44 @@ class Service:
         dispatcher: Dispatcher,
         models: Mapping[str, Served],
         known_keys: Sequence[str] = (),
+        webhook_secret: str = "",
     ) -> None:
-        """known_keys: hashes of the API keys; without any, those of this process's CINEMO_API_KEYS."""
+        """known_keys: hashes of the API keys; without any, those of this process's CINEMO_API_KEYS.
+
+        webhook_secret: without one, this process's CINEMO_WEBHOOK_SECRET, if webhooks are used.
+        """
         self.settings, self.store, self.dispatcher, self.models = settings, store, dispatcher, models
         self.videos = storage.join(settings.place, "videos")
-        self.keys = list(known_keys) or keys.from_environment(settings.require_keys)
+        self.keys = keys.Keys(settings, list(known_keys) or keys.from_environment(settings))
+        self.links = Links(settings)
         self.began = int(time.time())
         self.followed: Counter[str] = Counter()  # jobs of event streams, with the number of streams
         self.next_poll: asyncio.Task[dict[str, Job]] | None = None
+        secret = webhook_secret or webhooks.secret_from_environment(settings)
+        self.outbox = webhooks.Outbox(settings, store.database, secret)
+        self.files, self.batches = Files(settings, store.database), Batches(settings, store.database)
+        self.runner = Runner(
+            settings, store, self.files, self.batches, dispatcher.name, self.submit_line, self.keys.max_open
+        )
+        self.background: list[asyncio.Task[None]] = []
         self.with_video = asyncio.Semaphore(uploads.AT_ONCE)  # the frames of a video may take uploads.MAX_FRAME_BYTES
         self.copies = Path(tempfile.mkdtemp(prefix="cinemo-"))  # local copies of files in object storage
 
+    def start(self) -> None:
+        """Start to watch jobs, and to work on batches, and to deliver webhooks, in the running event loop."""
+        self.dispatcher.start()
+        works = (self.outbox.run, self.keys.run, self.runner.run)
+        self.background = [asyncio.create_task(run()) for run in works]
+
+    def stop(self) -> None:
+        """Stop; what is not done yet is in the store."""
+        self.dispatcher.stop()
+        for task in self.background:
+            task.cancel()
+
     def owner(self, authorization: str | None) -> str:
         """The owner whose jobs a request with this header may see. Raises ApiError (401) for an unknown key."""
-        return keys.owner(authorization, self.keys)
+        return self.keys.owner(authorization)
 
     async def submit(
         self,
@@ -73,6 +101,7 @@ class Service:
         """
         fields, source = await self._source(dict(fields), image, owner, extends)
         asked = schema.VideoRequest.model_validate(fields)
+        webhook = webhooks.url_of_job(self.settings, asked.webhook_url)
         served = self.model(asked.model or next(iter(self.models)))
         reader = uploads.checker(self.settings.limits.max_pixels)
         async with self.with_video if source.video is not None else contextlib.nullcontext():
@@ -85,11 +114,12 @@ class Service:
         job = Job(
             id=new_id(now), owner=owner, model=served.name, request=request, lease_owner=self.dispatcher.name,
             created_at=now, idempotency_key=idempotency_key, request_digest=digest,
+            webhook=webhook,
         )  # fmt: skip
         limits = self.settings.limits
-        per_key = limits.max_queue_per_key or limits.share(len(self.keys))
         try:
-            job, is_new = await asyncio.to_thread(self.store.create, job, stored, limits.max_queue, per_key)
+            most_of_owner = self.keys.max_open(owner)
+            job, is_new = await asyncio.to_thread(self.store.create, job, stored, limits.max_queue, most_of_owner)
         except OtherRequestError:
             sentence = "this Idempotency-Key was used for another request; send a new key"
             raise ApiError(409, sentence, "Idempotency-Key") from None
@@ -99,9 +129,14 @@ class Service:
             raise ApiError(429, sentence, code="queue_full", headers={"Retry-After": seconds}) from None
         trace.get_current_span().set_attribute("job", job.id)
         if is_new:
-            logger.info("queued", extra={"job": job.id})  # Serve adds the request's id
+            logger.info("queued", extra={"job": job.id, "key": owner})  # Serve adds the request's id
             self.dispatcher.submit(job)
         return job
+
+    async def submit_line(self, fields: Mapping[str, Any], owner: str, idempotency_key: str) -> Job:
+        """Submit the body of a batch's line. Raises like submit."""
+        fields, image, _ = dialect.translate(await self.links.replace(dict(fields)), self.settings.strict)
+        return await self.submit(fields, image, owner, idempotency_key)
 
     async def _source(
         self, fields: dict[str, Any], image: bytes, owner: str, extends: bool
@@ -128,6 +163,7 @@ class Service:
 
     async def page(self, owner: str, after: str | None, limit: int, newest_first: bool) -> tuple[list[Job], bool]:
         """List (jobs of an owner after the one with the id `after`, whether there are more). Raises ApiError (404)."""
+        after = after and after.replace("\0", "?")  # PostgreSQL refuses such text
         try:
             return await asyncio.to_thread(self.store.page, owner, after, limit, newest_first)
         except KeyError:
@@ -135,6 +171,8 @@ class Service:
 
     async def find(self, job_id: str, owner: str) -> Job:
         """Find a job of this owner. Raises ApiError (404) for one that was deleted, has expired or never existed."""
+        if "\0" in job_id:  # PostgreSQL refuses such text
+            raise ApiError(404, "a video of this id does not exist", "video_id", "video_not_found")
         if (job := await asyncio.to_thread(self.store.get, job_id, owner)) is not None:
             return job
         if await asyncio.to_thread(self.store.is_gone, job_id, owner):

@@ -1,11 +1,14 @@
 """Settings of the service: models, replicas, places, limits; the schema of `serve run`'s arguments and its YAML."""
 
+import math
 import re
+import urllib.parse
 
 from pydantic import BaseModel, Field, model_validator
 
 from pipelines.core import storage
 from pipelines.core.precision import AUTO, Precision, of_replica
+from pipelines.serving import outbound
 
 
 class Replicas(BaseModel, frozen=True, extra="forbid"):
@@ -40,6 +43,11 @@ class Replicas(BaseModel, frozen=True, extra="forbid"):
         """Largest number of videos that a replica makes at once."""
         return self.max_batch or (4 if self.num_gpus else 1)
 
+    @property
+    def slots(self) -> int:
+        """Number of jobs that are sent to replicas at a time: enough to start all of them, and to keep each busy."""
+        return math.ceil(self.max_replicas * max(self.target_requests, 2 * self.batch))
+
 
 class Limits(BaseModel, frozen=True, extra="forbid"):
     """Limits of one request, and of all open requests together."""
@@ -60,9 +68,40 @@ class Limits(BaseModel, frozen=True, extra="forbid"):
         description="queued and running videos of one API key; 0: an equal share of max_queue, at least a quarter",
     )
 
+    max_file_bytes: int = Field(100_000_000, ge=1, description="bytes of an uploaded file of a batch")
+    max_lines: int = Field(50_000, ge=1, description="requests of a batch")
+    per_minute: int = Field(0, ge=0, description="requests for videos of one API key in a minute; 0: any number")
+
     def share(self, keys: int) -> int:
         """Default limit of one key's queued and running videos, so that none of several keys can fill the queue."""
         return max(1, self.max_queue // max(1, min(keys, 4)))
+
+
+class Webhooks(BaseModel, frozen=True, extra="forbid"):
+    """Who is told of the ends of videos. The secret of the signatures is in CINEMO_WEBHOOK_SECRET."""
+
+    url: str | None = Field(None, description="URL to which each video that is completed or failed is reported")
+    by_request: bool = Field(False, description="let requests name a URL of their own, webhook_url")
+    retry_s: float = Field(15, gt=0, description="seconds until the second try; each pause is twice the one before")
+    give_up_s: float = Field(3 * 86_400, gt=0, description="seconds after which an undelivered event is dropped")
+
+
+class ImageUrls(BaseModel, frozen=True, extra="forbid"):
+    """Places from which images of requests are fetched."""
+
+    allow: list[str] = Field(
+        default_factory=list,
+        description="hosts or folders, such as https://images.example.com/photos/; none: no URL is fetched",
+    )
+    timeout_s: float = Field(20, gt=0, description="seconds for an image, with all redirects")
+
+    @model_validator(mode="after")
+    def _are_folders(self) -> "ImageUrls":
+        for place in self.allow:
+            parts = urllib.parse.urlsplit(place)
+            if parts.scheme not in ("http", "https") or not parts.hostname or not place.endswith("/"):
+                raise ValueError(f"image_urls.allow: {place} is no place; write https://HOST/ or https://HOST/FOLDER/")
+        return self
 
 
 class ServeSettings(BaseModel, frozen=True, extra="forbid"):
@@ -81,7 +120,12 @@ class ServeSettings(BaseModel, frozen=True, extra="forbid"):
     store: str | None = Field(
         None, description="SQLAlchemy URL of the database of jobs; default: jobs.db in a local output"
     )
-    require_keys: bool = Field(False, description="refuse to start without API keys in CINEMO_API_KEYS")
+    require_keys: bool = Field(
+        False, description="refuse to start without API keys in CINEMO_API_KEYS, and without keys_file"
+    )
+    keys_file: str | None = Field(
+        None, description="YAML with names, SHA-256 hashes and quotas of API keys; read again when it has changed"
+    )
     strict: bool = Field(
         False, description="refuse unknown fields of a request; otherwise they are ignored with a warning"
     )
@@ -100,10 +144,19 @@ class ServeSettings(BaseModel, frozen=True, extra="forbid"):
         10, ge=1, description="a video fails after so many deaths of replicas, or two while it was alone"
     )
     ttl_s: float = Field(86_400, gt=0, description="seconds that a finished video is kept")
+    file_ttl_s: float = Field(30 * 86_400, gt=0, description="seconds that a batch and its files are kept")
     replicas: Replicas = Field(
         default_factory=lambda: Replicas.model_validate({}), description="replicas of each model"
     )
     limits: Limits = Field(default_factory=lambda: Limits.model_validate({}), description="limits of requests")
+
+    webhooks: Webhooks = Field(default_factory=lambda: Webhooks.model_validate({}), description="ends of videos")
+    image_urls: ImageUrls = Field(
+        default_factory=lambda: ImageUrls.model_validate({}), description="images that requests name by URL"
+    )
+    private_hosts: list[str] = Field(
+        default_factory=list, description="hosts at private addresses that webhooks and URLs of images may name"
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> "ServeSettings":
@@ -112,6 +165,11 @@ class ServeSettings(BaseModel, frozen=True, extra="forbid"):
         for alias, name in self.aliases.items():
             if name not in self.served:
                 raise ValueError(f"aliases: {alias} is for {name}, which is not served; use {', '.join(self.served)}")
+        if self.webhooks.url is not None:
+            try:
+                outbound.parse(self.webhooks.url, self.private_hosts)
+            except ValueError as error:
+                raise ValueError(f"webhooks.url {self.webhooks.url}: {error}") from None
         if self.store is None and not storage.is_local(self.output):
             raise ValueError(
                 f"output {self.output} is remote, so store has no default; set it, such as postgresql://..."

@@ -10,7 +10,6 @@ death is counted. After a death a job is only claimed alone, so that it takes no
 while it was alone, or settings.max_attempts deaths in all (replica.py).
 """
 
-import dataclasses
 import json
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -18,22 +17,17 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from cinemo.sidecar import Request
-from pipelines.serving import tables
-from pipelines.serving.database import Database
+from pipelines.serving import events, tables
+from pipelines.serving.database import Database, locked
 from pipelines.serving.ids import time_of
-from pipelines.serving.tables import ingresses, jobs, tombstones
+from pipelines.serving.job import OPEN, Job, from_row, to_row
+from pipelines.serving.tables import images, ingresses, jobs, tombstones
 
-Status = Literal["queued", "in_progress", "completed", "failed"]
 Death = Literal["none", "device", "process"]  # why an attempt ended without a result; "none" is not counted
-OPEN: tuple[Status, ...] = ("queued", "in_progress")
 LONG_QUEUE = 10_000  # from this limit on, the queue's length is not counted for every job, and may exceed it a little
 COUNTED_FOR_S = 30.0  # seconds for which the last count of the queue may be used
 MAX_ROWS = 1000  # rows that one statement takes over or deletes, so that it ends within seconds
 KEPT_TOMBSTONES_S = 30 * 86_400  # for this long, a deleted id is distinguished from one that never existed
-
-# Only the replica that animates a job reads its image.
-COLUMNS = [column for column in jobs.c if column.name != "image"]
 
 
 class QueueFullError(Exception):
@@ -42,38 +36,6 @@ class QueueFullError(Exception):
 
 class OtherRequestError(Exception):
     """The idempotency key belongs to another request."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Job:
-    """A row, without the image."""
-
-    id: str
-    owner: str
-    model: str
-    status: Status = "queued"
-    progress: int = 0
-    request: Request
-    attempt: int = 0
-    lease_owner: str
-    lease_until: float = 0.0
-    created_at: float
-    started_at: float | None = None
-    ended_at: float | None = None
-    expires_at: float | None = None
-    error: dict[str, str] | None = None
-    result: dict[str, Any] | None = None
-    idempotency_key: str | None = None
-    request_digest: str | None = None
-    replica: str | None = None
-    alone: int = 0  # 1 if the attempt is the only job of its batch
-    deaths: int = 0  # attempts that ended because a process or a device died
-    lone_deaths: int = 0  # those of a process, while the attempt was alone
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the job has not ended yet."""
-        return self.status in OPEN
 
 
 class Store:
@@ -87,6 +49,7 @@ class Store:
         self.database.patiently(lambda: tables.create(self.database.engine))
         self.counted: dict[str, int] = {}  # open jobs by owner, when they were last counted
         self.counted_at = float("-inf")
+        self.last_counts: tuple[float, dict[str, int]] = (float("-inf"), {})  # when, what
 
     def create(self, job: Job, image: bytes, most: int, most_of_owner: int) -> tuple[Job, bool]:
         """Store a job; returns (the stored job, whether it is new).
@@ -103,17 +66,18 @@ class Store:
                     connection.execute(sa.text("SELECT pg_advisory_xact_lock(20260214)"))
                 same = sa.and_(jobs.c.owner == job.owner, jobs.c.idempotency_key == job.idempotency_key)
                 first = jobs.c.id == job.id if job.idempotency_key is None else sa.or_(jobs.c.id == job.id, same)
-                if row := connection.execute(sa.select(*COLUMNS).where(first)).first():
+                if row := connection.execute(sa.select(jobs).where(first)).first():
                     if row.request_digest != job.request_digest:
                         raise OtherRequestError
-                    return _job(row), row.id == job.id
+                    return from_row(row), row.id == job.id
                 if not has_room:
                     of_owner = sa.func.count().filter(jobs.c.owner == job.owner)
                     count = sa.select(sa.func.count(), of_owner).where(jobs.c.status.in_(OPEN))
                     num_open, own = connection.execute(count).one()
                     if num_open >= most or own >= most_of_owner:
                         raise QueueFullError(num_open)
-                connection.execute(jobs.insert().values({**_row(job), "image": image}))
+                connection.execute(jobs.insert().values(to_row(job)))
+                connection.execute(images.insert().values(id=job.id, image=image))
                 return job, True
 
         return self.database.patiently(insert)
@@ -124,6 +88,12 @@ class Store:
         self.counted = {row[0]: row[1] for row in self.database.patiently(lambda: self.database.all(count))}
         self.counted_at = time.monotonic()
 
+    def count_of_others(self, lease_owner: str) -> dict[str, int]:
+        """Number of open jobs that other ingresses watch, by model."""
+        count = sa.select(jobs.c.model, sa.func.count()).group_by(jobs.c.model)
+        count = count.where(jobs.c.status.in_(OPEN), jobs.c.lease_owner != lease_owner)
+        return {row[0]: row[1] for row in self.database.patiently(lambda: self.database.all(count))}
+
     def _has_room_by_last_count(self, owner: str, most: int, most_of_owner: int) -> bool:
         if min(most, most_of_owner) < LONG_QUEUE or time.monotonic() > self.counted_at + COUNTED_FOR_S:
             return False
@@ -131,15 +101,15 @@ class Store:
 
     def get(self, job_id: str, owner: str | None = None) -> Job | None:
         """Get a job; None when there is none, or it has another owner."""
-        query = sa.select(*COLUMNS).where(jobs.c.id == job_id)
+        query = sa.select(jobs).where(jobs.c.id == job_id)
         query = query if owner is None else query.where(jobs.c.owner == owner)
         row = self.database.patiently(lambda: self.database.first(query))
-        return None if row is None else _job(row)
+        return None if row is None else from_row(row)
 
     def get_all(self, job_ids: Sequence[str]) -> list[Job]:
         """Get jobs of any owner, the oldest first; those that do not exist are left out."""
-        query = sa.select(*COLUMNS).where(jobs.c.id.in_(job_ids)).order_by(jobs.c.created_at)
-        return [_job(row) for row in self.database.patiently(lambda: self.database.all(query))] if job_ids else []
+        query = sa.select(jobs).where(jobs.c.id.in_(job_ids)).order_by(jobs.c.created_at)
+        return [from_row(row) for row in self.database.patiently(lambda: self.database.all(query))] if job_ids else []
 
     def is_gone(self, job_id: str, owner: str) -> bool:
         """Whether a job of this owner was deleted or has expired."""
@@ -157,7 +127,7 @@ class Store:
         The id of a deleted job gives its position. Raises KeyError for an id that gives none.
         """
         position = sa.tuple_(jobs.c.created_at, jobs.c.id)
-        query = sa.select(*COLUMNS).where(jobs.c.owner == owner)
+        query = sa.select(jobs).where(jobs.c.owner == owner)
         if after is not None:
             start_query = sa.select(jobs.c.created_at, jobs.c.id).where(jobs.c.id == after, jobs.c.owner == owner)
             row = self.database.patiently(lambda: self.database.first(start_query))
@@ -165,14 +135,16 @@ class Store:
             query = query.where(position < start if newest_first else position > start)
         order = [sa.desc(c) if newest_first else sa.asc(c) for c in (jobs.c.created_at, jobs.c.id)]
         rows = self.database.patiently(lambda: self.database.all(query.order_by(*order).limit(limit + 1)))
-        return [_job(row) for row in rows[:limit]], len(rows) > limit
+        return [from_row(row) for row in rows[:limit]], len(rows) > limit
 
-    def counts(self) -> dict[str, int]:
-        """Number of jobs by status."""
-        rows = self.database.patiently(
-            lambda: self.database.all(sa.select(jobs.c.status, sa.func.count()).group_by(jobs.c.status))
-        )
-        return {row[0]: row[1] for row in rows}
+    def counts(self, max_age_s: float = 0.0) -> dict[str, int]:
+        """Number of jobs by status. max_age_s: seconds for which an earlier result may be returned again."""
+        counted_at, counts = self.last_counts
+        if time.monotonic() - counted_at >= max_age_s:
+            query = sa.select(jobs.c.status, sa.func.count()).group_by(jobs.c.status)
+            counts = {row[0]: row[1] for row in self.database.patiently(lambda: self.database.all(query))}
+            self.last_counts = (time.monotonic(), counts)
+        return counts
 
     def claim(self, job_id: str, replica: str, lease_s: float, alone: bool) -> tuple[Job, bytes] | None:
         """Begin an attempt; returns (the job, with the attempt's number, its image).
@@ -198,8 +170,9 @@ class Store:
 
         def take() -> tuple[Job, bytes] | None:
             with self.database.transaction() as connection:
-                row = connection.execute(begin.returning(*COLUMNS, jobs.c.image)).first()
-                return None if row is None else (_job(row), row.image)
+                row = connection.execute(begin.returning(*jobs.c)).first()
+                image = sa.select(images.c.image).where(images.c.id == job_id)
+                return None if row is None else (from_row(row), connection.execute(image).scalar_one())
 
         return self.database.patiently(take)
 
@@ -264,7 +237,7 @@ class Store:
         """Take over jobs of ingresses whose lease expired, oldest first; returns their number. None is taken twice."""
         alive = sa.select(ingresses.c.name).where(ingresses.c.lease_until > self.database.now)
         abandoned = sa.select(jobs.c.id).where(jobs.c.status.in_(OPEN), jobs.c.lease_owner.not_in(alive))
-        oldest = _locked(abandoned.order_by(jobs.c.created_at))
+        oldest = locked(abandoned.order_by(jobs.c.created_at), MAX_ROWS)
         change = jobs.update().where(jobs.c.id.in_(oldest)).values(lease_owner=lease_owner)
         return self.database.patiently(lambda: self.database.change(change))
 
@@ -285,45 +258,34 @@ class Store:
         lost = ingresses.delete().where(ingresses.c.lease_until < self.database.now - KEPT_TOMBSTONES_S)
         self.database.patiently(lambda: self.database.change(lost))
         expired = sa.select(jobs.c.id).where(jobs.c.expires_at < self.database.now, jobs.c.status.not_in(OPEN))
-        return self._delete_with_tombstone(jobs.c.id.in_(_locked(expired)))
+        return self._delete_with_tombstone(jobs.c.id.in_(locked(expired, MAX_ROWS)))
 
     def _delete_with_tombstone(self, which: Any) -> list[Job]:
         def move() -> list[Job]:
             with self.database.transaction() as connection:
-                rows = connection.execute(jobs.delete().where(which).returning(*COLUMNS)).all()
+                rows = connection.execute(jobs.delete().where(which).returning(*jobs.c)).all()
                 if rows:
+                    connection.execute(images.delete().where(images.c.id.in_([row.id for row in rows])))
                     insert = tombstones.insert().values(at=self.database.now)
                     connection.execute(insert, [{"id": row.id, "owner": row.owner} for row in rows])
-                return [_job(row) for row in rows]
+                return [from_row(row) for row in rows]
 
         return self.database.patiently(move)
 
     def _end(self, job_id: str, attempt: int | None, ttl_s: float, **values: Any) -> bool:
         which = sa.and_(jobs.c.id == job_id, sa.true() if attempt is None else jobs.c.attempt == attempt)
         change = jobs.update().where(which, jobs.c.status.in_(OPEN))
-        change = change.values(ended_at=self.database.now, expires_at=self.database.now + ttl_s, image=None, **values)
+        change = change.values(ended_at=self.database.now, expires_at=self.database.now + ttl_s, **values)
         again = sa.select(jobs.c.id).where(which, *(jobs.c[name] == value for name, value in values.items()))
 
         def end() -> bool:  # may be repeated with the same values: the first answer may have been lost
-            return self.database.change(change) > 0 or (attempt is not None and self.database.first(again) is not None)
+            with self.database.transaction() as connection:
+                row = connection.execute(change.returning(jobs.c.webhook)).first()
+                if row is None:
+                    return attempt is not None and connection.execute(again).first() is not None
+                connection.execute(images.delete().where(images.c.id == job_id))
+                if row.webhook is not None:
+                    events.add(connection, self.database.now, f"video.{values['status']}", job_id, row.webhook)
+                return True
 
         return self.database.patiently(end)
-
-
-def _locked(ids: sa.Select[tuple[str]]) -> sa.Select[Any]:
-    """Select MAX_ROWS of these ids and lock their rows, without those that another process is changing."""
-    # As a common table expression: PostgreSQL might evaluate a subquery with a limit more than once.
-    some = ids.limit(MAX_ROWS).with_for_update(skip_locked=True).cte("some", nesting=True)
-    return sa.select(some.c.id)
-
-
-def _row(job: Job) -> dict[str, Any]:
-    texts = {name: json.dumps(value) for name in ("request", "error", "result") if (value := getattr(job, name))}
-    return {column.key: getattr(job, column.key) for column in COLUMNS} | texts
-
-
-def _job(row: Any) -> Job:
-    values = {column.key: row._mapping[column] for column in COLUMNS}
-    for name in ("request", "error", "result"):
-        values[name] = json.loads(values[name]) if values[name] else None
-    return Job(**values)

@@ -61,19 +61,20 @@ def _allowed() -> list[str]:
     return os.environ.get(PRIVATE_HOSTS, "").split(",")
 
 
-def _socket(address: Any) -> socket.socket:
+def public_socket(
+    address: Any, remedy: str = f"to open a host that leads there, set {PRIVATE_HOSTS}=HOST"
+) -> socket.socket:
     """Make the socket for a connection, to a public address only: host names and redirects may lead anywhere."""
     family, kind, protocol, _, target = address
     if is_private(str(target[0]).partition("%")[0]):
-        message = f"{target[0]} {REFUSED}; to open a host that leads there, set {PRIVATE_HOSTS}=HOST"
-        raise OSError(errno.EACCES, message)
+        raise OSError(errno.EACCES, f"{target[0]} {REFUSED}; {remedy}")
     return socket.socket(family, kind, protocol)
 
 
 async def _public_client(**arguments: Any) -> Any:
     import aiohttp
 
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(socket_factory=_socket), **arguments)
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(socket_factory=public_socket), **arguments)
 
 
 def _options(uri: str) -> dict[str, Any]:

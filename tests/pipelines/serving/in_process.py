@@ -1,5 +1,6 @@
 """The whole service in the test's own process, without Ray: a replica that can be watched and held, a client of it."""
 
+import asyncio
 import contextlib
 import io
 import socket
@@ -22,7 +23,7 @@ from pipelines.serving.metrics import Metrics
 from pipelines.serving.replica import Animator
 from pipelines.serving.service import Service
 from pipelines.serving.settings import ServeSettings
-from pipelines.serving.store import Store
+from pipelines.serving.store import Job, Store
 
 FAST = {"num_inference_steps": "2", "seed": "7"}
 
@@ -87,7 +88,29 @@ def watch(animator: Animator) -> Iterator[Steps]:
         animator.store.advance = steps.advance  # type: ignore[method-assign]
 
 
-def application(settings: ServeSettings, animator: Animator, with_page: bool = False) -> FastAPI:
+class Stub:
+    """A replica that ends jobs, one at a time, without making videos."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        self.settings, self.store, self.one = settings, Store(settings.store_url), asyncio.Lock()
+        self.begun: list[str] = []  # ids of jobs
+
+    async def animate(self, job_id: str, shape: str) -> dict[str, Any]:
+        """End a job: as failed if its prompt is "fail", else as completed."""
+        async with self.one:
+            if (found := await asyncio.to_thread(self.store.claim, job_id, "stub", 60, alone=True)) is not None:
+                self.begun.append(job_id)
+                await asyncio.to_thread(self.end, found[0])
+        return {}
+
+    def end(self, job: Job) -> None:
+        if job.request["prompt"] == "fail":
+            self.store.fail(job.id, job.attempt, "server_error", "it failed", self.settings.ttl_s)
+        else:
+            self.store.complete(job.id, job.attempt, {"motion_bucket": 3}, self.settings.ttl_s)
+
+
+def application(settings: ServeSettings, animator: Animator | Stub, with_page: bool = False) -> FastAPI:
     """The whole application over one replica in this process, without Ray."""
     metrics, store = Metrics(), Store(settings.store_url)
     ((name, model),) = settings.served.items()
@@ -120,7 +143,7 @@ def listening(app: FastAPI) -> Iterator[str]:
             thread.join(timeout=20)
 
 
-def serve(settings: ServeSettings, animator: Animator) -> TestClient:
+def serve(settings: ServeSettings, animator: Animator | Stub) -> TestClient:
     """A client of the whole application, with one replica in this process."""
     return TestClient(application(settings, animator), raise_server_exceptions=False)
 

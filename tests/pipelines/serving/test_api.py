@@ -255,8 +255,8 @@ def test_each_key_sees_its_own_videos_only(
 def test_a_service_that_requires_keys_does_not_start_without(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CINEMO_API_KEYS", " , ")
     with pytest.raises(ValueError, match="require_keys: CINEMO_API_KEYS is empty; set it"):
-        keys.from_environment(required=True)
-    assert keys.from_environment(required=False) == []
+        keys.from_environment(ServeSettings(require_keys=True))
+    assert keys.from_environment(ServeSettings()) == []
 
 
 def test_the_page_is_behind_the_keys_and_within_the_limits(

@@ -1,5 +1,6 @@
 """Many jobs on real Ray Serve: more than there is room for does no harm, and none is lost, whatever is killed."""
 
+import base64
 import itertools
 import random
 import signal
@@ -13,19 +14,22 @@ from typing import Any
 
 import httpx
 import pytest
+from openai import OpenAI
 
-from pipelines.serving import deploy, results
+from pipelines.serving import deploy, events, results, tables, webhooks
 from pipelines.serving.dispatch import Dispatcher
 from pipelines.serving.replica import Animator
-from pipelines.serving.settings import Limits, Replicas, ServeSettings
+from pipelines.serving.settings import Limits, Replicas, ServeSettings, Webhooks
 from pipelines.serving.store import OPEN, Store
 from tests.pipelines.serving.conftest import Postgres
 from tests.pipelines.serving.in_process import png
+from tests.pipelines.serving.receiver import Receiver
 from tests.pipelines.serving.service import deployed, processes, send, until, wait
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]
 
 NUM_JOBS = 80
+SECRET = "whsec_" + base64.b64encode(bytes(32)).decode()
 LIMIT = 20
 SMALL = {"num_inference_steps": "8"}
 SECONDS = 20  # of too many requests
@@ -34,7 +38,19 @@ AWAY_S = 15  # seconds for which the database hangs, longer than a lease and a t
 
 
 @pytest.fixture(scope="module")
-def settings(small: str, postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> ServeSettings:
+def receiver() -> Iterator[Receiver]:
+    """What is told of the ends of videos; every fifth time it says that it failed."""
+    one = Receiver()
+    one.answer = lambda path: (500 if len(one.received) % 5 == 4 else 204, {}, b"")
+    one.start()
+    yield one
+    one.stop()
+
+
+@pytest.fixture(scope="module")
+def settings(
+    small: str, postgres: Postgres, receiver: Receiver, tmp_path_factory: pytest.TempPathFactory
+) -> ServeSettings:
     """Two replicas of a model so small that a video takes a moment, behind two ingresses."""
     return ServeSettings(
         model=small,
@@ -45,6 +61,8 @@ def settings(small: str, postgres: Postgres, tmp_path_factory: pytest.TempPathFa
         lease_s=4,
         replicas=Replicas(num_cpus=0.5, min_replicas=2, max_replicas=2, drain_s=1),
         limits=Limits(max_queue=LIMIT),
+        webhooks=Webhooks(url=receiver.address, retry_s=1),
+        private_hosts=["127.0.0.1"],
     )
 
 
@@ -75,6 +93,7 @@ def client(ray_cluster: None, settings: ServeSettings) -> Iterator[httpx.Client]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(deploy, "Ingress", OwnClockIngress)
         patch.setattr(deploy, "Animator", OwnClockAnimator)
+        patch.setenv(webhooks.SECRET, SECRET)
         with deployed(settings) as client:
             yield client
 
@@ -133,13 +152,15 @@ def test_ten_times_too_many_requests_are_answered_and_what_was_taken_is_made(
     assert max(sizes[-third:]) <= 1.05 * max(sizes[:third])
 
 
-FAULTS = ("animator", "ingress", "ProxyActor", "database", "hanging database", "storage")
+FAULTS = ("animator", "ingress", "ProxyActor", "database", "hanging database", "storage", "receiver")
 
 
-def make_each_fault(moments: random.Random, postgres: Postgres, store: Store, videos: Path, made: Counter[str]) -> None:
+def make_each_fault(
+    moments: random.Random, postgres: Postgres, store: Store, videos: Path, receiver: Receiver, made: Counter[str]
+) -> None:
     """Kill all replicas, an ingress, the proxy and the database; let the database hang; take the storage away.
 
-    In any order, each while jobs wait or run.
+    In any order, each while jobs wait or run. When the webhooks' receiver stops, it does so until the end.
     """
     over = threading.Event()  # never set: its wait is a pause
     for name in moments.sample(FAULTS, len(FAULTS)):
@@ -153,6 +174,8 @@ def make_each_fault(moments: random.Random, postgres: Postgres, store: Store, vi
             postgres.stop(True)
             over.wait(AWAY_S)
             postgres.stop(False)
+        elif name == "receiver":
+            receiver.stop()
         elif name == "storage":  # a file in place of the folder: every write fails
             videos.rename(videos.with_name("away"))
             videos.write_bytes(b"")
@@ -168,7 +191,12 @@ def make_each_fault(moments: random.Random, postgres: Postgres, store: Store, vi
 
 
 def test_eighty_jobs_outlive_kills_and_a_database_and_a_storage_that_are_away_and_each_is_finished_once(
-    client: httpx.Client, settings: ServeSettings, store: Store, postgres: Postgres, moments: random.Random
+    client: httpx.Client,
+    settings: ServeSettings,
+    store: Store,
+    postgres: Postgres,
+    receiver: Receiver,
+    moments: random.Random,
 ) -> None:
     before, made, videos = store.counts(), Counter[str](), Path(settings.output, "videos")
     assert set(before) <= {"completed"}
@@ -179,7 +207,7 @@ def test_eighty_jobs_outlive_kills_and_a_database_and_a_storage_that_are_away_an
             ids[number] = send(client, seed=str(number), **SMALL)
 
     with ThreadPoolExecutor(5) as threads:
-        killer = threads.submit(make_each_fault, moments, postgres, store, videos, made)
+        killer = threads.submit(make_each_fault, moments, postgres, store, videos, receiver, made)
         senders = [threads.submit(send_many, killer) for _ in range(4)]
     for one in (killer, *senders):
         one.result()
@@ -191,6 +219,19 @@ def test_eighty_jobs_outlive_kills_and_a_database_and_a_storage_that_are_away_an
     assert {video["id"]: video["seed"] for video in ended} == {name: number for number, name in ids.items()}
     assert store.counts() == {"completed": before.get("completed", 0) + len(ids)}  # and none that nobody sent
     check_files(settings, store, set(ids.values()))
+    receiver.start()
+    store.database.change(tables.events.update().values(next_at=0.0))  # the next try would be in a minute
+    until(lambda: events.count(store.database) == 0)
+    openai = OpenAI(api_key="none", webhook_secret=SECRET)
+    told = [openai.webhooks.unwrap(*one) for one in accepted(receiver)]
+    named = {event.data.id: {other.id for other in told if other.data.id == event.data.id} for event in told}
+    assert named.keys() >= set(ids.values())
+    assert {len(event_ids) for event_ids in named.values()} == {1}  # one that came twice has the same id
+
+
+def accepted(receiver: Receiver) -> list[tuple[bytes, dict[str, str]]]:
+    """Body and headers of the webhooks that the receiver accepted."""
+    return [(one.body, one.headers) for one in receiver.received if one.status == 204]
 
 
 def check_files(settings: ServeSettings, store: Store, ids: set[str]) -> None:

@@ -159,7 +159,7 @@ def test_an_attempt_that_was_overtaken_leaves_nothing(animator: Animator) -> Non
 def test_what_fails_in_a_batch_fails_alone_and_what_always_dies_is_given_up(animator: Animator) -> None:
     good, bad, doomed = keep(animator, "good"), keep(animator, "bad"), keep(animator, "doomed")
     with animator.store.database.engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE cinemo_jobs_2 SET image = 'no image' WHERE id = 'video_bad'")
+        connection.exec_driver_sql("UPDATE cinemo_images_1 SET image = 'no image' WHERE id = 'video_bad'")
         connection.exec_driver_sql("UPDATE cinemo_jobs_2 SET deaths = 10 WHERE id = 'video_doomed'")
     facts = animate(animator, good, bad, doomed)
     assert facts[0]

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import sqlalchemy as sa
 
-from pipelines.serving import database
+from pipelines.serving import database, tables
 from pipelines.serving import store as stores
 from pipelines.serving.store import Job, OtherRequestError, QueueFullError, Store
 
@@ -220,7 +220,11 @@ def test_a_database_of_the_version_before_is_brought_up_to_date_and_keeps_its_jo
     keep(Store(url), job(1))
     engine = sa.create_engine(url)
     with engine.begin() as connection:  # as it was
-        for name in ("replica", "alone", "deaths", "lone_deaths"):
+        blob = "BLOB" if engine.dialect.name == "sqlite" else "BYTEA"
+        connection.exec_driver_sql(f"ALTER TABLE cinemo_jobs_2 ADD COLUMN image {blob}")
+        connection.exec_driver_sql("UPDATE cinemo_jobs_2 SET image = (SELECT image FROM cinemo_images_1)")
+        connection.exec_driver_sql("DROP TABLE cinemo_images_1")
+        for name in ("replica", "alone", "deaths", "lone_deaths", "webhook"):
             connection.exec_driver_sql(f"ALTER TABLE cinemo_jobs_2 DROP COLUMN {name}")
         for name in ("cinemo_jobs_2_by_status", "cinemo_jobs_2_by_expiry", "cinemo_gone_1_by_time"):
             connection.exec_driver_sql(f"DROP INDEX {name}")
@@ -230,7 +234,8 @@ def test_a_database_of_the_version_before_is_brought_up_to_date_and_keeps_its_jo
         upgraded, *_ = processes.map(Store, [url] * 4)
     found = upgraded.claim("video_0001", "r", 60, alone=False)
     assert found is not None
-    assert (found[0].request, found[0].deaths) == (job(1).request, 0)
+    assert (found[0].request, found[0].deaths, found[1]) == (job(1).request, 0, b"image")
+    assert "image" not in {column["name"] for column in sa.inspect(engine).get_columns("cinemo_jobs_2")}
     upgraded.renew("first", 60)
     indexes = {index["name"] for index in sa.inspect(engine).get_indexes("cinemo_jobs_2")}
     assert {"cinemo_jobs_2_by_status", "cinemo_jobs_2_by_expiry"} <= indexes
@@ -250,6 +255,27 @@ def test_pages_go_through_all_jobs_of_an_owner_in_order(store: Store) -> None:
     assert [one.id for one in oldest] == ids[::-1]
     with pytest.raises(KeyError):
         store.page("me", "video_0099", 9, newest_first=True)
+
+
+def test_images_are_kept_for_open_jobs_only(store: Store) -> None:
+    keep(store, *(job(number) for number in range(1, 6)))
+
+    def images() -> set[str]:
+        return {row.id for row in store.database.all(sa.select(tables.images.c.id))}
+
+    store.claim("video_0001", "r", 60, alone=True)
+    store.complete("video_0001", 1, {}, ttl_s=100)
+    store.fail("video_0002", None, "cancelled", "enough", ttl_s=100)
+    store.delete("video_0003", "me")
+    assert images() == {"video_0004", "video_0005"}
+
+
+def test_counts_for_probes_and_metrics_are_not_older_than_asked_for(store: Store) -> None:
+    keep(store, job(1))
+    assert store.counts(max_age_s=60) == {"queued": 1}
+    keep(store, job(2))
+    assert store.counts(max_age_s=60) == {"queued": 1}
+    assert store.counts() == store.counts(max_age_s=60) == {"queued": 2}
 
 
 def test_deleted_and_expired_jobs_are_gone_and_known_to_have_been(store: Store) -> None:

@@ -1,0 +1,232 @@
+"""Works on batches: sends their lines as requests, a limited number at a time, and writes the output.
+
+Everything that it knows is in the database: when this process dies, another one continues, and sends no line twice.
+"""
+
+import asyncio
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from pipelines.serving import errors, schema
+from pipelines.serving.batches import Batch, Batches, Counts, Line
+from pipelines.serving.errors import ApiError
+from pipelines.serving.files import Files, place_of
+from pipelines.serving.job import Job
+from pipelines.serving.settings import ServeSettings
+from pipelines.serving.store import Store
+from pipelines.sources import places
+
+logger = logging.getLogger("ray.serve")
+
+POLL_S = 1.0  # seconds between two looks at the jobs of a batch
+SWEEP_EVERY_S = 60.0  # seconds between two deletions of what has expired
+WINDOW = 100  # open jobs of a batch; and at most half of what its owner may have
+MOST_PROBLEMS = 10  # lines that are reported of a file that is no batch
+AGAIN = (429, 503)  # status codes after which a line is sent again later
+
+Send = Callable[[Mapping[str, Any], str, str], Awaitable[Job]]  # (fields, owner, idempotency key) -> its job
+
+
+class Runner:
+    """Works on the batches that this process has taken. Use it in one event loop."""
+
+    def __init__(
+        self, settings: ServeSettings, store: Store, files: Files, batches: Batches, name: str, send: Send,
+        max_open: Callable[[str], int],
+    ) -> None:  # fmt: skip
+        """name: of this process. max_open: limit of an owner's open jobs."""
+        self.settings, self.store, self.files, self.batches = settings, store, files, batches
+        self.name, self.send, self.max_open = name, send, max_open
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def run(self) -> None:
+        """Take batches and work on them; ends when it is cancelled."""
+        swept = float("-inf")
+        try:
+            while True:
+                try:
+                    for batch, owner in await asyncio.to_thread(self.batches.take, self.name, self.settings.lease_s):
+                        self._begin(batch, owner)
+                    if time.monotonic() > swept + SWEEP_EVERY_S:
+                        await asyncio.to_thread(self.files.delete_expired)
+                        await asyncio.to_thread(self.batches.delete_expired)
+                        swept = time.monotonic()
+                except Exception:
+                    logger.exception("batches wait for the database or the storage")
+                await asyncio.sleep(POLL_S)
+        finally:
+            for task in self.tasks.values():
+                task.cancel()
+
+    def _begin(self, batch: Batch, owner: str) -> None:
+        if batch.id not in self.tasks:
+            task = asyncio.create_task(Run(self, batch, owner).work())
+            self.tasks[batch.id] = task
+            task.add_done_callback(lambda _: self.tasks.pop(batch.id, None))
+
+
+class Run:
+    """The work of this process on one batch."""
+
+    def __init__(self, runner: Runner, batch: Batch, owner: str) -> None:
+        self.runner, self.batch, self.owner = runner, batch, owner
+        self.uri = place_of(runner.settings, batch.input_file_id)
+        self.spans: list[tuple[int, int]] = []  # of the lines in the file: offset, bytes
+        self.open: dict[str, Line] = {}  # by job
+        self.unsent: list[int] = []  # numbers of lines, the last first
+        self.completed = self.failed = 0
+
+    async def work(self) -> None:
+        """Work until the batch has ended, or is another process's."""
+        try:
+            self.spans, problems = await asyncio.to_thread(read_spans, self.uri, self.runner.settings.limits.max_lines)
+            if problems:
+                await asyncio.to_thread(self._finish, "failed", errors=json.dumps(problems))
+                return
+            await asyncio.to_thread(self._load)
+            while (status := await asyncio.to_thread(self._renew)) == "in_progress":
+                await self._send()
+                await asyncio.sleep(POLL_S)
+                await asyncio.to_thread(self._collect)
+                if not self.unsent and not self.open:
+                    await asyncio.to_thread(self._write, "completed")
+                    return
+            if status == "cancelling":
+                await asyncio.to_thread(self._cancel)
+        except Exception:  # of the database or the storage: when the lease has expired, it goes on
+            logger.exception("a batch waits", extra={"batch": self.batch.id})
+
+    def _load(self) -> None:
+        """Find out what an earlier process has done."""
+        known = self.runner.batches.lines(self.batch.id)
+        self.open = {line.job: line for line in known if line.job and line.outcome is None}
+        ended = [line for line in known if line.outcome is not None]
+        self.completed, self.failed = sum(line.ok for line in ended), sum(not line.ok for line in ended)
+        self.unsent = sorted(set(range(len(self.spans))) - {line.number for line in known}, reverse=True)
+
+    def _renew(self) -> str | None:
+        counts = Counts(total=len(self.spans), completed=self.completed, failed=self.failed)
+        return self.runner.batches.renew(self.batch.id, self.runner.name, self.runner.settings.lease_s, counts)
+
+    async def _send(self) -> None:
+        """Send lines while there is room."""
+        room = max(1, min(WINDOW, self.runner.max_open(self.owner) // 2)) - len(self.open)
+        until = time.monotonic() + self.runner.settings.lease_s / 3  # then the lease must be renewed
+        while self.unsent and room > 0 and time.monotonic() < until:
+            number = self.unsent[-1]
+            line = await asyncio.to_thread(read_line, self.uri, *self.spans[number])
+            try:
+                job = await self.runner.send(line["body"], self.owner, f"{self.batch.id} {number}")
+                self.open[job.id] = sent = Line(number, job.id, None, 0)
+                room -= 1
+            except Exception as error:
+                refusal = errors.from_exception(error)
+                if refusal.status in AGAIN:
+                    return
+                sent = Line(number, None, outcome(self.batch, number, line["custom_id"], refusal), 0)
+                self.failed += 1
+            self.unsent.pop()
+            await asyncio.to_thread(self.runner.batches.record, self.batch.id, sent)
+
+    def _collect(self) -> None:
+        """Record the jobs that have ended."""
+        found = {job.id: job for job in self.runner.store.get_all(list(self.open))}
+        for job_id, line in list(self.open.items()):
+            job = found.get(job_id)
+            if job is not None and job.is_open:
+                continue
+            custom_id = read_line(self.uri, *self.spans[line.number])["custom_id"]
+            ok = job is not None and job.status == "completed"
+            ended = line._replace(outcome=outcome(self.batch, line.number, custom_id, job), ok=int(ok))
+            self.runner.batches.record(self.batch.id, ended)
+            self.completed, self.failed = self.completed + ok, self.failed + (not ok)
+            del self.open[job_id]
+
+    def _cancel(self) -> None:
+        for job_id in self.open:
+            message, ttl_s = "the batch was cancelled", self.runner.settings.ttl_s
+            self.runner.store.fail(job_id, None, "cancelled", message, ttl_s)
+        self._collect()
+        self._write("cancelled")
+
+    def _write(self, status: str) -> None:
+        """Write the output and the errors, and end the batch."""
+        known, written = self.runner.batches.lines(self.batch.id), {}
+        for column, ok in (("output_file_id", 1), ("error_file_id", 0)):
+            outcomes = [line.outcome for line in known if line.outcome and line.ok == ok]
+            if outcomes:
+                file_id = f"file_{hashlib.sha256(f'{self.batch.id} {column}'.encode()).hexdigest()[:32]}"
+                name, data = f"{self.batch.id}-{column.partition('_')[0]}.jsonl", "\n".join(outcomes) + "\n"
+                self.runner.files.add(file_id, self.owner, name, "batch_output", data.encode())
+                written[column] = file_id
+        self._finish(status, **written, total=len(self.spans), completed=self.completed, failed=self.failed)
+
+    def _finish(self, status: str, **values: Any) -> None:
+        self.runner.batches.finish(self.batch.id, self.runner.name, status, **values)
+        logger.info("batch %s", status, extra={"batch": self.batch.id, "key": self.owner})
+
+
+def outcome(batch: Batch, number: int, custom_id: str, result: Job | ApiError | None) -> str:
+    """A line of the output. result: job that has ended, or None if it was deleted, or why the request was refused."""
+    line: dict[str, Any] = {"id": f"{batch.id}-{number}", "custom_id": custom_id, "response": None, "error": None}
+    if isinstance(result, ApiError):
+        body = {"error": errors.detail(result)}
+        line["response"] = {"status_code": result.status, "request_id": line["id"], "body": body}
+    elif result is None:
+        line["error"] = {"code": "video_gone", "message": "the video was deleted or has expired"}
+    elif result.error is not None:
+        line["error"] = {**result.error, "video": result.id}
+    else:
+        line["response"] = {"status_code": 200, "request_id": result.id, "body": schema.to_video(result).model_dump()}
+    return json.dumps(line)
+
+
+def read_line(uri: str, offset: int, size: int) -> Any:
+    """Read a line of a file of requests."""
+    with places.open_binary(uri) as file:
+        file.seek(offset)
+        return json.loads(file.read(size))
+
+
+def read_spans(uri: str, most: int) -> tuple[list[tuple[int, int]], list[dict[str, Any]]]:
+    """Read a file of at most `most` requests: ((offset, bytes) of each line, problems in OpenAI's shape)."""
+    spans, problems, names, offset = list[tuple[int, int]](), list[dict[str, Any]](), set[str](), 0
+    try:
+        with places.open_binary(uri) as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    spans.append((offset, len(line)))
+                    if problem := problem_of(line, names):
+                        problems.append({"code": "invalid_request", "line": number, "message": problem, "param": None})
+                offset += len(line)
+                if len(problems) == MOST_PROBLEMS or len(spans) > most:
+                    break
+    except FileNotFoundError:
+        problems.append({"code": "file_not_found", "line": None, "message": "the file was deleted", "param": None})
+    if len(spans) > most or not (spans or problems):
+        message = f"the file has more than {most} requests; split it" if spans else "the file has no requests"
+        problems.append({"code": "invalid_request", "line": None, "message": message, "param": None})
+    return spans, problems
+
+
+def problem_of(line: bytes, names: set[str]) -> str | None:
+    """Why a line is not a request, or None. names: custom ids of the lines before; this line's is added."""
+    try:
+        asked = json.loads(line)
+    except (ValueError, RecursionError):
+        return "the line is not JSON"
+    if not isinstance(asked, dict) or not isinstance(asked.get("body"), dict):
+        return 'the line is not {"custom_id", "method", "url", "body": {...}}'
+    custom_id = asked.get("custom_id")
+    if not isinstance(custom_id, str) or not 0 < len(custom_id) <= 512:
+        return "custom_id should be text of 1 to 512 characters"
+    if custom_id in names:
+        return f"custom_id {custom_id[:80]} is given twice"
+    names.add(custom_id)
+    if (asked.get("method"), asked.get("url")) != ("POST", "/v1/videos"):
+        return "method and url should be POST and /v1/videos"
+    return None
