@@ -82,6 +82,9 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", populate_by_name=True)
     offload_optimizer: Literal["none", "cpu"] = Field("none", description="where Adam's state is kept (ZeRO 1 to 3)")
     offload_params: Literal["none", "cpu"] = Field("none", description="where weights not in use are kept (ZeRO 3)")
     deepspeed: str | None = Field(None, description="JSON file of DeepSpeed settings, merged over this job's")
+    prefetch: int = Field(
+        2, ge=0, description="steps whose clips are read ahead by threads; 0: none. Videos are decoded ahead anyway"
+    )
     checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints; the last step always has one")
     validation_share: float = Field(
         0.05, ge=0, lt=1, description="share of the videos that are held out for validation; 0: none"
