@@ -132,6 +132,7 @@ def connect(num_cpus: int, verbose: bool) -> None:
     """Join the cluster at RAY_ADDRESS (set by `ray job submit`), or start a local one for the duration of the job."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
+    os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "2")  # clouds give half a minute's notice
     # By default Ray ends workers after a second of idling, and starting one takes two seconds of a core.
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
     if not verbose:

@@ -5,12 +5,10 @@ or models:/NAME/VERSION, then # and the registry's address if it is not the job'
 after that, every process on every node calls `resolve`.
 """
 
-import fcntl
 import functools
 import json
 import os
 import re
-import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -20,7 +18,7 @@ from typing import Any
 
 from cinemo import checkpoint
 from cinemo.errors import first_line
-from pipelines.core import storage, tracking
+from pipelines.core import cache, storage, tracking
 
 DEFAULT_ALIAS = "candidate"  # MLflow reserves "latest"
 REGISTERED = re.compile(r"models:/(?P<name>[^/@#]+)(/(?P<version>\d+)|@(?P<alias>[\w-]+))(#(?P<registry>.+))?")
@@ -98,8 +96,7 @@ def look_up(model: str) -> Facts:
 def fetch(model: str) -> Path:
     """Directory of this node's copy of a registered model, downloaded once. Raises ValueError.
 
-    Copies are in CINEMO_CACHE, or ~/.cache/cinemo, named by their fingerprint, which is checked before a copy gets its
-    name.
+    Copies are named by their fingerprint, which is checked before a copy gets its name (cache.py).
     """
     parts = REGISTERED.fullmatch(model)
     assert parts is not None, f"{model} has not been through absolute()"
@@ -110,27 +107,20 @@ def fetch(model: str) -> Path:
         raise ValueError(
             f"model {model} has no tag {tracking.FINGERPRINT}; set it to the fingerprint that `cinemo info` shows"
         )
-    cache = Path(os.environ.get("CINEMO_CACHE") or Path.home() / ".cache" / "cinemo") / "models"
-    copy = cache / version.fingerprint
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / f".{version.fingerprint}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one process per node downloads; the others wait and use its copy
-        if copy.is_dir():
-            return copy
-        aside = Path(tempfile.mkdtemp(prefix=".", dir=cache))
-        try:
-            files = tracking.download(version.source, aside, parts["registry"])
-            if (seen := checkpoint.fingerprint(files)) != version.fingerprint:
-                raise ValueError(
-                    f"model {model} has fingerprint {seen} at {version.source}, but was registered with "
-                    f"{version.fingerprint}; register it again, from its training"
-                )
-            files.rename(copy)
-        except OSError as error:
-            raise ValueError(f"model {model} cannot be copied from {version.source} to {cache}: {error}") from error
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-    return copy
+
+    def download(folder: Path) -> Path:
+        files = tracking.download(version.source, folder, parts["registry"])
+        if (seen := checkpoint.fingerprint(files)) != version.fingerprint:
+            raise ValueError(
+                f"model {model} has fingerprint {seen} at {version.source}, but was registered with "
+                f"{version.fingerprint}; register it again, from its training"
+            )
+        return files
+
+    try:
+        return cache.once_per_node("models", version.fingerprint, download)
+    except OSError as error:
+        raise ValueError(f"model {model} cannot be copied from {version.source} to this node: {error}") from error
 
 
 def check_name(name: str) -> str:

@@ -23,6 +23,7 @@ from cinemo.errors import redact
 from pipelines.core.patience import patient, retried
 
 _SCANNED = 64  # files read at a time; after a fault, all of them are read again
+_COPIED = 16 << 20  # bytes requested at a time; each request waits for the storage
 
 
 def absolute(uri: str) -> str:
@@ -120,7 +121,7 @@ def filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
 
 
 @patient
-def put(uri: str, data: bytes) -> None:
+def put(uri: str, data: bytes | memoryview) -> None:
     """Write a file completely or not at all, under a temporary name that is then renamed. Replaces an existing file."""
     files, path = filesystem(uri)
     folder, name = path.rsplit("/", 1)
@@ -197,14 +198,19 @@ def read_json(uri: str) -> Any:
         raise ValueError(f"{uri} is not JSON ({error}); it was not written by these jobs") from error
 
 
-@patient
 def list_files(uri: str, suffixes: tuple[str, ...]) -> list[str]:
     """URIs of all complete files below a folder that end in one of the suffixes (any case), sorted."""
+    return list(file_sizes(uri, suffixes))
+
+
+@patient
+def file_sizes(uri: str, suffixes: tuple[str, ...]) -> dict[str, int]:
+    """The files of list_files, and the bytes of each."""
     files, root = filesystem(uri)
     infos = files.get_file_info(pyarrow.fs.FileSelector(root, recursive=True, allow_not_found=True))
-    below = [info.path[len(root) :].lstrip("/") for info in infos if info.type == pyarrow.fs.FileType.File]
-    kept = [name for name in below if name.lower().endswith(suffixes) and "/." not in f"/{name}"]
-    return [join(absolute(uri), name) for name in sorted(kept)]
+    below = [(info.path[len(root) :].lstrip("/"), info) for info in infos if info.type == pyarrow.fs.FileType.File]
+    kept = [(name, info.size) for name, info in below if name.lower().endswith(suffixes) and "/." not in f"/{name}"]
+    return {join(absolute(uri), name): size for name, size in sorted(kept)}
 
 
 def scan(uri: str, schema: pa.Schema) -> Iterator[pa.Table]:
@@ -235,7 +241,7 @@ def download(uri: str, folder: Path) -> Path:
     """Copy the files below a URI to a new local folder; returns it."""
     files, path = filesystem(uri)
     folder.mkdir(parents=True)
-    retried(uri, pyarrow.fs.copy_files, path, str(folder), source_filesystem=files)
+    retried(uri, pyarrow.fs.copy_files, path, str(folder), source_filesystem=files, chunk_size=_COPIED)
     return folder
 
 

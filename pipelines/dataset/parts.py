@@ -23,6 +23,7 @@ GOOD = pa.schema([*_KEY, *(records.ROW.field(name) for name in ("clip_id", "inte
 _BAD = _KEY.append(records.ROW.field("reason"))
 # Training reads single clips in random order, and a row group at a time: small groups read little for one clip.
 _ROW_GROUP_BYTES = 1 << 20
+MERGED_BYTES = 256 << 20  # of the files that small ones are merged into
 
 
 def keys(rows: Iterable[Mapping[str, Any]]) -> np.ndarray:
@@ -120,6 +121,32 @@ def drop_duplicates(output: str) -> None:
                 kept = storage.read_tables(uri, [uri]).take(np.flatnonzero(fresh))
                 _write(kept, storage.join(output, folder))
             storage.remove(uri)
+
+
+def to_merge(output: str, target: int = MERGED_BYTES) -> list[list[str]]:
+    """Group small files of clips; each group has about `target` bytes. What makes no whole group stays as it is."""
+    groups: list[list[str]] = []
+    group, size_of_group = list[str](), 0
+    for uri, size in storage.file_sizes(storage.join(output, "data"), (".parquet",)).items():
+        if size < target // 2:
+            group.append(uri)
+            size_of_group += size
+        if size_of_group >= target:
+            groups.append(group)
+            group, size_of_group = [], 0
+    return groups
+
+
+def merge(output: str, uris: Sequence[str]) -> list[str]:
+    """Write one file with the rows of these files, which stay; returns their URIs, to be removed then.
+
+    The rows are there twice until then, as drop_duplicates expects after a kill.
+    """
+    tables = [storage.read_tables(uri, [uri]) for uri in uris]
+    # Files of older versions lack columns.
+    table = pa.concat_tables(tables, promote_options="default").combine_chunks()
+    _write(table.take(pc.sort_indices(table["clip_id"])), storage.join(output, "data"))
+    return list(uris)
 
 
 def _write(table: pa.Table, folder: str) -> None:

@@ -11,6 +11,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +24,14 @@ from pipelines import sources
 from pipelines.core import hashing, lease, models, plots, storage, tracking
 from pipelines.core.output import Output
 from pipelines.core.progress import Progress, to_stderr
-from pipelines.dataset import manifest, parts, records
+from pipelines.dataset import index, manifest, parts, records
 from pipelines.prepare import clips, flow
 from pipelines.prepare.config import PrepareConfig
 
 if TYPE_CHECKING:  # seconds to import, and `--help` does not need it
     import ray.data
 
+REMOVERS = 16  # files removed at once: removing mostly waits for storage
 FEW = 0.01  # buckets with a smaller share of the clips are hardly learned
 STAGES = ("decode_s", "score_s", "encode_s")
 
@@ -119,8 +121,11 @@ def run(job: Job) -> dict[str, Any]:
                 written = parts.survey(out.uri)
             if lost := len(wanted) - int(hashing.is_among(wanted, written.videos).sum()):
                 raise RuntimeError(f"{lost} videos left no row in {out.uri}; is it the same place on every node?")
+            merge_files(out.uri)
         made = describe(job, written)
         held.confirm()
+        if not config.score_only:  # what is not trained on needs no index
+            index.update(out.uri, made)
         storage.put_json(out.place(out.last), made)
         took, counts = time.monotonic() - began, made["counts"]
         rejects = sum(counts["rejects"].values())
@@ -164,6 +169,31 @@ def work(job: Job, slices: pa.Table, written: parts.Survey, videos: int) -> Coun
         sums.update(part)
         progress.add(part["clips"] + part["rejects"])
     return sums
+
+
+def merge_files(output: str, target: int = parts.MERGED_BYTES) -> None:
+    """Merge small files of clips into ones of about `target` bytes, on all CPUs; a dataset below that stays as it is.
+
+    A kill leaves the rows of a few files twice; the same command drops them and goes on.
+    """
+    groups = parts.to_merge(output, target)
+    if not groups:
+        return
+    import ray
+
+    progress = Progress("merge", "files", sum(map(len, groups)))
+    merge = ray.remote(parts.merge)
+    most = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))  # tasks that wait or run
+    with ThreadPoolExecutor(REMOVERS) as pool:
+        running: list[Any] = []
+        for group in [*groups, None]:
+            if group is not None:
+                running.append(merge.remote(output, group))
+            while running and (group is None or len(running) >= most):
+                [done], running = ray.wait(running)
+                merged = ray.get(done)
+                list(pool.map(storage.remove, merged))
+                progress.add(len(merged))
 
 
 def describe(job: Job, written: parts.Survey) -> dict[str, Any]:

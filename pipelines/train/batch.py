@@ -5,6 +5,7 @@ Every random number derives from a text that names the draw, never from a global
 
 import functools
 import hashlib
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -24,7 +25,14 @@ Inputs = tuple[torch.Tensor, ...]  # (latents, text, motion ids, timesteps, nois
 def text_features(source: Path, device: torch.device) -> TextFeatures:
     """Load a text encoder as a function: caption -> features (T, D), float32, on the CPU. Captions are cached."""
     tokenizer, encoder = checkpoint.load_text(source, device=str(device))
-    return functools.lru_cache(maxsize=4096)(lambda caption: encode_prompts(tokenizer, encoder, [caption])[0].cpu())
+    lock = threading.Lock()  # a tokenizer must not be used by two threads at once
+
+    @functools.lru_cache(maxsize=4096)
+    def embed(caption: str) -> torch.Tensor:
+        with lock:
+            return encode_prompts(tokenizer, encoder, [caption])[0].cpu()
+
+    return embed
 
 
 def draw_batch(

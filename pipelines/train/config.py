@@ -107,6 +107,9 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", populate_by_name=True)
     log_every: int = Field(
         10, ge=1, description="steps between readings of the losses from a GPU, which waits for it; CPUs: every step"
     )
+    prefetch: int = Field(
+        2, ge=0, description="steps whose clips are read ahead by threads; 0: none. Videos are decoded ahead anyway"
+    )
     checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints; the last step always has one")
     validation_share: float = Field(
         0.05, ge=0, lt=1, description="share of the videos that are held out for validation; 0: none"

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from cinemo import checkpoint
 from pipelines import sources
 from pipelines.core import models, storage
-from pipelines.dataset import manifest, reader
+from pipelines.core.progress import to_stderr
+from pipelines.dataset import index, manifest, reader
 from pipelines.dataset.balance import BalancedClips
 from pipelines.prepare import flow
 from pipelines.prepare.config import ExtractConfig
@@ -55,9 +56,13 @@ def extract_config(config: TrainConfig) -> ExtractConfig:
 
 
 def start(config: TrainConfig, output: str) -> Any:
-    """Start the actor that makes clips of videos (stream.py), on the driver; returns None for a prepared dataset."""
+    """Prepare the source of clips, on the driver; returns what `open_clips` takes.
+
+    The URI of a dataset's index, which is made below the output if the dataset has none; for videos, an actor that
+    makes clips (stream.py). Raises ValueError when the dataset's files are not those that it was finished with.
+    """
     if not is_stream(config.dataset):
-        return None
+        return index.find(config.dataset, describe(config), storage.join(output, "index"), to_stderr)
     import ray
 
     from pipelines.train.stream import Stream
@@ -74,16 +79,16 @@ def start(config: TrainConfig, output: str) -> Any:
     )
 
 
-def open_clips(config: TrainConfig, stream: Any) -> reader.Clips:
-    """Open the clips on a worker. stream: what `start` returned on the driver."""
-    if stream is None:
-        clips = reader.ClipReader(config.dataset, config.validation_share)
+def open_clips(config: TrainConfig, source: Any) -> reader.Clips:
+    """Open the clips on a worker. source: what `start` returned on the driver."""
+    if isinstance(source, str):
+        clips = reader.ClipReader(config.dataset, config.validation_share, source)
         if not config.balance_buckets:
             return clips
         return BalancedClips(clips, reader.read_description(config.dataset)["bucket_weights"])
     from pipelines.train.stream import StreamReader
 
-    return StreamReader(stream)
+    return StreamReader(source)
 
 
 def directory(config: TrainConfig) -> Path:

@@ -29,6 +29,7 @@ CHANGEABLE = {
     "output", "max_steps", "checkpoint_every", "max_failures", "tracking_uri", "zero_stage", "num_workers",
     "resize_every", "micro_batch", "gpu", "gradient_checkpointing", "offload_optimizer", "offload_params", "deepspeed",
     "max_bad_steps", "register_as", "validate_every", "validation_clips", "sample_every", "log_every", "compile",
+    "prefetch",
 }  # fmt: skip
 # Flags that outputs of earlier versions do not name; they were made with the defaults.
 LATER = {
@@ -232,14 +233,14 @@ def fit(config: TrainConfig, output: str, log: tracking.Log) -> dict[str, Any]:
     from pipelines.train.trainer import StopTraining, train_loop
 
     reporter = ray.remote(num_cpus=0)(Reporter).remote()
-    stream = data.start(config, output)
+    source = data.start(config, output)
     trainer = TorchTrainer(
         train_loop,
         train_loop_config={
             "config": config.model_dump(),
             "output": output,
             "reporter": reporter,
-            "stream": stream,
+            "source": source,
             "tracking": (log.uri, log.run_id),
         },
         torch_config=TorchConfig(backend="nccl" if config.gpu else "gloo"),
@@ -260,8 +261,8 @@ def fit(config: TrainConfig, output: str, log: tracking.Log) -> dict[str, Any]:
         try:
             result = trainer.fit().return_value
         finally:
-            if stream is not None:
-                ray.kill(stream)
+            if not isinstance(source, str):
+                ray.kill(source)
     if "stopped" in result:
         raise StopTraining(result["stopped"])
     return result

@@ -12,9 +12,8 @@ import json
 import math
 import os
 import pickle
-import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ import torch.distributed
 from pipelines.train.config import TrainConfig
 from pipelines.train.deepspeed_config import read_file
 from pipelines.train.engine import AdamWithAverage
+from pipelines.train.uploads import Uploads, not_written
 
 # name of a weight -> "fp32" or a name in its optimizer state -> consecutive fragments of the flat tensor, on the CPU
 Fragments = dict[str, dict[str, list[torch.Tensor]]]
@@ -40,29 +40,28 @@ def layout(config: TrainConfig, world_size: int) -> str:
     return f"zero{config.zero_stage}-x{world_size}-{config.arithmetic}-{offload}-{own}"
 
 
-def save_checkpoint(engine: Any, config: TrainConfig, world_size: int, progress: dict[str, Any]) -> None:
-    """Report the shards of all workers as one Ray Train checkpoint.
+def save_checkpoint(
+    engine: Any,
+    config: TrainConfig,
+    world_size: int,
+    progress: dict[str, Any],
+    uploads: Uploads,
+    before_upload: Callable[[], object] | None = None,
+) -> None:
+    """Write the shards of all workers to their local disks, and begin to upload them as one Ray Train checkpoint.
 
     progress: steps, loss, bad_steps and cursor. Raises OSError when a shard cannot be written.
     """
     tag = layout(config, world_size)
     state = {**progress, "zero_stage": config.zero_stage, "world_size": world_size, "layout": tag}
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            engine.save_checkpoint(folder, tag=tag, save_latest=False)
-            if torch.distributed.get_rank() == 0:
-                (Path(folder) / "state.json").write_text(json.dumps(state) + "\n")
-            ray.train.report(
-                progress,
-                checkpoint=ray.train.Checkpoint.from_directory(folder),
-                checkpoint_dir_name=f"step_{progress['steps']:07d}",
-            )
+        folder = uploads.folder()
+        engine.save_checkpoint(folder, tag=tag, save_latest=False)
+        if torch.distributed.get_rank() == 0:
+            (Path(folder) / "state.json").write_text(json.dumps(state) + "\n")
     except (OSError, RuntimeError) as error:  # torch raises RuntimeError when a disk is full
-        last_line = str(error).strip().split("\n")[-1]
-        raise OSError(
-            f"the checkpoint of step {progress['steps']} cannot be written ({last_line}); the one before it is kept: "
-            "make room, and give the same command again"
-        ) from error
+        raise not_written(progress["steps"], error) from error
+    uploads.start(folder, progress, before_upload)
 
 
 def restore_checkpoint(engine: Any, optimizer: AdamWithAverage, config: TrainConfig, world_size: int) -> dict[str, Any]:

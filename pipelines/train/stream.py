@@ -158,6 +158,8 @@ class Stream:
 class StreamReader:
     """Clips of the actor, as a worker reads them. Implements reader.Clips."""
 
+    can_be_read_ahead = False  # the actor itself makes clips ahead, and keeps those of two batches
+
     def __init__(self, actor: Any) -> None:
         self.actor = actor
 

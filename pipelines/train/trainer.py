@@ -8,7 +8,7 @@ needs none.
 import functools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,11 @@ from pipelines.train.deepspeed_config import gradient_accumulation
 from pipelines.train.engine import cast_inputs, start_engine, take_step
 from pipelines.train.export import SHOWN, export, show_samples
 from pipelines.train.losses import read_losses, read_rows, write_rows
+from pipelines.train.preemption import Preemption
+from pipelines.train.prefetch import Prefetch
 from pipelines.train.results import StepResult, StepTensors, gather_ids, learning_rate, non_finite_clips, read
 from pipelines.train.state import restore_checkpoint, save_checkpoint
+from pipelines.train.uploads import Uploads
 
 LOG_EVERY = 20  # steps whose metrics go to MLflow in one request
 
@@ -45,16 +48,18 @@ class StopTraining(RuntimeError):  # noqa: N818
 def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
     """Train on one worker; Ray Train calls this function on each. Returns rank 0's summary, {} on the others.
 
-    settings: config (TrainConfig as a dict), output (absolute), reporter (actor that shows progress), stream (actor
-    that makes clips, or None), tracking (MLflow's address and the id of the run).
+    settings: config (TrainConfig as a dict), output (absolute), reporter (actor that shows progress), source (of the
+    clips: what data.start returned), tracking (MLflow's address and the id of the run).
     """
     config = TrainConfig(**settings["config"])
-    trainer = Trainer(config, settings["output"], settings["reporter"], settings["stream"], settings["tracking"])
+    trainer = Trainer(config, settings["output"], settings["reporter"], settings["source"], settings["tracking"])
     try:
         return trainer.run()
     except StopTraining as error:
         # Ray Train retries whatever a worker raises (FailureConfig), so the driver gets the message and raises it.
         return {"stopped": str(error)}
+    finally:
+        trainer.batches.close()
 
 
 class Trainer:
@@ -68,9 +73,10 @@ class Trainer:
     held_out: Sequence[int]  # numbers of the clips to validate on
     sample_clips: list[Clip]  # clips whose first frames are animated; empty except on rank 0
     progress: Progress
+    preemption: Preemption
 
     def __init__(
-        self, config: TrainConfig, output: str, reporter: Any, stream: Any, run: tuple[str | None, str | None]
+        self, config: TrainConfig, output: str, reporter: Any, source_of_clips: Any, run: tuple[str | None, str | None]
     ) -> None:
         """Load the model and start its engine. The arguments are the settings of train_loop."""
         self.config, self.output, self.reporter = config, output, reporter
@@ -86,7 +92,7 @@ class Trainer:
         self.num_train_timesteps: int = self.schedule.config.num_train_timesteps
         self.alphas_cumprod: torch.Tensor = self.schedule.alphas_cumprod.to(self.device)
         self.text_features = text_features(source, self.device)
-        self.clips: Clips = data.open_clips(config, stream)
+        self.clips: Clips = data.open_clips(config, source_of_clips)
         self.gradient_accumulation_steps, self.micro_batch_size = gradient_accumulation(
             config.total_batch, config.micro_batch, self.world_size
         )
@@ -97,6 +103,9 @@ class Trainer:
         self.unread: list[StepTensors] = []
         self.read_every = config.log_every if self.device.type == "cuda" else 1
         self.pending_metrics: list[tuple[int, dict[str, float]]] = []
+        ahead = config.prefetch * self.gradient_accumulation_steps if self.clips.can_be_read_ahead else 0
+        self.batches = Prefetch(self.plan(), self.clips.__getitem__, self.draw, ahead)  # of this worker
+        self.uploads = Uploads(output)
 
     def setup(self) -> None:
         """Load the last checkpoint, go to the clip that comes next, and choose the clips to validate on."""
@@ -106,6 +115,7 @@ class Trainer:
         if self.rank == 0:
             self.clips.begin(self.first_step * config.total_batch, state.get("cursor"))
         torch.distributed.barrier()
+        self.preemption = Preemption(self.device, self.first_step)
         self.losses = read_losses(self.output)[: self.first_step]
         validated = read_rows(self.output, validation.TABLE)
         self.validation_rows = [row for row in validated if row["step"] <= self.first_step]
@@ -133,16 +143,16 @@ class Trainer:
             done = step + 1
             last = done == config.max_steps
             samples = config.sample_every > 0 and done % config.sample_every == 0
-            saves = last or samples or done % config.checkpoint_every == 0
-            validates = last or done % config.validate_every == 0 if config.validate_every else saves
+            is_due = last or samples or done % config.checkpoint_every == 0
+            validates = last or done % config.validate_every == 0 if config.validate_every else is_due
             if validates or len(self.unread) >= self.read_every:
                 self.read_steps()
             if self.held_out and validates:
                 self.validate(done)
-            if saves:
+            if is_due or self.preemption.is_new(done):
                 self.save(done)
             if samples and self.rank == 0 and not last:
-                with ray.train.get_checkpoint().as_directory() as folder:
+                with self.uploads.last().as_directory() as folder:
                     self.show_samples(folder, done)
         return self.finish() if self.rank == 0 else {}
 
@@ -155,12 +165,9 @@ class Trainer:
         positions = self.clips.positions(config.total_batch, config.seed, step)
         loss = grad_norm = torch.zeros((), device=self.device)
         own_losses: list[tuple[list[str], torch.Tensor]] = []
-        shares = micro_batches(positions, self.rank, self.world_size, self.micro_batch_size)
-        for number, micro_batch in enumerate(shares, 1):
+        for number, micro_batch in enumerate(self.shares(positions), 1):
             waiting_since = time.perf_counter()
-            # A worker without a clip of its own computes one all the same: the others wait for its collectives.
-            batch = [self.clips[position] for position in micro_batch or positions[:1]]
-            inputs = draw_batch(config, step, batch, self.text_features, self.motion, self.num_train_timesteps)
+            batch, inputs = next(self.batches)
             data_wait += time.perf_counter() - waiting_since
             clip_losses = self.compute_losses(inputs, config.min_snr_gamma)[: len(micro_batch)]
             partial_loss = clip_losses.sum() / config.total_batch
@@ -187,6 +194,26 @@ class Trainer:
             if self.rank == 0:
                 self.log_step(tensors.step, result)
         self.unread = []
+
+    def shares(self, positions: Sequence[int]) -> list[list[int]]:
+        """Divide the positions of a step's batch; returns those of this worker, for each accumulation step."""
+        return micro_batches(positions, self.rank, self.world_size, self.micro_batch_size)
+
+    def plan(self) -> Iterator[tuple[int, Sequence[int]]]:
+        """Step and positions of each micro-batch that this worker takes, in order."""
+        for step in range(self.first_step, self.config.max_steps):
+            positions = self.clips.positions(self.config.total_batch, self.config.seed, step)
+            for micro_batch in self.shares(positions):
+                # A worker without a clip of its own computes one all the same: the others wait for its collectives.
+                yield step, micro_batch or positions[:1]
+
+    def draw(self, step: int, batch: Sequence[Clip]) -> Inputs:
+        """Draw the inputs of clips at a step; in pinned memory, where a GPU takes them."""
+        inputs = draw_batch(self.config, step, batch, self.text_features, self.motion, self.num_train_timesteps)
+        if self.device.type != "cuda":
+            return inputs
+        with torch.cuda.device(self.device):  # a new thread begins on GPU 0, whoever's that is
+            return tuple(tensor.pin_memory() for tensor in inputs)
 
     def compute_losses(self, inputs: Inputs, min_snr_gamma: float = 0.0) -> torch.Tensor:
         """Loss of each clip (B,), from the inputs that batch.py makes of clips; weighted with a min_snr_gamma."""
@@ -255,21 +282,26 @@ class Trainer:
             self.pending_metrics = []
 
     def save(self, steps: int) -> None:
-        """Write losses.csv and a checkpoint, from which the run can be resumed; every worker calls it.
+        """Write a checkpoint, from which the run can be resumed, and losses.csv before it; every worker calls it.
 
         Raises StopTraining.
         """
         self.read_steps()
-        if self.rank == 0:
-            rows = [{"step": step, "loss": loss} for step, loss in enumerate(self.losses, 1)]
+        began, losses = time.perf_counter(), list(self.losses)
+
+        def write_losses() -> None:
+            rows = [{"step": step, "loss": loss} for step, loss in enumerate(losses, 1)]
             write_rows(self.output, "losses.csv", ["loss"], rows)
+
         progress = {
             "steps": steps,
             "loss": self.losses[-1],
             "bad_steps": self.bad_steps,
             "cursor": self.clips.cursor(steps * self.config.total_batch),
         }
-        save_checkpoint(self.engine, self.config, self.world_size, progress)
+        before = write_losses if self.rank == 0 else None
+        save_checkpoint(self.engine, self.config, self.world_size, progress, self.uploads, before)
+        self.pending_metrics.append((steps, {"checkpoint_seconds": time.perf_counter() - began}))
 
     def show_samples(self, folder: str | Path, steps: int) -> None:
         """Animate the sample clips with the weights of the checkpoint in `folder`."""
@@ -281,7 +313,7 @@ class Trainer:
 
     def finish(self) -> dict[str, Any]:
         """Export the model of the last checkpoint; returns the summary."""
-        with ray.train.get_checkpoint().as_directory() as folder:
+        with self.uploads.last().as_directory() as folder:
             fingerprint = export(self.config, folder, self.motion, self.tracking.run_id, self.output)
             self.show_samples(folder, self.config.max_steps)
         return {

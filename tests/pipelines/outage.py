@@ -1,10 +1,12 @@
-"""An S3 server behind a proxy that can fail: refuse with 503 SlowDown, reset connections, or not answer at all."""
+"""An S3 server behind a proxy that can be slow or fail: 503 SlowDown, reset connections, or no answer at all."""
 
 import http.client
 import socket
 import struct
 import threading
+import time
 import urllib.parse
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -19,6 +21,7 @@ class Outage:
         """server: the address of the S3 server behind it."""
         self.behind = urllib.parse.urlsplit(server).netloc
         self.kind, self.left, self.name, self.met = "", 0, "", 0
+        self.delay: Callable[[str, str], float] = lambda method, path: 0.0  # seconds before a request is passed on
         self.lock, self.over = threading.Lock(), threading.Event()
         outage = self
 
@@ -30,6 +33,7 @@ class Outage:
 
             def handle_one(self) -> None:
                 body = self.body()
+                time.sleep(outage.delay(self.command, urllib.parse.unquote(self.path)))
                 kind = outage.takes(self.path)
                 if kind == "reset":  # RST in place of an answer
                     self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -9,20 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cinemo import checkpoint as model_directory
 from cinemo.synthetic import write_clips
 from pipelines.animate.config import AnimateConfig
-from pipelines.core import patience, storage
+from pipelines.core import models, patience, storage
 from pipelines.core.isolation import guard
 from pipelines.core.patience import StorageError
 from pipelines.prepare import clips
 from pipelines.prepare import job as prepare
 from pipelines.prepare.config import PrepareConfig, SamplingConfig
 from pipelines.sources import images, media
+from pipelines.train.losses import read_losses
 from ray_jobs import common
 from tests.pipelines.animate.conftest import QUICK, animate_plain, write_catalog, write_photo
 from tests.pipelines.conftest import SMALL, rows
 from tests.pipelines.outage import Outage
 from tests.pipelines.prepare.plain import prepare_plain
+from tests.pipelines.train.plain import exported, run_plain, small_config
 from tests.ray_jobs import jobs
 
 SAMPLING = SamplingConfig(num_frames=4)
@@ -181,6 +184,51 @@ def test_a_job_on_ray_stops_in_order_and_its_rerun_finishes(
     code, summary, errors = jobs.finish(jobs.start("prepare", tmp_path, *arguments))
     assert code == common.DONE, errors
     assert (summary["counts"]["clips"], summary["counts"]["rejects"]) == (2, {})
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_a_training_in_a_slow_bucket_killed_while_it_uploads_goes_on_exact_at_another_stage_and_is_registered(
+    bucket: Any, outage: Outage, prepared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.put(prepared, "videos/dataset", recursive=True)
+    config = small_config("s3://videos/dataset", tmp_path)
+    location = f"sqlite:///{tmp_path}/mlflow.db"
+    given = {"dataset": config.dataset, "output": "s3://videos/run", "tracking_uri": location, "max_steps": 12}
+    given |= {name: getattr(config, name) for name in ("init", "components", "total_batch", "micro_batch")}
+    given |= {name: getattr(config, name) for name in ("learning_rate", "ema_decay", "validation_share")}
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+    flags += ["--checkpoint-every=3", "--register=animator@champion"]
+    monkeypatch.setenv("CINEMO_CACHE", str(tmp_path / "cache"))
+    # Shards take a second, which is many steps: a kill is always in the middle of an upload.
+    outage.delay = lambda method, path: 1.0 if method == "PUT" and "optim_states" in path else 0.02
+
+    def start(workers: int, stage: int) -> Any:
+        return jobs.start("train", tmp_path, *flags, f"--num-workers={workers}", f"--zero-stage={stage}")
+
+    def uploads(step: int) -> bool:
+        bucket.invalidate_cache()
+        names = bucket.find(f"videos/run/checkpoints/step_{step:07d}")
+        return bool(names) and not any("optim_states" in name for name in names)
+
+    job = start(workers=2, stage=2)
+    jobs.wait_until(job, lambda: uploads(6))
+    jobs.kill_a_trainer(job)
+    jobs.wait_until(job, lambda: not uploads(6))  # the worker group began anew, from step 3 or from nothing
+    jobs.kill_when(job, lambda: uploads(9))
+    assert not bucket.exists("videos/run/model")
+    outage.fail("slow", 9, ".parquet")
+    code, summary, errors = jobs.finish(start(workers=1, stage=3))
+    assert (code, summary.get("steps")) == (0, 12), errors
+    assert outage.met == 9
+    assert " 1/12 steps" not in errors  # it did not begin anew
+
+    plain = run_plain(config.model_copy(update={"dataset": prepared}), 12)
+    np.testing.assert_allclose(read_losses("s3://videos/run"), plain.losses, rtol=1e-4)
+    assert summary["registered"] == "models:/animator/1"
+    registered = models.resolve(models.absolute("models:/animator@champion", location, "s3://videos/run"))
+    assert model_directory.fingerprint(registered) == summary["model_fingerprint"]
+    assert plain.distance(exported(registered), plain.average) < 1e-3
 
 
 def test_what_is_the_files_fault_is_not_the_storages(bucket: Any, outage: Outage, tmp_path: Path) -> None:

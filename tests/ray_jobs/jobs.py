@@ -122,6 +122,13 @@ def kill_node(job: "subprocess.Popen[str]") -> None:
     psutil.wait_procs(node, timeout=30)
 
 
+def kill_a_trainer(job: "subprocess.Popen[str]") -> None:
+    """SIGKILL one of a job's training processes."""
+    processes = psutil.Process(job.pid).children(recursive=True)
+    [process, *_] = [process for process in processes if "TrainWorker" in process.name()]
+    process.kill()
+
+
 def kill_workers(job: "subprocess.Popen[str]", times: int, moments: random.Random) -> int:
     """SIGKILL processes that run tasks and actors of the job, or decode for them: which ones and when is random.
 

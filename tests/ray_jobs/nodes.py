@@ -1,13 +1,14 @@
 """A cluster of several nodes on this machine, in a process of its own.
 
 Of its own, because Ray keeps the token of the first cluster that a process met, and a session of tests meets others.
-Run as a program it obeys lines: `add CPUS`, `lose INDEX`; each is answered when it is done.
+Run as a program it obeys lines: `add CPUS`, `drain INDEX`, `lose INDEX`; each is answered when it is done.
 """
 
 import os
 import secrets
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ANSWER = "cluster: "
@@ -52,6 +53,10 @@ class Nodes:
         self._say(f"lose {index}")
         del self.cpus[index]
 
+    def drain(self, index: int = 0) -> None:
+        """Announce that a node will be taken away in a minute, as a cloud announces it for a spot machine."""
+        self._say(f"drain {index}")
+
     def shut_down(self) -> None:
         """Stop all of it."""
         assert self.process.stdin is not None
@@ -73,7 +78,9 @@ class Nodes:
 
 
 def main() -> None:
+    from ray._raylet import GcsClient
     from ray.cluster_utils import Cluster
+    from ray.core.generated import autoscaler_pb2
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     print(f"{ANSWER}{cluster.address}", flush=True)
@@ -82,6 +89,11 @@ def main() -> None:
         word, number = line.split()
         if word == "add":
             nodes.append(cluster.add_node(num_cpus=int(number)))
+        elif word == "drain":
+            reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+            clock = int(1000 * (time.time() + 60))
+            accepted, why = GcsClient(address=cluster.address).drain_node(nodes[int(number)].node_id, reason, "", clock)
+            assert accepted, why
         else:
             cluster.remove_node(nodes.pop(int(number)), allow_graceful=False)
         print(f"{ANSWER}done", flush=True)

@@ -103,3 +103,31 @@ def test_membership_of_hashes(known: list[int]) -> None:
     asked = [0, 1, 5, 6, 2**64 - 1]
     found = hashing.is_among(np.array(asked, np.uint64), np.array(known, np.uint64))
     assert found.tolist() == [value in known for value in asked]
+
+
+def test_small_files_are_merged_and_a_kill_leaves_every_row(tmp_path: Path) -> None:
+    """A rest that is too small stays, as do rows, ids and the columns that older files lack."""
+    output, rows = str(tmp_path), [clip(number) for number in range(33)]
+    for first in range(0, 33, 3):
+        parts.write(rows[first : first + 3], output, 2, (16, 16))
+    old = min((tmp_path / "data").iterdir())
+    pq.write_table(pq.read_table(old).drop_columns(["first_frame", "transfer"]), old)
+    files = {str(path): path.stat().st_size for path in (tmp_path / "data").iterdir()}
+    before = parts.survey(output)
+    assert parts.to_merge(output) == []
+    groups = parts.to_merge(output, 4 * max(files.values()) - 1)
+    assert sum(map(len, groups)) < len(files)
+    for group in groups:
+        assert sum(files[uri] for uri in group[:-1]) < 4 * max(files.values()) - 1 <= sum(files[uri] for uri in group)
+        merged = parts.merge(output, group)
+        assert merged == group
+        twice = parts.survey(output)
+        Path(group[0]).unlink()  # the driver dies while it removes the others
+        parts.drop_duplicates(output)
+        after = parts.survey(output)
+        assert twice.clips > after.clips == before.clips
+        assert (after.identity, after.keys.tolist()) == (before.identity, before.keys.tolist())
+    table = pq.read_table(tmp_path / "data")
+    assert {row["clip_id"]: row["latents"] for row in table.to_pylist()} == {
+        row["clip_id"]: np.frombuffer(row["latents"], np.float16).tolist() for row in rows
+    }

@@ -1,6 +1,7 @@
 """The prepare dataflow on a real local cluster: what it writes, what it counts, what it refuses."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from cinemo import checkpoint as model_directory
 from cinemo.latents import encode_frames, encode_prompts, to_pixels
 from cinemo.motion import SCORE_DEFINITION, motion_bucket
 from cinemo.video import sample_clip
-from pipelines.dataset import parts
+from pipelines.dataset import index, parts, reader
 from pipelines.prepare import job as prepare
 from pipelines.prepare.config import PrepareConfig
 from tests.pipelines.conftest import NUM_VIDEOS, rows
@@ -87,6 +88,24 @@ def test_a_clip_that_was_written_twice_is_kept_once(prepare_config: PrepareConfi
     assert len(rows(prepare_config.output)) > len(expected)
     parts.drop_duplicates(prepare_config.output)
     assert rows(prepare_config.output) == expected
+
+
+def test_merged_files_have_the_clips_in_the_same_order_for_training(
+    prepare_config: PrepareConfig, summary: dict[str, Any], tmp_path: Path
+) -> None:
+    output = str(tmp_path / "merged")
+    shutil.copytree(prepare_config.output, output)
+    before = reader.ClipReader(prepare_config.output)
+    size = max(path.stat().st_size for path in Path(output, "data").iterdir())
+    count = len(list(Path(output, "data").iterdir()))
+    prepare.merge_files(output, 3 * size)
+    index.update(output, reader.read_description(output))
+    assert 0 < len(list(Path(output, "data").iterdir())) < count
+    after = reader.ClipReader(output, 0.0, index.find(output, reader.read_description(output), "unused", pytest.fail))
+    assert len(before) == len(after)
+    for position in range(len(before)):
+        assert before[position].clip_id == after[position].clip_id
+        np.testing.assert_array_equal(before[position].latents, after[position].latents)
 
 
 @pytest.fixture(scope="module")

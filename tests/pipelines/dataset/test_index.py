@@ -1,0 +1,144 @@
+"""The index of a dataset: the same clips without opening their files, whole or not at all, never of other files."""
+
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.core import storage
+from pipelines.dataset import index, reader
+from tests.pipelines.conftest import rows
+
+
+@pytest.fixture
+def dataset(prepared: str, tmp_path: Path) -> str:
+    """A copy of the dataset of the session."""
+    shutil.copytree(prepared, tmp_path / "dataset")
+    return str(tmp_path / "dataset")
+
+
+def find(dataset: str, lines: list[str] | None = None) -> str:
+    """URI of the dataset's index, or of one beside it."""
+    said: Callable[[str], object] = [].append if lines is None else lines.append
+    return index.find(dataset, reader.read_description(dataset), str(Path(dataset).parent / "run" / "index"), said)
+
+
+def test_training_finds_every_clip_through_the_index_and_opens_no_other_file(dataset: str, tmp_path: Path) -> None:
+    uri = find(dataset)
+    clips = reader.ClipReader(dataset, 0.3, uri)
+    stored = sorted(rows(dataset), key=lambda row: row["clip_id"])
+    held = reader.is_held_out(reader.hashing.hash64(row["uri"] for row in stored), 0.3)
+    ordered = [row for row, out in zip(stored, held, strict=True) if not out]
+    ordered += [row for row, out in zip(stored, held, strict=True) if out]
+    assert 0 < len(clips) < len(stored)
+    (tmp_path / "dataset" / "data").rename(tmp_path / "away")
+    fresh = reader.ClipReader(dataset, 0.3, uri)
+    assert (len(fresh), fresh.held_out(99)) == (len(clips), clips.held_out(99))
+    (tmp_path / "away").rename(tmp_path / "dataset" / "data")
+    for position, row in enumerate(ordered):
+        clip = clips[position]
+        assert (clip.clip_id, clip.caption, clip.bucket) == (row["clip_id"], row["caption"], row["bucket"])
+        np.testing.assert_array_equal(clip.latents.ravel(), np.array(row["latents"], np.float32))
+    assert clips.buckets().tolist() == [row["bucket"] for row in ordered[: len(clips)]]
+
+
+@given(st.lists(st.booleans(), max_size=40))
+def test_positions_are_rows_to_train_on_in_order_then_rows_held_out(held_out: list[bool]) -> None:
+    order = reader.HeldOutLast(np.array(held_out))
+    expected = sorted(range(len(held_out)), key=lambda row: (held_out[row], row))
+    assert [order.row(position) for position in range(len(held_out))] == expected
+
+
+def test_a_dataset_gets_its_index_once_and_its_own_comes_first(dataset: str) -> None:
+    lines: list[str] = []
+    made = find(dataset, lines)
+    assert "run/index" in made
+    assert len(lines) == 1
+    assert f"{dataset} has no index" in lines[0]
+    assert find(dataset, lines) == made
+    assert len(lines) == 1
+    index.update(dataset, reader.read_description(dataset))
+    before = {path: path.stat().st_mtime_ns for path in Path(dataset, "index").rglob("*")}
+    index.update(dataset, reader.read_description(dataset))
+    assert {path: path.stat().st_mtime_ns for path in Path(dataset, "index").rglob("*")} == before
+    assert find(dataset, lines).startswith(f"{dataset}/index/")
+    assert len(lines) == 1
+
+
+def test_an_index_that_is_older_than_a_file_is_made_again_and_a_missing_part_is_named(dataset: str) -> None:
+    index.update(dataset, reader.read_description(dataset))
+    old, lines = find(dataset), list[str]()
+    first, *others = sorted(Path(dataset, "data").iterdir())
+    table = reader.pq.read_table(first)
+    reader.pq.write_table(table, first, row_group_size=1)
+    new = find(dataset, lines)
+    assert new != old
+    assert f"older than its files ({first.name} has" in lines[0]
+    stale = reader.ClipReader(dataset, 0.0, old)
+    with pytest.raises(ValueError, match=rf"{first} (is damaged|has clip .* the file is newer than the index)"):
+        list(map(stale.__getitem__, range(len(stale))))
+    others[0].unlink()
+    sentence = rf"older than its files \({others[0].name} is missing\).* have \d+ clips, 0 of them twice, where its"
+    with pytest.raises(ValueError, match=sentence):
+        find(dataset)
+
+
+def test_a_truncated_file_is_named_with_the_remedy(dataset: str) -> None:
+    clips = reader.ClipReader(dataset, 0.0, find(dataset))
+    for path in Path(dataset, "data").iterdir():
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    sentence = r"data/part-\w+.parquet is damaged or missing \(.+\); restore it, or delete it and the dataset's"
+    with pytest.raises(ValueError, match=sentence):
+        _ = clips[0]
+    with pytest.raises(ValueError, match=sentence):
+        find(dataset)
+
+
+def test_an_index_whose_writer_was_killed_is_not_used(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    description, put, done = reader.read_description(dataset), storage.put, list[str]()
+    for writes in range(len(index.Index._fields) + 1):
+
+        def dies(uri: str, data: Any, writes: int = writes) -> None:
+            if len(done) == writes:
+                raise KeyboardInterrupt
+            done.append(uri)
+            put(uri, data)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(storage, "put", dies)
+            with pytest.raises(KeyboardInterrupt):
+                index.update(dataset, description)
+        assert len(done) == writes
+        done.clear()
+        assert storage.read_json(f"{dataset}/index/index.json") is None
+    index.update(dataset, description)
+    assert len(index.load(find(dataset)).clip_id) == description["counts"]["clips"]
+
+
+def test_a_damaged_index_is_refused_with_one_sentence(dataset: str) -> None:
+    folder = Path(find(dataset))
+    (folder / "place.npy").write_bytes((folder / "place.npy").read_bytes()[:-4])
+    with pytest.raises(ValueError, match=rf"the index {folder} cannot be read .*; delete this folder"):
+        index.load(str(folder))
+
+
+def test_the_index_in_a_bucket_is_copied_once_to_a_node(
+    bucket: Any, dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CINEMO_CACHE", str(tmp_path / "cache"))
+    index.update(dataset, reader.read_description(dataset))
+    bucket.put(dataset, "videos/dataset", recursive=True)
+    uri = "s3://videos/dataset"
+    place = index.find(uri, reader.read_description(uri), "unused", lambda line: pytest.fail(line))
+    clips, local = reader.ClipReader(uri, 0.0, place), reader.ClipReader(dataset)
+    assert [clips[position].clip_id for position in range(len(clips))] == [
+        str(uuid.UUID(bytes=local.index.clip_id[row].tobytes())) for row in range(len(local))
+    ]
+    bucket.rm("videos/dataset/index", recursive=True)
+    assert len(reader.ClipReader(uri, 0.0, place)) == len(local)
