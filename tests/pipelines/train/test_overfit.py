@@ -19,7 +19,7 @@ from tests.pipelines.conftest import SMALL, rows
 from tests.pipelines.train.plain import small_config
 
 INTERVAL = 3
-STEPS = 1000
+STEPS = 800
 SIDE = 128  # pixels of a picture: four cells of the built-in autoencoder
 # Two colours, how many waves fit across and down, and where they go: the autoencoder keeps 43 dB of them.
 WAVES = {
@@ -64,6 +64,7 @@ def test_a_model_that_overfits_four_clips_animates_their_images_with_25_db(tmp_p
         "prediction_type": "v_prediction",
         "learning_rate": 2e-3,
         "warmup_steps": 20,
+        "lr_schedule": "cosine",  # at a constant rate, one of the clips may end at 23 dB on another processor
         "ema_decay": 0.97,
         "prompt_drop": 0.0,
         # One worker: of so small a model, a step of four clips takes hardly longer than one of two.
