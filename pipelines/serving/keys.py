@@ -93,7 +93,8 @@ class Keys:
         self.recent: dict[str, deque[float]] = {}  # times of requests, by owner
 
     async def run(self) -> None:
-        """Read the file again and again; a file that cannot be read changes nothing."""
+        """Read the file again and again. What two readings agree on is used, because a file may be half written."""
+        last = self.entries
         while self.settings.keys_file:
             await asyncio.sleep(READ_EVERY_S)
             try:
@@ -101,7 +102,8 @@ class Keys:
             except (ValueError, OSError) as error:
                 logger.warning("the keys are still those of before: %s", error)
                 continue
-            if entries != self.entries:
+            is_settled, last = entries == last, entries
+            if is_settled and entries != self.entries:
                 self.entries = entries
                 logger.info("keys of %s", ", ".join(sorted({entry.name for entry in entries})) or "nobody")
 

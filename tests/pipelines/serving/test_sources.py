@@ -104,10 +104,10 @@ def test_an_extension_goes_on_from_the_last_frame_and_has_the_whole(
     )  # fmt: skip
     whole = np.concatenate([source, chain[0][1:], chain[1]])[:12]
     assert np.abs(frames_of(client, made, tmp_path) - through(whole)).mean() < 3
-    asked = {"prompt": "", "seconds": 2, "num_inference_steps": 1, "num_frames": 8, "video": {"id": made["id"]}}
+    asked = {"prompt": "", "seconds": 0.5, "num_inference_steps": 1, "video": {"id": made["id"]}}
     made = wait(client, client.post("/v1/videos/extensions", json=asked).json()["id"])
-    assert (made["seconds"], made["extend"], made["remixed_from_video_id"]) == ("3", 3, asked["video"]["id"])
-    assert len(frames_of(client, made, tmp_path)) == 36
+    assert (made["seconds"], made["extend"], made["remixed_from_video_id"]) == ("1.5", 1, asked["video"]["id"])
+    assert len(frames_of(client, made, tmp_path)) == 18
 
 
 def test_an_unchanged_openai_client_edits_and_extends_a_file(client: TestClient, idle: None, moving: bytes) -> None:
@@ -159,13 +159,13 @@ def test_a_reference_video_gives_its_measured_motion(client: TestClient, idle: N
 
 
 def test_previews_come_between_the_events_where_they_are_asked_for(client: TestClient, idle: None) -> None:
-    for asked, expected in (("true", True), ("false", False)):
-        video = send(client, preview=asked, num_inference_steps="12").json()["id"]
+    for asked, steps, expected in (("true", "12", True), ("false", "2", False)):
+        video = send(client, preview=asked, num_inference_steps=steps).json()["id"]
         lines = client.get(f"/v1/videos/{video}/events").text.splitlines()
         names = [line[7:] for line in lines if line.startswith("event: ")]
         assert ("preview" in names) == expected
         assert names[-1] == "completed"
-        for line in lines[1::1] if expected else []:
+        for line in lines if expected else []:
             if '"video.preview"' in line:
                 picture = base64.b64decode(json.loads(line[6:])["b64_json"])
                 assert len(picture) < 10_000
