@@ -19,7 +19,7 @@ ROWS = [
     {"image": "a.png", "prompt": "it moves", "seed": 3, "steps": None, "guidance": 2.5, "size": "64x64"},
     {"image": "b.png", "prompt": None, "seed": None, "steps": 7, "guidance": None, "size": None},
 ]
-WISHES = [
+ROW_SETTINGS = [
     {"prompt": "it moves", "seed": 3, "guidance_scale": 2.5, "size": "64x64"},
     {"num_inference_steps": 7},
 ]
@@ -52,8 +52,8 @@ def test_every_kind_of_table_gives_the_same_entries(tmp_path: Path, kind: str) -
     found = list(catalogs.entries(str(write(tmp_path, kind))))
     assert [entry.image for entry in found] == [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
     assert [entry.fault for entry in found] == [None, None]
-    wishes = [{name: str(value) for name, value in entry.wishes.items()} for entry in found]
-    assert wishes == [{name: str(value) for name, value in row.items()} for row in WISHES]
+    settings = [{name: str(value) for name, value in entry.settings.items()} for entry in found]
+    assert settings == [{name: str(value) for name, value in row.items()} for row in ROW_SETTINGS]
 
 
 def test_a_folder_gives_its_images_by_name_with_the_prompts_beside_them(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_a_folder_gives_its_images_by_name_with_the_prompts_beside_them(tmp_path
     (tmp_path / "a.txt").write_text(" zoom in \n")
     (tmp_path / "notes.md").write_text("no image")
     found = list(catalogs.entries(str(tmp_path)))
-    assert [(Path(entry.image).name, entry.wishes) for entry in found] == [
+    assert [(Path(entry.image).name, entry.settings) for entry in found] == [
         ("a.png", {"prompt": "zoom in"}),
         ("c.JPG", {}),
         ("b.webp", {}),
@@ -76,7 +76,7 @@ def test_images_in_cells_of_parquet_are_read_in_any_order(tmp_path: Path, kind: 
     cells = cells if kind == "bytes" else [{"bytes": cell, "path": "of no use"} for cell in cells]
     pq.write_table(pa.table({"photo": cells, "text": ["x"] * 50}), tmp_path / "cells.parquet", row_group_size=20)
     found = list(catalogs.entries(str(tmp_path)))  # a folder of Parquet files
-    assert [entry.wishes for entry in found] == [{"prompt": "x"}] * 50
+    assert [entry.settings for entry in found] == [{"prompt": "x"}] * 50
     for place in (0, 1, 49, 20, 19, 3, 40):
         assert images.read(found[place].image) == png(place)
 
@@ -84,7 +84,7 @@ def test_images_in_cells_of_parquet_are_read_in_any_order(tmp_path: Path, kind: 
 def test_what_stands_for_nothing_is_left_out(tmp_path: Path) -> None:
     table = pa.table({"image": ["a.png"] * 2, "prompt": ["x", "  "], "seed": [float("nan"), 4.0]})
     pq.write_table(table, tmp_path / "c.parquet")
-    assert [entry.wishes for entry in catalogs.entries(str(tmp_path / "c.parquet"))] == [{"prompt": "x"}, {"seed": 4.0}]
+    assert [entry.settings for entry in catalogs.entries(str(tmp_path / "c.parquet"))] == [{"prompt": "x"}, {"seed": 4.0}]
 
 
 def test_broken_rows_are_faults_and_the_others_are_listed(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_what_is_no_catalog_is_refused(tmp_path: Path, name: str, prompt: str | 
 def test_named_columns_are_taken_and_missing_ones_refused(tmp_path: Path) -> None:
     (tmp_path / "c.csv").write_text("photo_path,words\na.png,x\n")
     path = str(tmp_path / "c.csv")
-    assert next(catalogs.entries(path, "photo_path", "words")).wishes == {"prompt": "x"}
+    assert next(catalogs.entries(path, "photo_path", "words")).settings == {"prompt": "x"}
     with pytest.raises(ValueError, match="lacks the column nothing that --prompt-column names"):
         catalogs.check(path, "photo_path", "nothing", None)
 
@@ -144,12 +144,12 @@ def test_a_source_video_is_named_as_the_image_is(tmp_path: Path, kind: str) -> N
     else:
         pq.write_table(pa.Table.from_pylist(lines), path)
     expected = [{"video": str(tmp_path / "in" / "v.mp4")}, {"video": "s3://b/v.mp4"}, {"video": "/v.mp4"}, {}]
-    assert [entry.wishes for entry in catalogs.entries(str(path))] == expected
+    assert [entry.settings for entry in catalogs.entries(str(path))] == expected
     renamed = path.read_bytes().replace(b"video", b"other") if kind != "parquet" else None
     if renamed:
         path.write_bytes(renamed)
-        assert [entry.wishes for entry in catalogs.entries(str(path))] == [{}] * 4
-        assert [entry.wishes for entry in catalogs.entries(str(path), video_column="other")] == expected
+        assert [entry.settings for entry in catalogs.entries(str(path))] == [{}] * 4
+        assert [entry.settings for entry in catalogs.entries(str(path), video_column="other")] == expected
         with pytest.raises(ValueError, match="lacks the column nothing that --video-column names"):
             catalogs.check(str(path), None, None, "x", "nothing")
 
@@ -239,7 +239,7 @@ def test_hugging_faces_folder_of_images_has_the_columns_of_its_list(tmp_path: Pa
     (folder / "metadata.csv").write_text("file_name;Text;Seed\nb.png;it moves;3\n")
     tally = Tally()
     found = list(catalogs.entries(str(tmp_path), tally=tally))
-    assert [(Path(entry.image).name, entry.wishes, entry.fault) for entry in found] == [
+    assert [(Path(entry.image).name, entry.settings, entry.fault) for entry in found] == [
         ("b.png", {"prompt": "it moves", "seed": "3"}, None),
         ("a.png", {}, None),
         ("c.png", {"prompt": "it turns"}, None),
@@ -254,8 +254,8 @@ def test_a_catalog_is_read_as_other_programs_write_it(tmp_path: Path) -> None:
     path = tmp_path / "c.csv"
     path.write_bytes((text + "".join(f"{name}\tx\t7\t.\\v.mp4\n" for name in names)).encode("utf-16"))
     first, second, third = catalogs.entries(str(path))
-    wishes = {"prompt": "x", "motion_bucket": "7", "video": str(tmp_path / "v.mp4")}
-    assert first == second == catalogs.Entry(str(tmp_path / "my photo: 1.png"), wishes)
+    settings = {"prompt": "x", "motion_bucket": "7", "video": str(tmp_path / "v.mp4")}
+    assert first == second == catalogs.Entry(str(tmp_path / "my photo: 1.png"), settings)
     assert "a path of a Windows machine" in str(third.fault)
     path.write_text("image,caption,text\na.png,b,c\n")
     with pytest.raises(ValueError, match="several columns that may hold the prompt: caption, text; name the right one"):
