@@ -84,7 +84,8 @@ def test_images_in_cells_of_parquet_are_read_in_any_order(tmp_path: Path, kind: 
 def test_what_stands_for_nothing_is_left_out(tmp_path: Path) -> None:
     table = pa.table({"image": ["a.png"] * 2, "prompt": ["x", "  "], "seed": [float("nan"), 4.0]})
     pq.write_table(table, tmp_path / "c.parquet")
-    assert [entry.settings for entry in catalogs.entries(str(tmp_path / "c.parquet"))] == [{"prompt": "x"}, {"seed": 4.0}]
+    found = catalogs.entries(str(tmp_path / "c.parquet"))
+    assert [entry.settings for entry in found] == [{"prompt": "x"}, {"seed": 4.0}]
 
 
 def test_broken_rows_are_faults_and_the_others_are_listed(tmp_path: Path) -> None:
