@@ -34,7 +34,7 @@ CONTENT: dict[int | str, dict[str, Any]] = {
     206: {"description": "the requested Range of bytes"},
     416: {"description": "the requested Range is outside the file"},
 }
-COUNTS_AGE_S = 2.0  # probes of load balancers, every second from several nodes, count the jobs no more often
+COUNTS_AGE_S = 2.0  # load balancers and scrapers, every second from several nodes, count the jobs no more often
 
 videos = APIRouter(prefix="/v1/videos", tags=["videos"])
 models = APIRouter(prefix="/v1/models", tags=["models"])
@@ -277,7 +277,7 @@ async def is_ready(request: Request, service: Shared) -> dict[str, Any]:
 @operations.get("/metrics", response_class=Response)
 async def prometheus(service: Shared) -> Response:
     """Return the number of videos by status in Prometheus's text format; Ray exports all other metrics."""
-    data, media_type = await asyncio.to_thread(queue_text, service.store)
+    data, media_type = await asyncio.to_thread(queue_text, service.store, COUNTS_AGE_S)
     return Response(data, media_type=media_type)
 
 

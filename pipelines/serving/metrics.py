@@ -23,7 +23,7 @@ logger = logging.getLogger("ray.serve")
 MOST_WAITING = 1000  # videos to be logged; further ones are dropped
 SECONDS = [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000]
 STATUSES = ("queued", "in_progress", "completed", "failed")
-COUNT_EVERY_S = 10.0  # seconds between two counts of the jobs in the database, however many scrape
+COUNT_EVERY_S = 10.0  # seconds between two counts of the jobs in the database
 
 
 class Metrics:
@@ -71,9 +71,12 @@ class Metrics:
             await asyncio.sleep(COUNT_EVERY_S)
 
 
-def queue_text(store: Store) -> tuple[bytes, str]:
-    """The jobs in the database by status in Prometheus's text format, and its media type."""
-    registry, counts = CollectorRegistry(), store.counts(COUNT_EVERY_S)
+def queue_text(store: Store, max_age_s: float) -> tuple[bytes, str]:
+    """The jobs in the database by status in Prometheus's text format, and its media type.
+
+    max_age_s: seconds for which the last count may be used.
+    """
+    registry, counts = CollectorRegistry(), store.counts(max_age_s)
     gauge = Gauge("cinemo_jobs", "videos in the store", ["status"], registry=registry)
     for status in STATUSES:
         gauge.labels(status).set(counts.get(status, 0))

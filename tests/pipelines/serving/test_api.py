@@ -292,7 +292,10 @@ def test_numbers_of_answers_steps_and_videos_are_recorded(
     assert {"step", "result"} <= {name for name, _ in seen}
     assert ("requests", {"method": "POST", "route": "/v1/videos", "status": "200"}) in seen
     assert ("videos", {"model": "small", "outcome": "completed"}) in seen
-    assert 'cinemo_jobs{status="completed"} 1' in client.get("/metrics").text
+    deadline = time.monotonic() + 30  # a count is used for some seconds
+    while 'cinemo_jobs{status="completed"} 1' not in client.get("/metrics").text:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     assert client.get("/health/ready").json()["jobs"]["completed"] == 1
 
 
