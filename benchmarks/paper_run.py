@@ -1,4 +1,4 @@
-"""Cost of the paper's training run (section 4.1: 8 GPUs for a week, batches of 80) on paper, from what can be computed.
+"""Cost of the paper's training run (section 4.1: 8 GPUs for a week, batches of 80): computed, not measured.
 
     python benchmarks/paper_run.py [--gpus 8] [--tflops 312] [--efficiency 0.35] [--days 7] [--clips 35000000] ...
     python benchmarks/paper_run.py --check     # exits 1 when docs/operations.md has other numbers
@@ -131,7 +131,7 @@ def lines(options: argparse.Namespace) -> Iterator[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="compare with docs/operations.md")
-    parser.add_argument("--gpus", type=int, choices=(1, 8, 64), default=8, help="those of docs/training-memory.md")
+    parser.add_argument("--gpus", type=int, choices=(1, 8, 64), default=8, help="GPUs, as in docs/training-memory.md")
     parser.add_argument("--tflops", type=float, default=312.0, help="TFLOP/s of a GPU in bf16, without sparsity")
     parser.add_argument("--efficiency", type=float, default=0.35, help="share of these that training reaches")
     parser.add_argument("--gpu-memory", type=float, default=80.0, help="GB")

@@ -36,7 +36,7 @@ PAPER = (16, 4, 40, 64)  # shape of a clip's latents
 
 
 def fabricate(folder: Path, clips: int) -> None:
-    """Write an index of so many clips in files of 500, in whatever order they were made."""
+    """Write an index of as many clips, which lie in random order in files of 500."""
     from pipelines.dataset import index
 
     draw = np.random.default_rng(0)
@@ -148,7 +148,7 @@ def serve(connection: Any) -> None:
 
 @contextmanager
 def slow_storage() -> Iterator[None]:
-    """Let S3 be such a server, in a process of its own, for this process and those that it starts."""
+    """Run such a server in a process of its own; it is S3 for this process and those that it starts."""
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=serve, args=(theirs,))
     process.start()

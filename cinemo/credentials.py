@@ -17,7 +17,7 @@ from cinemo.provenance import TERMS
 logger = logging.getLogger("cinemo")
 
 SIGNED = (".mp4", ".gif", ".webp")  # C2PA defines no place for credentials in WebM
-# Nothing is fetched while a file is read or signed, but a timestamp; a thumbnail would be as large as the video.
+# Only a timestamp is fetched while a file is read or signed. A thumbnail would be as large as the video.
 _SETTINGS = {
     "verify": {"remote_manifest_fetch": False, "ocsp_fetch": False},
     "builder": {"thumbnail": {"enabled": False}},

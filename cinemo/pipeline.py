@@ -66,8 +66,8 @@ class CinemoPipeline(DiffusionPipeline):
     ) -> "CinemoPipeline":
         """Load a MODEL: "builtin:tiny", a model directory (official layout or ours), or a hub id.
 
-        vae: "temporal", "frame", or "auto" (temporal if present). With float16 it is float32 nevertheless, because
-        Stable Diffusion's overflows. Raises ValueError that names what is missing.
+        vae: "temporal", "frame", or "auto" (temporal if present). With float16 it is loaded in float32, because
+        Stable Diffusion's VAE overflows. Raises ValueError that names what is missing.
         """
         vae_dtype = torch.float32 if dtype == torch.float16 else dtype
         root = checkpoint.resolve(model)

@@ -32,7 +32,7 @@ class Request(TypedDict):
     guidance_interval: ReadOnly[NotRequired[tuple[float, float]]]
     reuse: ReadOnly[NotRequired[int]]  # CinemoPipeline's cache_interval, under its older name
     cut_away: ReadOnly[NotRequired[float]]  # in the service: share of the image that is in no frame
-    extend: ReadOnly[NotRequired[int]]  # this one and those to request_id: only in the service. Further clips
+    extend: ReadOnly[NotRequired[int]]  # further clips; this and the fields down to request_id: only in the service
     loop: ReadOnly[NotRequired[bool]]
     format: ReadOnly[NotRequired[str]]  # ending of the video's file, if it is not an mp4
     preview: ReadOnly[NotRequired[bool]]

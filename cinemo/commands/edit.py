@@ -18,14 +18,14 @@ SourceOption = Annotated[str | None, typer.Option(help="what the video shows; de
 ModelOption = Annotated[
     str,
     typer.Option(
-        help="builtin:tiny, a model directory, or a hub id; of those that predict residuals little comes back"
+        help="builtin:tiny, a model directory, or a hub id; one that predicts residuals keeps little of the motion"
     ),
 ]
 StartOption = Annotated[int, typer.Option(help="first frame taken from the video")]
 IntervalOption = Annotated[int, typer.Option(help="distance between frames; less where a video is short")]
 FramesOption = Annotated[int, typer.Option(help="frames taken")]
 BucketOption = Annotated[int | None, typer.Option(help="0 to 19; default: what the video measures")]
-StepsOption = Annotated[int | None, typer.Option(help="denoising steps; default: the model's, 25 at least")]
+StepsOption = Annotated[int | None, typer.Option(help="denoising steps; default: the model's, but at least 25")]
 GuidanceOption = Annotated[
     float, typer.Option(help="1 keeps the video's motion; more follows the prompt and departs from it")
 ]

@@ -11,7 +11,7 @@ from pathlib import Path
 def once_per_node(kind: str, name: str, fill: Callable[[Path], Path]) -> Path:
     """Folder of this node's copy, below CINEMO_CACHE/kind; the first process makes it, and the others wait for it.
 
-    name: stands for the content: a copy is never changed. fill: takes an empty folder, and returns the path of the copy
+    name: identifies the content; a copy is never changed. fill: takes an empty folder, and returns the path of the copy
     in it, which gets the name when it is whole.
     """
     folder = Path(os.environ.get("CINEMO_CACHE") or Path.home() / ".cache" / "cinemo") / kind

@@ -2,8 +2,8 @@
 
 All jobs share one layout. OUT/settings.json holds the settings that the output was made with; a job with others is
 refused. Rows are in Parquet files named by their content, so a task that runs twice writes one file. OUT/rejects says
-why rows failed. A last file marks the job as finished; it is removed while there is work to do. What is done already, a
-job finds by reading the keys of these rows (dataset/parts.py, animate/listing.py, evaluate/rows.py).
+why rows failed. A last file marks the job as finished; it is removed while there is work to do. A job finds
+what is already done by reading the keys of these rows (dataset/parts.py, animate/listing.py, evaluate/rows.py).
 """
 
 import enum

@@ -19,8 +19,8 @@ def of_replica(precision: Precision, num_gpus: float) -> str:
 def allow_tf32(allowed: bool) -> None:
     """Let products and convolutions of float32 tensors on GPUs round their inputs to TF32 (10 bits), or not.
 
-    PyTorch's default is neither: convolutions do, products do not. We choose by precision: whoever asks for float32
-    gets all of its bits, as on CPUs; beside bfloat16 or float16, what is left in float32 may be fast.
+    PyTorch's default is mixed: convolutions do, products do not. Here the precision decides: float32 keeps all of its
+    bits, as on CPUs; with bfloat16 or float16, the remaining float32 operations may use TF32.
     """
     import torch
 

@@ -46,7 +46,7 @@ class BalancedClips:
 def balanced_positions(
     order: np.ndarray, counts: np.ndarray, shares: np.ndarray, total_batch: int, seed: int, step: int
 ) -> list[int]:
-    """Draw the positions of a step's batch by systematic sampling: each bucket gets its share of the batch, up to one.
+    """Draw the positions of a step's batch by systematic sampling: each bucket gets its share to within one clip.
 
     order: positions sorted by bucket. counts, shares: clips of each bucket, and its share of a batch (sum 1). The clips
     of a bucket are drawn at random, and none twice in a step unless the bucket has fewer than its share.

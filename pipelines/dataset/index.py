@@ -21,7 +21,7 @@ from pipelines.core import cache, hashing, storage
 from pipelines.core.patience import is_fault, patient
 from pipelines.core.progress import Progress
 
-SPLIT = 1_000_000  # parts that the hashes of all videos are divided into; a share of the videos is some of them
+SPLIT = 1_000_000  # a video's part is the hash of its uri modulo this; the lowest parts are held out
 POINTER = "index.json"
 _VERSION = 1  # of the arrays; an index of another version is made again
 _READERS = 32  # files read at once: reading mostly waits for storage

@@ -119,7 +119,7 @@ def _read_uris(file: str) -> list[str]:
 
 
 class HeldOutLast:
-    """An order of the rows of an index: those to train on, then those held out. It takes memory for these alone."""
+    """An order of the rows of an index: those to train on, then those held out. Only the latter take memory."""
 
     def __init__(self, held_out: np.ndarray) -> None:
         """held_out: bool, of each row."""

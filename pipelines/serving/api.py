@@ -34,7 +34,7 @@ CONTENT: dict[int | str, dict[str, Any]] = {
     206: {"description": "the requested Range of bytes"},
     416: {"description": "the requested Range is outside the file"},
 }
-COUNTS_AGE_S = 2.0  # load balancers and scrapers, every second from several nodes, count the jobs no more often
+COUNTS_AGE_S = 2.0  # for this long /health/ready and /metrics, which several nodes may ask every second, reuse a count
 
 videos = APIRouter(prefix="/v1/videos", tags=["videos"])
 models = APIRouter(prefix="/v1/models", tags=["models"])

@@ -1,6 +1,6 @@
 """Works on batches: sends their lines as requests, a limited number at a time, and writes the output.
 
-Everything that it knows is in the database: when this process dies, another one continues, and sends no line twice.
+Everything that it knows is in the database: when this process dies, another one continues, and makes no video twice.
 """
 
 import asyncio
@@ -24,8 +24,8 @@ logger = logging.getLogger("ray.serve")
 
 POLL_S = 1.0  # seconds between two looks at the jobs of a batch
 SWEEP_EVERY_S = 60.0  # seconds between two deletions of what has expired
-WINDOW = 100  # open jobs of a batch; and at most half of what its owner may have
-MOST_PROBLEMS = 10  # lines that are reported of a file that is no batch
+WINDOW = 100  # most open jobs of a batch; fewer if this is more than half of what its owner may have
+MOST_PROBLEMS = 10  # most problems that are reported of an invalid file
 AGAIN = (429, 503)  # status codes after which a line is sent again later
 
 Send = Callable[[Mapping[str, Any], str, str], Awaitable[Job]]  # (fields, owner, idempotency key) -> its job

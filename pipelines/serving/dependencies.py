@@ -1,4 +1,4 @@
-"""What routes get of their request: the service, and the owner of the API key."""
+"""Dependencies of the routes: the service, and the owner of the request's API key."""
 
 from typing import Annotated
 
@@ -29,4 +29,4 @@ async def _sender(service: Shared, owner: Owner) -> str:
     return owner
 
 
-Sender = Annotated[str, Depends(_sender)]  # the owner, one of whose requests of a minute this is
+Sender = Annotated[str, Depends(_sender)]  # the owner; the request counts towards the limit per minute

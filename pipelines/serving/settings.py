@@ -70,7 +70,7 @@ class Limits(BaseModel, frozen=True, extra="forbid"):
 
     max_file_bytes: int = Field(100_000_000, ge=1, description="bytes of an uploaded file of a batch")
     max_lines: int = Field(50_000, ge=1, description="requests of a batch")
-    per_minute: int = Field(0, ge=0, description="requests for videos of one API key in a minute; 0: any number")
+    per_minute: int = Field(0, ge=0, description="videos and batches that a key may request in a minute; 0: any number")
 
     def share(self, keys: int) -> int:
         """Default limit of one key's queued and running videos, so that none of several keys can fill the queue."""
@@ -80,7 +80,7 @@ class Limits(BaseModel, frozen=True, extra="forbid"):
 class Webhooks(BaseModel, frozen=True, extra="forbid"):
     """Who is told of the ends of videos. The secret of the signatures is in CINEMO_WEBHOOK_SECRET."""
 
-    url: str | None = Field(None, description="URL to which each video that is completed or failed is reported")
+    url: str | None = Field(None, description="URL to which the end of each video and batch is reported")
     by_request: bool = Field(False, description="let requests name a URL of their own, webhook_url")
     retry_s: float = Field(15, gt=0, description="seconds until the second try; each pause is twice the one before")
     give_up_s: float = Field(3 * 86_400, gt=0, description="seconds after which an undelivered event is dropped")

@@ -20,7 +20,7 @@ from pipelines.serving.settings import Limits
 from pipelines.serving.store import Job
 from pipelines.serving.uploads import UploadReader
 
-MAX_CLIPS = 32  # that an extension adds
+MAX_CLIPS = 32  # most clips that an extension adds
 INHERITED = ("model", "size", "num_frames", "fps", "motion_bucket", "negative_prompt", "format")
 
 
@@ -34,7 +34,7 @@ class Source(NamedTuple):
     extends: bool = False
 
     def digest(self) -> bytes:
-        """SHA-256 of the files and of what is done with them; of an image alone, its bytes."""
+        """Bytes that tell requests apart: the SHA-256 of each file and of the operation; for an image alone, itself."""
         if self.video is None and self.reference is None:
             return self.image
         files = (self.image, self.video or b"", self.reference or b"", b"extend" * self.extends)

@@ -18,7 +18,7 @@ class Turns:
     def __init__(self, slots: int) -> None:
         """slots: number of jobs that may be sent at a time."""
         self.slots = slots
-        self.others = 0  # jobs that other processes wait for, when they were last counted
+        self.others = 0  # open jobs of other ingresses, as last counted
         self.sent: Counter[str] = Counter()  # jobs at replicas, by owner
         self.waiting: dict[str, deque[asyncio.Future[None]]] = {}  # by owner
         self.last_turn: dict[str, int] = {}  # of owners that wait or have jobs at replicas

@@ -51,7 +51,7 @@ class UploadReader:
         return frames, bucket
 
     async def bucket(self, video: bytes, num_frames: int, size: tuple[int, int]) -> int:
-        """Measure the motion bucket of a video from as many frames of this size (H, W)."""
+        """Measure the motion bucket of a video in num_frames frames from its beginning, fitted to size (H, W)."""
         _, bucket = await self._run(dialect.REFERENCE, clip_of, video, num_frames, size)
         return bucket
 

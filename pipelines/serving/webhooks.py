@@ -1,4 +1,4 @@
-"""Webhooks: a POST to a receiver for each video that has ended, signed as https://www.standardwebhooks.com says.
+"""Webhooks: a POST to a receiver for each video or batch that has ended, signed (https://www.standardwebhooks.com).
 
 The body has the shape of OpenAI's webhooks, so that `client.webhooks.unwrap` of the openai package takes it.
 """

@@ -87,7 +87,7 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", populate_by_name=True)
         0.0, ge=0, allow_inf_nan=False, description="weighs timesteps by min-SNR-gamma (its authors: 5); 0: Eq. 3"
     )
     noise_offset: float = Field(
-        0.0, ge=0, le=1, description="deviation of a noise that all cells of a channel share (often 0.1); 0: none"
+        0.0, ge=0, le=1, description="deviation of noise that a channel's cells and frames share (often 0.1); 0: none"
     )
     balance_buckets: bool = Field(
         False, description="draw clips by the bucket weights of a dataset prepared with --balance, not in epochs"
@@ -96,8 +96,8 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", populate_by_name=True)
     seed: int = Field(0, ge=0, description="seed of noise, timesteps, prompt drops and order")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
-        description="precision of the arithmetic; the weights are kept in fp32, too; auto: as the run began, else bf16 "
-        "with --gpu and fp32 without",
+        description="precision of the arithmetic; weights are also kept in fp32; auto: as a run in fp32 or bf16 began, "
+        "else bf16 with --gpu and fp32 without",
     )
     compile: bool = Field(False, description="compile the U-Net's layers with torch.compile (not with ZeRO 3)")
     gradient_checkpointing: bool = Field(False, description="compute activations twice: less memory, a third slower")
@@ -105,7 +105,7 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", populate_by_name=True)
     offload_params: Literal["none", "cpu"] = Field("none", description="where weights not in use are kept (ZeRO 3)")
     deepspeed: str | None = Field(None, description="JSON file of DeepSpeed settings, merged over this job's")
     log_every: int = Field(
-        10, ge=1, description="steps between readings of the losses from a GPU, which waits for it; CPUs: every step"
+        10, ge=1, description="steps between readings of the losses from a GPU, which idles then; CPUs: every step"
     )
     prefetch: int = Field(
         2, ge=0, description="steps whose clips are read ahead by threads; 0: none. Videos are decoded ahead anyway"

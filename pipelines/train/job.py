@@ -69,7 +69,7 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
 
 
 def with_precision(config: TrainConfig) -> TrainConfig:
-    """Replace --precision auto by the precision that the run began with, or else by the one for its devices."""
+    """Replace --precision auto by the run's own precision if that is fp32 or bf16, else by that for its devices."""
     if config.precision != "auto":
         return config
     begun = (storage.read_json(storage.join(config.output, "settings.json")) or {}).get("precision")

@@ -13,7 +13,7 @@ class Preemption:
     """Asks Ray Train for notices, every EVERY_S seconds or once a step, whichever is longer."""
 
     def __init__(self, device: torch.device, first_step: int) -> None:
-        """first_step: steps taken before this one starts to count."""
+        """first_step: number of steps that the run had taken when this worker started."""
         self.device = device
         self.nodes: set[str] = set()  # whose notices are known
         self.looked_at, self.looked_after, self.next = time.monotonic(), first_step, first_step

@@ -208,11 +208,11 @@ class Trainer:
                 yield step, micro_batch or positions[:1]
 
     def draw(self, step: int, batch: Sequence[Clip]) -> Inputs:
-        """Draw the inputs of clips at a step; in pinned memory, where a GPU takes them."""
+        """Draw the inputs of clips at a step; in pinned memory, if a GPU is to use them."""
         inputs = draw_batch(self.config, step, batch, self.text_features, self.motion, self.num_train_timesteps)
         if self.device.type != "cuda":
             return inputs
-        with torch.cuda.device(self.device):  # a new thread begins on GPU 0, whoever's that is
+        with torch.cuda.device(self.device):  # a new thread uses GPU 0 by default, which may be another worker's
             return tuple(tensor.pin_memory() for tensor in inputs)
 
     def compute_losses(self, inputs: Inputs, min_snr_gamma: float = 0.0) -> torch.Tensor:
