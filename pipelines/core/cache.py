@@ -3,7 +3,6 @@
 import fcntl
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +20,9 @@ def once_per_node(kind: str, name: str, fill: Callable[[Path], Path]) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if copy.is_dir():
             return copy
-        aside = Path(tempfile.mkdtemp(prefix=".", dir=folder))
+        aside = folder / f".{name}.aside"
+        shutil.rmtree(aside, ignore_errors=True)  # of a killed process: the lock is ours
+        aside.mkdir()
         try:
             fill(aside).rename(copy)
         finally:

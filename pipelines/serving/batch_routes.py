@@ -17,7 +17,8 @@ from pipelines.serving.files import DeletedFile, FileObject
 files = APIRouter(prefix="/v1/files", tags=["batches"])
 batches = APIRouter(prefix="/v1/batches", tags=["batches"])
 
-MOST_BYTES = 1 << 20  # of the body of a request for a batch
+Note = Annotated[Text, Field(max_length=512)]
+MOST_BYTES = 1 << 16  # of the body of a request for a batch
 UPLOAD: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -44,7 +45,9 @@ class BatchRequest(BaseModel):
     input_file_id: Text = Field(description="id of the uploaded file")
     endpoint: Literal["/v1/videos"] = Field(description="route of its requests")
     completion_window: Literal["24h"] = Field("24h", description="taken for compatibility; not enforced")
-    metadata: dict[str, Text] | None = Field(None, max_length=16, description="your notes; returned as they are")
+    metadata: dict[Annotated[str, Field(max_length=64)], Note] | None = Field(
+        None, max_length=16, description="your notes; returned as they are"
+    )
 
 
 CREATION: dict[str, Any] = {
@@ -68,6 +71,8 @@ class BatchPage(BaseModel):
 @files.post("", responses=schema.ERRORS, openapi_extra=UPLOAD)
 async def upload(request: Request, service: Shared, owner: Owner) -> FileObject:
     """Upload the requests of a batch: JSON lines, in a form with the fields `file` and `purpose` ("batch")."""
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise ApiError(415, "send multipart/form-data with file and purpose")  # before a long JSON text is parsed
     fields = await body.read(request, service.settings.limits.max_file_bytes, "file")
     data = fields.get("file")
     if not isinstance(data, body.FileBytes):

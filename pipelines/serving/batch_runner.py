@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -24,7 +25,7 @@ logger = logging.getLogger("ray.serve")
 
 POLL_S = 1.0  # seconds between two looks at the jobs of a batch
 SWEEP_EVERY_S = 60.0  # seconds between two deletions of what has expired
-WINDOW = 100  # most open jobs of a batch; fewer if this is more than half of what its owner may have
+WINDOW = 100  # most open jobs of a batch; fewer if the owner's batches together had more than half of what it may have
 MOST_PROBLEMS = 10  # most problems that are reported of an invalid file
 AGAIN = (429, 503)  # status codes after which a line is sent again later
 
@@ -42,6 +43,7 @@ class Runner:
         self.settings, self.store, self.files, self.batches = settings, store, files, batches
         self.name, self.send, self.max_open = name, send, max_open
         self.tasks: dict[str, asyncio.Task[None]] = {}
+        self.owners: Counter[str] = Counter()  # their batches on which this process works
 
     async def run(self) -> None:
         """Take batches and work on them; ends when it is cancelled."""
@@ -66,7 +68,12 @@ class Runner:
         if batch.id not in self.tasks:
             task = asyncio.create_task(Run(self, batch, owner).work())
             self.tasks[batch.id] = task
-            task.add_done_callback(lambda _: self.tasks.pop(batch.id, None))
+            self.owners[owner] += 1
+            task.add_done_callback(lambda _: self._end(batch.id, owner))
+
+    def _end(self, batch_id: str, owner: str) -> None:
+        self.tasks.pop(batch_id, None)
+        self.owners[owner] -= 1
 
 
 class Run:
@@ -83,7 +90,10 @@ class Run:
     async def work(self) -> None:
         """Work until the batch has ended, or is another process's."""
         try:
-            self.spans, problems = await asyncio.to_thread(read_spans, self.uri, self.runner.settings.limits.max_lines)
+            limits = self.runner.settings.limits
+            self.spans, problems = await asyncio.to_thread(read_spans, self.uri, limits.max_lines, limits.max_bytes)
+            if problems and problems[0]["code"] == "file_not_found" and await self._is_file_known():
+                raise FileNotFoundError(f"{self.uri}: the storage is away")
             if problems:
                 await asyncio.to_thread(self._finish, "failed", errors=json.dumps(problems))
                 return
@@ -100,6 +110,9 @@ class Run:
         except Exception:  # of the database or the storage: when the lease has expired, it goes on
             logger.exception("a batch waits", extra={"batch": self.batch.id})
 
+    async def _is_file_known(self) -> bool:
+        return await asyncio.to_thread(self.runner.files.exists, self.batch.input_file_id)
+
     def _load(self) -> None:
         """Find out what an earlier process has done."""
         known = self.runner.batches.lines(self.batch.id)
@@ -114,7 +127,8 @@ class Run:
 
     async def _send(self) -> None:
         """Send lines while there is room."""
-        room = max(1, min(WINDOW, self.runner.max_open(self.owner) // 2)) - len(self.open)
+        share = self.runner.max_open(self.owner) // 2 // self.runner.owners[self.owner]
+        room = max(1, min(WINDOW, share)) - len(self.open)
         until = time.monotonic() + self.runner.settings.lease_s / 3  # then the lease must be renewed
         while self.unsent and room > 0 and time.monotonic() < until:
             number = self.unsent[-1]
@@ -192,15 +206,19 @@ def read_line(uri: str, offset: int, size: int) -> Any:
         return json.loads(file.read(size))
 
 
-def read_spans(uri: str, most: int) -> tuple[list[tuple[int, int]], list[dict[str, Any]]]:
-    """Read a file of at most `most` requests: ((offset, bytes) of each line, problems in OpenAI's shape)."""
+def read_spans(uri: str, most: int, longest: int) -> tuple[list[tuple[int, int]], list[dict[str, Any]]]:
+    """Read a file of at most `most` requests: ((offset, bytes) of each line, problems in OpenAI's shape).
+
+    longest: bytes of a line. Parsing JSON takes many times its bytes of memory.
+    """
     spans, problems, names, offset = list[tuple[int, int]](), list[dict[str, Any]](), set[str](), 0
     try:
         with places.open_binary(uri) as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     spans.append((offset, len(line)))
-                    if problem := problem_of(line, names):
+                    is_long = len(line) > longest
+                    if problem := f"the line has more than {longest:,} bytes" if is_long else problem_of(line, names):
                         problems.append({"code": "invalid_request", "line": number, "message": problem, "param": None})
                 offset += len(line)
                 if len(problems) == MOST_PROBLEMS or len(spans) > most:
@@ -225,7 +243,8 @@ def problem_of(line: bytes, names: set[str]) -> str | None:
     if not isinstance(custom_id, str) or not 0 < len(custom_id) <= 512:
         return "custom_id should be text of 1 to 512 characters"
     if custom_id in names:
-        return f"custom_id {custom_id[:80]} is given twice"
+        shown = custom_id[:80].encode(errors="replace").decode()  # without lone surrogates, which no answer can contain
+        return f"custom_id {shown} is given twice"
     names.add(custom_id)
     if (asked.get("method"), asked.get("url")) != ("POST", "/v1/videos"):
         return "method and url should be POST and /v1/videos"

@@ -12,7 +12,7 @@ from pipelines.serving import events
 from pipelines.serving.database import Database, locked
 from pipelines.serving.errors import ApiError
 from pipelines.serving.settings import ServeSettings
-from pipelines.serving.tables import batches, lines
+from pipelines.serving.tables import batches, jobs, lines
 
 ACTIVE = ("validating", "in_progress", "cancelling")
 MOST_ACTIVE = 20  # batches of an owner
@@ -147,11 +147,14 @@ class Batches:
                 connection.execute(lines.insert().values(batch=batch_id, **values))
 
     def finish(self, batch_id: str, keeper: str, status: str, **values: Any) -> None:
-        """End a process's batch, and forget its lines. values: further columns."""
+        """End a process's batch, and forget its lines; its videos expire `ttl_s` after it. values: further columns."""
         mine = batches.update().where(batches.c.id == batch_id, batches.c.keeper == keeper)
         change = mine.where(batches.c.status.in_(ACTIVE))
         with self.database.transaction() as connection:
             if connection.execute(change.values(status=status, ended_at=self.database.now, **values)).rowcount:
+                made = sa.select(lines.c.job).where(lines.c.batch == batch_id, lines.c.ok == 1)
+                until = self.database.now + self.settings.ttl_s
+                connection.execute(jobs.update().where(jobs.c.id.in_(made)).values(expires_at=until))
                 connection.execute(lines.delete().where(lines.c.batch == batch_id))
                 if self.settings.webhooks.url is not None:
                     events.add(connection, self.database.now, f"batch.{status}", batch_id, "")

@@ -10,10 +10,11 @@ from pipelines.core import storage
 from pipelines.serving.database import Database
 from pipelines.serving.errors import ApiError
 from pipelines.serving.settings import ServeSettings
-from pipelines.serving.tables import files
+from pipelines.serving.tables import batches, files
 
 FILES_OF_OWNER = 10  # so many times the largest file may be stored for a key
 MAX_ROWS = 100  # files that are deleted at a time
+USED = sa.select(batches.c.input_file_id).where(batches.c.ended_at.is_(None))  # by batches that have not ended
 
 
 class FileObject(BaseModel):
@@ -88,6 +89,11 @@ class Files:
             raise ApiError(404, f"file {file_id[:80]} does not exist", "file_id", "file_not_found")
         return to_object(row)
 
+    def exists(self, file_id: str) -> bool:
+        """Whether a file is known, even if its content cannot be read now."""
+        query = sa.select(files.c.id).where(files.c.id == file_id)
+        return self.database.patiently(lambda: self.database.first(query)) is not None
+
     def content(self, file_id: str, owner: str) -> bytes:
         """The bytes of a file. Raises ApiError (404, 503)."""
         self.find(file_id, owner)
@@ -100,16 +106,20 @@ class Files:
         return data
 
     def delete(self, file_id: str, owner: str) -> None:
-        """Delete a file. Raises ApiError (404, 503)."""
+        """Delete a file. Raises ApiError: 404; 409 for the requests of a batch that has not ended; 503."""
         self.find(file_id, owner)
+        is_used = USED.where(batches.c.input_file_id == file_id)
+        if self.database.patiently(lambda: self.database.first(is_used)) is not None:
+            raise ApiError(409, "a batch that has not ended needs this file; cancel the batch first", "file_id")
         try:
             self._remove([file_id])
         except OSError:
             raise away() from None
 
     def delete_expired(self) -> None:
-        """Delete files that have expired. Raises OSError."""
-        expired = sa.select(files.c.id).where(files.c.expires_at < self.database.now).limit(MAX_ROWS)
+        """Delete files that have expired, except the requests of batches that have not ended. Raises OSError."""
+        is_old = sa.and_(files.c.expires_at < self.database.now, files.c.id.not_in(USED))
+        expired = sa.select(files.c.id).where(is_old).limit(MAX_ROWS)
         self._remove([row.id for row in self.database.all(expired)])
 
     def _remove(self, file_ids: list[str]) -> None:

@@ -99,7 +99,7 @@ class Keys:
             await asyncio.sleep(READ_EVERY_S)
             try:
                 entries = await asyncio.to_thread(from_file, self.settings.keys_file)
-            except (ValueError, OSError) as error:
+            except Exception as error:  # whatever the file holds, this loop goes on: keys must stay revocable
                 logger.warning("the keys are still those of before: %s", error)
                 continue
             is_settled, last = entries == last, entries
@@ -116,11 +116,12 @@ class Keys:
         """The owner whose jobs a request with this header may see. Raises ApiError (401) for an unknown key."""
         if not self.hashes and not self.settings.keys_file:
             return EVERYONE
-        hashed = digest(in_header(authorization))
+        key = in_header(authorization)
+        hashed = digest(key)
         known = {**{known: known[:32] for known in self.hashes}, **{entry.sha256: entry.name for entry in self.entries}}
         # Compare with all, so that the time reveals nothing.
         matches = [name for known_hash, name in known.items() if hmac.compare_digest(hashed, known_hash)]
-        if not matches:
+        if not key or not matches:  # the hash of an empty key in the file admits nobody
             raise ApiError(401, "send Authorization: Bearer KEY with a key of this service", code="invalid_api_key")
         return matches[0]
 

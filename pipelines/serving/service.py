@@ -66,7 +66,8 @@ class Service:
             settings, store, self.files, self.batches, dispatcher.name, self.submit_line, self.keys.max_open
         )
         self.background: list[asyncio.Task[None]] = []
-        self.with_video = asyncio.Semaphore(uploads.AT_ONCE)  # the frames of a video may take uploads.MAX_FRAME_BYTES
+        # A video's frames may take uploads.MAX_FRAME_BYTES, and its decoding a minute: a child is left for images.
+        self.with_video = asyncio.Semaphore(max(1, uploads.AT_ONCE - 1))
         self.copies = Path(tempfile.mkdtemp(prefix="cinemo-"))  # local copies of files in object storage
 
     def start(self) -> None:
@@ -104,7 +105,8 @@ class Service:
         webhook = webhooks.url_of_job(self.settings, asked.webhook_url)
         served = self.model(asked.model or next(iter(self.models)))
         reader = uploads.checker(self.settings.limits.max_pixels)
-        async with self.with_video if source.video is not None else contextlib.nullcontext():
+        has_video = source.video is not None or source.reference is not None
+        async with self.with_video if has_video else contextlib.nullcontext():
             request, made_from = await sources.prepare(asked, source, served, self.settings.limits, reader)
             stored = await asyncio.to_thread(inputs.pack, made_from)
         if request_id is not None:

@@ -21,7 +21,7 @@ from pipelines.serving import events, tables
 from pipelines.serving.database import Database, locked
 from pipelines.serving.ids import time_of
 from pipelines.serving.job import OPEN, Job, from_row, to_row
-from pipelines.serving.tables import images, ingresses, jobs, tombstones
+from pipelines.serving.tables import images, ingresses, jobs, lines, tombstones
 
 Death = Literal["none", "device", "process"]  # why an attempt ended without a result; "none" is not counted
 LONG_QUEUE = 10_000  # from this limit on, the queue's length is not counted for every job, and may exceed it a little
@@ -252,12 +252,16 @@ class Store:
         return next(iter(self._delete_with_tombstone(sa.and_(jobs.c.id == job_id, jobs.c.owner == owner))), None)
 
     def delete_expired(self) -> list[Job]:
-        """Delete expired jobs, and return them; delete old tombstones too. MAX_ROWS of each at most."""
+        """Delete expired jobs, and return them; delete old tombstones too. MAX_ROWS of each at most.
+
+        Videos of a batch are kept until it has ended (Batches.finish).
+        """
         old = sa.select(tombstones.c.id).where(tombstones.c.at < self.database.now - KEPT_TOMBSTONES_S).limit(MAX_ROWS)
         self.database.patiently(lambda: self.database.change(tombstones.delete().where(tombstones.c.id.in_(old))))
         lost = ingresses.delete().where(ingresses.c.lease_until < self.database.now - KEPT_TOMBSTONES_S)
         self.database.patiently(lambda: self.database.change(lost))
         expired = sa.select(jobs.c.id).where(jobs.c.expires_at < self.database.now, jobs.c.status.not_in(OPEN))
+        expired = expired.where(jobs.c.id.not_in(sa.select(lines.c.job).where(lines.c.ok == 1)))
         return self._delete_with_tombstone(jobs.c.id.in_(locked(expired, MAX_ROWS)))
 
     def _delete_with_tombstone(self, which: Any) -> list[Job]:

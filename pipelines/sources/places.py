@@ -19,6 +19,8 @@ from pipelines.core import storage
 from pipelines.core.patience import REFUSED, patient, retried
 
 STREAM_BLOCK = 4 << 20  # bytes per request, for files that are read from start to end
+# IPv6 addresses that stand for an IPv4 address, in their last 32 bits: mapped, compatible, translated, NAT64.
+_OF_IPV4 = [ipaddress.IPv6Network(one) for one in ("::ffff:0:0/96", "::/96", "::ffff:0:0:0/96", "64:ff9b::/96")]
 PRIVATE_HOSTS = "CINEMO_PRIVATE_HOSTS"  # variable: private hosts that lists may name, separated by commas
 # Schemes that a list may name in addition to its own. Others, such as ftp:// and webhdfs://, could reach any server.
 _LISTED = {
@@ -49,7 +51,9 @@ def is_private(host: str) -> bool:
         return True
     with contextlib.suppress(ValueError):
         address = ipaddress.ip_address(host)
-        return not (getattr(address, "ipv4_mapped", None) or address).is_global
+        if address.version == 6 and any(address in network for network in _OF_IPV4):
+            address = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        return not address.is_global or address.is_multicast or getattr(address, "is_site_local", False)
     return False
 
 

@@ -48,13 +48,14 @@ class Uploads:
             try:
                 if before is not None:
                     before()
-                return retried(self.output, store.persist_current_checkpoint, checkpoint, name)
+                uploaded = retried(self.output, store.persist_current_checkpoint, checkpoint, name)
             except StorageError:
                 raise
             except (OSError, RuntimeError) as error:
                 raise not_written(progress["steps"], error) from error
-            finally:
-                self.idle.release()
+            # Not after an error: Ray calls this again after some of them, and ends the worker after the last.
+            self.idle.release()
+            return uploaded
 
         ray.train.report(
             progress,

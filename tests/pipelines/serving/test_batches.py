@@ -108,6 +108,12 @@ def test_a_restart_sends_no_line_twice_and_loses_none_though_the_queue_is_short(
         service.dispatcher.animate["builtin:tiny"] = lambda *_: batch_runner.asyncio.sleep(3600)  # a replica that hangs
         batch_id = start(client, jsonl(*(line(f"{number}") for number in range(7))))
         until(lambda: store.counts().get("queued") == 2)
+        file_id = client.get(f"/v1/batches/{batch_id}").json()["input_file_id"]
+        assert client.delete(f"/v1/files/{file_id}").status_code == 409
+        with store.database.transaction() as connection:
+            connection.execute(tables.files.update().values(expires_at=0.0))
+        service.files.delete_expired()
+        assert client.get(f"/v1/files/{file_id}").status_code == 200  # the batch still needs it
         counts = client.get(f"/v1/batches/{batch_id}").json()["request_counts"]
         assert counts == {"total": 7, "completed": 0, "failed": 0}
     stub = Stub(settings)
@@ -153,7 +159,7 @@ def test_a_cancelled_batch_ends_its_open_videos_and_keeps_the_others(tmp_path: P
 
 
 def test_a_file_that_is_no_batch_and_a_batch_that_is_none_are_refused(tmp_path: Path) -> None:
-    limits = Limits(max_file_bytes=30_000, max_lines=3)
+    limits = Limits(max_file_bytes=30_000, max_lines=3, max_bytes=20_000)
     settings = ServeSettings(output=str(tmp_path), page=False, lease_s=1, limits=limits)
     small = {"input_reference": "AAAA"}
     with serve(settings, Stub(settings)) as client:
@@ -161,6 +167,8 @@ def test_a_file_that_is_no_batch_and_a_batch_that_is_none_are_refused(tmp_path: 
             (b"", "no requests"),
             (b"\n{]\n", "not JSON"),
             (b"[1]\n", "the line is not"),
+            (b'{"a":[' + b"[]," * 8000 + b"1]}\n", "more than 20,000 bytes"),
+            (jsonl(line("\ud800", body=small), line("\ud800", body=small)), "given twice"),
             (jsonl(line("a", body=small), line("a", body=small)), "given twice"),
             (jsonl(line("", body=small)), "custom_id"),
             (jsonl(line("a", body=small, url="/v1/images")), "should be POST"),
@@ -177,12 +185,15 @@ def test_a_file_that_is_no_batch_and_a_batch_that_is_none_are_refused(tmp_path: 
             refused = client.post("/v1/files", files={"file": ("a", b"x")}, data=form)
             assert refused.json()["error"]["param"] == "purpose"
         assert client.post("/v1/files", files={"purpose": (None, "batch")}).json()["error"]["param"] == "file"
+        assert client.post("/v1/files", json={"file": "x"}).status_code == 415
+        assert client.get("/v1/batches").status_code == 200
         file_id = upload(client, b"{}").json()["id"]
         for asked, status in [
             ({"input_file_id": file_id, "endpoint": "/v1/images"}, 422),
             ({"endpoint": "/v1/videos"}, 422),
             ({"input_file_id": "file_" + "0" * 32, "endpoint": "/v1/videos"}, 404),
             ({"input_file_id": file_id, "endpoint": "/v1/videos", "completion_window": "1h"}, 422),
+            ({"input_file_id": file_id, "endpoint": "/v1/videos", "metadata": {"a": "x" * 600}}, 422),
         ]:
             assert client.post("/v1/batches", json=asked).status_code == status, asked
         for _ in range(files.FILES_OF_OWNER + 1):

@@ -58,8 +58,13 @@ def test_keys_change_without_a_restart_and_a_new_key_of_a_name_sees_its_videos(
             assert time.monotonic() < deadline
             time.sleep(0.02)
         assert client.get("/v1/videos", headers=bearer("new")).status_code == 200
-        path.write_text("")  # nobody, rather than everybody
+        path.write_text("[" * 5000)  # no YAML parser takes it, and the loop goes on
+        time.sleep(0.2)
+        write(path, entry("ben", "other"), entry("nobody", ""))  # the hash of a key that was not set
         wait_for(client, "new", 401)
+        assert client.get("/v1/videos").status_code == 401
+        path.write_text("")  # nobody, rather than everybody
+        wait_for(client, "other", 401)
         assert client.get("/v1/videos").status_code == 401
 
 

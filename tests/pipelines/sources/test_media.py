@@ -14,7 +14,7 @@ import pytest
 
 from cinemo.video import VideoError, probe, sample_clip
 from pipelines import sources
-from pipelines.sources import manifests, media
+from pipelines.sources import manifests, media, places
 from tests.pipelines.sources.conftest import Listed
 
 
@@ -152,6 +152,26 @@ def test_lists_name_no_private_address_and_no_rare_protocol(
     assert [row["fault"] for row in rows[-len(good) :]] == [None] * len(good)
     monkeypatch.setenv("CINEMO_PRIVATE_HOSTS", "10.0.0.7")
     assert [row["fault"] is None for row in listed(tmp_path / "list.csv")][:4] == [False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "::ffff:10.0.0.1",
+        "::7f00:1",
+        "64:ff9b::a9fe:a9fe",
+        "::ffff:0:7f00:1",
+        "fec0::1",
+        "224.0.0.1",
+        "ff02::1",
+    ],
+)
+def test_addresses_that_are_private_in_other_spellings(host: str) -> None:
+    assert places.is_private(host)
+    assert not places.is_private("93.184.216.34")
+    assert not places.is_private("64:ff9b::5db8:d822")
+    assert not places.is_private("2606:2800:220:1:248:1893:25c8:1946")
 
 
 def test_a_list_on_a_private_host_may_name_files_there() -> None:
