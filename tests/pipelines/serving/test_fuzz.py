@@ -69,6 +69,8 @@ def send_a_batch(address: str) -> None:
             client.get(f"/batches/{batch_id}")
             client.post(f"/batches/{batch_id}/cancel")
             client.delete(f"/files/{file_id}")
+        unused = client.post("/files", files={"file": ("a", b"{}")}, data={"purpose": "batch"}).json()["id"]
+        client.delete(f"/files/{unused}")  # the other one is refused while its batch has not ended
         client.post("/files", data={"purpose": "batch"})
         client.post("/batches", json={})
 
