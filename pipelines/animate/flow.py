@@ -153,7 +153,7 @@ def build(
 
 
 def model_facts(config: AnimateConfig, model: models.Facts) -> dict[str, Any]:
-    """What every sidecar says of the model."""
+    """The fields about the model that each sidecar gets."""
     return {
         "model": models.plain(config.model),
         "model_fingerprint": model.fingerprint,

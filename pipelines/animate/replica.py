@@ -150,14 +150,10 @@ class Animator:
             wanted = [asked[index] for index in new]
             sampled = self.pipe(
                 None,
-                [one["prompt"] for one in wanted],
-                negative_prompt=[one["negative_prompt"] for one in wanted],
-                motion_bucket=[one["motion_bucket"] for one in wanted],
-                seed=[one["seed"] for one in wanted],
-                guidance_scale=[one["guidance_scale"] for one in wanted],
                 image_latents=image_latents[new],
                 latents=self.noise([rows[index] for index in new], wanted, image_latents[new]),
                 output_type="latent",
+                **request.own(wanted),
                 **request.shared(asked[0]),
             ).frames
             for index, latents in zip(new, sampled.float().cpu().numpy(), strict=True):

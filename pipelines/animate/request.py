@@ -1,6 +1,6 @@
 """Settings of one animation, from an HTTP request, a row of a catalog or flags, completed with the model's defaults."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, Field
@@ -134,6 +134,12 @@ SAME_FOR_ALL = ("height", "width", "num_frames", "num_inference_steps", "dct_ini
 OF_SOME = ("fit", "scheduler", "guidance_interval", "cache_interval")  # in requests with padding or a speed
 CHAIN = " chain"
 REQUEST_NAMES = {"cache_interval": "reuse"}  # the older name, kept in sidecars and so in the ids of videos
+
+
+def own(asked: Sequence[Request]) -> dict[str, list[Any]]:
+    """Arguments of CinemoPipeline that each request of a batch has for itself, as lists."""
+    names = ("prompt", "negative_prompt", "motion_bucket", "seed", "guidance_scale")
+    return {name: [one[name] for one in asked] for name in names}  # type: ignore[literal-required]
 
 
 def shared(request: Request) -> dict[str, Any]:

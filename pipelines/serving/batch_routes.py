@@ -39,7 +39,7 @@ UPLOAD: dict[str, Any] = {
 
 
 class BatchRequest(BaseModel):
-    """What a batch is made of."""
+    """Body of a request that creates a batch."""
 
     model_config = ConfigDict(extra="ignore")
     input_file_id: Text = Field(description="id of the uploaded file")

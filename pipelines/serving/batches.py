@@ -24,7 +24,7 @@ class Counts(BaseModel):
 
     total: int
     completed: int
-    failed: int = Field(description="refused, or without a video")
+    failed: int = Field(description="requests that were refused or failed")
 
 
 class Batch(BaseModel):
@@ -33,7 +33,7 @@ class Batch(BaseModel):
     id: str
     object: Literal["batch"] = "batch"
     endpoint: Literal["/v1/videos"] = "/v1/videos"
-    errors: dict[str, Any] | None = Field(description="lines that are no requests; then none was sent")
+    errors: dict[str, Any] | None = Field(description="invalid lines of the file; then no request was sent")
     input_file_id: str
     completion_window: Literal["24h"] = "24h"
     status: Literal["validating", "in_progress", "cancelling", "completed", "failed", "cancelled"]
@@ -113,20 +113,20 @@ class Batches:
         change = batches.update().where(batches.c.id == batch_id, batches.c.status.in_(ACTIVE))
         self.database.patiently(lambda: self.database.change(change.values(status="cancelling")))
 
-    def take(self, keeper: str, lease_s: float) -> list[tuple[Batch, str]]:
+    def take(self, lease_owner: str, lease_s: float) -> list[tuple[Batch, str]]:
         """Take batches on which no process works; returns each with its owner."""
         idle = sa.select(batches.c.id).where(batches.c.status.in_(ACTIVE), batches.c.lease_until < self.database.now)
         idle = idle.order_by(batches.c.created_at)
         if self.database.first(idle.limit(1)) is None:
             return []
         take = batches.update().where(batches.c.id.in_(locked(idle, TAKEN_AT_ONCE)))
-        take = take.values(keeper=keeper, lease_until=self.database.now + lease_s)
+        take = take.values(lease_owner=lease_owner, lease_until=self.database.now + lease_s)
         with self.database.transaction() as connection:
             return [(to_object(row), row.owner) for row in connection.execute(take.returning(*batches.c))]
 
-    def renew(self, batch_id: str, keeper: str, lease_s: float, counts: Counts) -> str | None:
+    def renew(self, batch_id: str, lease_owner: str, lease_s: float, counts: Counts) -> str | None:
         """Renew a process's lease of a batch and store its counts; returns the status, None if it is not its batch."""
-        mine = batches.update().where(batches.c.id == batch_id, batches.c.keeper == keeper)
+        mine = batches.update().where(batches.c.id == batch_id, batches.c.lease_owner == lease_owner)
         until = self.database.now + lease_s
         status = sa.case((batches.c.status == "validating", "in_progress"), else_=batches.c.status)
         change = mine.where(batches.c.status.in_(ACTIVE)).values(status=status, lease_until=until, **dict(counts))
@@ -146,9 +146,9 @@ class Batches:
             if not connection.execute(change).rowcount:
                 connection.execute(lines.insert().values(batch=batch_id, **values))
 
-    def finish(self, batch_id: str, keeper: str, status: str, **values: Any) -> None:
+    def finish(self, batch_id: str, lease_owner: str, status: str, **values: Any) -> None:
         """End a process's batch, and forget its lines; its videos expire `ttl_s` after it. values: further columns."""
-        mine = batches.update().where(batches.c.id == batch_id, batches.c.keeper == keeper)
+        mine = batches.update().where(batches.c.id == batch_id, batches.c.lease_owner == lease_owner)
         change = mine.where(batches.c.status.in_(ACTIVE))
         with self.database.transaction() as connection:
             if connection.execute(change.values(status=status, ended_at=self.database.now, **values)).rowcount:

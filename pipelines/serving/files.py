@@ -12,9 +12,9 @@ from pipelines.serving.errors import ApiError
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.tables import batches, files
 
-FILES_OF_OWNER = 10  # so many times the largest file may be stored for a key
+FILES_OF_OWNER = 10  # a key may store this many times limits.max_file_bytes
 MAX_ROWS = 100  # files that are deleted at a time
-USED = sa.select(batches.c.input_file_id).where(batches.c.ended_at.is_(None))  # by batches that have not ended
+USED = sa.select(batches.c.input_file_id).where(batches.c.ended_at.is_(None))  # inputs of batches that still run
 
 
 class FileObject(BaseModel):
@@ -31,7 +31,7 @@ class FileObject(BaseModel):
 
 
 class DeletedFile(BaseModel):
-    """What is left of a file."""
+    """Answer to the deletion of a file."""
 
     id: str
     object: Literal["file"] = "file"

@@ -41,12 +41,8 @@ def make(
         videos = list(
             pipe(
                 images,
-                [one["prompt"] for one in asked],
-                negative_prompt=[one["negative_prompt"] for one in asked],
-                motion_bucket=[one["motion_bucket"] for one in asked],
-                seed=[one["seed"] for one in asked],
-                guidance_scale=[one["guidance_scale"] for one in asked],
                 callback_on_step_end=on_step,
+                **request.own(asked),
                 **request.shared(asked[0]),
                 **latents(pipe, asked, made_from, images, on_inversion),
             ).frames

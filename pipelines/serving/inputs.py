@@ -1,4 +1,4 @@
-"""What a job is made from, as the store keeps it: an image as uploaded, or an image and the frames of a video."""
+"""Inputs of a job, as the store keeps them: the uploaded image, or an image and the frames of a video."""
 
 import io
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Inputs(NamedTuple):
-    """What a video is made from."""
+    """Inputs of a job."""
 
     image: bytes  # as uploaded; b"": the video's own first frame
     frames: np.ndarray | None = None  # of the video that is edited or extended: uint8 (N, H, W, 3)

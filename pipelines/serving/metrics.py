@@ -27,7 +27,7 @@ COUNT_EVERY_S = 10.0  # seconds between two counts of the jobs in the database
 
 
 class Metrics:
-    """What this process has counted and measured. Ray's exporter puts `ray_` before the names."""
+    """Counters, gauges and histograms of this process; Ray exports them with the prefix `ray_`."""
 
     def __init__(self) -> None:
         counter, gauge, histogram = metrics.Counter, metrics.Gauge, metrics.Histogram

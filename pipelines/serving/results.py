@@ -16,7 +16,7 @@ from pipelines.core import storage
 
 logger = logging.getLogger("ray.serve")
 
-# By variant; a video that is no mp4 has a variant of its own, named by its format. A webp would be taken for the
+# File endings by variant. A video in another format than mp4 is the variant of that name; .video.webp is not the
 # thumbnail.
 ENDINGS = {
     **{"video": ".mp4", "webm": ".webm", "gif": ".gif", "webp": ".video.webp"},

@@ -78,7 +78,7 @@ class Limits(BaseModel, frozen=True, extra="forbid"):
 
 
 class Webhooks(BaseModel, frozen=True, extra="forbid"):
-    """Who is told of the ends of videos. The secret of the signatures is in CINEMO_WEBHOOK_SECRET."""
+    """Receivers of webhooks. CINEMO_WEBHOOK_SECRET has the secret that signs them."""
 
     url: str | None = Field(None, description="URL to which the end of each video and batch is reported")
     by_request: bool = Field(False, description="let requests name a URL of their own, webhook_url")

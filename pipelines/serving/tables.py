@@ -102,7 +102,7 @@ batches = sa.Table(
     sa.Column("error_file_id", sa.String(64)),
     sa.Column("errors", sa.Text),  # JSON: of a file that is no batch
     sa.Column("metadata", sa.Text, key="notes"),  # JSON, as sent
-    sa.Column("keeper", sa.String(64)),  # the ingress that works on it
+    sa.Column("lease_owner", sa.String(64)),  # the ingress that works on it
     sa.Column("lease_until", sa.Float, nullable=False),
     sa.Column("expires_at", sa.Float, nullable=False),
     sa.Index("cinemo_batches_1_by_owner", "owner", "created_at", "id"),
