@@ -76,7 +76,7 @@ def find(dataset: str, description: Mapping[str, Any], spare: str, say: Callable
             changed = _first_change(storage.join(place, pointer["folder"]), files)
             older = f"the index of {dataset} is older than its files ({changed})"
             break
-    say(f"{older}: making one in {spare}, which reads the end of each of {len(files)} files")
+    say(f"{older}: making one in {spare}, which reads three columns of each of {len(files)} files")
     return write(build(dataset, files), spare, description, f"{older}; ")
 
 
@@ -131,7 +131,7 @@ def load(uri: str) -> Index:
 
 
 def build(dataset: str, files: Mapping[str, int]) -> Index:
-    """Make the index of a dataset's files, which reads the ends of all and three columns. Raises ValueError."""
+    """Make the index of a dataset from three columns of each of its files. Raises ValueError."""
     folder, names = data_folder(dataset), list(files)
     parts, progress = [], Progress("index", "files", len(names), every_s=10.0)
     with ThreadPoolExecutor(_READERS) as pool:

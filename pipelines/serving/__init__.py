@@ -1,9 +1,8 @@
 """The HTTP service: animations are queued in a database, made by replicas, and downloaded when they are done.
 
-The way of a request: api.py checks it (schema.py, body.py), store.py keeps it as a job, dispatch.py sends the job's id
-to a replica, replica.py makes the video, results.py writes it; then any ingress can serve it. deploy.py connects these
-to Ray Serve. keys.py knows who asks, and turns.py whose job is next; webhooks.py reports ends of jobs, and
-batch_runner.py sends files of requests.
+The way of a request: api.py checks it (schema.py, http/), store.py keeps it as a job (jobs/), dispatch.py sends the
+job's id to a replica, replica.py makes and writes the video (videos/); then any ingress can serve it. deploy.py
+connects these to Ray Serve. webhooks.py reports ends of jobs, and batch/ sends files of requests.
 """
 
 import logging

@@ -15,14 +15,17 @@ from fastapi.responses import FileResponse, RedirectResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 import cinemo
-from pipelines.serving import batch_routes, body, dialect, errors, guard, results, schema
-from pipelines.serving.dependencies import Owner, Sender, Shared
-from pipelines.serving.errors import ApiError
+from pipelines.serving import schema
+from pipelines.serving.batch import routes
+from pipelines.serving.http import body, dialect, errors, guard
+from pipelines.serving.http.dependencies import Owner, Sender, Shared
+from pipelines.serving.http.errors import ApiError
 from pipelines.serving.metrics import Metrics, queue_text
 from pipelines.serving.schema import ERRORS
 from pipelines.serving.served_models import Served
 from pipelines.serving.service import Service
 from pipelines.serving.store import Job
+from pipelines.serving.videos import results
 
 MAX_REQUEST_ID = 128  # characters that are kept
 Variant = Literal["video", "thumbnail", "spritesheet"]
@@ -62,7 +65,7 @@ def create_app(service: Service, metrics: Metrics, ready: Any) -> FastAPI:
     app.state.service, app.state.metrics, app.state.ready = service, metrics, ready
     errors.install(app)
     app.middleware("http")(guard.observe_and_guard)
-    for router in (videos, models, batch_routes.files, batch_routes.batches, operations):
+    for router in (videos, models, routes.files, routes.batches, operations):
         app.include_router(router)
     if origins := service.settings.allow_origins:
         allowed: dict[str, Any] = {"allow_origins": origins, "allow_methods": ["*"], "allow_headers": ["*"]}

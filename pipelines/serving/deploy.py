@@ -10,9 +10,10 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from pipelines.core import models, storage
-from pipelines.serving import keys, served_models, webhooks
+from pipelines.serving import served_models, webhooks
 from pipelines.serving.api import create_app
 from pipelines.serving.dispatch import Dispatcher
+from pipelines.serving.http import keys
 from pipelines.serving.metrics import Metrics, Tracker
 from pipelines.serving.replica import Animator
 from pipelines.serving.service import Service

@@ -16,10 +16,10 @@ from ray.exceptions import ActorDiedError
 
 from pipelines.animate.request import shape_of
 from pipelines.core import storage
-from pipelines.serving import results
+from pipelines.serving.jobs.turns import Turns
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import MAX_ROWS, Death, Job, Store
-from pipelines.serving.turns import Turns
+from pipelines.serving.videos import results
 
 logger = logging.getLogger("ray.serve")
 

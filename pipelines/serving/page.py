@@ -17,8 +17,9 @@ from fastapi import FastAPI
 from PIL import Image
 from pydantic import ValidationError
 
-from pipelines.serving import dialect, errors, schema
-from pipelines.serving.errors import ApiError
+from pipelines.serving import schema
+from pipelines.serving.http import dialect, errors
+from pipelines.serving.http.errors import ApiError
 from pipelines.serving.service import Service
 from pipelines.serving.store import Job
 

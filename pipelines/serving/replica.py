@@ -21,11 +21,11 @@ from cinemo import CinemoPipeline, checkpoint
 from pipelines.animate import request, videos
 from pipelines.core import models, storage
 from pipelines.core.precision import allow_tf32
-from pipelines.serving import frames, inputs, results
-from pipelines.serving.database import UNAVAILABLE
-from pipelines.serving.progress import Progress, StoppedError
+from pipelines.serving.jobs.database import UNAVAILABLE
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Death, Job, Store
+from pipelines.serving.videos import frames, inputs, results
+from pipelines.serving.videos.progress import Progress, StoppedError
 
 logger = logging.getLogger("ray.serve")
 

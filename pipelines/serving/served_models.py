@@ -8,7 +8,7 @@ from cinemo.sidecar import Request
 from cinemo.videowrite import MOST_FPS
 from pipelines.animate import request
 from pipelines.core import models
-from pipelines.serving.errors import ApiError
+from pipelines.serving.http.errors import ApiError
 from pipelines.serving.schema import VideoRequest
 from pipelines.serving.settings import Limits
 

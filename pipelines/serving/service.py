@@ -18,17 +18,19 @@ from typing import Any
 from opentelemetry import trace
 
 from pipelines.core import storage
-from pipelines.serving import dialect, inputs, keys, results, schema, sources, uploads, webhooks
-from pipelines.serving.batch_runner import Runner
-from pipelines.serving.batches import Batches
+from pipelines.serving import schema, webhooks
+from pipelines.serving.batch.batches import Batches
+from pipelines.serving.batch.files import Files
+from pipelines.serving.batch.runner import Runner
 from pipelines.serving.dispatch import Dispatcher
-from pipelines.serving.errors import ApiError
-from pipelines.serving.files import Files
-from pipelines.serving.ids import new_id
-from pipelines.serving.links import Links
+from pipelines.serving.http import dialect, keys, sources, uploads
+from pipelines.serving.http.errors import ApiError
+from pipelines.serving.http.links import Links
+from pipelines.serving.jobs.ids import new_id
 from pipelines.serving.served_models import Served
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Job, OtherRequestError, QueueFullError, Store
+from pipelines.serving.videos import inputs, results
 
 logger = logging.getLogger("ray.serve")
 

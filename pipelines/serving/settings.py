@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from pipelines.core import storage
 from pipelines.core.precision import AUTO, Precision, of_replica
-from pipelines.serving import outbound
+from pipelines.serving.http import outbound
 
 
 class Replicas(BaseModel, frozen=True, extra="forbid"):

@@ -17,11 +17,11 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from pipelines.serving import events, tables
-from pipelines.serving.database import Database, locked
-from pipelines.serving.ids import time_of
-from pipelines.serving.job import OPEN, Job, from_row, to_row
-from pipelines.serving.tables import images, ingresses, jobs, lines, tombstones
+from pipelines.serving.jobs import events, tables
+from pipelines.serving.jobs.database import Database, locked
+from pipelines.serving.jobs.ids import time_of
+from pipelines.serving.jobs.job import OPEN, Job, from_row, to_row
+from pipelines.serving.jobs.tables import images, ingresses, jobs, lines, tombstones
 
 Death = Literal["none", "device", "process"]  # why an attempt ended without a result; "none" is not counted
 LONG_QUEUE = 10_000  # from this limit on, the queue's length is not counted for every job, and may exceed it a little

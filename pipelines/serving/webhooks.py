@@ -13,10 +13,11 @@ from typing import Any
 
 from standardwebhooks import Webhook
 
-from pipelines.serving import events, outbound
-from pipelines.serving.database import Database
-from pipelines.serving.errors import ApiError
-from pipelines.serving.events import Event
+from pipelines.serving.http import outbound
+from pipelines.serving.http.errors import ApiError
+from pipelines.serving.jobs import events
+from pipelines.serving.jobs.database import Database
+from pipelines.serving.jobs.events import Event
 from pipelines.serving.settings import ServeSettings
 
 logger = logging.getLogger("ray.serve")

@@ -17,7 +17,8 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from cinemo.video import sample_clip
-from pipelines.serving import keys, service
+from pipelines.serving import service
+from pipelines.serving.http import keys
 from pipelines.serving.replica import Animator
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Store

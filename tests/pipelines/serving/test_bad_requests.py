@@ -10,8 +10,9 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from pipelines.serving import served_models, uploads
-from pipelines.serving.errors import ApiError
+from pipelines.serving import served_models
+from pipelines.serving.http import uploads
+from pipelines.serving.http.errors import ApiError
 from pipelines.serving.settings import Limits
 from tests.pipelines.serving.in_process import png, send, wait
 

@@ -13,7 +13,8 @@ import sqlalchemy as sa
 from fastapi.testclient import TestClient
 from openai import OpenAI
 
-from pipelines.serving import batch_runner, files, tables
+from pipelines.serving.batch import files, runner
+from pipelines.serving.jobs import tables
 from pipelines.serving.settings import Limits, ServeSettings
 from pipelines.serving.store import Store
 from tests.pipelines.serving.in_process import Stub, application, listening, png, serve
@@ -24,7 +25,7 @@ ENDED = ("completed", "failed", "cancelled")
 
 @pytest.fixture(autouse=True)
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch_runner, "POLL_S", 0.05)
+    monkeypatch.setattr(runner, "POLL_S", 0.05)
 
 
 def line(name: str, **changes: Any) -> dict[str, Any]:
@@ -105,7 +106,7 @@ def test_a_restart_sends_no_line_twice_and_loses_none_though_the_queue_is_short(
     store = Store(settings.store_url)
     with TestClient(application(settings, Stub(settings))) as client:
         service = client.app.state.service  # type: ignore[attr-defined]
-        service.dispatcher.animate["builtin:tiny"] = lambda *_: batch_runner.asyncio.sleep(3600)  # a replica that hangs
+        service.dispatcher.animate["builtin:tiny"] = lambda *_: runner.asyncio.sleep(3600)  # a replica that hangs
         batch_id = start(client, jsonl(*(line(f"{number}") for number in range(7))))
         until(lambda: store.counts().get("queued") == 2)
         file_id = client.get(f"/v1/batches/{batch_id}").json()["input_file_id"]
@@ -142,7 +143,7 @@ def test_a_cancelled_batch_ends_its_open_videos_and_keeps_the_others(tmp_path: P
 
         async def animate(job_id: str, shape: str) -> dict[str, Any]:
             if stub.begun:  # only the first ends
-                await batch_runner.asyncio.sleep(3600)
+                await runner.asyncio.sleep(3600)
             return await stub.animate(job_id, shape)
 
         service.dispatcher.animate["builtin:tiny"] = animate

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from pipelines.serving.ids import new_id, time_of
+from pipelines.serving.jobs.ids import new_id, time_of
 from pipelines.serving.replica import Animator
 from pipelines.serving.settings import ServeSettings
 from tests.pipelines.serving.in_process import FAST, busy, png, send, serve, wait

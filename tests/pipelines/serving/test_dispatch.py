@@ -10,12 +10,12 @@ import pytest
 from ray import ActorID
 from ray.exceptions import ActorDiedError
 
-from pipelines.serving import results
 from pipelines.serving.dispatch import Dispatcher
 from pipelines.serving.schema import VideoRequest
 from pipelines.serving.served_models import complete, look_up
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Job, Store
+from pipelines.serving.videos import results
 
 FILES = dict.fromkeys(results.ENDINGS, b"{}")
 

@@ -9,8 +9,8 @@ import yaml
 from fastapi.testclient import TestClient
 from pydantic import ValidationError
 
-from pipelines.serving import keys
-from pipelines.serving.keys import Keys, digest, from_environment, from_file
+from pipelines.serving.http import keys
+from pipelines.serving.http.keys import Keys, digest, from_environment, from_file
 from pipelines.serving.settings import Limits, ServeSettings
 from tests.pipelines.serving.in_process import Stub, application, send, serve
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.serving.links import check_allowed
+from pipelines.serving.http.links import check_allowed
 from pipelines.serving.settings import Limits, ServeSettings
 from tests.pipelines.serving.in_process import FAST, Stub, png, serve
 from tests.pipelines.serving.receiver import Receiver

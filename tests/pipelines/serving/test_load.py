@@ -16,11 +16,13 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from pipelines.serving import deploy, events, results, tables, webhooks
+from pipelines.serving import deploy, webhooks
 from pipelines.serving.dispatch import Dispatcher
+from pipelines.serving.jobs import events, tables
 from pipelines.serving.replica import Animator
 from pipelines.serving.settings import Limits, Replicas, ServeSettings, Webhooks
 from pipelines.serving.store import OPEN, Store
+from pipelines.serving.videos import results
 from tests.pipelines.serving.conftest import Postgres
 from tests.pipelines.serving.in_process import png
 from tests.pipelines.serving.receiver import Receiver

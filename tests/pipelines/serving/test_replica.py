@@ -17,10 +17,11 @@ from cinemo import CinemoPipeline
 from cinemo.video import probe, sample_clip, write_video
 from pipelines.animate.request import shape_of
 from pipelines.core import storage
-from pipelines.serving import replica, results, schema, served_models
+from pipelines.serving import replica, schema, served_models
 from pipelines.serving.replica import Animator
 from pipelines.serving.settings import Limits, Replicas, ServeSettings
 from pipelines.serving.store import Job
+from pipelines.serving.videos import results
 from tests.pipelines.serving.in_process import busy, png, watch
 
 

@@ -20,9 +20,10 @@ from cinemo.provenance import read_mark
 from cinemo.video import load_clip, probe
 from pipelines.animate import videos
 from pipelines.core import isolation, storage
-from pipelines.serving import results, uploads
+from pipelines.serving.http import uploads
 from pipelines.serving.replica import Animator
 from pipelines.serving.settings import ServeSettings
+from pipelines.serving.videos import results
 from tests.pipelines.serving.in_process import FAST, application, listening, png, send, wait
 
 SIZE = (64, 96)

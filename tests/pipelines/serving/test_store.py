@@ -12,8 +12,8 @@ import psutil
 import pytest
 import sqlalchemy as sa
 
-from pipelines.serving import database, tables
 from pipelines.serving import store as stores
+from pipelines.serving.jobs import database, tables
 from pipelines.serving.store import Job, OtherRequestError, QueueFullError, Store
 
 

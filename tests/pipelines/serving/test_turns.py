@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.serving.dispatch import Dispatcher
+from pipelines.serving.jobs.turns import Turns
 from pipelines.serving.settings import Replicas, ServeSettings
 from pipelines.serving.store import Store
-from pipelines.serving.turns import Turns
 from tests.pipelines.serving.test_dispatch import job
 
 

@@ -15,11 +15,12 @@ import sqlalchemy as sa
 from openai import InvalidWebhookSignatureError, OpenAI
 from pydantic import ValidationError
 
-from pipelines.serving import events, webhooks
-from pipelines.serving.events import Event
+from pipelines.serving import webhooks
+from pipelines.serving.jobs import events
+from pipelines.serving.jobs.events import Event
+from pipelines.serving.jobs.tables import events as table
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Store
-from pipelines.serving.tables import events as table
 from tests.pipelines.serving.in_process import Stub, send, serve, wait
 from tests.pipelines.serving.receiver import Receiver
 from tests.pipelines.serving.test_store import job, keep, store, url  # noqa: F401 - fixtures

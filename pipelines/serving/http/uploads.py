@@ -18,8 +18,8 @@ from cinemo.image import check_aspect, read_image
 from cinemo.motion import motion_bucket, motion_score
 from cinemo.video import VideoError, load_clip, probe
 from pipelines.core.isolation import DeadChildError, Sandbox
-from pipelines.serving import dialect
-from pipelines.serving.errors import ApiError
+from pipelines.serving.http import dialect
+from pipelines.serving.http.errors import ApiError
 
 AT_ONCE = 2  # files of one process; others wait
 TIMEOUT_S = 60.0

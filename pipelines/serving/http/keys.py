@@ -21,7 +21,7 @@ import yaml
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from pipelines.core import storage
-from pipelines.serving.errors import ApiError
+from pipelines.serving.http.errors import ApiError
 from pipelines.serving.settings import ServeSettings
 
 logger = logging.getLogger("ray.serve")

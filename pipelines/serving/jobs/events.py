@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from pipelines.serving.database import Database, locked
-from pipelines.serving.tables import events
+from pipelines.serving.jobs.database import Database, locked
+from pipelines.serving.jobs.tables import events
 
 LONGEST_PAUSE_S = 3600.0  # between two tries
 

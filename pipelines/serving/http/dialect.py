@@ -9,7 +9,7 @@ import difflib
 import json
 from typing import Any
 
-from pipelines.serving.errors import ApiError
+from pipelines.serving.http.errors import ApiError
 from pipelines.serving.schema import VideoRequest
 
 IMAGE = "input_reference"

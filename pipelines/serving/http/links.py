@@ -5,8 +5,8 @@ import urllib.parse
 from typing import Any
 
 from pipelines.core.patience import REFUSED
-from pipelines.serving import dialect, outbound
-from pipelines.serving.errors import ApiError
+from pipelines.serving.http import dialect, outbound
+from pipelines.serving.http.errors import ApiError
 from pipelines.serving.settings import ServeSettings
 
 AT_ONCE = 8  # images that a process fetches at a time; others wait

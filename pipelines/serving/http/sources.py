@@ -11,14 +11,14 @@ from typing import Any, NamedTuple, cast
 from cinemo.sidecar import Request
 from cinemo.videowrite import check_fps
 from pipelines.animate import request
-from pipelines.serving.dialect import IMAGE, REFERENCE
-from pipelines.serving.errors import ApiError
-from pipelines.serving.inputs import Inputs
+from pipelines.serving.http.dialect import IMAGE, REFERENCE
+from pipelines.serving.http.errors import ApiError
+from pipelines.serving.http.uploads import UploadReader
 from pipelines.serving.schema import VideoRequest
 from pipelines.serving.served_models import Served, check_work, complete, played
 from pipelines.serving.settings import Limits
 from pipelines.serving.store import Job
-from pipelines.serving.uploads import UploadReader
+from pipelines.serving.videos.inputs import Inputs
 
 MAX_CLIPS = 32  # most clips that an extension adds
 INHERITED = ("model", "size", "num_frames", "fps", "motion_bucket", "negative_prompt", "format")

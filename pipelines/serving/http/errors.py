@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from pipelines.serving.database import UNAVAILABLE
+from pipelines.serving.jobs.database import UNAVAILABLE
 
 logger = logging.getLogger("ray.serve")
 

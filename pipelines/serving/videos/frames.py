@@ -12,7 +12,7 @@ from cinemo.image import fit_pixels, read_image
 from cinemo.latents import encode_pixels
 from cinemo.sidecar import Request
 from pipelines.animate import request
-from pipelines.serving.inputs import Inputs
+from pipelines.serving.videos.inputs import Inputs
 
 OnStep = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]  # CinemoPipeline's callback_on_step_end
 

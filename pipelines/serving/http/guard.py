@@ -5,8 +5,8 @@ from typing import Any
 
 from fastapi import Request, Response
 
-from pipelines.serving import body
-from pipelines.serving.errors import ApiError
+from pipelines.serving.http import body
+from pipelines.serving.http.errors import ApiError
 from pipelines.serving.service import Service
 
 PAGE_POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'"

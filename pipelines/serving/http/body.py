@@ -10,7 +10,7 @@ from fastapi import Request
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from pipelines.serving.errors import ApiError
+from pipelines.serving.http.errors import ApiError
 
 MAX_FILES = 8
 MAX_FIELDS = 64

@@ -7,10 +7,10 @@ import sqlalchemy as sa
 from pydantic import BaseModel
 
 from pipelines.core import storage
-from pipelines.serving.database import Database
-from pipelines.serving.errors import ApiError
+from pipelines.serving.http.errors import ApiError
+from pipelines.serving.jobs.database import Database
+from pipelines.serving.jobs.tables import batches, files
 from pipelines.serving.settings import ServeSettings
-from pipelines.serving.tables import batches, files
 
 FILES_OF_OWNER = 10  # a key may store this many times limits.max_file_bytes
 MAX_ROWS = 100  # files that are deleted at a time

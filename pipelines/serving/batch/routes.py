@@ -8,11 +8,12 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.animate.request import Text
-from pipelines.serving import body, schema
-from pipelines.serving.batches import Batch
-from pipelines.serving.dependencies import Owner, Sender, Shared
-from pipelines.serving.errors import ApiError
-from pipelines.serving.files import DeletedFile, FileObject
+from pipelines.serving import schema
+from pipelines.serving.batch.batches import Batch
+from pipelines.serving.batch.files import DeletedFile, FileObject
+from pipelines.serving.http import body
+from pipelines.serving.http.dependencies import Owner, Sender, Shared
+from pipelines.serving.http.errors import ApiError
 
 files = APIRouter(prefix="/v1/files", tags=["batches"])
 batches = APIRouter(prefix="/v1/batches", tags=["batches"])

@@ -1,4 +1,4 @@
-"""Batches: files of requests for videos, as rows of the database; batch_runner.py works on them."""
+"""Batches: files of requests for videos, as rows of the database; runner.py works on them."""
 
 import json
 import re
@@ -8,11 +8,11 @@ from typing import Any, Literal, NamedTuple
 import sqlalchemy as sa
 from pydantic import BaseModel, Field
 
-from pipelines.serving import events
-from pipelines.serving.database import Database, locked
-from pipelines.serving.errors import ApiError
+from pipelines.serving.http.errors import ApiError
+from pipelines.serving.jobs import events
+from pipelines.serving.jobs.database import Database, locked
+from pipelines.serving.jobs.tables import batches, jobs, lines
 from pipelines.serving.settings import ServeSettings
-from pipelines.serving.tables import batches, jobs, lines
 
 ACTIVE = ("validating", "in_progress", "cancelling")
 MOST_ACTIVE = 20  # batches of an owner

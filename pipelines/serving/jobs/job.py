@@ -5,7 +5,7 @@ import json
 from typing import Any, Literal
 
 from cinemo.sidecar import Request
-from pipelines.serving.tables import jobs
+from pipelines.serving.jobs.tables import jobs
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
 OPEN: tuple[Status, ...] = ("queued", "in_progress")

@@ -12,11 +12,12 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from pipelines.serving import errors, schema
-from pipelines.serving.batches import Batch, Batches, Counts, Line
-from pipelines.serving.errors import ApiError
-from pipelines.serving.files import Files, place_of
-from pipelines.serving.job import Job
+from pipelines.serving import schema
+from pipelines.serving.batch.batches import Batch, Batches, Counts, Line
+from pipelines.serving.batch.files import Files, place_of
+from pipelines.serving.http import errors
+from pipelines.serving.http.errors import ApiError
+from pipelines.serving.jobs.job import Job
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Store
 from pipelines.sources import places
