@@ -31,6 +31,8 @@ BENCHMARKS = (
     ("train_step.py", 1, False),
     ("train.py", 1, True),
     ("average.py", 1, False),
+    ("train_scale.py", 1, False),
+    ("train_runs.py", 1, True),
     ("serve.py", 1, False),
     ("serve_scale.py", 1, True),
     ("animate.py scheduling", 1, False),

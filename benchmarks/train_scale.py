@@ -131,8 +131,8 @@ def make_dataset(folder: Path, clips: int, shape: tuple[int, ...], per_file: int
     return described
 
 
-def serve(connection: Any) -> None:
-    """An S3 server that waits 50 ms before every request."""
+def serve(connection: Any, delay: float, part: str) -> None:
+    """An S3 server that waits before each request whose path has a part; for each message, sends the seconds so far."""
     from moto.server import ThreadedMotoServer
 
     from tests.pipelines.outage import Outage
@@ -141,16 +141,26 @@ def serve(connection: Any) -> None:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     proxy = Outage("http://{}:{}".format(*server.get_host_and_port()))
-    proxy.delay = lambda method, path: 0.05
+    waits = []
+
+    def wait(method: str, path: str) -> float:
+        waits.append(delay if part in path else 0.0)
+        return waits[-1]
+
+    proxy.delay = wait
     connection.send(proxy.address)
-    connection.recv()
+    while connection.recv() != "stop":
+        connection.send(sum(waits))
 
 
 @contextmanager
-def slow_storage() -> Iterator[None]:
-    """Run such a server in a process of its own; it is S3 for this process and those that it starts."""
+def slow_storage(delay: float = 0.05, part: str = "") -> Iterator[Any]:
+    """Run such a server in a process of its own; it is S3 for this process and those that it starts.
+
+    delay: seconds before each request whose path has `part`. Yields a connection to that process (serve).
+    """
     ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=serve, args=(theirs,))
+    process = multiprocessing.get_context("spawn").Process(target=serve, args=(theirs, delay, part))
     process.start()
     os.environ |= {"AWS_ENDPOINT_URL": ours.recv(), "AWS_DEFAULT_REGION": "us-east-1"}
     os.environ |= dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "of-the-benchmark")
@@ -158,7 +168,7 @@ def slow_storage() -> Iterator[None]:
         import fsspec
 
         fsspec.filesystem("s3").mkdir("scale")
-        yield
+        yield ours
     finally:
         ours.send("stop")
         process.join()
