@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ class CinemoUNetOutput(BaseOutput):
     features: Tensor | None = None
 
 
-class CinemoUNet(ModelMixin, ConfigMixin):
+class CinemoUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """The residual motion U-Net. The defaults are the paper's full size (911,092,740 parameters).
 
     in_channels, out_channels: latent channels. block_out_channels: width of each level, widest last.

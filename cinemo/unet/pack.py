@@ -14,32 +14,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cinemo.unet.adapters import active_in, add_adapters, base_of
+
 TILE = 16  # rows of an AMX tile
 PIECE_BYTES = 2**24  # of a weight
 _packed: WeakKeyDictionary[nn.Conv2d, tuple[Any, Tensor]] = WeakKeyDictionary()  # (version of the weight, packed copy)
 
 
 def linear(layer: nn.Linear, x: Tensor, plus: Tensor | None = None) -> Tensor:
-    """layer(x), or plus + layer(x)."""
-    if not is_fast(x, layer.weight):
-        return layer(x) if plus is None else plus + layer(x)
-    if plus is None:
-        return torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, "none", [], "")
-    return torch.ops.mkldnn._linear_pointwise.binary(x, plus, layer.weight, layer.bias, "add")
+    """layer(x), or plus + layer(x), with the layer's adapters."""
+    base = base_of(layer)
+    if not is_fast(x, base.weight):
+        out = base(x) if plus is None else plus + base(x)
+    elif plus is None:
+        out = torch.ops.mkldnn._linear_pointwise(x, base.weight, base.bias, "none", [], "")
+    else:
+        out = torch.ops.mkldnn._linear_pointwise.binary(x, plus, base.weight, base.bias, "add")
+    return add_adapters(layer, x, out)
 
 
 def geglu(layer: nn.Linear, x: Tensor) -> Tensor:
     """hidden * GELU(gate), for a layer that outputs hidden and gate side by side: (..., C) -> (..., half its width)."""
-    if not is_fast(x, layer.weight):
-        hidden, gate = layer(x).chunk(2, dim=-1)
+    base = base_of(layer)
+    if active_in(layer) or not is_fast(x, base.weight):
+        hidden, gate = linear(layer, x).chunk(2, dim=-1)
         return hidden * F.gelu(gate)
-    (hidden_weight, gate_weight), (hidden_bias, gate_bias) = layer.weight.chunk(2), layer.bias.chunk(2)
+    (hidden_weight, gate_weight), (hidden_bias, gate_bias) = base.weight.chunk(2), base.bias.chunk(2)
     gate = torch.ops.mkldnn._linear_pointwise(x, gate_weight, gate_bias, "gelu", [], "none")
     return torch.ops.mkldnn._linear_pointwise.binary(x, gate, hidden_weight, hidden_bias, "mul")
 
 
 def conv2d(conv: nn.Conv2d, x: Tensor, plus: Tensor | None = None) -> Tensor:
-    """conv(x), or plus + conv(x), for x (B, C, H, W), channels last in memory."""
+    """conv(x), or plus + conv(x), with the layer's adapters, for x (B, C, H, W), channels last in memory."""
+    return add_adapters(conv, x, _conv2d(base_of(conv), x, plus))
+
+
+def _conv2d(conv: nn.Conv2d, x: Tensor, plus: Tensor | None) -> Tensor:
     if not is_fast(x, conv.weight):
         out = _convolve_in_parts(conv, x)
         return out if plus is None else plus + out
