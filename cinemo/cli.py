@@ -74,11 +74,11 @@ def score(
 @app.command()
 def info(
     what: Annotated[
-        str, typer.Argument(help="builtin:tiny, a model directory or a hub id; a dataset; a job's video or its .json")
+        str, typer.Argument(help="a model (builtin:tiny, directory, hub id), LoRA, dataset, or a job's video or .json")
     ],
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Show where a model, a video or a dataset came from; for a model, also its parts, sizes and fingerprint."""
+    """Show where a model, a LoRA, a video or a dataset came from; of a model, also its parts, sizes and fingerprint."""
     from cinemo import lineage
     from cinemo.checkpoint import describe, resolve
 

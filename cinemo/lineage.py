@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cinemo import checkpoint, credentials, provenance
+from cinemo import checkpoint, credentials, lora, provenance
 from cinemo.sidecar import Sidecar
 
 DATASET_NAME = "dataset.json"
@@ -21,7 +21,7 @@ MEDIA_ENDINGS = (".mp4", ".webm", ".gif", ".webp", ".png", ".jpg", ".jpeg")
 class Node:
     """One step of the chain. fingerprint: of the content at the time of use. note: why the chain is incomplete here."""
 
-    kind: str  # video, model, run, dataset, sources, recipe, weights
+    kind: str  # video, model, lora, run, dataset, sources, recipe, weights
     name: str
     relation: str = ""  # of the node above to this one: "trained on", ...
     fingerprint: str | None = None
@@ -31,7 +31,7 @@ class Node:
 
 
 def trace(place: str) -> Node:
-    """Lineage of a video or its sidecar, a dataset's folder, or a MODEL as users write it.
+    """Lineage of a video or its sidecar, a dataset's folder, a LoRA's folder or file, or a MODEL as users write it.
 
     Raises ValueError if `place` is none of these.
     """
@@ -42,6 +42,8 @@ def trace(place: str) -> Node:
         return of_video(path)
     if (path / DATASET_NAME).is_file():
         return of_dataset(str(path.absolute()))
+    if path.suffix == ".safetensors" or (path / lora.WEIGHTS_NAME).is_file():
+        return of_lora(place)
     directory = checkpoint.resolve(place)
     parents = of_card(checkpoint.read_card(directory).lineage)
     return Node("model", place, fingerprint=checkpoint.fingerprint(directory), came_from=parents)
@@ -74,7 +76,7 @@ def of_video(sidecar: Path) -> Node:
     facts |= run_of(sidecar.parent.parent)
     recorded = contents.get("model_lineage") or {}
     model = of_model(str(contents.get("model", "")), contents["model_fingerprint"], recorded, "animated by")
-    return Node("video", str(sidecar), facts=facts, came_from=[model])
+    return Node("video", str(sidecar), facts=facts, came_from=[model, *map(of_used_lora, contents.get("loras") or [])])
 
 
 def of_model(name: str, fingerprint: str, recorded: dict[str, Any], relation: str) -> Node:
@@ -94,6 +96,28 @@ def of_model(name: str, fingerprint: str, recorded: dict[str, Any], relation: st
             return Node("model", name, relation, current, came_from=of_card(checkpoint.read_card(directory).lineage))
         note = f"another model is there now, {current[:12]}"
     return Node("model", name or "unknown", relation, fingerprint, note=note, came_from=of_card(recorded))
+
+
+def of_lora(place: str) -> Node:
+    """Lineage of a LoRA's folder or file. Raises ValueError if it has none."""
+    file = lora.find(place)
+    card = lora.read_adapter_card(file)
+    facts = {"rank": card.rank, "alpha": card.alpha, "targets": card.targets, "trigger_words": card.trigger_words}
+    facts = {name: value for name, value in facts.items() if value}
+    note = None if card.lineage else "another tool wrote it, and it does not say what it was trained on"
+    return Node("lora", place, "", lora.fingerprint(file), facts, note, of_card(card.lineage))
+
+
+def of_used_lora(recorded: dict[str, Any]) -> Node:
+    """Lineage of a LoRA by what a video's sidecar recorded: path, fingerprint, weight and lineage."""
+    name, fingerprint = str(recorded.get("path", "unknown")), recorded.get("fingerprint")
+    facts, note = {"weight": recorded.get("weight")}, "not on this machine"
+    if Path(name).exists():
+        found = of_lora(name)
+        if found.fingerprint == fingerprint:
+            return replace(found, relation="with", facts=facts | found.facts)
+        note = f"another LoRA is there now, {str(found.fingerprint)[:12]}"
+    return Node("lora", name, "with", fingerprint, facts, note, of_card(recorded.get("lineage") or {}))
 
 
 def of_card(lineage: dict[str, Any]) -> list[Node]:

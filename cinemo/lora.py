@@ -168,8 +168,9 @@ def write(
     text = redact(json.dumps(asdict(card), indent=2, sort_keys=True))
     described = {PREFIX + name: value for name, value in config.items()}
     metadata = {"format": "pt", CONFIG_KEY: json.dumps(described, sort_keys=True), CARD_KEY: text}
-    with tempfile.TemporaryDirectory(prefix=".lora-", dir=folder) as aside:
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as aside:
         save_file(dict(state), Path(aside) / WEIGHTS_NAME, metadata=metadata)
+        (Path(aside) / WEIGHTS_NAME).chmod(0o644)  # the library lets nobody else read it
         (Path(aside) / CARD_NAME).write_text(text + "\n")
         for name in (CARD_NAME, WEIGHTS_NAME):
             os.replace(Path(aside) / name, folder / name)
@@ -191,10 +192,8 @@ def check_base(card: AdapterCard, model: Path, name: str, lora: str) -> None:
         )
 
 
-def add_adapter(
-    unet: Any, rank: int, alpha: float, targets: str, name: str = "default", seed: int = 0
-) -> dict[str, Any]:
-    """Add a new adapter to train, which changes nothing yet, and freeze all other weights; returns its configuration.
+def add_adapter(unet: Any, rank: int, alpha: float, targets: str, name: str = "default", seed: int = 0) -> None:
+    """Add a new adapter to train, which changes nothing yet, and freeze all other weights.
 
     alpha: the adapter's output is multiplied by alpha / rank. targets: a name in TARGETS. Raises ValueError.
     """
@@ -205,11 +204,20 @@ def add_adapter(
         raise ValueError(f"rank {rank} of a LoRA adapter should be at least 1, such as 16")
     if targets not in TARGETS:
         raise ValueError(f"targets {targets!r} of a LoRA adapter are unknown; use one of {', '.join(TARGETS)}")
-    config = {"r": rank, "lora_alpha": alpha, "target_modules": list(TARGETS[targets])}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        unet.add_adapter(LoraConfig(**config), name)
-    return config
+        unet.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(TARGETS[targets])), name)
+
+
+def adapter_config(unet: Any, name: str = "default") -> dict[str, Any]:
+    """What of an adapter's configuration its file needs."""
+    config = unet.peft_config[name]
+    modules = config.target_modules
+    return {
+        "r": config.r,
+        "lora_alpha": config.lora_alpha,
+        "target_modules": modules if isinstance(modules, str) else sorted(modules),
+    }
 
 
 def state_of(unet: Any, name: str = "default") -> dict[str, "Tensor"]:

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cinemo import checkpoint as model_directory
+from cinemo import lora
 from cinemo.lineage import Node, lines, trace
 
 
@@ -89,6 +91,20 @@ def test_a_model_that_was_replaced_or_is_away_is_said_and_what_was_recorded_goes
     replaced = trace(write_sidecar(folder / "replaced.json", made["first"], "f" * 64))
     assert "another model is there now" in str(find(replaced, "model")[0].note)
     assert not find(replaced, "dataset")
+
+
+def test_the_loras_of_a_video_are_followed_too(made: dict[str, Any], tmp_path: Path) -> None:
+    trained = {"dataset": made["dataset"], "dataset_fingerprint": "d" * 64, "init": "builtin:tiny", "run_id": "run-3"}
+    file = lora.write(tmp_path / "lora", {"x": torch.zeros(1)}, {}, lora.AdapterCard("builtin:tiny", lineage=trained))
+    there = {"path": str(file.parent), "fingerprint": lora.fingerprint(file), "weight": 0.5, "lineage": trained}
+    gone, changed = {**there, "path": "/nowhere"}, {**there, "fingerprint": "f" * 64}
+    sidecar = write_sidecar(tmp_path / "a.json", made["second"], made["print"], loras=[there, gone, changed])
+    used = find(trace(sidecar), "lora")
+    assert [(node.relation, node.facts["weight"], find(node, "run")[0].name) for node in used] == [
+        ("with", 0.5, "run-3")
+    ] * 3
+    notes = [None, "not on this machine", f"another LoRA is there now, {there['fingerprint'][:12]}"]
+    assert [node.note for node in used] == notes
 
 
 def test_a_dataset_that_was_made_anew_is_said(made: dict[str, Any], checkpoint: Path, tmp_path: Path) -> None:

@@ -24,8 +24,7 @@ def trained() -> CinemoUNet:
 
 @pytest.fixture
 def file(trained: CinemoUNet, tmp_path: Path) -> Path:
-    config = {"r": 4, "lora_alpha": 8, "target_modules": list(lora.TARGETS["all"])}
-    return lora.write(tmp_path / "lora", lora.state_of(trained), config, CARD)
+    return lora.write(tmp_path / "lora", lora.state_of(trained), lora.adapter_config(trained), CARD)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -26,6 +26,7 @@ class Motion(NamedTuple):
     down: float
     outward: float  # at one height from the centre: zooming in is positive
     clockwise: float
+    wider: float  # at one height from the centre: stretching sideways, less twice what it changes upwards
     object_right: float  # the tenth of the pixels that departs most from the background
     object_down: float
 
@@ -49,7 +50,7 @@ def measure(frames: np.ndarray) -> tuple[Motion, float]:
     Consistency: mean SSIM of a frame with the one two later, warped back along the flow. 1 is content that only moves;
     content that appears, vanishes, flickers or deforms lowers it.
     """
-    total = np.zeros(6)
+    total = np.zeros(len(Motion._fields))
     similar = []
     for before, after, flow in flows(small_grey(frames)):
         total += clip_motion(flow)
@@ -60,7 +61,7 @@ def measure(frames: np.ndarray) -> tuple[Motion, float]:
 
 
 def clip_motion(flow: np.ndarray) -> np.ndarray:
-    """Reduce one flow (2, h, w) to the six numbers of Motion: a robust affine fit, and the motion of outliers."""
+    """Reduce one flow (2, h, w) to the numbers of Motion: a robust affine fit, and the motion of outliers."""
     height, width = flow.shape[1:]
     y, x = np.mgrid[0:height, 0:width]
     y, x = (y - (height - 1) / 2) / height, (x - (width - 1) / 2) / height
@@ -74,7 +75,8 @@ def clip_motion(flow: np.ndarray) -> np.ndarray:
         weights = 1 / np.hypot(1, error / (np.median(error) + 1e-9))
     far = error[:, 0] >= np.quantile(error, 0.9)
     outward, clockwise = (fit[1, 0] + fit[2, 1]) / 2, (fit[1, 1] - fit[2, 0]) / 2
-    return np.array([*fit[0], outward, clockwise, *rest[far].mean(axis=0)])
+    wider = fit[1, 0] - 2 * abs(fit[2, 1])
+    return np.array([*fit[0], outward, clockwise, wider, *rest[far].mean(axis=0)])
 
 
 def agrees(motion: Motion, kind: str, direction: str) -> bool | None:
@@ -83,6 +85,7 @@ def agrees(motion: Motion, kind: str, direction: str) -> bool | None:
     kind, direction: as in cinemo.synthetic. A camera that pans left moves the content to the right.
     """
     sign = {"left": -1, "right": 1, "up": -1, "down": 1, "in": 1, "out": -1, "clockwise": 1, "counterclockwise": -1}
+    sign |= {"wide": 1}
     if direction not in sign:
         return None
     across = direction in ("left", "right")
@@ -91,5 +94,6 @@ def agrees(motion: Motion, kind: str, direction: str) -> bool | None:
         "object": motion.object_right if across else motion.object_down,
         "zoom": motion.outward,
         "rotate": motion.clockwise,
+        "stretch": motion.wider,
     }[kind]
     return bool(measured * sign[direction] > LEAST)

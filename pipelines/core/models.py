@@ -50,6 +50,14 @@ def resolve(model: str) -> Path:
     return checkpoint.resolve(fetch(model) if model.startswith("models:") else model)
 
 
+def lora_directory(place: str) -> str:
+    """Place of an adapter on this node: a registered one's folder, and any other place as it is. Raises ValueError.
+
+    place: returned by `absolute`.
+    """
+    return str(fetch(place)) if place.startswith("models:") else place
+
+
 def fingerprint(directory: Path) -> str:
     """checkpoint.fingerprint, cached per process until a file's name, size or modification time changes."""
     stats = {path: path.stat() for path in directory.rglob("*") if path.is_file()}
@@ -133,16 +141,17 @@ def check_name(name: str) -> str:
 
 
 def register(name: str, model: str, tags: Mapping[str, str], log: tracking.Log) -> str | None:
-    """Put a model directory (path or URI) into the registry; returns models:/NAME/VERSION.
+    """Put the directory of a model or a LoRA (path or URI) into the registry; returns models:/NAME/VERSION.
 
-    name: NAME or NAME@ALIAS. tags: must include tracking.FINGERPRINT. An error must not fail a finished training: it
-    prints a warning with the remedy and returns None.
+    name: NAME or NAME@ALIAS. tags: of the version, with tracking.FINGERPRINT if the directory's is known. An error must
+    not fail a finished training: it prints a warning with the remedy and returns None.
     """
     name, _, alias = name.partition("@")
     alias = alias or DEFAULT_ALIAS
     try:
         with tempfile.TemporaryDirectory() as folder:
             directory = Path(model) if storage.is_local(model) else storage.download(model, Path(folder) / "model")
+            tags = {tracking.FINGERPRINT: fingerprint(directory), **tags}
             version = tracking.register(log, directory, name, alias, tags)
     except Exception as error:
         print(

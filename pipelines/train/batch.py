@@ -52,7 +52,7 @@ def draw_batch(
         generator = named_generator(f"{config.seed}\n{step}\n{clip.clip_id}")
         timestep = torch.randint(0, num_train_timesteps, (), generator=generator)
         drops_prompt = torch.rand((), generator=generator).item() < config.prompt_drop
-        text = embed("") if drops_prompt else caption_features(clip, embed)
+        text = embed("") if drops_prompt else caption_features(clip, embed, config.trigger_words)
         latents, text, motion_bucket, timestep, noise = inputs(clip, text, timestep, generator, motion)
         if config.noise_offset:
             noise = noise + config.noise_offset * torch.randn((len(noise), 1, 1, 1), generator=generator)
@@ -65,9 +65,17 @@ def named_generator(name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1)
 
 
-def caption_features(clip: Clip, embed: TextFeatures) -> torch.Tensor:
-    """Text features (T, D) of a clip's caption: from the dataset, or encoded now where it has none."""
-    return embed(clip.caption) if clip.text_embeds is None else torch.from_numpy(clip.text_embeds)
+def caption_features(clip: Clip, embed: TextFeatures, trigger_words: str = "") -> torch.Tensor:
+    """Text features (T, D) of a clip's caption: from the dataset, or encoded now where it has none that fit."""
+    caption = with_trigger_words(clip.caption, trigger_words)
+    if clip.text_embeds is None or caption != clip.caption:
+        return embed(caption)
+    return torch.from_numpy(clip.text_embeds)
+
+
+def with_trigger_words(caption: str, words: str) -> str:
+    """Put words before a caption that does not contain them."""
+    return caption if words in caption else ", ".join(filter(None, [words, caption]))
 
 
 def inputs(

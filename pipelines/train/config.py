@@ -48,6 +48,19 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", populate_by_name=True)
     preset: Literal["tiny", "base"] = Field("tiny", description="defaults for a small run, or for the paper's")
     init: str = Field("builtin:tiny", description="initial weights of the U-Net: a model, lavie:PATH, or none (random)")
     components: str = Field("builtin:tiny", description="model of the other parts when --init is none or lavie:PATH")
+    lora_rank: int | None = Field(
+        None, ge=1, description="train LoRA adapters of this rank on the model of --init, not the weights themselves"
+    )
+    lora_alpha: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="adapters are multiplied by this over the rank; default: the rank"
+    )
+    lora_targets: Literal["attention", "motion", "all"] = Field(
+        "attention",
+        description="layers with adapters: attention, temporal attention alone, or all linear and convolution layers",
+    )
+    trigger_words: str = Field(
+        "", description="text put before every caption, and named in the card, for prompts that want the LoRA"
+    )
     zero_stage: int = Field(2, ge=0, le=3, description="DeepSpeed ZeRO stage; may change when a run is resumed")
     num_workers: Annotated[int | str, BeforeValidator(_worker_range)] = Field(
         2, description="training processes; LOW:HIGH follows the size of the cluster; may change when a run is resumed"
@@ -66,7 +79,9 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", populate_by_name=True)
         4, ge=1, description="most clips that a worker computes at once; gradients are accumulated"
     )
     learning_rate: float = Field(
-        2e-3, gt=0, description="Adam's, after the warm-up; 1e-4 by default from trained weights"
+        2e-3,
+        gt=0,
+        description="Adam's, after the warm-up; default from trained weights: 1e-4, or 5e-3 for a LoRA of builtin:tiny",
     )
     warmup_steps: int = Field(5, ge=0, description="steps over which the learning rate rises to its value")
     lr_schedule: Literal["constant", "cosine", "linear"] = Field(
@@ -134,8 +149,12 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", populate_by_name=True)
     @classmethod
     def _preset_gives_defaults(cls, given: dict[str, Any]) -> dict[str, Any]:
         chosen = {**PRESETS.get(given.get("preset", "tiny"), {}), **given}
-        if chosen.get("init", "builtin:tiny") != "none":  # trained weights need a smaller one
-            chosen.setdefault("learning_rate", 1e-4)
+        if chosen.get("lora_rank") is not None and "init" not in given:  # adapters need a whole model
+            chosen["init"] = chosen.get("components", "builtin:tiny")
+        init = chosen.get("init", "builtin:tiny")
+        if init != "none":  # trained weights need a smaller one, the adapters of a small model a larger one
+            is_small = chosen.get("lora_rank") is not None and init.startswith("builtin:")
+            chosen.setdefault("learning_rate", 5e-3 if is_small else 1e-4)
         return chosen
 
     @model_validator(mode="after")
@@ -160,7 +179,17 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", populate_by_name=True)
             self._check_decay()
         if self.stream.score_only:
             raise ValueError("--stream.score-only leaves nothing to train on; remove it")
+        self._check_lora()
         return self
+
+    def _check_lora(self) -> None:
+        if self.lora_rank is not None and not self.has_model:
+            raise ValueError(
+                f"--lora-rank {self.lora_rank} trains adapters of a trained model, which --init {self.init} is not; "
+                "give the name or directory of one"
+            )
+        if self.lora_rank is None and (self.lora_alpha or self.lora_targets != "attention" or self.trigger_words):
+            raise ValueError("--lora-alpha, --lora-targets and --trigger-words need --lora-rank, such as 16")
 
     def _check_decay(self) -> None:
         if self.min_learning_rate > self.learning_rate:
@@ -200,6 +229,16 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", populate_by_name=True)
     def has_model(self) -> bool:
         """True when the U-Net starts from a model directory, not from random or LaVie's weights."""
         return self.init != "none" and not self.init.startswith("lavie:")
+
+    @property
+    def alpha(self) -> float:
+        """LoRA's alpha; the rank by default, as in diffusers."""
+        return self.lora_alpha or float(self.lora_rank or 0)
+
+    @property
+    def product(self) -> Literal["model", "lora"]:
+        """What a run makes: the name of its folder in the output."""
+        return "model" if self.lora_rank is None else "lora"
 
     @property
     def source_model(self) -> str:

@@ -104,9 +104,13 @@ def prediction_type(config: TrainConfig) -> str:
 
 
 def load_unet(config: TrainConfig) -> "CinemoUNet":
-    """Load the U-Net that --init names, in training mode: a model's, LaVie's, or random weights from the seed."""
+    """Load the U-Net that --init names, in training mode: a model's, LaVie's, or random weights from the seed.
+
+    With --lora-rank it has new adapters, drawn from the seed, and all else is frozen.
+    """
     import torch
 
+    from cinemo import lora
     from cinemo.unet import CinemoUNet
 
     torch.manual_seed(config.seed)  # the same random weights in every worker
@@ -116,4 +120,6 @@ def load_unet(config: TrainConfig) -> "CinemoUNet":
         unet = CinemoUNet.from_config(CinemoUNet.load_config(directory(config) / "unet"))
     else:
         unet = checkpoint.load_unet(directory(config))
+    if config.lora_rank is not None:
+        lora.add_adapter(unet, config.lora_rank, config.alpha, config.lora_targets, seed=config.seed)
     return unet.train()

@@ -80,7 +80,8 @@ def start_engine(config: TrainConfig, unet: CinemoUNet, world_size: int) -> tupl
         # Layers of one kind share their code, and each of their shapes is compiled once.
         torch._dynamo.config.recompile_limit = max(COMPILED_SHAPES, torch._dynamo.config.recompile_limit)
         unet.compile_repeated_blocks(dynamic=False)
-    optimizer = AdamWithAverage(unet.parameters(), config.learning_rate, config.ema_decay, config.weight_decay)
+    trained = [weight for weight in unet.parameters() if weight.requires_grad]
+    optimizer = AdamWithAverage(trained, config.learning_rate, config.ema_decay, config.weight_decay)
     engine, *_ = deepspeed.initialize(model=unet, optimizer=optimizer, config=deepspeed_config(config, world_size))
     return engine, optimizer
 

@@ -1,4 +1,4 @@
-"""Turn a checkpoint into a U-Net, a model directory, and sheets of samples.
+"""Turn a checkpoint into a U-Net, a model directory or a LoRA, and sheets of samples.
 
 The weights are read from a checkpoint's folder, so that neither the ZeRO stage nor other workers matter. A sheet shows
 animations by a model in training beside the clips that they should resemble, as one picture.
@@ -8,12 +8,13 @@ import io
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 
 import cinemo
-from cinemo import checkpoint
+from cinemo import checkpoint, lora
 from cinemo.image import fit_pixels, read_image
 from cinemo.latents import decode_latents
 from cinemo.sheet import contact_sheet
@@ -21,9 +22,9 @@ from cinemo.unet import CinemoUNet
 from pipelines.core import models, storage, tracking
 from pipelines.dataset.reader import Clip
 from pipelines.train import data
-from pipelines.train.batch import named_generator
+from pipelines.train.batch import named_generator, with_trigger_words
 from pipelines.train.config import TrainConfig
-from pipelines.train.state import read_fragments
+from pipelines.train.state import read_fragments, trained_weights
 
 SHOWN = 3  # clips on a sheet
 STEPS = 10  # inference steps: enough to see motion
@@ -88,7 +89,7 @@ def draw_sheet(
             pixels = fit_pixels(image, size[0], size[1], exact=True)
         sampled = pipe(
             image,
-            clip.caption,
+            with_trigger_words(clip.caption, config.trigger_words),
             motion_bucket=clip.bucket,
             num_frames=latents.shape[2],
             num_inference_steps=STEPS,
@@ -105,19 +106,23 @@ def draw_sheet(
 
 def trained_unet(config: TrainConfig, saved: str | Path) -> CinemoUNet:
     """Load the U-Net of a checkpoint's folder: the moving average of its weights, or the last ones without average."""
-    if config.init.startswith("lavie:"):
+    if config.lora_rank is not None:
+        unet = data.load_unet(config)
+    elif config.init.startswith("lavie:"):
         unet = CinemoUNet()
     else:
         unet = CinemoUNet.from_config(CinemoUNet.load_config(data.directory(config) / "unet"))
     fragments, steps = read_fragments(saved)
     key = "ema" if config.ema_decay and steps else "fp32"
     with torch.no_grad():
-        for name, weight in unet.named_parameters():
+        for name, weight in trained_weights(unet):
             weight.copy_(torch.cat(fragments[name][key]).view_as(weight))
     return unet
 
 
-def export(config: TrainConfig, saved: str | Path, motion: dict[str, str], run_id: str | None, output: str) -> str:
+def export_model(
+    config: TrainConfig, saved: str | Path, motion: dict[str, str], run_id: str | None, output: str
+) -> str:
     """Write OUTPUT/model from a checkpoint's folder; returns the model's fingerprint."""
     source, unet = data.directory(config), trained_unet(config, saved)
     dataset = data.describe(config)
@@ -126,18 +131,7 @@ def export(config: TrainConfig, saved: str | Path, motion: dict[str, str], run_i
         sizes=[(dataset["height"], dataset["width"])],
         lengths=[dataset["num_frames"]],
         sampling=checkpoint.read_card(source).sampling if config.has_model else {},
-        lineage={
-            "dataset": config.dataset,
-            "dataset_fingerprint": dataset["fingerprint"],
-            "sources": dataset["input"],
-            "init": config.init,
-            **({"init_fingerprint": models.fingerprint(source)} if config.has_model else {}),
-            "output": config.output,
-            "steps": config.max_steps,
-            "ema_decay": config.ema_decay,
-            "run_id": run_id,
-            "code_version": cinemo.__version__,
-        },
+        lineage=lineage_of(config, dataset, run_id),
     )
     if storage.is_local(output):
         model = checkpoint.export_model(source, unet, Path(output) / "model", card, data.prediction_type(config))
@@ -145,3 +139,44 @@ def export(config: TrainConfig, saved: str | Path, motion: dict[str, str], run_i
     with tempfile.TemporaryDirectory() as folder:
         model = checkpoint.export_model(source, unet, Path(folder) / "model", card, data.prediction_type(config))
         return models.publish(model, storage.join(output, "model"))
+
+
+def export_lora(config: TrainConfig, saved: str | Path, motion: dict[str, str], run_id: str | None, output: str) -> str:
+    """Write OUTPUT/lora from a checkpoint's folder; returns the fingerprint of the adapters' file."""
+    source, unet = data.directory(config), trained_unet(config, saved)
+    dataset = data.describe(config)
+    assert config.lora_rank is not None
+    card = lora.AdapterCard(
+        base=models.plain(config.init),
+        base_fingerprint=models.fingerprint(source),
+        unet_fingerprint=models.fingerprint(source / "unet"),
+        rank=config.lora_rank,
+        alpha=config.alpha,
+        targets=config.lora_targets,
+        trigger_words=config.trigger_words,
+        sizes=[(dataset["height"], dataset["width"])],
+        lengths=[dataset["num_frames"]],
+        lineage=lineage_of(config, dataset, run_id),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(output) / "lora" if storage.is_local(output) else Path(folder)
+        file = lora.write(local, lora.state_of(unet), lora.adapter_config(unet), card)
+        if not storage.is_local(output):
+            storage.upload(local, storage.join(output, "lora"))
+        return lora.fingerprint(file)
+
+
+def lineage_of(config: TrainConfig, dataset: dict[str, Any], run_id: str | None) -> dict[str, Any]:
+    """What a card says of the training. dataset: dataset.json."""
+    return {
+        "dataset": config.dataset,
+        "dataset_fingerprint": dataset["fingerprint"],
+        "sources": dataset["input"],
+        "init": config.init,
+        **({"init_fingerprint": models.fingerprint(data.directory(config))} if config.has_model else {}),
+        "output": config.output,
+        "steps": config.max_steps,
+        "ema_decay": config.ema_decay,
+        "run_id": run_id,
+        "code_version": cinemo.__version__,
+    }

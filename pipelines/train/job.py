@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cinemo import checkpoint
+from cinemo import checkpoint, lora
 from cinemo.motion import SCORE_DEFINITION
 from pipelines.core import lease, models, plots, storage, tracking
 from pipelines.core.output import Output
@@ -34,7 +34,7 @@ CHANGEABLE = {
 # Flags that outputs of earlier versions do not name; they were made with the defaults.
 LATER = {
     "lr_schedule", "decay_steps", "min_learning_rate", "weight_decay", "min_snr_gamma", "noise_offset",
-    "balance_buckets",
+    "balance_buckets", "lora_rank", "lora_alpha", "lora_targets", "trigger_words",
 }  # fmt: skip
 
 
@@ -114,7 +114,19 @@ def resolve(config: TrainConfig) -> Job:
     Output(config.output).check(job.identity, defaults=defaults)
     if config.init.startswith("lavie:") and not Path(config.init.removeprefix("lavie:")).is_file():
         raise ValueError(f"--init {config.init} names no file; give lavie:PATH with the path of lavie_base.pt")
+    if config.lora_rank is not None:
+        check_prediction_type(config)
     return job
+
+
+def check_prediction_type(config: TrainConfig) -> None:
+    """Check that a LoRA learns to predict what its base does: its users sample as the base does. Raises ValueError."""
+    own = checkpoint.load_scheduler(data.directory(config)).config.prediction_type
+    if config.prediction_type not in ("auto", own):
+        raise ValueError(
+            f"--prediction-type {config.prediction_type} does not go with --lora-rank, because {config.init} predicts "
+            f"{own}; leave it out"
+        )
 
 
 def check_dataset(config: TrainConfig, description: dict[str, Any]) -> None:
@@ -191,16 +203,19 @@ def run(job: Job) -> dict[str, Any]:
         picture = plots.curve(losses, smooth(losses), "step", "loss")
         storage.put(storage.join(output, "loss.png"), picture)
         log.picture("loss.png", picture)
-        model, fingerprint = storage.join(output, "model"), result["model_fingerprint"]
-        log.tags({tracking.FINGERPRINT: fingerprint, "model": model})
+        product = {
+            config.product: storage.join(output, config.product),
+            f"{config.product}_fingerprint": result[f"{config.product}_fingerprint"],
+        }
+        log.tags(product)
         registered = None
         if config.register_as is not None:
-            tags = {tracking.FINGERPRINT: fingerprint, "dataset_fingerprint": dataset["fingerprint"]}
-            registered = models.register(config.register_as, model, tags, log)
+            tags = {**product, "dataset_fingerprint": dataset["fingerprint"]}
+            registered = models.register(config.register_as, tags.pop(config.product), tags, log)
     return {
         "job": "train",
         "output": output,
-        "model": model,
+        **product,
         "registered": registered,
         "steps": len(losses),
         "loss_first_20": round(mean(losses[:20]), 5),
@@ -208,7 +223,6 @@ def run(job: Job) -> dict[str, Any]:
         "validation_loss": result["validation_loss"],
         "bad_steps": result["bad_steps"],
         "dataset_fingerprint": dataset["fingerprint"],
-        "model_fingerprint": fingerprint,
         "run_id": log.run_id,
         "seconds": round(time.monotonic() - began, 2),
     }
@@ -217,7 +231,8 @@ def run(job: Job) -> dict[str, Any]:
 def read_result(config: TrainConfig) -> dict[str, Any] | None:
     """Read what fit returned when the run was finished before; None when there are steps left to take."""
     result = storage.read_json(storage.join(config.output, "result.json"))
-    exported = storage.exists(storage.join(config.output, "model", checkpoint.CARD_NAME))
+    last = {"model": checkpoint.CARD_NAME, "lora": lora.WEIGHTS_NAME}[config.product]  # file that is written
+    exported = storage.exists(storage.join(config.output, config.product, last))
     return result if exported and result is not None and result["steps"] == config.max_steps else None
 
 

@@ -4,7 +4,7 @@ A checkpoint is what DeepSpeed saves, in a folder named after its layout (ZeRO s
 and state.json, which names that folder: shards that another layout left in a reused directory are never read.
 DeepSpeed itself loads a checkpoint of the same layout. One of another layout is loaded here, weight by weight, because
 DeepSpeed's universal checkpoint writes every tensor twice first, loads only at the stage that it came from, and leaves
-out stage 0 and the moving average.
+out stage 0 and the moving average. Weights that are not trained, a LoRA's base, are in no checkpoint.
 """
 
 import hashlib
@@ -56,7 +56,7 @@ def save_checkpoint(
     state = {**progress, "zero_stage": config.zero_stage, "world_size": world_size, "layout": tag}
     try:
         folder = uploads.folder()
-        engine.save_checkpoint(folder, tag=tag, save_latest=False)
+        engine.save_checkpoint(folder, tag=tag, save_latest=False, exclude_frozen_parameters=True)
         if torch.distributed.get_rank() == 0:
             (Path(folder) / "state.json").write_text(json.dumps(state) + "\n")
     except (OSError, RuntimeError) as error:  # torch raises RuntimeError when a disk is full
@@ -70,12 +70,19 @@ def restore_checkpoint(engine: Any, optimizer: AdamWithAverage, config: TrainCon
     if last is None:
         return {}
     with last.as_directory() as folder:
-        state = read_state(folder)
-        if state["layout"] == layout(config, world_size):
-            with tensors_only():
-                engine.load_checkpoint(folder, tag=state["layout"])
-        else:
-            load_fragments(engine, optimizer, *read_fragments(folder))
+        return load_checkpoint(engine, optimizer, config, world_size, folder)
+
+
+def load_checkpoint(
+    engine: Any, optimizer: AdamWithAverage, config: TrainConfig, world_size: int, folder: str
+) -> dict[str, Any]:
+    """Load the checkpoint in a folder, whatever its layout; returns its state.json."""
+    state = read_state(folder)
+    if state["layout"] == layout(config, world_size):
+        with tensors_only():
+            engine.load_checkpoint(folder, tag=state["layout"], load_module_strict=config.lora_rank is None)
+    else:
+        load_fragments(engine, optimizer, *read_fragments(folder))
     return state
 
 
@@ -183,6 +190,11 @@ def _member(kind: Any, name: str) -> Any:
 _WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # read by torch.load; DeepSpeed passes weights_only=False
 
 
+def trained_weights(unet: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+    """Names and weights that are trained: all of them, or those of LoRA adapters."""
+    return [(name, weight) for name, weight in unet.named_parameters() if weight.requires_grad]
+
+
 def load_fragments(engine: Any, optimizer: AdamWithAverage, fragments: Fragments, steps: int) -> None:
     """Set an engine's weights and its optimizer's state; each worker keeps what its own layout assigns to it."""
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
@@ -192,7 +204,7 @@ def load_fragments(engine: Any, optimizer: AdamWithAverage, fragments: Fragments
         _create_optimizer_state(engine, optimizer, steps)
     if stage == 3:
         engine.optimizer.checkpoint_event_prologue()  # shards the small weights too, which every worker has whole
-    for name, weight in engine.module.named_parameters():
+    for name, weight in trained_weights(engine.module):
         values = torch.cat(fragments[name]["fp32"])
         state = {key: torch.cat(fragments[name][key]) for key in optimizer.state_names} if steps else {}
         if stage == 0:  # nothing is sharded, and deepspeed.utils has nothing to set
@@ -224,7 +236,8 @@ def _create_optimizer_state(engine: Any, optimizer: AdamWithAverage, steps: int)
         optimizer.create_state(tensor, steps)
     if engine.zero_optimization_stage() in (1, 2):
         (flat,) = sharded  # there is one group of weights
-        lazy_init_hp_params_optimizer_state(list(engine.module.parameters()), flat, optimizer.state)
+        weights = [weight for _, weight in trained_weights(engine.module)]
+        lazy_init_hp_params_optimizer_state(weights, flat, optimizer.state)
 
 
 def _set_part(weight: Any, values: torch.Tensor, state: dict[str, torch.Tensor]) -> None:

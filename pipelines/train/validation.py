@@ -25,7 +25,11 @@ TABLE, COLUMNS = "validation.csv", [TOTAL, *BY_FIFTH, *BY_BUCKET]
 
 
 def draw(
-    pairs: Sequence[tuple[Clip, int]], embed: TextFeatures, motion: dict[str, str], num_train_timesteps: int
+    pairs: Sequence[tuple[Clip, int]],
+    embed: TextFeatures,
+    motion: dict[str, str],
+    num_train_timesteps: int,
+    trigger_words: str = "",
 ) -> Inputs:
     """Draw the inputs of clips, each at a timestep in one fifth (0 to 4) of the schedule."""
     rows = []
@@ -33,7 +37,7 @@ def draw(
         generator = named_generator(f"validation\n{fifth}\n{clip.clip_id}")
         low, high = (num_train_timesteps * part // FIFTHS for part in (fifth, fifth + 1))
         timestep = torch.randint(low, high, (), generator=generator)
-        rows.append(inputs(clip, caption_features(clip, embed), timestep, generator, motion))
+        rows.append(inputs(clip, caption_features(clip, embed, trigger_words), timestep, generator, motion))
     return stack(rows)
 
 
