@@ -23,8 +23,10 @@ from torch.utils._pytree import tree_iter
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from cinemo import lora
 from cinemo.residual import training_loss
 from cinemo.unet import CinemoUNet, attention
+from pipelines.train.deepspeed_config import LORA_BUCKET
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "training-memory.md"
@@ -37,6 +39,12 @@ What `--preset base` needs of each GPU, in GiB: {parameters:,} parameters, 16 fr
 time, with the average of the weights. Printed by `python benchmarks/train_memory.py`; a test compares a measured run
 of a smaller U-Net with the same arithmetic, to 15 %.
 """
+LORA_TOP = """\
+Adapters of rank {rank} in all attention have {parameters:,} weights; all others are frozen. `trained` is what their
+gradients, optimizer and average take. Peaks are also given as a share of full training's at the same stage.
+"""
+LORA_RANK = 16
+LORA_ROWS = ((1, 1), (2, 1), (2, 8), (3, 1), (3, 8))  # ZeRO stage, GPUs
 BOTTOM = """\
 ## How to read it
 
@@ -75,28 +83,35 @@ class States(NamedTuple):
 
 
 def states(
-    parameters: int, stage: int, precision: str, world_size: int, bucket: int = REDUCE_BUCKET, gpu: bool = True
+    parameters: int,
+    stage: int,
+    precision: str,
+    world_size: int,
+    bucket: int = REDUCE_BUCKET,
+    gpu: bool = True,
+    frozen: int = 0,
 ) -> States:
     """Compute the memory of a model on each rank, beside its activations, when gradients are accumulated.
 
-    precision: "fp32" or "bf16"; at stage 0, bf16 is autocast over float32 weights. bucket: DeepSpeed's
-    reduce_bucket_size, in elements. gpu: whether Adam's step is computed for all weights at once.
+    parameters: those that are trained. frozen: the others. precision: "fp32" or "bf16"; at stage 0, bf16 is autocast
+    over float32 weights. bucket: DeepSpeed's reduce_bucket_size, in elements. gpu: whether Adam's step is computed for
+    all weights at once.
     """
     low = 2 if precision == "bf16" and stage > 0 else 4  # bytes of a weight as the U-Net computes with it
-    share = math.ceil(parameters / world_size)
+    share, all_weights = math.ceil(parameters / world_size), parameters + frozen
     if stage == 0:
-        return States(4 * parameters, 4 * parameters, 8 * parameters, 4 * parameters, 0, 0, 4 * parameters * gpu)
+        return States(4 * all_weights, 4 * parameters, 8 * parameters, 4 * parameters, 0, 0, 4 * parameters * gpu)
     # Beside the two moments, stages 1 and 2 keep a second copy of float32 weights; stage 3 updates them in place.
     optimizer = (8 if stage == 3 and low == 4 else 12) * share
     # The sum is float32. Stage 1 in float32 adds new gradients to it as they are computed, and stage 3 with each
     # bucket; otherwise they are held until the backward pass is over.
     gradients = 4 * (parameters if stage == 1 else share)
     new_gradients = {1: low * parameters if low == 2 else 0, 2: low * share, 3: 0}[stage]
-    gathered = min(parameters, REUSE_DISTANCE // 2 + PREFETCH_BUCKET) if stage == 3 else 0
+    gathered = min(all_weights, REUSE_DISTANCE // 2 + PREFETCH_BUCKET) if stage == 3 else 0
     buffers = 0 if (stage, low) == (1, 2) else low * (gathered + bucket)
     # The gradients in one flat tensor, and the square root of the second moments, of which a CPU briefly holds two.
     step = 4 * share + (4 if gpu else 8) * share
-    weights = low * (share if stage == 3 else parameters)
+    weights = low * (math.ceil(all_weights / world_size) if stage == 3 else all_weights)
     return States(weights, gradients, optimizer, 4 * share, buffers, new_gradients, step)
 
 
@@ -135,27 +150,35 @@ def activations(
     checkpointing: bool,
     autocast: bool = False,
     text: tuple[int, int] = (77, 768),
+    lora_rank: int = 0,
 ) -> int:
     """Compute the peak bytes of one forward and backward pass, beside weights and gradients.
 
     latents: shape (B, C, N, h, w). precision: "fp32" or "bf16", of the weights, or of autocast over float32 weights.
-    text: shape (T, D) of a prompt's features. The pass runs PyTorch's own code on fake tensors on the CPU; attention
-    keeps no matrix of scores, as on a GPU.
+    text: shape (T, D) of a prompt's features. lora_rank: of the adapters of all attention that are trained alone.
+    The pass runs PyTorch's own code on fake tensors on the CPU; attention keeps no matrix of scores, as on a GPU.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     low = torch.bfloat16 if precision == "bf16" else torch.float32
     batch, channels, frames, *cells = latents
-    with FakeTensorMode():
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float32 if autocast else low)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32 if autocast else low)
+    with torch.device("meta"):
         unet = CinemoUNet(**unet_config).train()
-        torch.set_default_dtype(before)
+        if lora_rank:
+            lora.add_adapter(unet, lora_rank, lora_rank, "attention")
+    torch.set_default_dtype(before)
+    with FakeTensorMode():
+        for layer in unet.modules():
+            for name, weight in layer.named_parameters(recurse=False):
+                empty = torch.empty(weight.shape, dtype=weight.dtype)
+                layer.register_parameter(name, torch.nn.Parameter(empty, weight.requires_grad))
         if checkpointing:
             unet.enable_gradient_checkpointing()
         weights = list(unet.parameters())
         for weight in weights:
-            weight.grad = torch.empty_like(weight)
+            weight.grad = torch.empty_like(weight) if weight.requires_grad else None
         dtype = weights[0].dtype
         clip, noise = torch.empty(latents), torch.empty(batch, channels, frames - 1, *cells)
         ids = torch.zeros(batch, dtype=torch.long)
@@ -187,6 +210,28 @@ def table(precision: str, parameters: int, plain: dict[str, int], checkpointed: 
             yield f"| {' | '.join([str(stage), str(world) if stage else 'any', *parts, *peaks])} |"
 
 
+def lora_table(parameters: int, full: Sequence[int], adapted: Sequence[int]) -> Iterator[str]:
+    """Yield the lines of a LoRA's table. full, adapted: activations without and with checkpointing, in bf16."""
+    yield "| ZeRO | GPUs | weights | trained | peak | of full's | with checkpointing | of full's |"
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    for stage, world in LORA_ROWS:
+        whole = states(parameters, stage, "bf16", world)
+        memory = states(lora_parameters(), stage, "bf16", world, LORA_BUCKET, frozen=parameters)
+        trained = memory.gradients + memory.optimizer + memory.average
+        cells = [str(stage), str(world), gib(memory.weights), gib(trained)]
+        for ours, theirs in zip(adapted, full, strict=True):
+            cells += [gib(memory.peak(ours)), f"{memory.peak(ours) / whole.peak(theirs):.2f}"]
+        yield f"| {' | '.join(cells)} |"
+
+
+def lora_parameters() -> int:
+    """Number of weights of adapters of rank LORA_RANK in all attention of the full-size U-Net."""
+    with torch.device("meta"):
+        unet = CinemoUNet()
+        lora.add_adapter(unet, LORA_RANK, LORA_RANK, "attention")
+    return sum(math.prod(weight.shape) for weight in unet.parameters() if weight.requires_grad)
+
+
 def page() -> str:
     """The text of docs/training-memory.md."""
     with torch.device("meta"):
@@ -194,9 +239,17 @@ def page() -> str:
     kinds = {"fp32": ("fp32", False), "bf16": ("bf16", False), "autocast": ("bf16", True)}
     plain = {name: activations({}, CLIP, kind, False, autocast) for name, (kind, autocast) in kinds.items()}
     checkpointed = {name: activations({}, CLIP, kind, True, autocast) for name, (kind, autocast) in kinds.items()}
+    full = plain["bf16"], checkpointed["bf16"]
+    adapted = [activations({}, CLIP, "bf16", checkpointing, lora_rank=LORA_RANK) for checkpointing in (False, True)]
     lines = [TOP.format(parameters=parameters)]
     for precision in ("fp32", "bf16"):
         lines += [f"## `--precision {precision}`", "", *table(precision, parameters, plain, checkpointed), ""]
+    lines += [
+        f"## `--lora-rank {LORA_RANK} --precision bf16`",
+        "",
+        LORA_TOP.format(parameters=lora_parameters(), rank=LORA_RANK),
+    ]
+    lines += [*lora_table(parameters, full, adapted), ""]
     lines += ["## Activations", "", "| | fp32 | bf16 | bf16, ZeRO 0 (autocast) |", "| --- | --- | --- | --- |"]
     for name, sizes in (("plain", plain), ("`--gradient-checkpointing`", checkpointed)):
         lines.append(f"| {' | '.join([name, *map(gib, sizes.values())])} |")

@@ -10,6 +10,9 @@ from typing import Any
 
 from pipelines.train.config import TrainConfig
 
+# Gradients that are reduced at once; a bucket of DeepSpeed's 500 million would be half as large as the frozen weights.
+LORA_BUCKET = 20_000_000
+
 
 def gradient_accumulation(total_batch: int, micro_batch: int, world_size: int) -> tuple[int, int]:
     """Split a batch into (gradient accumulation steps, clips of a worker in each of them), as evenly as possible.
@@ -28,6 +31,8 @@ def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Any]:
     for name, device in (("offload_optimizer", config.offload_optimizer), ("offload_param", config.offload_params)):
         if device != "none":
             zero[name] = {"device": device, "pin_memory": config.gpu}
+    if config.lora_rank is not None:
+        zero["reduce_bucket_size"] = LORA_BUCKET
     ours: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": accumulation_steps,

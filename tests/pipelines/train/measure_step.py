@@ -16,6 +16,7 @@ import sys
 import psutil
 import torch
 
+from cinemo import lora
 from cinemo.memory import peak_rss
 from cinemo.residual import training_loss
 from cinemo.unet import CinemoUNet
@@ -46,6 +47,8 @@ SMALL = {
 
 def train(config: TrainConfig, unet: CinemoUNet, shapes: list[list[int]]) -> None:
     """One step for each shape of latents."""
+    if config.lora_rank is not None:
+        lora.add_adapter(unet, config.lora_rank, config.alpha, config.lora_targets)
     engine, optimizer = start_engine(config, unet.train(), 1)
     dtype = next(engine.module.parameters()).dtype
 

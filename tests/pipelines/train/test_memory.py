@@ -12,6 +12,7 @@ import torch
 
 from benchmarks import paper_run, train_memory
 from benchmarks.train_memory import Live, activations, states
+from cinemo import lora
 from cinemo.unet import CinemoUNet
 
 ROOT = Path(__file__).parents[3]
@@ -28,15 +29,17 @@ BUCKET = 1_000_000  # a CPU takes only as much of the default's 500 million as i
 
 # In float32, activations are nearly half of all. Many a CPU computes bfloat16 slowly: fewer frames.
 @pytest.mark.parametrize(
-    ("stage", "precision", "checkpointing", "frames"), [(2, "fp32", False, 16), (3, "bf16", True, 8)]
+    ("stage", "precision", "checkpointing", "frames", "lora_rank"),
+    [(2, "fp32", False, 16, 0), (3, "bf16", True, 8, 0), (2, "fp32", False, 4, 16)],
 )
 def test_a_real_run_takes_what_was_computed(
-    tmp_path: Path, stage: int, precision: str, checkpointing: bool, frames: int
+    tmp_path: Path, stage: int, precision: str, checkpointing: bool, frames: int, lora_rank: int
 ) -> None:
     latents = (1, 4, frames, 16, 16)
     own = tmp_path / "own.json"
     own.write_text(json.dumps({"zero_optimization": {"reduce_bucket_size": BUCKET}}))
     settings = {"zero_stage": stage, "precision": precision, "gradient_checkpointing": checkpointing}
+    settings |= {"lora_rank": lora_rank} if lora_rank else {}
     arguments = [json.dumps(value) for value in ({**settings, "deepspeed": str(own)}, UNET, latents)]
     # What is freed goes back to the system at once, and oneDNN keeps no kernels: the process is as large as what lives.
     eager = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_TOP_PAD_": "0"}
@@ -48,10 +51,15 @@ def test_a_real_run_takes_what_was_computed(
     assert done.returncode == 0, done.stderr
     measured = int(done.stdout.splitlines()[-1])
 
-    parameters = sum(weight.numel() for weight in CinemoUNet(**UNET).parameters())
+    unet = CinemoUNet(**UNET)
+    parameters, frozen = sum(weight.numel() for weight in unet.parameters()), 0
     assert parameters > 1e7
-    live = activations(UNET, latents, precision, checkpointing, text=(77, 64))
-    computed = states(parameters, stage, precision, world_size=1, bucket=BUCKET, gpu=False).peak(live)
+    if lora_rank:
+        lora.add_adapter(unet, lora_rank, lora_rank, "attention")
+        parameters, frozen = sum(w.numel() for w in unet.parameters() if w.requires_grad), parameters
+    live = activations(UNET, latents, precision, checkpointing, text=(77, 64), lora_rank=lora_rank)
+    memory = states(parameters, stage, precision, world_size=1, bucket=BUCKET, gpu=False, frozen=frozen)
+    computed = memory.peak(live)
     print(f"activations {live / computed:.0%} of {computed / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB")
     assert computed == pytest.approx(measured, rel=0.15)
 
