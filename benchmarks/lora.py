@@ -26,7 +26,7 @@ from cinemo.synthetic import plain_caption, write_clips
 from cinemo.synthetic.images import canvas
 
 ROOT = Path(__file__).resolve().parent.parent
-CLIPS, PHOTOS, SIZE = 20, 12, (192, 320)
+CLIPS, PHOTOS, SIZE = 20, 8, (192, 320)
 STRETCHES = ("the picture stretches sideways", "it is pulled wide", "everything grows wide")
 KNOWN = [("pan", "left"), ("pan", "up"), ("zoom", "in"), ("rotate", "clockwise")]
 BUCKETS = (4, 8)

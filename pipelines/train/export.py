@@ -120,6 +120,13 @@ def trained_unet(config: TrainConfig, saved: str | Path) -> CinemoUNet:
     return unet
 
 
+def export(config: TrainConfig, saved: str | Path, motion: dict[str, str], run_id: str | None, output: str) -> str:
+    """Write OUTPUT/model or OUTPUT/lora from a checkpoint's folder; returns its fingerprint."""
+    if config.product == "lora":
+        return export_lora(config, saved, run_id, output)
+    return export_model(config, saved, motion, run_id, output)
+
+
 def export_model(
     config: TrainConfig, saved: str | Path, motion: dict[str, str], run_id: str | None, output: str
 ) -> str:
@@ -141,7 +148,7 @@ def export_model(
         return models.publish(model, storage.join(output, "model"))
 
 
-def export_lora(config: TrainConfig, saved: str | Path, motion: dict[str, str], run_id: str | None, output: str) -> str:
+def export_lora(config: TrainConfig, saved: str | Path, run_id: str | None, output: str) -> str:
     """Write OUTPUT/lora from a checkpoint's folder; returns the fingerprint of the adapters' file."""
     source, unet = data.directory(config), trained_unet(config, saved)
     dataset = data.describe(config)

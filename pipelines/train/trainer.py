@@ -30,7 +30,7 @@ from pipelines.train.batch import Inputs, draw_batch, text_features
 from pipelines.train.config import TrainConfig
 from pipelines.train.deepspeed_config import gradient_accumulation
 from pipelines.train.engine import cast_inputs, start_engine, take_step
-from pipelines.train.export import SHOWN, export_lora, export_model, show_samples
+from pipelines.train.export import SHOWN, export, show_samples
 from pipelines.train.losses import read_losses, read_rows, write_rows
 from pipelines.train.preemption import Preemption
 from pipelines.train.prefetch import Prefetch
@@ -249,12 +249,9 @@ class Trainer:
         """Compute the validation losses after so many steps; every worker calls it."""
         self.engine.eval()
         draw = functools.partial(
-            validation.draw,
-            embed=self.text_features,
-            motion=self.motion,
-            num_train_timesteps=self.num_train_timesteps,
-            trigger_words=self.config.trigger_words,
-        )
+            validation.draw, embed=self.text_features, motion=self.motion,
+            num_train_timesteps=self.num_train_timesteps, trigger_words=self.config.trigger_words,
+        )  # fmt: skip
         means = validation.validate(
             self.compute_losses, draw, self.clips, self.held_out, self.config.micro_batch, self.device
         )
@@ -318,7 +315,6 @@ class Trainer:
     def finish(self) -> dict[str, Any]:
         """Export the model or the LoRA of the last checkpoint; returns the summary."""
         with self.uploads.last().as_directory() as folder:
-            export = export_model if self.config.product == "model" else export_lora
             fingerprint = export(self.config, folder, self.motion, self.tracking.run_id, self.output)
             self.show_samples(folder, self.config.max_steps)
         return {

@@ -46,7 +46,7 @@ def exported(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> Path:
     """OUTPUT/lora of a run whose checkpoint has ones in every adapter."""
     weights = {name: {"fp32": [torch.ones(w.numel())]} for name, w in state.trained_weights(data.load_unet(config))}
     monkeypatch.setattr(export, "read_fragments", lambda saved: (weights, 0))
-    assert export.export_lora(config, "unused", {}, "run-1", config.output) == lora.fingerprint(
+    assert export.export(config, "unused", {}, "run-1", config.output) == lora.fingerprint(
         lora.find(Path(config.output) / "lora")
     )
     return Path(config.output) / "lora"
