@@ -16,7 +16,6 @@ WAYS = [
     pytest.param(torch.float32, False, 1e-5, id="float32"),
     pytest.param(torch.float32, True, 1e-5, id="float32, training"),
     pytest.param(torch.bfloat16, False, 2e-2, id="packed bfloat16", marks=needs_bfloat16),
-    pytest.param(torch.bfloat16, True, 2e-2, id="bfloat16, training"),
 ]
 LAYERS = {"motion": 4, "attention": 12, "all": 16}  # of a transformer block, with its projections in and out
 
@@ -88,7 +87,7 @@ def test_every_layer_uses_its_adapter_in_packed_bfloat16() -> None:
     assert names == [name for name in inside if not name.startswith(ends)]
 
 
-@pytest.mark.parametrize("targets", lora.TARGETS)
+@pytest.mark.parametrize("targets", LAYERS)
 def test_a_new_adapter_changes_nothing_and_alone_is_trained(targets: str) -> None:
     plain, unet = make_unet(), make_unet()
     lora.add_adapter(unet, 2, 2, targets, seed=3)
@@ -98,9 +97,17 @@ def test_a_new_adapter_changes_nothing_and_alone_is_trained(targets: str) -> Non
     assert all("lora_" in name for name in trained)
     blocks = [layer for name, layer in unet.named_modules() if name.endswith("attentions.0")]
     assert {len(lora.layers_of(block)) for block in blocks} == {LAYERS[targets]}
-    again = make_unet()
-    lora.add_adapter(again, 2, 2, targets, seed=3)
-    assert all(torch.equal(weight, lora.state_of(again)[key]) for key, weight in lora.state_of(unet).items())
+
+
+def test_adapters_are_drawn_from_their_seed_alone() -> None:
+    states = []
+    for seed in (3, 3, 4):
+        unet = make_unet()
+        torch.rand(1)
+        lora.add_adapter(unet, 2, 2, "motion", seed=seed)
+        states.append(lora.state_of(unet))
+    assert all(torch.equal(weight, states[1][key]) for key, weight in states[0].items())
+    assert any(not torch.equal(weight, states[2][key]) for key, weight in states[0].items())
 
 
 def test_every_adapter_gets_a_gradient_and_the_same_one_with_checkpointing() -> None:
