@@ -188,6 +188,10 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", populate_by_name=True)
                 f"--lora-rank {self.lora_rank} trains adapters of a trained model, which --init {self.init} is not; "
                 "give the name or directory of one"
             )
+        if self.lora_rank is not None and self.compile:
+            raise ValueError(
+                "--compile does not go with --lora-rank, whose compiled layers are not tested; leave it out"
+            )
         if self.lora_rank is None and (self.lora_alpha or self.lora_targets != "attention" or self.trigger_words):
             raise ValueError("--lora-alpha, --lora-targets and --trigger-words need --lora-rank, such as 16")
 

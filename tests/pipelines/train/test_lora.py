@@ -110,6 +110,7 @@ def test_a_lora_needs_a_trained_model_and_flags_that_go_together(config: TrainCo
         ({"lora_rank": 0}, r"greater than or equal to 1"),
         ({"init": "none"}, r"--lora-rank 16 trains adapters of a trained model, which --init none is not; give"),
         ({"init": "lavie:x.pt"}, r"--init lavie:x.pt is not; give"),
+        ({"compile": True}, r"--compile does not go with --lora-rank"),
         ({"lora_targets": "text"}, r"'attention', 'motion' or 'all'"),
         ({"lora_rank": None, "lora_alpha": 8}, r"--lora-alpha, .* need --lora-rank"),
         ({"lora_rank": None, "trigger_words": "spin"}, r"--trigger-words need --lora-rank"),
