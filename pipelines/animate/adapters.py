@@ -14,6 +14,10 @@ MOST = 8  # adapters that act at once
 KEPT = 32  # adapters that a replica keeps, a few MB each
 
 
+class OtherBaseError(ValueError):
+    """An adapter of another model."""
+
+
 class Known(NamedTuple):
     """An adapter that was looked up, without its weights."""
 
@@ -25,11 +29,14 @@ class Known(NamedTuple):
 def look_up(place: str, model: str) -> Known:
     """Read what is known of an adapter, and check that it is one of this MODEL. Both after models.absolute.
 
-    Raises ValueError.
+    Raises ValueError, of the class OtherBaseError if it is one of another model.
     """
     file = lora.find(models.lora_directory(place))
     card = lora.read_adapter_card(file)
-    lora.check_base(card, models.resolve(model), models.plain(model), models.plain(place))
+    try:
+        lora.check_base(card, models.resolve(model), models.plain(model), models.plain(place))
+    except ValueError as error:
+        raise OtherBaseError(str(error)) from None
     return Known(place, lora.fingerprint(file), card)
 
 
@@ -45,13 +52,18 @@ def chosen(texts: Sequence[str], find: Callable[[str], Known]) -> list[Lora]:
             known = find(place)
         except ValueError as error:
             raise SettingError("lora", str(error)) from None
-        if any(known.place == other["name"] for other in made):
+        if any(known.fingerprint == other["fingerprint"] for other in made):
             raise SettingError("lora", f"{place} is named twice; give one weight")
         if weight:
             made.append(Lora(name=known.place, weight=weight, fingerprint=known.fingerprint))
     if len(made) > MOST:
         raise SettingError("lora", f"{len(made)} adapters are named, and at most {MOST} act at once; leave some out")
     return made
+
+
+def text_of(request: Mapping[str, Any]) -> str | None:
+    """The adapters of a request as text, NAME:weight, separated by commas; None if it has none."""
+    return ", ".join(f"{one['name']}:{one['weight']}" for one in request.get("lora", [])) or None
 
 
 def placed(texts: Sequence[str], tracking_uri: str | None, output: str) -> list[str]:

@@ -125,8 +125,8 @@ def test_rows_with_adapters_get_the_videos_of_a_pipeline_that_has_theirs_alone(
     rows.sort(key=lambda row: row["row"])
     batches = [json.loads(row["facts"])["batch"] for row in rows]
     assert batches == [2, 2, 1, 2, 2]  # rows of the same adapters together
+    pipe = CinemoPipeline.from_pretrained(config.model)
     for row, alone in zip(rows, ([(first, 1.0)], [], [(second, 0.5), (first, 1.0)], [(first, 1.0)], []), strict=True):
-        pipe = CinemoPipeline.from_pretrained(config.model)
         pipe.load_adapters(alone)
         asked = json.loads(row["request"])
         asked.pop("fps")

@@ -48,6 +48,10 @@ def test_a_photo_is_animated_and_plays_and_another_is_cancelled(
     until(lambda: browser.find_elements(By.CSS_SELECTOR, "#photo input[type=file]"))
     browser.find_element(By.CSS_SELECTOR, "#photo input[type=file]").send_keys(str(tmp_path / "photo.png"))
     until(lambda: browser.find_elements(By.CSS_SELECTOR, "#photo img"))
+    browser.find_element(By.XPATH, "//*[text()='Advanced']").click()
+    adapters = until(lambda: browser.find_elements(By.CSS_SELECTOR, "#lora input"))[0]
+    adapters.click()
+    until(lambda: browser.find_elements(By.XPATH, "//*[@id='lora']//li[contains(., 'ink')]"))[0].click()
     steps.hold()
     browser.find_element(By.ID, "animate").click()
     until(lambda: "%" in text())
