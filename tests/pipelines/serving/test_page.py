@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from pipelines.serving.replica import Animator
@@ -65,6 +66,7 @@ def test_a_photo_is_animated_and_plays_and_another_is_cancelled(
     assert browser.execute_script("return arguments[0].videoWidth", video) == 96
     assert browser.find_elements(By.CSS_SELECTOR, "#first img")
     assert until(lambda: browser.find_elements(By.CSS_SELECTOR, "#history img"))
+    assert httpx.get(f"{address}/v1/videos").json()["data"][0]["lora"] == "ink:1.0"
     browser.save_screenshot(str(tmp_path / "page.png"))
 
     steps.hold()
