@@ -69,7 +69,7 @@ def text_of(request: Mapping[str, Any]) -> str | None:
 def placed(texts: Sequence[str], tracking_uri: str | None, output: str) -> list[str]:
     """Make the places of flags mean the same in every process (models.absolute). Raises ValueError."""
     pairs = [lora.parse_option(text) for text in texts]
-    return [f"{models.absolute(place, tracking_uri, output)}:{weight:g}" for place, weight in pairs]
+    return [f"{models.absolute(place, tracking_uri, output)}:{weight}" for place, weight in pairs]
 
 
 class Catalog:
