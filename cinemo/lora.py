@@ -5,8 +5,10 @@ where diffusers keeps it, and the card: base model, trigger words, lineage. Load
 functions that touch a U-Net or the weights.
 """
 
+import functools
 import hashlib
 import json
+import logging
 import math
 import os
 import tempfile
@@ -184,12 +186,18 @@ def check_base(card: AdapterCard, model: Path, name: str, lora: str) -> None:
     """
     if card.unet_fingerprint is None:
         return
-    found = checkpoint.fingerprint(model / "unet")
+    found = _fingerprint_of(model / "unet", max(path.stat().st_mtime_ns for path in (model / "unet").iterdir()))
     if found != card.unet_fingerprint:
         raise ValueError(
             f"lora {lora} was trained on {card.base} with the U-Net {card.unet_fingerprint[:12]}, but {name} has the "
             f"U-Net {found[:12]}; use it with the model that it was trained on, or train one on {name}"
         )
+
+
+@functools.lru_cache(maxsize=8)
+def _fingerprint_of(part: Path, changed: int) -> str:
+    """checkpoint.fingerprint, computed once for several adapters. changed: time of the last change, nanoseconds."""
+    return checkpoint.fingerprint(part)
 
 
 def add_adapter(unet: Any, rank: int, alpha: float, targets: str, name: str = "default", seed: int = 0) -> None:
@@ -235,10 +243,15 @@ def attach(unet: Any, adapter: Adapter, name: str) -> None:
     metadata = {PREFIX + key: value for key, value in known.items()} or None
     if name in names(unet):
         raise ValueError(f"adapter name {name!r} is taken; detach that adapter first, or choose another name")
+    log = logging.getLogger("diffusers.utils.peft_utils")
+    before = log.level
     try:
+        log.setLevel(logging.ERROR)  # it takes the other adapters' weights for missing ones, and check_fits has looked
         unet.load_lora_adapter(adapter.state, prefix="unet", adapter_name=name, metadata=metadata)
     except (TypeError, ValueError, RuntimeError, KeyError) as error:
         raise ValueError(f"lora {adapter.path} cannot be loaded: {first_line(error)}") from error
+    finally:
+        log.setLevel(before)
     set_weights(unet, {name: 1.0})
 
 

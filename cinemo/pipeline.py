@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from cinemo import checkpoint
+from cinemo.adapters import LoraLoaderMixin
 from cinemo.arguments import (
     batch_size,
     check_guidance,
@@ -41,7 +42,7 @@ class CinemoPipelineOutput(BaseOutput):
     frames: Any
 
 
-class CinemoPipeline(DiffusionPipeline):
+class CinemoPipeline(LoraLoaderMixin, DiffusionPipeline):
     """Animates still images. Make one with `CinemoPipeline.from_pretrained(model)`; it is safe to call from threads."""
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
@@ -72,7 +73,7 @@ class CinemoPipeline(DiffusionPipeline):
         vae_dtype = torch.float32 if dtype == torch.float16 else dtype
         root = checkpoint.resolve(model)
         tokenizer, text_encoder = checkpoint.load_text(root, dtype, device)
-        return cls(
+        pipe = cls(
             vae=checkpoint.load_vae(root, vae, vae_dtype, device),
             text_encoder=text_encoder,
             tokenizer=tokenizer,
@@ -80,6 +81,8 @@ class CinemoPipeline(DiffusionPipeline):
             scheduler=checkpoint.load_scheduler(root),
             card=checkpoint.read_card(root),
         )
+        pipe.directory, pipe.model_name = root, str(model)
+        return pipe
 
     @torch.no_grad()
     def __call__(

@@ -9,6 +9,23 @@ from typing import Any, NotRequired
 from typing_extensions import ReadOnly, TypedDict  # ReadOnly is in typing from Python 3.13 on
 
 
+class Lora(TypedDict):
+    """An adapter of a request."""
+
+    name: ReadOnly[str]  # where it is; in the service, its name there
+    weight: ReadOnly[float]
+    fingerprint: ReadOnly[str]  # of its file
+
+
+class LoraFacts(TypedDict):
+    """An adapter with which a video was made."""
+
+    path: ReadOnly[str]  # where it was; in the service, its name there
+    fingerprint: ReadOnly[str]
+    weight: ReadOnly[float]
+    lineage: ReadOnly[dict[str, Any]]  # of its card
+
+
 class Request(TypedDict):
     """A complete request (pipelines/animate/request.py completes it): arguments of CinemoPipeline, and fps."""
 
@@ -31,6 +48,7 @@ class Request(TypedDict):
     scheduler: ReadOnly[NotRequired[str]]
     guidance_interval: ReadOnly[NotRequired[tuple[float, float]]]
     reuse: ReadOnly[NotRequired[int]]  # CinemoPipeline's cache_interval, under its older name
+    lora: ReadOnly[NotRequired[list[Lora]]]  # adapters that act
     cut_away: ReadOnly[NotRequired[float]]  # in the service: share of the image that is in no frame
     extend: ReadOnly[NotRequired[int]]  # further clips; this and the fields down to request_id: only in the service
     loop: ReadOnly[NotRequired[bool]]
@@ -53,6 +71,7 @@ class Sidecar(TypedDict):
     model: ReadOnly[str]
     model_fingerprint: ReadOnly[str]
     model_lineage: ReadOnly[NotRequired[dict[str, Any]]]
+    loras: ReadOnly[NotRequired[list[LoraFacts]]]  # adapters that acted
     request: ReadOnly[Request]
     versions: ReadOnly[dict[str, str]]  # of packages
     batch: ReadOnly[int]  # videos made at once

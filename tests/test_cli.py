@@ -15,6 +15,7 @@ from PIL import Image
 
 from cinemo.cli import main
 from cinemo.video import probe, sample_clip
+from tests.loras import write_adapter
 from tests.videos import encode, numbered
 
 
@@ -177,6 +178,34 @@ def test_unknown_flags_are_bad_usage(cinemo: Command) -> None:
 
 
 SMALL = ("--height", 64, "--width", 96, "--steps", 1, "--num-frames", 4)
+
+
+def test_adapters_act_and_bad_ones_are_one_sentence(
+    cinemo: Command, photo: Path, checkpoint: Path, moving_video: Path, tmp_path: Path
+) -> None:
+    first = write_adapter(tmp_path / "first", checkpoint, 1, trigger_words="ink wash")
+    second = write_adapter(tmp_path / "second", checkpoint, 2)
+    other = write_adapter(tmp_path / "other", checkpoint, unet_fingerprint="f" * 64)
+    edited = ("edit", moving_video, "--image", tmp_path / "frame.png")
+    assert cinemo(*edited[:2], "--model", checkpoint, *SMALL, "--first-frame", edited[-1]).code == 0
+    animated = ("animate", photo, "--prompt", "x")
+    off, on = (f"{first}:0", f"{second}:0"), (f"{first}:0.5", second)
+    for command, several in ((animated, ((), on, off)), (edited, ((), on))):
+        made = []
+        for loras in several:
+            flags = [part for one in loras for part in ("--lora", one)]
+            result = cinemo(*command, "--model", checkpoint, *SMALL, *flags, "--output", tmp_path / "made.mp4")
+            assert result.code == 0, result.err
+            assert (f"every prompt of the training of {first}" in result.err) == bool(loras)
+            made.append((tmp_path / "made.mp4").read_bytes())
+        assert made[0] != made[1]
+        assert made[0] == made[-1] or command == edited
+    for bad, words in (
+        (f"{first}:nan", f"lora '{first}:nan' should be PATH or PATH:weight"),
+        (tmp_path, "holds no pytorch_lora_weights.safetensors"),
+        (other, f"lora {other} was trained on {checkpoint} with the U-Net ffffffffffff"),
+    ):
+        refused(cinemo(*animated, "--model", checkpoint, *SMALL, "--lora", bad), words)
 
 
 def test_a_sweep_writes_a_video_for_each_bucket_and_a_sheet(

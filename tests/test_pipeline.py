@@ -11,6 +11,7 @@ import torch
 from cinemo import CinemoPipeline
 from cinemo.checkpoint import ModelCard
 from cinemo.latents import decode_latents, encode_frames, encode_pixels, encode_prompts
+from tests.loras import write_adapter
 
 
 @pytest.fixture(scope="module")
@@ -213,3 +214,76 @@ def test_a_vae_that_overflows_is_an_error_and_not_a_black_video(checkpoint: Path
     vae = CinemoPipeline.from_pretrained(checkpoint).vae
     with pytest.raises(FloatingPointError, match=r"the VAE overflows in torch.float32; use float32 or bfloat16"):
         decode_latents(vae, torch.full((1, 4, 2, 8, 8), torch.inf))
+
+
+def test_adapters_act_alone_together_weighted_and_fused_and_leave_nothing_behind(
+    checkpoint: Path, photo: np.ndarray, tmp_path: Path
+) -> None:
+    first, second = (str(write_adapter(tmp_path / str(seed), checkpoint, seed)) for seed in (1, 2))
+    pipe = CinemoPipeline.from_pretrained(checkpoint)
+
+    def sampled() -> torch.Tensor:
+        return pipe(photo, "x", output_type="latent", **FAST).frames
+
+    plain = sampled()
+    pipe.load_lora_weights(first)
+    pipe.load_lora_weights(second, "second")
+    assert pipe.get_list_adapters() == {"unet": ["default_0", "second"]}
+    assert pipe.get_active_adapters() == ["second"]  # as in diffusers, the one that was loaded last
+    alone = {}
+    for name in ("default_0", "second"):
+        pipe.set_adapters(name)
+        alone[name] = sampled()
+    pipe.set_adapters(["default_0", "second"], [0.5, 2.0])
+    both = sampled()
+    results = [plain, *alone.values(), both]
+    for number, one in enumerate(results):
+        assert all(relative(one.numpy(), other.numpy()) > 1e-3 for other in results[:number])
+    pipe.set_adapters(["default_0", "second"], [0.0, 1.0])
+    assert torch.equal(sampled(), alone["second"])
+    pipe.set_adapters(["second", "default_0"], [2.0, 0.5])
+    assert relative(sampled().numpy(), both.numpy()) < 1e-4
+    pipe.disable_lora()
+    assert torch.equal(sampled(), plain)
+    pipe.enable_lora()
+    pipe.fuse_lora()
+    assert relative(sampled().numpy(), both.numpy()) < 1e-4
+    with pytest.raises(ValueError, match=r"adapters second, default_0 are fused; call unfuse_lora\(\) first"):
+        pipe.set_adapters("second")
+    pipe.unfuse_lora()
+    pipe.disable_lora()
+    assert torch.equal(sampled(), plain)  # subtraction would leave an error of rounding
+    pipe.delete_adapters("second")
+    pipe.set_adapters("default_0")
+    assert torch.equal(sampled(), alone["default_0"])
+    pipe.unload_lora_weights()
+    assert torch.equal(sampled(), plain)
+    pipe.load_adapters([(first, 1.0)])
+    assert torch.equal(sampled(), alone["default_0"])
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()  # as in diffusers, what is fused stays
+    assert relative(sampled().numpy(), alone["default_0"].numpy()) < 1e-4
+
+
+def test_bad_use_of_adapters_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    pipe = CinemoPipeline.from_pretrained(checkpoint)
+    own = write_adapter(tmp_path / "own", checkpoint)
+    other = write_adapter(tmp_path / "other", checkpoint, unet_fingerprint="f" * 64)
+    with pytest.raises(ValueError, match=r"was trained on .* with the U-Net ffffffffffff, but .* has the"):
+        pipe.load_lora_weights(other)
+    with pytest.raises(ValueError, match="call load_lora_weights or set_adapters first"):
+        pipe.fuse_lora()
+    pipe.load_lora_weights(own, "own")
+    for call, words in (
+        (lambda: pipe.load_lora_weights(own, "own"), "adapter_name own is in use; give another"),
+        (lambda: pipe.load_lora_weights(own, "v1.5"), "adapter_name 'v1.5' cannot name a part of a model"),
+        (lambda: pipe.set_adapters("else"), "adapter_names has else, which is not loaded; use own"),
+        (lambda: pipe.delete_adapters(["else"]), "adapter_names has else, which is not loaded; use own"),
+        (lambda: pipe.set_adapters(["own"], [1.0, 2.0]), "adapter_weights has 2 values for 1 adapters"),
+        (lambda: pipe.set_adapters("own", float("nan")), "adapter_weights has nan for own; give a number"),
+        (lambda: pipe.fuse_lora(["vae"]), "cannot be fused; only the U-Net has adapters"),
+        (lambda: pipe.unfuse_lora(), "no adapter is fused"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()
+    assert pipe.get_active_adapters() == ["own"]

@@ -69,6 +69,7 @@ def test_the_commands_run_as_they_stand_there(folder: Path) -> None:
         "mine.mp4",
         "out/dataset/dataset.json",
         "out/train/model/cinemo.json",
+        "style.mp4",
         "out/videos/index.html",
     ):
         assert (folder / name).exists()

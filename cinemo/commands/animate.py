@@ -76,6 +76,7 @@ def animate(
     dct_init: DctOption = True,
     dct_cutoff: common.CutoffOption = 0.23,
     dct_timestep: TimestepOption = 975,
+    lora: common.LoraOption = None,
     vae: common.VaeOption = "auto",
     device: common.DeviceOption = "auto",
     dtype: common.DtypeOption = "float32",
@@ -90,7 +91,8 @@ def animate(
     buckets = read_buckets(sweep)
     sampler = read_sampler(steps, speed, scheduler, guidance_interval)
     photo = read_image(image)
-    pipe = common.load(model, device, dtype, vae)
+    pipe = common.load(model, device, dtype, vae, lora)
+    common.note_trigger_words(pipe, prompt)
     settings: dict[str, Any] = {
         "seed": seed,
         "negative_prompt": negative_prompt,

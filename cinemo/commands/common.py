@@ -26,20 +26,31 @@ HeightOption = Annotated[int | None, typer.Option(help="pixels; default: the mod
 WidthOption = Annotated[int | None, typer.Option(help="pixels; default: the model's")]
 FpsOption = Annotated[float, typer.Option(help="frames a second of the video")]
 CutoffOption = Annotated[float, typer.Option(help="share of low frequencies taken from the photo, 0..1")]
+LoraOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATH[:weight]",
+        help="LoRA adapter of the model: a folder that training wrote, a file or a hub id; may be given several times",
+    ),
+]
 VaeOption = Annotated[Literal["auto", "temporal", "frame"], typer.Option(help="which VAE, where a model has two")]
 DtypeOption = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="precision")]
 
 LARGE_BYTES = 2**30  # of weights: with more, saving memory matters more than the time that allocating it takes
 
 
-def load(model: str, device: str, dtype: str = "float32", vae: str = "auto") -> "CinemoPipeline":
-    """Load a pipeline on a device; "auto" is the GPU if there is one. Raises ValueError."""
+def load(
+    model: str, device: str, dtype: str = "float32", vae: str = "auto", loras: Sequence[str] | None = None
+) -> "CinemoPipeline":
+    """Load a pipeline on a device; "auto" is the GPU if there is one. loras: values of --lora. Raises ValueError."""
     import torch
 
+    from cinemo.lora import parse_option
     from cinemo.machine import cores
     from cinemo.memory import give_back_freed_memory
     from cinemo.pipeline import CinemoPipeline
 
+    adapters = [parse_option(text) for text in loras or []]
     if "OMP_NUM_THREADS" not in os.environ:  # torch counts the machine's cores, even if a container may use fewer
         torch.set_num_threads(min(torch.get_num_threads(), cores()))
     if device == "auto":
@@ -51,6 +62,7 @@ def load(model: str, device: str, dtype: str = "float32", vae: str = "auto") -> 
     except RuntimeError:
         raise ValueError(f"device {device} is unknown; use cpu, cuda or auto") from None
     pipe = CinemoPipeline.from_pretrained(model, getattr(torch, dtype), device, vae)
+    pipe.load_adapters(adapters)
     if device == "cpu" and pipe.unet.get_memory_footprint() > LARGE_BYTES:
         give_back_freed_memory()
     return pipe
@@ -62,6 +74,14 @@ def frame_size(pipe: "CinemoPipeline", height: int | None, width: int | None) ->
     from cinemo.checkpoint import vae_factor
 
     return check_size(height, width, vae_factor(pipe.vae.config), pipe.card.sizes)
+
+
+def note_trigger_words(pipe: "CinemoPipeline", prompt: str) -> None:
+    """Print a note for each adapter whose trigger words are not in the prompt."""
+    for adapter in pipe.loras.values():
+        words = adapter.card.trigger_words
+        if words and words not in prompt:
+            typer.echo(f"note: every prompt of the training of {adapter.path} begins with {words!r}", err=True)
 
 
 def sentence(frames: "np.ndarray", asked: int, prompts: Sequence[str] | None = None) -> str:

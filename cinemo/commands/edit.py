@@ -54,6 +54,7 @@ def edit(
     dct_init: DctOption = False,
     dct_cutoff: common.CutoffOption = 0.23,
     dct_timestep: TimestepOption = 985,
+    lora: common.LoraOption = None,
     vae: common.VaeOption = "auto",
     device: common.DeviceOption = "auto",
     dtype: common.DtypeOption = "float32",
@@ -72,7 +73,8 @@ def edit(
     check_steps(image, first_frame)
     check_output(output, fps)
     edited = None if image is None else read_image(image)
-    pipe = common.load(model, device, dtype, vae)
+    pipe = common.load(model, device, dtype, vae, lora)
+    common.note_trigger_words(pipe, prompt)
     size = common.frame_size(pipe, height, width)
     frames, step, _ = load_clip(video, start, interval, num_frames, size, shorten=True)
     if first_frame is not None:

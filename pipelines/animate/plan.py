@@ -16,7 +16,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ValidationError
 
 from cinemo.sidecar import Request
-from pipelines.animate import request
+from pipelines.animate import adapters, request
 from pipelines.animate.config import AnimateConfig
 from pipelines.animate.records import TASK, digest, table
 from pipelines.core import hashing, models
@@ -105,6 +105,7 @@ class Filler:
         self.prompt, self.model, self.ending = config.prompt, model, config.ending
         self.defaults = config.model_dump(include=_FLAGS)
         self.asked = {name for name in config.model_fields_set & _FLAGS if self.defaults[name] is not None}
+        self.adapters = adapters.Catalog(config)
         self.completed = functools.lru_cache(4096)(self._complete)  # most rows differ only in image and prompt
 
     def __call__(self, entry: catalogs.Entry) -> dict[str, Any]:
@@ -140,6 +141,8 @@ class Filler:
         if edited and asked.fit == "pad":
             raise request.SettingError("fit", "fit pad does not apply to a row with a video, whose frames have no bars")
         settings = request.complete(asked, "", self.model, self.ending)
+        if loras := adapters.chosen(asked.lora, self.adapters.find):
+            settings = cast(Request, {**settings, "lora": loras})
         if edited and "motion_bucket" not in {*self.asked, *dict(own)}:
             settings = cast(Request, {**settings, "motion_bucket": None})  # to be measured in the video
         return settings, request.shape_of(settings, edited)

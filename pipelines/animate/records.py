@@ -60,6 +60,7 @@ RESULT = pa.schema(
         ("source_video", pa.string()),  # null where the image was animated without one
         ("prompt", pa.string()),
         ("negative_prompt", pa.string()),
+        ("lora", pa.string()),  # adapters, PATH:weight, separated by commas; null without
         ("motion_bucket", pa.uint8()),  # requested
         ("seed", pa.int64()),
         ("num_inference_steps", pa.int32()),
@@ -105,7 +106,10 @@ def animation_id(
     video_digest: of the source video; None if there is none.
     """
     edited = [] if video_digest is None else [video_digest]
-    return digest([METHOD_VERSION, image_digest, dict(request), dict(made_with), *edited])
+    content = dict(request)
+    if "lora" in request:  # wherever the adapters are
+        content["lora"] = [[one["fingerprint"], one["weight"]] for one in request["lora"]]
+    return digest([METHOD_VERSION, image_digest, content, dict(made_with), *edited])
 
 
 def table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema = STATE) -> pa.Table:
@@ -130,6 +134,7 @@ def result(row: Mapping[str, Any], ending: str) -> dict[str, Any]:
     return {
         **{name: value for name, value in facts["request"].items() if name in RESULT.names},
         **{name: row[name] for name in ("row", "key", "id", "image", "image_digest", "source_video")},
+        "lora": ", ".join(f"{one['path']}:{one['weight']:g}" for one in facts.get("loras", [])) or None,
         "video": f"videos/{row['id']}{ending}",
         "measured_motion_score": facts["motion_score"],
         "measured_motion_bucket": facts["motion_bucket"],

@@ -24,7 +24,7 @@ from cinemo.memory import keep_freed_memory
 from cinemo.metrics import psnr
 from cinemo.residual import join
 from cinemo.sidecar import Request
-from pipelines.animate import files, request, videos
+from pipelines.animate import adapters, files, request, videos
 from pipelines.animate.config import AnimateConfig
 from pipelines.animate.records import light, reject, table
 from pipelines.core import models
@@ -52,6 +52,7 @@ class Animator:
             models.resolve(config.model), getattr(torch, config.arithmetic), device
         )
         self.pipe.set_progress_bar_config(disable=True)
+        self.adapters = adapters.Switch(self.pipe)
         self.batch, self.output, self.facts = config.batch_size, config.output, facts
         self.ledger = ledger
 
@@ -108,6 +109,7 @@ class Animator:
     def make(self, rows: Sequence[Row]) -> list[Row]:
         """Make the frames of rows of one shape. Raises whatever the model raises."""
         asked: list[Request] = [json.loads(row["request"]) for row in rows]
+        loras = self.adapters.use(asked[0].get("lora", []))
         height, width = asked[0]["height"], asked[0]["width"]
         pixels = np.stack([np.frombuffer(row["pixels"], np.float32).reshape(3, height, width) for row in rows])
         images = torch.from_numpy(pixels)
@@ -128,6 +130,7 @@ class Animator:
             facts = {
                 "id": row["id"],
                 **self.facts,
+                **({"loras": loras} if loras else {}),
                 "request": {**asked[index], **inputs},
                 "versions": videos.versions(),
                 "batch": len(rows),

@@ -23,6 +23,17 @@ def _no_nul(text: Any) -> Any:
 Text = Annotated[str, BeforeValidator(_no_nul)]
 
 
+def _listed(value: Any) -> Any:
+    """Split text at commas; a list may have several such texts."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+        return value  # for pydantic to refuse
+    return [part.strip() for text in texts for part in text.split(",") if part.strip()]
+
+
+Adapters = Annotated[list[Text], BeforeValidator(_listed)]  # PLACE[:weight] each
+
+
 class Settings(BaseModel, frozen=True, extra="forbid"):
     """What may be asked for beside the image and the prompt; what is None is the model's or the caller's to fill in."""
 
@@ -45,6 +56,10 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     fit: Literal["crop", "pad", "auto"] = Field(
         "crop", description="an image of another aspect. crop: its centre fills the frame; pad: all of it, between "
         "blurred bars; auto: the model's size that is nearest to it, then as crop. Without size, pad takes that too",
+    )  # fmt: skip
+    lora: Adapters = Field(
+        [], description="LoRA adapters of the model, PATH[:weight]: a folder that training wrote, a file, a hub id, "
+        "models:/...; several are separated by commas",
     )  # fmt: skip
     motion_bucket: int = Field(10, ge=0, le=19, description="motion: 0 (still) to 19")
     dct_init: bool = Field(True, description="refine the initial noise with the image's low frequencies (DCTInit)")
@@ -155,6 +170,8 @@ def shape_of(request: Request, edited: bool = False) -> str:
     Chains of clips are animated one by one; their shape ends in CHAIN.
     """
     same = " ".join(f"{name}={value}" for name, value in shared(request).items())
+    if "lora" in request:
+        same += " lora=" + ",".join(f"{one['fingerprint']}:{one['weight']}" for one in request["lora"])
     guided = f"{same} guided={request['guidance_scale'] > 1}"
     if "extend" in request:
         return guided + CHAIN

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from cinemo import lora
 from cinemo.errors import first_line
 from cinemo.video import ANIMATED_WEBP, VIDEO_SUFFIXES, VideoError, probe, sample_clip
 from pipelines.core import models, storage
@@ -54,12 +55,15 @@ def cinemo(model: str, config: EvaluateConfig, device: str) -> Animator:
     keep_freed_memory()
     pipe = CinemoPipeline.from_pretrained(models.resolve(model), getattr(torch, config.precision), device)
     pipe.set_progress_bar_config(disable=True)
+    loras = [lora.parse_option(text) for text in config.lora]
+    pipe.load_adapters([(models.lora_directory(place), weight) for place, weight in loras])
     steps = config.num_inference_steps or pipe.card.steps
     guidance = pipe.card.guidance if config.guidance_scale is None else config.guidance_scale
 
     def animate(request: AnimationRequest, varied: Mapping[str, Any]) -> np.ndarray:
         settings = {"num_inference_steps": steps, "guidance_scale": guidance, "scheduler": config.scheduler, **varied}
-        init = settings.pop("init", "dct")
+        init, scale = settings.pop("init", "dct"), settings.pop("lora", 1.0)
+        pipe.set_adapters(list(pipe.loras), [weight * scale for _, weight in loras])
         if init == "none":
             settings["dct_init"] = False
         else:

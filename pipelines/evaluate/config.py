@@ -2,8 +2,9 @@
 
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
+from pipelines.animate.request import Adapters
 from pipelines.core import models
 
 REAL = "real"  # the dataset's own clips, measured like a model's for reference
@@ -29,6 +30,7 @@ ABLATIONS: dict[str, Any] = {
     "guidance_scale": float,
     "dct_cutoff": float,
     "dct_timestep": int,
+    "lora": float,
 }
 INITS = ("dct", "fft", "none")
 BASELINES = ("svd", "i2vgen-xl", "pia", "cogvideox-i2v", "videos")
@@ -57,6 +59,10 @@ class EvaluateConfig(BaseModel, frozen=True, extra="forbid"):
         description="models to compare, once each: a MODEL; svd:, i2vgen-xl:, pia: or cogvideox-i2v: and a directory "
         "or hub id; videos:FOLDER for finished videos",
     )
+    lora: Adapters = Field(
+        [], description="LoRA adapters of the Cinemo models, PATH[:weight], as in the animate job; --ablate lora=0,1 "
+        "multiplies their weights, so that 0 is without",
+    )  # fmt: skip
     ablate: str | None = Field(None, description="vary one setting of Cinemo models, such as init=dct,fft,none")
     metrics: list[str] = Field(list(METRICS), description=f"any of {', '.join(METRICS)}; default: all with weights")
     limit: int | None = Field(None, ge=1, description="number of videos, for a quick look; default: the protocol's")
@@ -104,6 +110,12 @@ class EvaluateConfig(BaseModel, frozen=True, extra="forbid"):
         if ablate is not None:
             read_ablation(ablate)
         return ablate
+
+    @model_validator(mode="after")
+    def _ablated_adapters_exist(self) -> "EvaluateConfig":
+        if self.ablate and self.ablate.startswith("lora=") and not self.lora:
+            raise ValueError(f"--ablate {self.ablate} multiplies the weights of adapters; name one with --lora")
+        return self
 
     @property
     def measured(self) -> list[str]:

@@ -5,13 +5,14 @@ moment, a further model adds only its own rows, and repeating a finished job cha
 delete OUT/rejects to have them tried again.
 """
 
+import functools
 import json
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -19,7 +20,10 @@ import pyarrow as pa
 from cinemo import checkpoint
 from cinemo.card import DEFAULT_SIZE
 from cinemo.motion import SCORE_DEFINITION
+from cinemo.sidecar import Lora
 from cinemo.video import SAMPLING_VERSION
+from pipelines.animate import adapters
+from pipelines.animate.request import SettingError
 from pipelines.core import lease, models, storage, tracking
 from pipelines.core.output import Output
 from pipelines.core.progress import Progress, to_stderr
@@ -52,7 +56,8 @@ def placed(config: EvaluateConfig) -> EvaluateConfig:
     dataset = f"{kind}{colon}{storage.absolute(place)}" if kind in ("ucf101", "msrvtt") else config.dataset
     if not colon:
         dataset = storage.absolute(config.dataset) if config.dataset != "synthetic" else "synthetic:64"
-    return config.model_copy(update={"output": output, "model": named, "dataset": dataset})
+    loras = adapters.placed(config.lora, config.tracking_uri, output)
+    return config.model_copy(update={"output": output, "model": named, "dataset": dataset, "lora": loras})
 
 
 def frame_size(config: EvaluateConfig) -> tuple[int, int]:
@@ -67,7 +72,21 @@ def frame_size(config: EvaluateConfig) -> tuple[int, int]:
     return DEFAULT_SIZE
 
 
-def identity(config: EvaluateConfig) -> dict[str, Any]:
+def find_adapters(config: EvaluateConfig) -> list[Lora]:
+    """Look up the adapters, and check that they are ones of every Cinemo model. Raises ValueError."""
+    found: list[Lora] = []
+    cinemo = [model for model in config.model if scheme(model) == "cinemo"]
+    if config.lora and not cinemo:
+        raise ValueError(f"--lora {' '.join(config.lora)}: no Cinemo model is compared; add one with --model")
+    for model in cinemo:
+        try:
+            found = adapters.chosen(config.lora, functools.partial(adapters.look_up, model=model))
+        except SettingError as error:
+            raise ValueError(f"--lora: {error}") from None
+    return found
+
+
+def identity(config: EvaluateConfig, loras: Sequence[Lora] = ()) -> dict[str, Any]:
     """Settings that all rows depend on: jobs that share an output must have them equal."""
     height, width = frame_size(config)
     names = {"dataset", "num_frames", "min_interval", "max_interval", "motion_bucket", "num_inference_steps"}
@@ -80,6 +99,7 @@ def identity(config: EvaluateConfig) -> dict[str, Any]:
         "height": height,
         "width": width,
         **config.model_dump(include=names),
+        **({"lora": [[one["fingerprint"], one["weight"]] for one in loras]} if loras else {}),
     }
 
 
@@ -92,6 +112,7 @@ class Job:
     identity: dict[str, Any]  # settings that all rows depend on
     cases: list[datasets.Case]
     facts: dict[str, models.Facts]  # Cinemo models by name
+    loras: list[Lora] = field(default_factory=list)  # adapters of all of these
 
 
 def resolve(config: EvaluateConfig) -> Job:
@@ -106,7 +127,8 @@ def resolve(config: EvaluateConfig) -> Job:
     if len(set(config.model)) < len(config.model):
         raise ValueError(f"--model {' '.join(config.model)}: one model is named twice")
     facts = {model: models.look_up(model) for model in config.model if scheme(model) == "cinemo"}
-    job = Job(config, frame_size(config), identity(config), cases, facts)
+    loras = find_adapters(config)
+    job = Job(config, frame_size(config), identity(config, loras), cases, facts, loras)
     Output(config.output).check(job.identity)
     for model in config.model:
         if model in facts:
@@ -165,7 +187,8 @@ def run(job: Job) -> dict[str, Any]:
         cells = report.values(config, compared, measured)
         marks = {models.plain(model): facts.fingerprint for model, facts in job.facts.items()}
         held.confirm()
-        text = report.markdown(config, compared, cells, counts, job.size, marks)
+        loras = {f"{models.plain(one['name'])}:{one['weight']:g}": one["fingerprint"] for one in job.loras}
+        text = report.markdown(config, compared, cells, counts, job.size, marks | loras)
         storage.put_changed(out.place("report.parquet"), report.parquet(cells, config))
         pictures = report.pictures(config, compared, measured)
         for name, data in {"report.md": text.encode(), **pictures}.items():
@@ -179,6 +202,7 @@ def run(job: Job) -> dict[str, Any]:
             "report": out.place("report.md"),
             "counts": counts,
             "model_fingerprints": marks,
+            "loras": loras,
             "left_out": config.left_out,
             "metrics": {v.label: {c.metric: rounded(c) for c in cells if c.variant == v.label} for v in compared},
             "too_many_rejects": len(rejects) > config.max_reject_fraction * len(ids),

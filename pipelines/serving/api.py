@@ -260,6 +260,11 @@ def to_model(served: Served, began: int) -> schema.Model:
         num_inference_steps=served.card.steps,
         guidance_scale=served.card.guidance,
         prompts=served.card.prompts,
+        loras=[
+            schema.Adapter(id=name, trigger_words=known.card.trigger_words or None)
+            for name, known in served.loras.items()
+            if known is not None
+        ],
     )
 
 

@@ -40,7 +40,7 @@ class Ingress:
         """served: name -> MODEL. animators: name -> its deployment. known_keys: hashes of the API keys."""
         self.known_keys, self.webhook_secret = known_keys, webhook_secret
         self.settings, self.animators = ServeSettings(**settings), animators
-        self.models = {name: served_models.look_up(name, model) for name, model in served.items()}
+        self.models = {name: served_models.look_up(name, model, self.settings.loras) for name, model in served.items()}
         self.store = Store(self.settings.store_url)
         self.metrics = Metrics()
         self.tracker = Tracker(self.settings) if self.settings.track else None
@@ -88,8 +88,14 @@ def build(settings: ServeSettings) -> serve.Application:
     }
     for model in served.values():
         models.resolve(model)  # report a wrong name now, rather than by replicas that die one after another
+    loras = {
+        name: models.absolute(place, settings.tracking_uri, settings.place) for name, place in settings.loras.items()
+    }
+    for name, place in loras.items():
+        if all(served_models.find_adapter(name, place, model) is None for model in served.values()):
+            raise ValueError(f"loras: {name} ({settings.loras[name]}) is an adapter of none of {', '.join(served)}")
     keys_file, replicas = settings.keys_file and storage.absolute(settings.keys_file), settings.replicas
-    places = {"output": settings.place, "store": settings.store_url, "keys_file": keys_file}
+    places = {"output": settings.place, "store": settings.store_url, "keys_file": keys_file, "loras": loras}
     shared = {
         **settings.model_dump(),
         **places,

@@ -32,7 +32,7 @@ EXAMPLES = (  # photos that are part of scikit-image
 )
 ADVANCED = (  # fields of a request, in the order of their widgets
     "model", "negative_prompt", "num_inference_steps", "guidance_scale", "fps", "dct_init", "dct_cutoff",
-    "dct_timestep",
+    "dct_timestep", "lora",
 )  # fmt: skip
 SHOWN = 12  # videos in the history
 CACHE_S = 3600  # seconds for which gradio keeps uploaded and shown files
@@ -87,6 +87,7 @@ class Page:
 
     def add_inputs(self) -> None:
         """Add photo, prompt, motion, the advanced settings in the order of ADVANCED, and the two buttons."""
+        loras = list(self.service.settings.loras)
         default, limits = next(iter(self.service.models.values())), self.service.settings.limits
         self.image = gr.Image(type="filepath", image_mode=None, label="Photo", elem_id="photo", sources=["upload"])
         self.prompt = gr.Textbox(label="What should happen", value=EXAMPLES[0][1], elem_id="prompt")
@@ -102,6 +103,15 @@ class Page:
                 gr.Checkbox(True, label="DCTInit: refine the initial noise with the photo"),
                 gr.Slider(0, 1, value=0.23, step=0.01, label="DCTInit: share of low frequencies"),
                 gr.Slider(0, 999, value=975, step=1, label="DCTInit: noise level of the photo"),
+                gr.Dropdown(
+                    loras,
+                    value=[],
+                    multiselect=True,
+                    allow_custom_value=True,
+                    visible=bool(loras),
+                    elem_id="lora",
+                    label="Adapters (LoRA); NAME:0.5 makes one half as strong",
+                ),
             ]
         with gr.Row():
             self.animate_button = gr.Button("Animate", variant="primary", elem_id="animate")
@@ -141,6 +151,7 @@ class Page:
             **dict(zip(ADVANCED, advanced, strict=True)),
         }
         fields["negative_prompt"] = fields["negative_prompt"] or ""  # an empty box is None
+        fields["lora"] = fields["lora"] or []
         if seed is not None and seed >= 0:
             fields["seed"] = int(seed)
         try:

@@ -18,6 +18,7 @@ import tenacity
 import torch
 
 from cinemo import CinemoPipeline, checkpoint
+from cinemo.sidecar import LoraFacts
 from pipelines.animate import request, videos
 from pipelines.core import models, storage
 from pipelines.core.precision import allow_tf32
@@ -25,6 +26,7 @@ from pipelines.serving.jobs.database import UNAVAILABLE
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Death, Job, Store
 from pipelines.serving.videos import frames, inputs, results
+from pipelines.serving.videos.adapters import ServedAdapters
 from pipelines.serving.videos.progress import Progress, StoppedError
 
 logger = logging.getLogger("ray.serve")
@@ -68,6 +70,7 @@ class Animator:
         allow_tf32(replicas.arithmetic != "float32")
         self.pipe = CinemoPipeline.from_pretrained(directory, getattr(torch, replicas.arithmetic), device)
         self.pipe.set_progress_bar_config(disable=True)
+        self.adapters = ServedAdapters(self.pipe, self.settings.loras, model)
         self.videos = storage.join(self.settings.place, "videos")
         self.store = Store(self.settings.store_url, PATIENCE_S)
         # Ray's errors about a dead actor have its id, by which the dispatcher finds the attempts that died with it.
@@ -210,9 +213,12 @@ class Animator:
             logger.exception("attempts were not released")
 
     def _may_begin(self, job: Job) -> bool:
-        if job.lone_deaths < LONE_DEATHS and job.deaths < self.settings.max_attempts:
+        if (lora := self.adapters.missing(job.request)) is not None:
+            message = f"lora {lora} is no longer served"
+        elif job.lone_deaths < LONE_DEATHS and job.deaths < self.settings.max_attempts:
             return True
-        message = f"given up: its attempts ended {job.deaths} times because a process or a device died"
+        else:
+            message = f"given up: its attempts ended {job.deaths} times because a process or a device died"
         self.store.fail(job.id, job.attempt, "server_error", message, self.settings.ttl_s)
         return False
 
@@ -222,6 +228,7 @@ class Animator:
         steps = frames.num_steps(requests[0])
         progress = Progress(self._advance, self.settings.lease_s, jobs, steps)
         progress.advance(0)
+        loras = self.adapters.use(requests[0])
         made_from = [inputs.unpack(job.request, stored) for job, stored in claimed]
         made = frames.make(self.pipe, requests, made_from, progress.step_done, progress.one_more)
         ended, done = time.time(), {}
@@ -234,7 +241,7 @@ class Animator:
                 "step_seconds": round((ended - began) / steps, 4),
                 "animate_seconds": round(ended - began, 3),
             }
-            if (facts := self._complete(job, video, timings, len(jobs))) is not None:
+            if (facts := self._complete(job, video, timings, len(jobs), loras)) is not None:
                 done[job.id] = facts
         return done
 
@@ -242,7 +249,9 @@ class Animator:
         self.last_sign_of_life = time.monotonic()
         return self.store.advance(*report, **more)
 
-    def _complete(self, job: Job, video: np.ndarray, timings: dict[str, float], batch: int) -> dict[str, Any] | None:
+    def _complete(
+        self, job: Job, video: np.ndarray, timings: dict[str, float], batch: int, loras: list[LoraFacts]
+    ) -> dict[str, Any] | None:
         """Write a video's files and complete its job; returns facts for metrics, None if the attempt was superseded.
 
         The files are kept in memory while the storage is unavailable. Raises StorageAwayError after PATIENCE_S.
@@ -254,6 +263,7 @@ class Animator:
                 "model": self.name,
                 "model_fingerprint": self.fingerprint,
                 "model_lineage": self.pipe.card.lineage,
+                **({"loras": loras} if loras else {}),
                 "request": job.request,
                 "versions": videos.versions(),
                 "attempt": job.attempt,

@@ -1,11 +1,11 @@
 """What goes over HTTP: the request for a video, the video object, errors; in the shape of the OpenAI Videos API."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, WithJsonSchema
 
-from pipelines.animate import request
+from pipelines.animate import adapters, request
 from pipelines.animate.request import Text
 from pipelines.serving.store import Job
 
@@ -29,6 +29,10 @@ class VideoRequest(request.Settings, frozen=True):
     seed: int | None = Field(
         None, ge=0, le=request.MAX_SEED, description="the same seed gives the same video; default: random"
     )
+    lora: Annotated[request.Adapters, WithJsonSchema({"type": "string"})] = Field(
+        default_factory=list, max_length=adapters.MOST,
+        description="LoRA adapters of the model, which GET /v1/models lists: NAME[:weight], separated by commas",
+    )  # fmt: skip
     extend: int = Field(0, ge=0, le=31, description="further clips, each from the last frame of the one before")
     loop: bool = Field(False, description="forward and back again, so that it repeats seamlessly")
     format: Literal["mp4", "webm", "gif", "webp"] = Field("mp4", description="kind of video file")
@@ -68,6 +72,7 @@ class Video(BaseModel):
     remixed_from_video_id: str | None = Field(None, description="the video that was edited or extended")
     fps: float
     num_frames: int = Field(description="frames of a clip; with extend or loop, the video has more")
+    lora: str | None = Field(None, description="adapters that act, NAME:weight, separated by commas")
     extend: int = Field(0, description="further clips")
     loop: bool = False
     format: Literal["mp4", "webm", "gif", "webp"] = "mp4"
@@ -112,6 +117,13 @@ class DeletedVideo(BaseModel):
     deleted: Literal[True] = True
 
 
+class Adapter(BaseModel):
+    """A LoRA adapter that requests may name in `lora`."""
+
+    id: str
+    trigger_words: str | None = Field(description="text with which every prompt of its training began")
+
+
 class Model(BaseModel):
     """A model that is served."""
 
@@ -125,6 +137,7 @@ class Model(BaseModel):
     num_inference_steps: int = Field(description="default")
     guidance_scale: float = Field(description="default")
     prompts: list[str] | None = Field(description="examples of what it was trained to animate")
+    loras: list[Adapter] = Field([], description="its LoRA adapters")
 
 
 class ModelList(BaseModel):
@@ -170,7 +183,11 @@ def to_video(job: Job) -> Video:
         error=None if job.error is None else Failure(**job.error),
         remixed_from_video_id=asked.get("source_video_id"),
         measured_motion_bucket=(job.result or {}).get("motion_bucket"),
-        **{"fit": "crop", **{name: value for name, value in asked.items() if name in Video.model_fields}},
+        **{
+            "fit": "crop",
+            **{name: value for name, value in asked.items() if name in Video.model_fields},
+            "lora": adapters.text_of(asked),
+        },
     )
 
 

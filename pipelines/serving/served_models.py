@@ -1,12 +1,13 @@
 """The models that are served: sizes, lengths and defaults, to check requests against. Loads no weights."""
 
 import secrets
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from cinemo.sidecar import Request
 from cinemo.videowrite import MOST_FPS
-from pipelines.animate import request
+from pipelines.animate import adapters, request
 from pipelines.core import models
 from pipelines.serving.http.errors import ApiError
 from pipelines.serving.schema import VideoRequest
@@ -15,14 +16,33 @@ from pipelines.serving.settings import Limits
 
 @dataclass(frozen=True)
 class Served(models.Facts):
-    """Properties of a model that are known without loading it, and its name in the API."""
+    """Properties of a model that are known without loading it, its name in the API, and its adapters."""
 
     name: str
+    loras: Mapping[str, adapters.Known | None] = field(default_factory=dict)  # by name; None: one of another model
+
+    def adapter(self, name: str) -> adapters.Known:
+        """Find an adapter that is served for this model. Raises ValueError."""
+        known = self.loras.get(name)
+        if known is None:
+            why = f"is an adapter of another model than {self.name}" if name in self.loras else "is not served"
+            names = ", ".join(own for own, found in self.loras.items() if found is not None)
+            raise ValueError(f"{name[:100]} {why}; {f'use {names}' if names else 'there are none'}")
+        return known
 
 
-def look_up(name: str, model: str) -> Served:
-    """Read the properties of a MODEL. Raises ValueError when there is no such model."""
-    return Served(**vars(models.look_up(model)), name=name)
+def look_up(name: str, model: str, loras: Mapping[str, str] | None = None) -> Served:
+    """Read the properties of a MODEL, and those of its adapters: name -> place. Raises ValueError if one is missing."""
+    found = {lora: find_adapter(lora, place, model) for lora, place in (loras or {}).items()}
+    return Served(**vars(models.look_up(model)), name=name, loras=found)
+
+
+def find_adapter(name: str, place: str, model: str) -> adapters.Known | None:
+    """Look up an adapter under its name in the API; None if it is one of another MODEL. Raises ValueError."""
+    try:
+        return adapters.look_up(place, model)._replace(place=name)
+    except adapters.OtherBaseError:
+        return None
 
 
 def complete(asked: VideoRequest, served: Served, limits: Limits) -> Request:
@@ -35,6 +55,7 @@ def complete(asked: VideoRequest, served: Served, limits: Limits) -> Request:
         defaults["num_inference_steps"] = min(served.card.steps, limits.max_steps)
     try:
         full = request.complete(asked.model_copy(update=defaults), asked.prompt, served, f".{asked.format}")
+        loras = adapters.chosen(asked.lora, served.adapter)
     except request.SettingError as error:
         raise ApiError(422, f"{error.field}: {error}", error.field) from None
     if (steps := full["num_inference_steps"]) > limits.max_steps:
@@ -43,7 +64,7 @@ def complete(asked: VideoRequest, served: Served, limits: Limits) -> Request:
     check_work(dict(full), limits.max_work, 1 + asked.extend)
     frames = full["num_frames"]
     total = played(frames + asked.extend * (frames - 1), asked.loop)
-    made = {**full, **chosen(asked), "fps": frames_a_second(asked, total)}
+    made = {**full, **({"lora": loras} if loras else {}), **chosen(asked), "fps": frames_a_second(asked, total)}
     return cast(Request, made if total == frames else {**made, "total_frames": total})
 
 

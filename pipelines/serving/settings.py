@@ -116,6 +116,10 @@ class ServeSettings(BaseModel, frozen=True, extra="forbid"):
     aliases: dict[str, str] = Field(
         default_factory=dict, description="other names of models, which clients send: NAME -> a name in the API"
     )
+    loras: dict[str, str] = Field(
+        default_factory=dict,
+        description="LoRA adapters that requests may name: NAME -> a folder, file, hub id, models:/",
+    )
     output: str = Field("out/serve", description="folder or URI of the videos")
     store: str | None = Field(
         None, description="SQLAlchemy URL of the database of jobs; default: jobs.db in a local output"
@@ -162,6 +166,9 @@ class ServeSettings(BaseModel, frozen=True, extra="forbid"):
     def _fits_together(self) -> "ServeSettings":
         if self.models and "model" in self.model_fields_set:
             raise ValueError("give either model or models, not both")
+        for name in self.loras:
+            if not re.fullmatch(r"[\w.-]+", name):
+                raise ValueError(f"loras: {name!r} cannot be named in a request; use letters, digits, dots, - and _")
         for alias, name in self.aliases.items():
             if name not in self.served:
                 raise ValueError(f"aliases: {alias} is for {name}, which is not served; use {', '.join(self.served)}")

@@ -33,6 +33,7 @@ ROW_SETTINGS: dict[str, columns.Groups] = {
     "guidance_scale": (("guidance_scale",), ("guidance",)),
     "size": (("size",),),
     "fit": (("fit",),),
+    "lora": (("lora",), ("loras",)),
     "video": columns.MOTION,
 }
 _HEAD = 100  # rows in which `check` looks for a prompt

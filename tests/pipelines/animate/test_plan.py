@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from pipelines.animate.config import AnimateConfig
 from pipelines.animate.job import resolve
 from pipelines.animate.request import shape_of
 from pipelines.core.output import Reason
-from tests.pipelines.animate.conftest import tasks_of, write_catalog, write_photo
+from tests.loras import write_adapter
+from tests.pipelines.animate.conftest import ready, tasks_of, write_catalog, write_photo
 
 FAST: dict[str, Any] = {"speed": "fast", "num_inference_steps": None}
 
@@ -100,6 +102,9 @@ def test_rows_in_other_places_keep_their_keys(config: AnimateConfig) -> None:
         ({"size": "65x64"}, Reason.BAD_SETTING, "size: height x width"),
         ({"fit": "stretch"}, Reason.BAD_SETTING, "fit 'stretch': "),
         ({"fit": "pad", "video": "a.mp4"}, Reason.BAD_SETTING, "fit pad does not apply to a row with a video"),
+        ({"lora": "no/such/adapter"}, Reason.BAD_SETTING, "lora no/such/adapter is neither a file, nor a folder"),
+        ({"lora": "x:nan"}, Reason.BAD_SETTING, "lora 'x:nan' should be PATH or PATH:weight"),
+        ({"lora": 7}, Reason.BAD_SETTING, "lora 7: "),
         ({"image": ""}, Reason.BAD_ROW, "names no image"),
     ],
 )
@@ -180,3 +185,33 @@ def test_the_output_of_another_job_is_refused(config: AnimateConfig, other: str,
 
 def test_a_configuration_that_works_says_what_is_known_of_the_model(config: AnimateConfig) -> None:
     assert resolve(config).model.factor >= 1
+
+
+def test_a_row_s_adapters_override_the_flag_s_and_an_id_is_that_of_their_files(
+    config: AnimateConfig, tmp_path: Path
+) -> None:
+    write_adapter(tmp_path / "ink", config.model, 1)
+    shutil.copytree(tmp_path / "ink", tmp_path / "copy")
+    other = write_adapter(tmp_path / "other", config.model, unet_fingerprint="f" * 64)
+    texts = [None, "ink:2", "copy:2", "ink:0", f"ink, {other}"]
+    write_catalog(Path(config.catalog), [{"image": "0.png", "prompt": "x", "lora": text} for text in texts])
+    flag = config.model_copy(update={"lora": [str(tmp_path / "ink")]})
+    *good, bad = ready(flag)
+    weights = [[one["weight"] for one in json.loads(row["request"]).get("lora", [])] for row in good]
+    assert weights == [[1.0], [2.0], [2.0], []]
+    assert good[1]["id"] == good[2]["id"]
+    assert len({row["id"] for row in good}) == 3
+    assert good[3]["id"] in [row.get("id") for row in ready(config)]  # without adapters nothing has changed
+    assert f"lora: lora {other} was trained on" in bad["message"]
+    before = keys(flag)
+    write_adapter(tmp_path / "ink", config.model, 5)
+    assert [old == new for old, new in zip(before, keys(flag), strict=True)] == [False, False, True, True, True]
+
+
+def test_adapters_of_flags_are_checked_before_anything_runs(config: AnimateConfig, tmp_path: Path) -> None:
+    other = str(write_adapter(tmp_path / "other", config.model, unet_fingerprint="f" * 64))
+    own = str(write_adapter(tmp_path / "own", config.model))
+    for lora, words in (([other], "--lora: lora .* was trained on"), ([own, own], "is named twice; give one weight")):
+        with pytest.raises(ValueError, match=words):
+            resolve(config.model_copy(update={"lora": lora}))
+    assert AnimateConfig(catalog="a", output="b", lora=f"{own}:0.5, x").lora == [f"{own}:0.5", "x"]

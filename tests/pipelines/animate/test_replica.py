@@ -14,8 +14,11 @@ from cinemo.image import fit_pixels, read_image
 from cinemo.latents import decode_latents, encode_pixels
 from pipelines.animate import files, flow, replica
 from pipelines.animate.config import AnimateConfig
-from pipelines.animate.records import table
+from pipelines.animate.records import result, table
+from tests.loras import write_adapter
 from tests.pipelines.animate.conftest import frames_of, make_animator, ready, write_catalog
+
+MEASURED = {"motion_score": 0.5, "motion_bucket": 10}  # what writing a video adds to its facts
 
 
 def run(made: Any, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -107,3 +110,41 @@ def test_kept_latents_come_back_in_the_models_precision(config: AnimateConfig) -
     once, again = run(make_animator(half), [row])[0], run(make_animator(half), [row])[0]
     np.testing.assert_array_equal(frames_of(once), frames_of(again))
     assert make_animator(half).pipe.unet.dtype == torch.bfloat16
+
+
+def test_rows_with_adapters_get_the_videos_of_a_pipeline_that_has_theirs_alone(
+    config: AnimateConfig, tmp_path: Path
+) -> None:
+    first, second = (
+        write_adapter(tmp_path / f"lora{seed}", config.model, seed, lineage={"steps": seed}) for seed in (1, 2)
+    )
+    named = ["lora1", None, f"{second}:0.5, lora1", "lora1", "lora1:0"]  # relative to the catalog, or absolute
+    lines = [{"image": "0.png", "prompt": "x", "seed": 3, "lora": text} for text in named]
+    write_catalog(Path(config.catalog), lines)
+    rows = run(make_animator(config), ready(config))
+    rows.sort(key=lambda row: row["row"])
+    batches = [json.loads(row["facts"])["batch"] for row in rows]
+    assert batches == [2, 2, 1, 2, 2]  # rows of the same adapters together
+    pipe = CinemoPipeline.from_pretrained(config.model)
+    for row, alone in zip(rows, ([(first, 1.0)], [], [(second, 0.5), (first, 1.0)], [(first, 1.0)], []), strict=True):
+        pipe.load_adapters(alone)
+        asked = json.loads(row["request"])
+        asked.pop("fps")
+        loras = asked.pop("lora", [])
+        expected = pipe(row["image"], asked.pop("prompt"), **asked).frames[0]
+        assert np.abs(frames_of(row).astype(int) - expected).max() <= 1
+        facts = json.loads(row["facts"])
+        assert [(one["name"], one["weight"]) for one in loras] == [(str(place), weight) for place, weight in alone]
+        assert [(one["path"], one["weight"]) for one in facts.get("loras", [])] == [(str(p), w) for p, w in alone]
+    assert json.loads(rows[0]["facts"])["loras"][0]["lineage"] == {"steps": 1}
+    listed = [result(row | {"facts": json.dumps(json.loads(row["facts"]) | MEASURED)}, ".mp4") for row in rows]
+    assert [row["lora"] for row in listed] == [f"{first}:1", None, f"{second}:0.5, {first}:1", f"{first}:1", None]
+
+
+def test_an_adapter_that_changed_after_the_job_began_is_a_reject(config: AnimateConfig, tmp_path: Path) -> None:
+    place = write_adapter(tmp_path / "lora1", config.model, 1)
+    row = ready(config.model_copy(update={"lora": [str(place)]}))[0]
+    write_adapter(tmp_path / "lora1", config.model, 2)
+    (bad,) = run(make_animator(config), [row])
+    assert bad["reason"] == "failed"
+    assert "when the job began; run the job again" in bad["message"]

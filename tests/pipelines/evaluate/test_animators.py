@@ -11,6 +11,7 @@ from cinemo.synthetic.images import photo
 from cinemo.video import VideoError, write_video
 from pipelines.evaluate import animators
 from pipelines.evaluate.config import EvaluateConfig
+from tests.loras import write_adapter
 from tests.pipelines.evaluate import small
 
 
@@ -44,6 +45,20 @@ def test_a_cinemo_model_starts_as_the_ablation_says(wanted: animators.AnimationR
     assert np.array_equal(clips[0], animate(wanted, {}))
     for a, b in ((0, 1), (0, 2), (1, 2)):
         assert not np.array_equal(clips[a], clips[b])
+
+
+def test_adapters_act_as_strongly_as_the_ablation_says(
+    wanted: animators.AnimationRequest, checkpoint: Path, tmp_path: Path
+) -> None:
+    from cinemo import CinemoPipeline
+
+    lora = write_adapter(tmp_path / "lora", checkpoint)
+    animate = animators.load(str(checkpoint), config(lora=[f"{lora}:0.5"], guidance_scale=1.0), "cpu")
+    pipe = CinemoPipeline.from_pretrained(checkpoint)
+    same = {"num_frames": 4, "height": 64, "width": 64, "seed": 3, "num_inference_steps": 2, "guidance_scale": 1.0}
+    for settings, adapters in (({"lora": 0.0}, []), ({}, [(str(lora), 0.5)]), ({"lora": 2.0}, [(str(lora), 1.0)])):
+        pipe.load_adapters(adapters)
+        assert np.array_equal(animate(wanted, settings), pipe(wanted.image, wanted.prompt, **same).frames[0])
 
 
 def test_finished_videos_are_found_by_the_case_s_name(

@@ -1,5 +1,6 @@
 """What the evaluation takes: lists, ablations, variants, metrics that have what they need."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from pydantic import ValidationError
 from pipelines.evaluate import config
 from pipelines.evaluate import job as evaluate
 from pipelines.evaluate.config import EvaluateConfig
+from tests.loras import write_adapter
 
 
 def make(**changes: Any) -> EvaluateConfig:
@@ -41,6 +43,7 @@ def test_an_ablation_varies_cinemo_models_alone() -> None:
         ({"ablate": "guidance_scale=high"}, "high is not a valid guidance_scale; give a number"),
         ({"metrics": "fvd,fun"}, "fun is unknown; use fvd, fid"),
         ({"num_frames": 2}, "num_frames"),
+        ({"ablate": "lora=0,1"}, "multiplies the weights of adapters; name one with --lora"),
     ],
 )
 def test_bad_settings_are_named(changes: dict[str, Any], words: str) -> None:
@@ -57,6 +60,18 @@ def test_paths_become_absolute_and_other_names_stay(tmp_path: Any, monkeypatch: 
     assert placed.dataset == f"ucf101:{tmp_path}/made"
     assert placed.model == [f"videos:{tmp_path}/made", "svd:owner/name", f"pia:{tmp_path}/made+owner/name"]
     assert evaluate.placed(make(dataset="synthetic")).dataset == "synthetic:64"
+
+
+def test_adapters_are_checked_and_part_of_what_rows_depend_on(checkpoint: Path, tmp_path: Path) -> None:
+    own = write_adapter(tmp_path / "own", checkpoint)
+    other = write_adapter(tmp_path / "other", checkpoint, unet_fingerprint="f" * 64)
+    size: dict[str, Any] = {"height": 64, "width": 64, "output": str(tmp_path / "out"), "model": [str(checkpoint)]}
+    plain, with_it = (evaluate.resolve(make(**size, lora=lora)) for lora in ([], [f"{own}:0.5"]))
+    assert with_it.identity == {**plain.identity, "lora": [[with_it.loras[0]["fingerprint"], 0.5]]}
+    with pytest.raises(ValueError, match=r"--lora: lora .* was trained on"):
+        evaluate.resolve(make(**size, lora=f"{own},{other}"))
+    with pytest.raises(ValueError, match=r"no Cinemo model is compared; add one with --model"):
+        evaluate.find_adapters(make(model=["svd:x"], lora=str(own)))
 
 
 def test_the_size_is_the_first_cinemo_model_s(checkpoint: Any) -> None:

@@ -19,6 +19,7 @@ from fastapi.testclient import TestClient
 from cinemo.checkpoint import ModelCard, write_card
 from pipelines.serving.replica import Animator
 from pipelines.serving.settings import Limits, ServeSettings
+from tests.loras import write_adapter
 from tests.pipelines.serving.in_process import serve
 
 # A proxy of Serve that was killed is missed after seconds, not half a minute. Read when a cluster starts.
@@ -131,11 +132,22 @@ def small(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(model)
 
 
+@pytest.fixture(scope="session")
+def loras(small: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Two adapters of the small model, and one of another model, by their names in the service."""
+    folder = tmp_path_factory.mktemp("loras")
+    write_adapter(folder / "ink", small, 1, trigger_words="ink wash", lineage={"steps": 9})
+    write_adapter(folder / "rain", small, 2)
+    write_adapter(folder / "other", small, 3, unet_fingerprint="f" * 64)
+    return {name: str(folder / name) for name in ("ink", "rain", "other")}
+
+
 @pytest.fixture(scope="module")
-def settings(small: str, tmp_path_factory: pytest.TempPathFactory) -> ServeSettings:
+def settings(small: str, loras: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> ServeSettings:
     """A service of narrow limits."""
     limits = Limits(max_queue=3, max_bytes=3_000_000, max_pixels=1_000_000, max_prompt=300, max_steps=900)
-    return ServeSettings(model=small, output=str(tmp_path_factory.mktemp("serve")), limits=limits, lease_s=2)
+    output = str(tmp_path_factory.mktemp("serve"))
+    return ServeSettings(model=small, loras=loras, output=output, limits=limits, lease_s=2)
 
 
 @pytest.fixture(scope="module")

@@ -115,7 +115,7 @@ def application(settings: ServeSettings, animator: Animator | Stub, with_page: b
     metrics, store = Metrics(), Store(settings.store_url)
     ((name, model),) = settings.served.items()
     dispatcher = Dispatcher(settings, store, {name: animator.animate}, metrics.ended)
-    service = Service(settings, store, dispatcher, {name: served_models.look_up(name, model)})
+    service = Service(settings, store, dispatcher, {name: served_models.look_up(name, model, settings.loras)})
 
     async def ready() -> list[str]:
         return []

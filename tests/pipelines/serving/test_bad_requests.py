@@ -59,6 +59,13 @@ def zip_file() -> bytes:
         (None, {"motion_bucket": "20"}, 422, "motion_bucket"),
         (None, {"seed": str(2**63)}, 422, "seed"),
         (None, {"num_frame": "8"}, 422, "num_frame"),
+        (None, {"lora": "sepia"}, 422, "lora"),
+        (None, {"lora": "ink:much"}, 422, "lora"),
+        (None, {"lora": "ink:inf"}, 422, "lora"),
+        (None, {"lora": "ink,ink:2"}, 422, "lora"),
+        (None, {"lora": "ink,other"}, 422, "lora"),
+        (None, {"lora": ",".join(["ink"] * 9)}, 422, "lora"),
+        (None, {"loras": "ink"}, 422, "loras"),
     ],
     ids=lambda value: None if isinstance(value, bytes) else str(value)[:40],
 )
@@ -158,3 +165,12 @@ def test_pixels_frames_and_steps_together_are_bounded() -> None:
 def test_no_key_may_fill_the_queue_by_default() -> None:
     assert [Limits(max_queue=100).share(keys) for keys in (0, 1, 2, 3, 4, 50)] == [100, 100, 50, 33, 25, 25]
     assert Limits(max_queue=2).share(9) == 1
+
+
+def test_an_adapter_that_cannot_be_used_is_a_sentence_with_those_that_can(client: TestClient) -> None:
+    for text, words in (
+        ("sepia", "lora: sepia is not served; use ink, rain"),
+        ("other:0.5", "lora: other is an adapter of another model than small; use ink, rain"),
+        ("ink:nan", "lora: lora 'ink:nan' should be PATH or PATH:weight"),
+    ):
+        assert words in send(client, lora=text).json()["error"]["message"]

@@ -21,6 +21,7 @@ from ray.serve.schema import ServeDeploySchema
 from cinemo.video import probe
 from pipelines.serving.deploy import build
 from pipelines.serving.settings import ServeSettings
+from tests.loras import write_adapter
 from tests.pipelines.serving.conftest import free_port
 from tests.pipelines.serving.in_process import png
 from tests.pipelines.serving.service import send, until, wait
@@ -30,12 +31,16 @@ ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "docs" / "deploy"
 
 
-def test_settings_that_cannot_work_are_refused_before_anything_starts(tmp_path: Path) -> None:
+def test_settings_that_cannot_work_are_refused_before_anything_starts(tmp_path: Path, checkpoint: Path) -> None:
+    other = write_adapter(tmp_path / "other", checkpoint)
     for given, sentence in [
         ({"model": "builtin:huge"}, "model builtin:huge is unknown"),
         ({"output": "s3://bucket/videos"}, "store has no default"),
         ({"ingress_replicas": 2}, "set store to postgresql://"),
         ({"replicas": {"min_replicas": 3}}, "min_replicas 3 is more than max_replicas 1"),
+        ({"loras": {"ink": "no/such/adapter"}}, "lora no/such/adapter is neither a file"),
+        ({"loras": {"ink:": "x"}}, "'ink:' cannot be named in a request"),
+        ({"loras": {"ink": str(other)}}, "loras: ink .* is an adapter of none of builtin:tiny"),
         ({"replica": {}}, "Extra inputs are not permitted"),
     ]:
         with pytest.raises((ValueError, ValidationError), match=sentence):

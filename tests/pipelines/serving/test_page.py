@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from pipelines.serving.replica import Animator
@@ -48,6 +49,10 @@ def test_a_photo_is_animated_and_plays_and_another_is_cancelled(
     until(lambda: browser.find_elements(By.CSS_SELECTOR, "#photo input[type=file]"))
     browser.find_element(By.CSS_SELECTOR, "#photo input[type=file]").send_keys(str(tmp_path / "photo.png"))
     until(lambda: browser.find_elements(By.CSS_SELECTOR, "#photo img"))
+    browser.find_element(By.XPATH, "//*[text()='Advanced']").click()
+    adapters = until(lambda: browser.find_elements(By.CSS_SELECTOR, "#lora input"))[0]
+    adapters.click()
+    until(lambda: browser.find_elements(By.XPATH, "//*[@id='lora']//li[contains(., 'ink')]"))[0].click()
     steps.hold()
     browser.find_element(By.ID, "animate").click()
     until(lambda: "%" in text())
@@ -61,6 +66,7 @@ def test_a_photo_is_animated_and_plays_and_another_is_cancelled(
     assert browser.execute_script("return arguments[0].videoWidth", video) == 96
     assert browser.find_elements(By.CSS_SELECTOR, "#first img")
     assert until(lambda: browser.find_elements(By.CSS_SELECTOR, "#history img"))
+    assert httpx.get(f"{address}/v1/videos").json()["data"][0]["lora"] == "ink:1.0"
     browser.save_screenshot(str(tmp_path / "page.png"))
 
     steps.hold()

@@ -26,15 +26,15 @@ from tests.pipelines.serving.in_process import busy, png, watch
 
 
 @pytest.fixture(scope="module")
-def animator(small: str, tmp_path_factory: pytest.TempPathFactory) -> Animator:
+def animator(small: str, loras: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Animator:
     output = str(tmp_path_factory.mktemp("serve"))
-    settings = ServeSettings(model=small, output=output, replicas=Replicas(max_batch=4))
+    settings = ServeSettings(model=small, loras=loras, output=output, replicas=Replicas(max_batch=4))
     return Animator(settings.model_dump(), "small", small)
 
 
 def keep(animator: Animator, name: str, **asked: Any) -> Job:
     """A job in the animator's store."""
-    served = served_models.look_up("small", animator.settings.model)
+    served = served_models.look_up("small", animator.settings.model, animator.settings.loras)
     request = served_models.complete(schema.VideoRequest(**{"prompt": "", **asked}), served, Limits(max_steps=900))
     now = time.time()
     job = Job(
@@ -95,6 +95,47 @@ def test_a_batch_of_four_gives_the_videos_of_four_single_calls(animator: Animato
         assert (ended.status, ended.progress) == ("completed", 100)
         assert probe(path).num_frames == 4
         assert Path(storage.join(animator.videos, results.name(job.id, 1, "spritesheet"))).exists()
+
+
+def test_requests_with_other_adapters_get_the_videos_of_a_pipeline_that_has_theirs_alone(
+    animator: Animator, small: str, loras: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[Any, np.ndarray]] = []
+
+    def noted(pipe: Any, asked: Any, *arguments: Any) -> list[np.ndarray]:
+        found = make(pipe, asked, *arguments)
+        made.extend(zip(asked, found, strict=True))
+        return found
+
+    make = replica.frames.make
+    monkeypatch.setattr(replica.frames, "make", noted)
+    named = ["ink", None, "ink, rain:0.5", "ink", "rain", "ink:0"]
+    jobs = [keep(animator, f"lora{number}", seed=5, lora=text or []) for number, text in enumerate(named)]
+    facts = animate(animator, *jobs)
+    assert [one["batch"] for one in facts] == [2, 2, 1, 2, 1, 2]
+    pipe = CinemoPipeline.from_pretrained(small)
+    pipe.set_progress_bar_config(disable=True)
+    for request, frames in made:
+        pipe.load_adapters([(loras[one["name"]], one["weight"]) for one in request.get("lora", [])])
+        settings = {name: request[name] for name in ("seed", "guidance_scale", "num_inference_steps", "num_frames")}
+        expected = pipe(png(), request["prompt"], **settings).frames[0]
+        assert np.abs(frames.astype(int) - expected).max() <= 1
+    sidecar = storage.read_json(storage.join(animator.videos, results.name(jobs[2].id, 1, "sidecar")))
+    assert [(one["path"], one["weight"], one["lineage"]) for one in sidecar["loras"]] == [
+        ("ink", 1.0, {"steps": 9}),
+        ("rain", 0.5, {}),
+    ]
+    plain = storage.read_json(storage.join(animator.videos, results.name(jobs[1].id, 1, "sidecar")))
+    assert "loras" not in plain
+
+
+def test_a_job_whose_adapter_is_no_longer_served_says_so(animator: Animator, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = keep(animator, "gone", lora="ink")
+    monkeypatch.delitem(animator.adapters.places, "ink")
+    animate(animator, job)
+    ended = animator.store.get(job.id)
+    assert ended is not None
+    assert (ended.status, (ended.error or {})["message"]) == ("failed", "lora ink is no longer served")
 
 
 def test_of_a_batch_one_is_cancelled_and_the_others_are_made(animator: Animator) -> None:

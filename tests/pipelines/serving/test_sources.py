@@ -93,6 +93,22 @@ def test_a_remix_has_the_motion_of_its_video_and_another_prompt(client: TestClie
         assert frames_of(client, made, tmp_path).shape == (4, 96, 64, 3)
 
 
+def test_a_video_of_an_adapter_names_it_and_its_remix_has_it_too(client: TestClient, idle: None) -> None:
+    models = client.get("/v1/models").json()["data"]
+    assert models[0]["loras"] == [{"id": "ink", "trigger_words": "ink wash"}, {"id": "rain", "trigger_words": None}]
+    photo = base64.b64encode(png()).decode()
+    first = {"prompt": "x", "input_reference": photo, "lora": ["ink:0.5", "rain"], "num_inference_steps": 1}
+    made = wait(client, client.post("/v1/videos", json=first).json()["id"])
+    assert (made["status"], made["lora"]) == ("completed", "ink:0.5, rain:1.0")
+    remix = f"/v1/videos/{made['id']}/remix"
+    inherited, without = (
+        client.post(remix, json={"prompt": "y", "num_inference_steps": 1, **more}).json()
+        for more in ({}, {"lora": "ink:0"})
+    )
+    assert (inherited["lora"], without["lora"]) == ("ink:0.5, rain:1.0", None)
+    assert wait(client, inherited["id"])["status"] == wait(client, without["id"])["status"] == "completed"
+
+
 def test_an_extension_goes_on_from_the_last_frame_and_has_the_whole(
     client: TestClient, idle: None, moving: bytes, pipe: CinemoPipeline, tmp_path: Path
 ) -> None:

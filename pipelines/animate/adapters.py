@@ -1,0 +1,130 @@
+"""The LoRA adapters of requests: written as PLACE[:weight], looked up once, switched on for a batch at a time."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from cinemo import lora
+from cinemo.sidecar import Lora, LoraFacts
+from pipelines.animate.config import AnimateConfig
+from pipelines.animate.request import SettingError
+from pipelines.core import models, storage
+
+MOST = 8  # adapters that act at once
+KEPT = 32  # adapters that a replica keeps, a few MB each
+
+
+class OtherBaseError(ValueError):
+    """An adapter of another model."""
+
+
+class Known(NamedTuple):
+    """An adapter that was looked up, without its weights."""
+
+    place: str  # after models.absolute
+    fingerprint: str
+    card: lora.AdapterCard
+
+
+def look_up(place: str, model: str) -> Known:
+    """Read what is known of an adapter, and check that it is one of this MODEL. Both after models.absolute.
+
+    Raises ValueError, of the class OtherBaseError if it is one of another model.
+    """
+    file = lora.find(models.lora_directory(place))
+    card = lora.read_adapter_card(file)
+    try:
+        lora.check_base(card, models.resolve(model), models.plain(model), models.plain(place))
+    except ValueError as error:
+        raise OtherBaseError(str(error)) from None
+    return Known(place, lora.fingerprint(file), card)
+
+
+def chosen(texts: Sequence[str], find: Callable[[str], Known]) -> list[Lora]:
+    """Adapters of a request, as it stores them; those of weight 0 are left out. texts: PLACE[:weight].
+
+    find: looks a place up, or raises ValueError. Raises SettingError for what is not such a text, or is unknown.
+    """
+    made: list[Lora] = []
+    for text in texts:
+        try:
+            place, weight = lora.parse_option(text)
+            known = find(place)
+        except ValueError as error:
+            raise SettingError("lora", str(error)) from None
+        if any(known.fingerprint == other["fingerprint"] for other in made):
+            raise SettingError("lora", f"{place} is named twice; give one weight")
+        if weight:
+            made.append(Lora(name=known.place, weight=weight, fingerprint=known.fingerprint))
+    if len(made) > MOST:
+        raise SettingError("lora", f"{len(made)} adapters are named, and at most {MOST} act at once; leave some out")
+    return made
+
+
+def text_of(request: Mapping[str, Any]) -> str | None:
+    """The adapters of a request as text, NAME:weight, separated by commas; None if it has none."""
+    return ", ".join(f"{one['name']}:{one['weight']}" for one in request.get("lora", [])) or None
+
+
+def placed(texts: Sequence[str], tracking_uri: str | None, output: str) -> list[str]:
+    """Make the places of flags mean the same in every process (models.absolute). Raises ValueError."""
+    pairs = [lora.parse_option(text) for text in texts]
+    return [f"{models.absolute(place, tracking_uri, output)}:{weight}" for place, weight in pairs]
+
+
+class Catalog:
+    """The adapters that the rows of a catalog name, each looked up once."""
+
+    def __init__(self, config: AnimateConfig) -> None:
+        self.config, self.known = config, dict[str, Known | ValueError]()
+        catalog = storage.absolute(config.catalog)
+        self.folder = catalog if os.path.isdir(catalog) else os.path.dirname(catalog)
+
+    def find(self, place: str) -> Known:
+        """Look up an adapter that is named relative to the catalog or to the working directory. Raises ValueError."""
+        if place not in self.known:
+            beside = os.path.join(self.folder, place)
+            try:
+                uri, output = self.config.tracking_uri, self.config.output
+                full = models.absolute(beside if os.path.exists(beside) else place, uri, output)
+                self.known[place] = look_up(full, self.config.model)
+            except ValueError as error:
+                self.known[place] = error
+        found = self.known[place]
+        if isinstance(found, ValueError):
+            raise ValueError(str(found))
+        return found
+
+
+class Switch:
+    """Loads the adapters of a replica's pipeline when they are first asked for, and lets those of a batch act."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = pipe
+
+    def use(self, asked: Sequence[Lora]) -> list[LoraFacts]:
+        """Let these adapters act, and no others; returns what their videos' sidecars say of them. Raises ValueError."""
+        names = [one["fingerprint"][:32] for one in asked]
+        for one, name in zip(asked, names, strict=True):
+            if name not in self.pipe.loras:
+                self.load(one, name)
+        for old in [name for name in self.pipe.loras if name not in names][: max(0, len(self.pipe.loras) - KEPT)]:
+            self.pipe.delete_adapters(old)
+        self.pipe.set_adapters(names, [one["weight"] for one in asked])
+        return [facts(one, self.pipe.loras[name].card.lineage) for one, name in zip(asked, names, strict=True)]
+
+    def load(self, one: Lora, name: str) -> None:
+        """Load an adapter. Raises ValueError if its file is not the one that was asked for."""
+        self.pipe.load_lora_weights(models.lora_directory(one["name"]), name)
+        if (found := self.pipe.loras[name].fingerprint) != one["fingerprint"]:
+            self.pipe.delete_adapters(name)
+            raise ValueError(
+                f"lora {models.plain(one['name'])} has fingerprint {found[:12]} here, and {one['fingerprint'][:12]} "
+                "when the job began; run the job again"
+            )
+
+
+def facts(one: Lora, lineage: Mapping[str, Any]) -> LoraFacts:
+    """What a sidecar says of an adapter."""
+    plain = models.plain(one["name"])
+    return LoraFacts(path=plain, fingerprint=one["fingerprint"], weight=one["weight"], lineage=dict(lineage))
