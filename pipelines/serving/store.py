@@ -106,6 +106,12 @@ class Store:
         row = self.database.patiently(lambda: self.database.first(query))
         return None if row is None else from_row(row)
 
+    def of_key(self, owner: str, idempotency_key: str) -> Job | None:
+        """Get the job that an owner's request with this idempotency key made; None if there is none."""
+        query = sa.select(jobs).where(jobs.c.owner == owner, jobs.c.idempotency_key == idempotency_key)
+        row = self.database.patiently(lambda: self.database.first(query))
+        return None if row is None else from_row(row)
+
     def get_all(self, job_ids: Sequence[str]) -> list[Job]:
         """Get jobs of any owner, the oldest first; those that do not exist are left out."""
         query = sa.select(jobs).where(jobs.c.id.in_(job_ids)).order_by(jobs.c.created_at)

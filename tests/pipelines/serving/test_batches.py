@@ -2,6 +2,7 @@
 
 import base64
 import json
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -133,6 +134,35 @@ def test_a_restart_sends_no_line_twice_and_loses_none_though_the_queue_is_short(
         client.app.state.service.batches.delete_expired()  # type: ignore[attr-defined]
         assert list((tmp_path / "files").iterdir()) == []
         assert client.get(f"/v1/batches/{batch_id}").status_code == 404
+
+
+def test_the_job_of_a_line_that_was_sent_but_not_recorded_is_found_though_the_line_would_now_be_refused(
+    tmp_path: Path,
+) -> None:
+    settings = ServeSettings(output=str(tmp_path), page=False, lease_s=0.5)
+    lines = jsonl(line("one", body={"quality": "hd"}), line("two"))
+    dying = threading.Event()
+
+    def die(*_: Any) -> None:
+        dying.set()
+        raise InterruptedError("as a process that dies here, this one records nothing")
+
+    with serve(settings, Stub(settings)) as client:
+        service = client.app.state.service  # type: ignore[attr-defined]
+        service.batches.record = die
+        start(client, lines)
+        assert dying.wait(30)
+    strict = settings.model_copy(update={"strict": True})
+    store = Store(settings.store_url)
+    (job,) = store.get_all([row.id for row in store.database.all(sa.select(tables.jobs.c.id))])
+    with serve(strict, Stub(strict)) as client:
+        (batch,) = client.get("/v1/batches").json()["data"]
+        done = ended(client, batch["id"])
+        assert done["request_counts"] == {"total": 2, "completed": 2, "failed": 0}
+        output = client.get(f"/v1/files/{done['output_file_id']}/content").text.splitlines()
+        videos = [json.loads(one)["response"]["body"]["id"] for one in output]
+        assert videos[0] == job.id
+        assert store.counts() == {"completed": 2}
 
 
 def test_a_cancelled_batch_ends_its_open_videos_and_keeps_the_others(tmp_path: Path) -> None:
