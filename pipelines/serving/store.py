@@ -290,12 +290,13 @@ class Store:
 
         def end() -> bool:  # may be repeated with the same values: the first answer may have been lost
             with self.database.transaction() as connection:
-                row = connection.execute(change.returning(jobs.c.webhook)).first()
+                row = connection.execute(change.returning(jobs.c.webhook, jobs.c.owner)).first()
                 if row is None:
                     return attempt is not None and connection.execute(again).first() is not None
                 connection.execute(images.delete().where(images.c.id == job_id))
                 if row.webhook is not None:
-                    events.add(connection, self.database.now, f"video.{values['status']}", job_id, row.webhook)
+                    kind = f"video.{values['status']}"
+                    events.add(connection, self.database.now, kind, job_id, row.webhook, row.owner)
                 return True
 
         return self.database.patiently(end)

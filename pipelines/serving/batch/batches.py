@@ -157,7 +157,7 @@ class Batches:
                 connection.execute(jobs.update().where(jobs.c.id.in_(made)).values(expires_at=until))
                 connection.execute(lines.delete().where(lines.c.batch == batch_id))
                 if self.settings.webhooks.url is not None:
-                    events.add(connection, self.database.now, f"batch.{status}", batch_id, "")
+                    events.add(connection, self.database.now, f"batch.{status}", batch_id, "", "")
 
     def delete_expired(self) -> None:
         """Delete batches that have ended and expired."""
