@@ -17,6 +17,7 @@ from ray.exceptions import ActorDiedError
 from pipelines.animate.request import shape_of
 from pipelines.core import storage
 from pipelines.serving.jobs.turns import Turns
+from pipelines.serving.served_models import work_of
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import MAX_ROWS, Death, Job, Store
 from pipelines.serving.videos import results
@@ -42,6 +43,7 @@ class Dispatcher:
         """animate: by the model's name. finished: called with every job that ended here, and its facts."""
         self.settings, self.store, self.animate, self.finished = settings, store, animate, finished
         self.turns = {name: Turns(settings.replicas.slots) for name in animate}
+        self.priority: Callable[[str], float] = lambda owner: 1.0  # set by the service, which knows the keys
         self.name = uuid.uuid4().hex  # lease_owner of its jobs
         self.videos = storage.join(settings.place, "videos")
         self.tasks: dict[str, asyncio.Task[None]] = {}
@@ -92,7 +94,8 @@ class Dispatcher:
                     message = f"model {job.model} is no longer served"
                     await asyncio.to_thread(self.store.fail, job.id, None, "server_error", message, self.settings.ttl_s)
                 else:
-                    async with self.turns[job.model].turn(job.owner, again):
+                    work = work_of(job.request, 1 + job.request.get("extend", 0))
+                    async with self.turns[job.model].turn(job.owner, again, work, self.priority(job.owner)):
                         facts = await self.animate[job.model](job.id, shape_of(job.request))
             except Exception as error:  # the replica died, or there is none: Ray raises many types for that
                 logger.warning(

@@ -57,6 +57,7 @@ class Service:
         self.settings, self.store, self.dispatcher, self.models = settings, store, dispatcher, models
         self.videos = storage.join(settings.place, "videos")
         self.keys = keys.Keys(settings, list(known_keys) or keys.from_environment(settings))
+        dispatcher.priority = self.keys.priority
         self.links = Links(settings)
         self.began = int(time.time())
         self.followed: Counter[str] = Counter()  # jobs of event streams, with the number of streams
