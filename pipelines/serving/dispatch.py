@@ -27,6 +27,7 @@ logger = logging.getLogger("ray.serve")
 Animate = Callable[[str, str], Awaitable[dict[str, Any]]]  # (id, shape) -> facts; raises when the replica dies
 RATE_OVER_S = 300.0  # period over which the rate of finished jobs is measured
 SWEEP_EVERY_S = 3600.0  # period between searches for files without a job
+ASIDE_KEPT_S = 86_400.0  # seconds; no write of a file takes so long
 SWEPT_AT_ONCE = 500  # files whose jobs are looked up by one query
 
 
@@ -158,7 +159,7 @@ class Dispatcher:
             await asyncio.sleep(0 if most == MAX_ROWS else self.settings.lease_s / 3)
 
     def _sweep(self) -> None:
-        """Delete files of superseded attempts and of deleted jobs.
+        """Delete files of superseded attempts and of deleted jobs, and what killed writes left.
 
         Files of a job that the store does not know are kept: the database may be another, new or restored one.
         """
@@ -175,5 +176,6 @@ class Dispatcher:
                     unknown += 1
                 elif job is None or not (job.is_open or (job.status == "completed" and job.attempt == attempt)):
                     results.remove(self.videos, job_id, attempt)
+        storage.remove_asides(self.videos, ASIDE_KEPT_S)
         if unknown:
             logger.warning("kept %d videos in %s of which this database knows nothing", unknown, self.videos)

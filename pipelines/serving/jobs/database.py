@@ -64,6 +64,14 @@ class Database:
         ):
             yield connection
 
+    def serialize(self, connection: sa.Connection, name: str) -> None:
+        """Let transactions of the same name run one after another, so that what one counts stays true until its end.
+
+        SQLite's transactions that write do so anyway.
+        """
+        if not self.is_sqlite:
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(name, 0))))
+
     def change(self, statement: Any) -> int:
         """Execute a statement; returns the number of rows changed."""
         with self.transaction() as connection:
