@@ -183,11 +183,14 @@ def test_a_batch_stays_with_the_process_that_reads_it_for_longer_than_a_lease(
 
     def slowly(*arguments: Any) -> Any:
         reads.append(arguments)
+        for service in (one.app.state.service for one in (client, other)):
+            if service.runner.tasks:
+                monkeypatch.setattr(service.batches, "take", lambda *_: [])  # only the other one may take it again
         time.sleep(1.5 * settings.lease_s)
         return read(*arguments)
 
     monkeypatch.setattr(runner, "read_spans", slowly)
-    with serve(settings, Stub(settings)) as client, serve(settings, Stub(settings)):
+    with serve(settings, Stub(settings)) as client, serve(settings, Stub(settings)) as other:
         assert ended(client, start(client, jsonl(line("one"))))["status"] == "completed"
     assert len(reads) == 1
 
