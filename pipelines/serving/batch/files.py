@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from pipelines.core import storage
 from pipelines.serving.http.errors import ApiError
+from pipelines.serving.http.keys import EVERYONE
 from pipelines.serving.jobs.database import Database
 from pipelines.serving.jobs.tables import batches, files
 from pipelines.serving.settings import ServeSettings
@@ -73,13 +74,14 @@ class Files:
     def __init__(self, settings: ServeSettings, database: Database) -> None:
         self.settings, self.database = settings, database
         self.transfers: Counter[str] = Counter()  # uploads and downloads that run, by owner
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # the garbage collector may end a download in the middle of another's beginning
 
     @contextmanager
     def transfer(self, owner: str) -> Iterator[None]:
         """Count an upload or a download for the time of a block. Raises ApiError (429) if too many run."""
+        most = AT_ONCE if owner == EVERYONE else AT_ONCE_OF_OWNER
         with self.lock:
-            if self.transfers[owner] >= AT_ONCE_OF_OWNER or self.transfers.total() >= AT_ONCE:
+            if self.transfers[owner] >= most or self.transfers.total() >= AT_ONCE:
                 sentence = "too many files are sent or fetched at a time; try again when one of them has ended"
                 raise ApiError(429, sentence, code="rate_limit_exceeded", headers={"Retry-After": "5"})
             self.transfers[owner] += 1
