@@ -60,7 +60,8 @@ def test_litellms_requests_are_answered(client: TestClient, idle: None) -> None:
     thumbnail = client.get(f"/v1/videos/{first['id']}/content?variant=thumbnail", headers=agent).content
     assert (mp4[4:8], thumbnail[:4]) == (b"ftyp", b"RIFF")
 
-    of_this, prompt = {"video": {"id": first["id"]}}, {"prompt": "a dog"}
+    # video_remix, video_edit, video_extension, with the same extra_body; video_list
+    of_this, prompt = {"video": {"id": first["id"]}}, {"prompt": "a dog", "num_inference_steps": 2}
     remixed = made(client.post(f"/v1/videos/{first['id']}/remix", content=json.dumps(prompt), headers=as_json))
     edited = made(client.post("/v1/videos/edits", content=json.dumps(prompt | of_this), headers=as_json))
     file = {"video": ("input_video.mp4", mp4, "video/mp4")}
