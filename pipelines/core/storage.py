@@ -9,11 +9,14 @@ import contextlib
 import json
 import os
 import posixpath
+import re
+import shutil
+import time
 import urllib.parse
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.dataset
@@ -24,6 +27,8 @@ from pipelines.core.patience import patient, retried
 
 _SCANNED = 64  # files read at a time; after a fault, all of them are read again
 _COPIED = 16 << 20  # bytes requested at a time; each request waits for the storage
+_WRITTEN = 1 << 20  # bytes written at a time
+_ASIDE = re.compile(r"\..+\.[0-9a-f]{8}", re.DOTALL)  # name of a file that is being written
 
 
 def absolute(uri: str) -> str:
@@ -120,16 +125,30 @@ def filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
         raise ValueError(f"cannot open {uri}: {error}; use a local path, s3://, gs:// or hdfs://") from error
 
 
-@patient
 def put(uri: str, data: bytes | memoryview) -> None:
     """Write a file completely or not at all, under a temporary name that is then renamed. Replaces an existing file."""
+    _put(uri, lambda stream: stream.write(data))
+
+
+def put_file(uri: str, file: BinaryIO) -> None:
+    """Write a file like `put`, from an open one, a part at a time."""
+
+    def copy(stream: Any) -> None:  # also again, if the storage fails
+        file.seek(0)
+        shutil.copyfileobj(file, stream, _WRITTEN)
+
+    _put(uri, copy)
+
+
+@patient
+def _put(uri: str, write: Callable[[Any], object]) -> None:
     files, path = filesystem(uri)
     folder, name = path.rsplit("/", 1)
     files.create_dir(folder, recursive=True)
     aside = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}"
     try:
         with files.open_output_stream(aside) as stream:
-            stream.write(data)
+            write(stream)
         if is_local(uri):  # a machine that loses its power could keep the name without the data
             sync(aside)
         files.move(aside, path)
@@ -137,6 +156,24 @@ def put(uri: str, data: bytes | memoryview) -> None:
         with contextlib.suppress(OSError):
             files.delete_file(aside)
         raise
+
+
+@patient
+def remove_asides(uri: str, untouched_s: float) -> int:
+    """Delete incomplete files in a folder, left by killed processes and untouched for so long; returns their number.
+
+    Only names that `put` makes are deleted. untouched_s: far more seconds than a write may take.
+    """
+    files, root = filesystem(uri)
+    infos = files.get_file_info(pyarrow.fs.FileSelector(root, allow_not_found=True))
+    before, removed = time.time() - untouched_s, 0
+    for info in infos:
+        is_aside = info.type == pyarrow.fs.FileType.File and _ASIDE.fullmatch(info.base_name)
+        if is_aside and info.mtime is not None and info.mtime.timestamp() < before:
+            with contextlib.suppress(FileNotFoundError):  # another process deletes it, too
+                files.delete_file(info.path)
+                removed += 1
+    return removed
 
 
 def sync(path: str) -> None:

@@ -17,6 +17,7 @@ from ray.exceptions import ActorDiedError
 from pipelines.animate.request import shape_of
 from pipelines.core import storage
 from pipelines.serving.jobs.turns import Turns
+from pipelines.serving.served_models import work_of
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import MAX_ROWS, Death, Job, Store
 from pipelines.serving.videos import results
@@ -26,6 +27,7 @@ logger = logging.getLogger("ray.serve")
 Animate = Callable[[str, str], Awaitable[dict[str, Any]]]  # (id, shape) -> facts; raises when the replica dies
 RATE_OVER_S = 300.0  # period over which the rate of finished jobs is measured
 SWEEP_EVERY_S = 3600.0  # period between searches for files without a job
+ASIDE_KEPT_S = 86_400.0  # seconds; no write of a file takes so long
 SWEPT_AT_ONCE = 500  # files whose jobs are looked up by one query
 
 
@@ -42,6 +44,7 @@ class Dispatcher:
         """animate: by the model's name. finished: called with every job that ended here, and its facts."""
         self.settings, self.store, self.animate, self.finished = settings, store, animate, finished
         self.turns = {name: Turns(settings.replicas.slots) for name in animate}
+        self.priority: Callable[[str], float] = lambda owner: 1.0  # set by the service, which knows the keys
         self.name = uuid.uuid4().hex  # lease_owner of its jobs
         self.videos = storage.join(settings.place, "videos")
         self.tasks: dict[str, asyncio.Task[None]] = {}
@@ -92,7 +95,8 @@ class Dispatcher:
                     message = f"model {job.model} is no longer served"
                     await asyncio.to_thread(self.store.fail, job.id, None, "server_error", message, self.settings.ttl_s)
                 else:
-                    async with self.turns[job.model].turn(job.owner, again):
+                    work = work_of(job.request, 1 + job.request.get("extend", 0))
+                    async with self.turns[job.model].turn(job.owner, again, work, self.priority(job.owner)):
                         facts = await self.animate[job.model](job.id, shape_of(job.request))
             except Exception as error:  # the replica died, or there is none: Ray raises many types for that
                 logger.warning(
@@ -155,7 +159,7 @@ class Dispatcher:
             await asyncio.sleep(0 if most == MAX_ROWS else self.settings.lease_s / 3)
 
     def _sweep(self) -> None:
-        """Delete files of superseded attempts and of deleted jobs.
+        """Delete files of superseded attempts and of deleted jobs, and what killed writes left.
 
         Files of a job that the store does not know are kept: the database may be another, new or restored one.
         """
@@ -172,5 +176,6 @@ class Dispatcher:
                     unknown += 1
                 elif job is None or not (job.is_open or (job.status == "completed" and job.attempt == attempt)):
                     results.remove(self.videos, job_id, attempt)
+        storage.remove_asides(self.videos, ASIDE_KEPT_S)
         if unknown:
             logger.warning("kept %d videos in %s of which this database knows nothing", unknown, self.videos)

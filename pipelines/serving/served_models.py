@@ -81,15 +81,19 @@ def played(frames: int, loop: bool) -> int:
     return 2 * frames - 2 if loop else frames
 
 
+def work_of(full: Mapping[str, Any], clips: int = 1) -> int:
+    """Pixels x frames x steps of a video. clips: how many are sampled."""
+    return int(full["width"] * full["height"] * full["num_frames"] * full["num_inference_steps"] * clips)
+
+
 def check_work(full: dict[str, Any], most: int, clips: int = 1) -> None:
     """Refuse a video that would occupy a replica for too long. clips: how many are sampled. Raises ApiError (422)."""
     width, height, frames, steps = (full[name] for name in ("width", "height", "num_frames", "num_inference_steps"))
-    frames *= clips
-    if (work := width * height * frames * steps) > most:
+    if (work := work_of(full, clips)) > most:
         raise ApiError(
             422,
-            f"size: {width}x{height} pixels x {frames} frames x {steps} steps are {work:,}, and at most {most:,} are "
-            "taken; ask for a smaller size, fewer frames or fewer steps",
+            f"size: {width}x{height} pixels x {frames * clips} frames x {steps} steps are {work:,}, and at most "
+            f"{most:,} are taken; ask for a smaller size, fewer frames or fewer steps",
             "size",
         )
 

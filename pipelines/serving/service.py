@@ -57,6 +57,7 @@ class Service:
         self.settings, self.store, self.dispatcher, self.models = settings, store, dispatcher, models
         self.videos = storage.join(settings.place, "videos")
         self.keys = keys.Keys(settings, list(known_keys) or keys.from_environment(settings))
+        dispatcher.priority = self.keys.priority
         self.links = Links(settings)
         self.began = int(time.time())
         self.followed: Counter[str] = Counter()  # jobs of event streams, with the number of streams
@@ -138,7 +139,13 @@ class Service:
         return job
 
     async def submit_line(self, fields: Mapping[str, Any], owner: str, idempotency_key: str) -> Job:
-        """Submit the body of a batch's line. Raises like submit."""
+        """Submit the body of a batch's line. Raises like submit.
+
+        If an earlier process has submitted the line, its job is returned, whatever a second reading of the line would
+        give: an image behind a URL may be gone, or settings may have changed.
+        """
+        if (job := await asyncio.to_thread(self.store.of_key, owner, idempotency_key)) is not None:
+            return job
         fields, image, _ = dialect.translate(await self.links.replace(dict(fields)), self.settings.strict)
         return await self.submit(fields, image, owner, idempotency_key)
 

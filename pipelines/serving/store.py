@@ -106,6 +106,12 @@ class Store:
         row = self.database.patiently(lambda: self.database.first(query))
         return None if row is None else from_row(row)
 
+    def of_key(self, owner: str, idempotency_key: str) -> Job | None:
+        """Get the job that an owner's request with this idempotency key made; None if there is none."""
+        query = sa.select(jobs).where(jobs.c.owner == owner, jobs.c.idempotency_key == idempotency_key)
+        row = self.database.patiently(lambda: self.database.first(query))
+        return None if row is None else from_row(row)
+
     def get_all(self, job_ids: Sequence[str]) -> list[Job]:
         """Get jobs of any owner, the oldest first; those that do not exist are left out."""
         query = sa.select(jobs).where(jobs.c.id.in_(job_ids)).order_by(jobs.c.created_at)
@@ -284,12 +290,13 @@ class Store:
 
         def end() -> bool:  # may be repeated with the same values: the first answer may have been lost
             with self.database.transaction() as connection:
-                row = connection.execute(change.returning(jobs.c.webhook)).first()
+                row = connection.execute(change.returning(jobs.c.webhook, jobs.c.owner)).first()
                 if row is None:
                     return attempt is not None and connection.execute(again).first() is not None
                 connection.execute(images.delete().where(images.c.id == job_id))
                 if row.webhook is not None:
-                    events.add(connection, self.database.now, f"video.{values['status']}", job_id, row.webhook)
+                    kind = f"video.{values['status']}"
+                    events.add(connection, self.database.now, kind, job_id, row.webhook, row.owner)
                 return True
 
         return self.database.patiently(end)

@@ -8,6 +8,7 @@ import base64
 import json
 import logging
 import os
+from collections import Counter
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,7 +24,8 @@ from pipelines.serving.settings import ServeSettings
 logger = logging.getLogger("ray.serve")
 
 SECRET = "CINEMO_WEBHOOK_SECRET"
-AT_ONCE = 16  # deliveries of a process at a time; receivers that hang occupy them
+AT_ONCE = 64  # deliveries of a process at a time
+AT_ONCE_OF_OWNER = 16  # of them, to the receivers that an owner named, or to that of the settings: they may hang
 TIMEOUT_S = 10.0  # of a delivery
 POLL_S = 1.0  # seconds between two looks for events that are due
 
@@ -77,7 +79,7 @@ class Outbox:
     def __init__(self, settings: ServeSettings, database: Database, secret: str) -> None:
         """secret: empty if webhooks are not used."""
         self.settings, self.database, self.secret = settings, database, secret
-        self.running: set[asyncio.Task[None]] = set()
+        self.running: dict[asyncio.Task[None], str] = {}  # with the owner who named the receiver
 
     async def run(self) -> None:
         """Deliver what is due, by any number of processes at once; ends when it is cancelled."""
@@ -85,18 +87,19 @@ class Outbox:
             free, due = AT_ONCE - len(self.running), list[Event]()
             try:
                 if free:
-                    retry_s = self.settings.webhooks.retry_s
-                    due = await asyncio.to_thread(events.take_due, self.database, free, retry_s)
+                    retry_s, of_owners = self.settings.webhooks.retry_s, Counter(self.running.values())
+                    bounds = (free, retry_s, AT_ONCE_OF_OWNER, of_owners)
+                    due = await asyncio.to_thread(events.take_due, self.database, *bounds)
             except Exception:
                 logger.exception("webhooks wait for the database")
             for event in due:
                 task = asyncio.create_task(self._deliver(event))
-                self.running.add(task)
-                task.add_done_callback(self.running.discard)
-            if free and len(due) < free:
-                await asyncio.sleep(POLL_S)
+                self.running[task] = event.owner
+                task.add_done_callback(self.running.pop)
+            if self.running:  # the first that ends may make room for another of its owner
+                await asyncio.wait(self.running, timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED)
             else:
-                await asyncio.wait(self.running, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.sleep(POLL_S)
 
     async def _deliver(self, event: Event) -> None:
         facts: dict[str, Any] = {"job": event.subject, "event": event.id}

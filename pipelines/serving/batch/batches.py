@@ -76,6 +76,7 @@ class Batches:
             with self.database.transaction() as connection:
                 if row := connection.execute(sa.select(batches).where(batches.c.id == batch_id)).first():
                     return to_object(row)
+                self.database.serialize(connection, f"batches of {owner}")
                 active = sa.select(sa.func.count()).where(batches.c.owner == owner, batches.c.status.in_(ACTIVE))
                 if connection.execute(active).scalar_one() >= MOST_ACTIVE:
                     sentence = f"{MOST_ACTIVE} batches have not ended yet; wait for one of them"
@@ -133,6 +134,12 @@ class Batches:
         with self.database.transaction() as connection:
             return connection.execute(change.returning(batches.c.status)).scalar_one_or_none()
 
+    def keep(self, batch_id: str, lease_owner: str, lease_s: float) -> None:
+        """Renew a process's lease of a batch, if it is still its batch."""
+        mine = batches.update().where(batches.c.id == batch_id, batches.c.lease_owner == lease_owner)
+        change = mine.where(batches.c.status.in_(ACTIVE)).values(lease_until=self.database.now + lease_s)
+        self.database.change(change)
+
     def lines(self, batch_id: str) -> list[Line]:
         """The lines of a batch that were sent, in order."""
         query = sa.select(*(lines.c[name] for name in Line._fields)).where(lines.c.batch == batch_id)
@@ -157,7 +164,7 @@ class Batches:
                 connection.execute(jobs.update().where(jobs.c.id.in_(made)).values(expires_at=until))
                 connection.execute(lines.delete().where(lines.c.batch == batch_id))
                 if self.settings.webhooks.url is not None:
-                    events.add(connection, self.database.now, f"batch.{status}", batch_id, "")
+                    events.add(connection, self.database.now, f"batch.{status}", batch_id, "", "")
 
     def delete_expired(self) -> None:
         """Delete batches that have ended and expired."""

@@ -1,19 +1,29 @@
 """Files: requests of batches, as clients upload them, and their results; in the output, with a row each."""
 
+import io
 import re
-from typing import Any, Literal
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO, Literal
 
 import sqlalchemy as sa
 from pydantic import BaseModel
 
 from pipelines.core import storage
 from pipelines.serving.http.errors import ApiError
+from pipelines.serving.http.keys import EVERYONE
 from pipelines.serving.jobs.database import Database
 from pipelines.serving.jobs.tables import batches, files
 from pipelines.serving.settings import ServeSettings
+from pipelines.sources import places
 
 FILES_OF_OWNER = 10  # a key may store this many times limits.max_file_bytes
 MAX_ROWS = 100  # files that are deleted at a time
+PART = 1 << 20  # bytes that are read, and held, at a time
+AT_ONCE, AT_ONCE_OF_OWNER = 32, 4  # uploads and downloads of a process at a time
+ASIDE_KEPT_S = 86_400.0  # seconds; no write of a file takes so long
 USED = sa.select(batches.c.input_file_id).where(batches.c.ended_at.is_(None))  # inputs of batches that still run
 
 
@@ -28,6 +38,16 @@ class FileObject(BaseModel):
     filename: str
     purpose: str
     status: Literal["processed"] = "processed"
+
+
+class FilePage(BaseModel):
+    """A part of the list of files."""
+
+    object: Literal["list"] = "list"
+    data: list[FileObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
 
 
 class DeletedFile(BaseModel):
@@ -53,19 +73,41 @@ class Files:
 
     def __init__(self, settings: ServeSettings, database: Database) -> None:
         self.settings, self.database = settings, database
+        self.transfers: Counter[str] = Counter()  # uploads and downloads that run, by owner
+        self.lock = threading.RLock()  # the garbage collector may end a download in the middle of another's beginning
 
-    def add(self, file_id: str, owner: str, filename: str, purpose: str, data: bytes) -> FileObject:
-        """Store a file; may be repeated. Raises ApiError: 413 when the owner has too much stored, 503."""
-        most = FILES_OF_OWNER * self.settings.limits.max_file_bytes
+    @contextmanager
+    def transfer(self, owner: str) -> Iterator[None]:
+        """Count an upload or a download for the time of a block. Raises ApiError (429) if too many run."""
+        most = AT_ONCE if owner == EVERYONE else AT_ONCE_OF_OWNER
+        with self.lock:
+            if self.transfers[owner] >= most or self.transfers.total() >= AT_ONCE:
+                sentence = "too many files are sent or fetched at a time; try again when one of them has ended"
+                raise ApiError(429, sentence, code="rate_limit_exceeded", headers={"Retry-After": "5"})
+            self.transfers[owner] += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.transfers[owner] -= 1
+                self.transfers = +self.transfers
+
+    def add(self, file_id: str, owner: str, filename: str, purpose: str, data: BinaryIO) -> FileObject:
+        """Store a file; may be repeated. Raises ApiError: 413 when the owner has too much stored, 503.
+
+        data: its content, as a file that is read a part at a time.
+        """
+        most, size = FILES_OF_OWNER * self.settings.limits.max_file_bytes, data.seek(0, io.SEEK_END)
 
         def insert() -> Any:
             with self.database.transaction() as connection:
                 if row := connection.execute(sa.select(files).where(files.c.id == file_id)).first():
                     return row
+                self.database.serialize(connection, f"files of {owner}")
                 stored = sa.select(sa.func.coalesce(sa.func.sum(files.c.bytes), 0)).where(files.c.owner == owner)
-                if purpose == "batch" and connection.execute(stored).scalar_one() + len(data) > most:
+                if purpose == "batch" and connection.execute(stored).scalar_one() + size > most:
                     raise ApiError(413, f"the files of this key have more than {most:,} bytes; delete some", "file")
-                values = {"id": file_id, "owner": owner, "filename": filename, "purpose": purpose, "bytes": len(data)}
+                values = {"id": file_id, "owner": owner, "filename": filename, "purpose": purpose, "bytes": size}
                 until = self.database.now + self.settings.file_ttl_s
                 insert = files.insert().values(**values, created_at=self.database.now, expires_at=until)
                 return connection.execute(insert.returning(*files.c)).one()
@@ -73,7 +115,7 @@ class Files:
         # The row is first: a content without one would never be deleted.
         row = self.database.patiently(insert)
         try:
-            storage.put(place_of(self.settings, file_id), data)
+            storage.put_file(place_of(self.settings, file_id), data)
         except OSError:
             self._remove_rows([file_id])
             raise away() from None
@@ -94,16 +136,43 @@ class Files:
         query = sa.select(files.c.id).where(files.c.id == file_id)
         return self.database.patiently(lambda: self.database.first(query)) is not None
 
-    def content(self, file_id: str, owner: str) -> bytes:
-        """The bytes of a file. Raises ApiError (404, 503)."""
-        self.find(file_id, owner)
-        try:
-            data = storage.read(place_of(self.settings, file_id))
-        except OSError:
-            raise away() from None
-        if data is None:
-            raise ApiError(404, f"file {file_id} is gone", "file_id", "file_not_found")
-        return data
+    def page(
+        self, owner: str, after: str | None, limit: int, newest_first: bool, purpose: str | None
+    ) -> tuple[list[FileObject], bool]:
+        """List (files of an owner after the one with the id `after`, whether there are more). Raises ApiError (404)."""
+        position = sa.tuple_(files.c.created_at, files.c.id)
+        query = sa.select(files).where(files.c.owner == owner)
+        if purpose is not None:
+            query = query.where(files.c.purpose == purpose)
+        if after is not None:
+            self.find(after, owner)
+            start = sa.select(files.c.created_at, files.c.id).where(files.c.id == after)
+            at = tuple(self.database.patiently(lambda: self.database.first(start)))
+            query = query.where(position < at if newest_first else position > at)
+        order = [sa.desc(column) if newest_first else sa.asc(column) for column in (files.c.created_at, files.c.id)]
+        query = query.order_by(*order).limit(limit + 1)
+        rows = self.database.patiently(lambda: self.database.all(query))
+        return [to_object(row) for row in rows[:limit]], len(rows) > limit
+
+    def open(self, file_id: str, owner: str) -> tuple[int, Iterator[bytes]]:
+        """Open a file: (its bytes, its content in parts). Raises ApiError (404, 429, 503) before the first part."""
+        size, parts = self.find(file_id, owner).bytes, self._parts(file_id, owner)
+        next(parts)
+        return size, parts
+
+    def _parts(self, file_id: str, owner: str) -> Iterator[bytes]:
+        """Yield nothing once the file is open, then its parts. A generator that is dropped closes it."""
+        with self.transfer(owner):
+            try:
+                file = places.open_binary(place_of(self.settings, file_id), PART, "none")
+            except FileNotFoundError:
+                raise ApiError(404, f"file {file_id} is gone", "file_id", "file_not_found") from None
+            except OSError:
+                raise away() from None
+            with file:
+                yield b""
+                while part := file.read(PART):
+                    yield part
 
     def delete(self, file_id: str, owner: str) -> None:
         """Delete a file. Raises ApiError: 404; 409 for the requests of a batch that has not ended; 503."""
@@ -117,10 +186,14 @@ class Files:
             raise away() from None
 
     def delete_expired(self) -> None:
-        """Delete files that have expired, except the requests of batches that have not ended. Raises OSError."""
+        """Delete files that have expired, and what killed writes left. Raises OSError.
+
+        The requests of batches that have not ended are kept.
+        """
         is_old = sa.and_(files.c.expires_at < self.database.now, files.c.id.not_in(USED))
         expired = sa.select(files.c.id).where(is_old).limit(MAX_ROWS)
         self._remove([row.id for row in self.database.all(expired)])
+        storage.remove_asides(storage.join(self.settings.place, "files"), ASIDE_KEPT_S)
 
     def _remove(self, file_ids: list[str]) -> None:
         for file_id in file_ids:

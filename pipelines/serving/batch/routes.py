@@ -5,12 +5,14 @@ import uuid
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.datastructures import UploadFile
 
 from pipelines.animate.request import Text
 from pipelines.serving import schema
 from pipelines.serving.batch.batches import Batch
-from pipelines.serving.batch.files import DeletedFile, FileObject
+from pipelines.serving.batch.files import DeletedFile, FileObject, FilePage
 from pipelines.serving.http import body
 from pipelines.serving.http.dependencies import Owner, Sender, Shared
 from pipelines.serving.http.errors import ApiError
@@ -72,17 +74,33 @@ class BatchPage(BaseModel):
 @files.post("", responses=schema.ERRORS, openapi_extra=UPLOAD)
 async def upload(request: Request, service: Shared, owner: Owner) -> FileObject:
     """Upload the requests of a batch: JSON lines, in a form with the fields `file` and `purpose` ("batch")."""
-    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        raise ApiError(415, "send multipart/form-data with file and purpose")  # before a long JSON text is parsed
-    fields = await body.read(request, service.settings.limits.max_file_bytes, "file")
-    data = fields.get("file")
-    if not isinstance(data, body.FileBytes):
-        raise ApiError(422, "file is required, as a file of a form", "file")
-    if fields.get("purpose") != "batch":
-        raise ApiError(422, 'purpose: only "batch" is taken', "purpose")
-    file_id, name = f"file_{uuid.uuid4().hex}", data.filename[:255]
-    name = name.replace("\0", "").encode(errors="replace").decode()  # as databases can store it
-    return await asyncio.to_thread(service.files.add, file_id, owner, name, "batch", data)
+    with service.files.transfer(owner):
+        async with body.read_form(request, service.settings.limits.max_file_bytes, "file") as fields:
+            data = fields.get("file")
+            if not isinstance(data, UploadFile):
+                raise ApiError(422, "file is required, as a file of a form", "file")
+            if fields.get("purpose") != "batch":
+                raise ApiError(422, 'purpose: only "batch" is taken', "purpose")
+            file_id, name = f"file_{uuid.uuid4().hex}", (data.filename or "")[:255]
+            name = name.replace("\0", "").encode(errors="replace").decode()  # as databases can store it
+            return await asyncio.to_thread(service.files.add, file_id, owner, name, "batch", data.file)
+
+
+@files.get("", responses=schema.ERRORS)
+async def list_files(
+    service: Shared,
+    owner: Owner,
+    after: Annotated[str | None, Query(description="id of the last file of the previous page")] = None,
+    limit: Annotated[int, Query(ge=1, le=10_000, description="largest number of files per page")] = 10_000,
+    order: Annotated[Literal["asc", "desc"], Query(description="by creation time; desc: newest first")] = "desc",
+    purpose: Annotated[str | None, Query(description="only files of this purpose: batch, or batch_output")] = None,
+) -> FilePage:
+    """List the files of an API key, page by page."""
+    purpose = purpose and purpose.replace("\0", "?")  # PostgreSQL refuses such text
+    bounds = (after, limit, order == "desc", purpose)
+    listed, more = await asyncio.to_thread(service.files.page, owner, *bounds)
+    first, last = (listed[0].id, listed[-1].id) if listed else (None, None)
+    return FilePage(data=listed, first_id=first, last_id=last, has_more=more)
 
 
 @files.get("/{file_id}", responses=schema.ERRORS)
@@ -92,10 +110,10 @@ async def retrieve_file(file_id: str, service: Shared, owner: Owner) -> FileObje
 
 
 @files.get("/{file_id}/content", responses=schema.ERRORS, response_class=Response)
-async def content(file_id: str, service: Shared, owner: Owner) -> Response:
+async def content(file_id: str, service: Shared, owner: Owner) -> StreamingResponse:
     """Download a file."""
-    data = await asyncio.to_thread(service.files.content, file_id, owner)
-    return Response(data, media_type="application/jsonl")
+    size, parts = await asyncio.to_thread(service.files.open, file_id, owner)
+    return StreamingResponse(parts, media_type="application/jsonl", headers={"Content-Length": str(size)})
 
 
 @files.delete("/{file_id}", responses=schema.ERRORS)

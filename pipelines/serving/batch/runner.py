@@ -5,6 +5,7 @@ Everything that it knows is in the database: when this process dies, another one
 
 import asyncio
 import hashlib
+import io
 import json
 import logging
 import time
@@ -27,6 +28,7 @@ logger = logging.getLogger("ray.serve")
 POLL_S = 1.0  # seconds between two looks at the jobs of a batch
 SWEEP_EVERY_S = 60.0  # seconds between two deletions of what has expired
 WINDOW = 100  # most open jobs of a batch; fewer if the owner's batches together had more than half of what it may have
+MAX_STEP_S = 3600.0  # a read or write that takes longer hangs
 MOST_PROBLEMS = 10  # most problems that are reported of an invalid file
 AGAIN = (429, 503)  # status codes after which a line is sent again later
 
@@ -87,9 +89,27 @@ class Run:
         self.open: dict[str, Line] = {}  # by job
         self.unsent: list[int] = []  # numbers of lines, the last first
         self.completed = self.failed = 0
+        self.renewed = time.monotonic()  # when the work last went on
 
     async def work(self) -> None:
         """Work until the batch has ended, or is another process's."""
+        keeping = asyncio.create_task(self._keep())
+        try:
+            await self._work()
+        finally:
+            keeping.cancel()
+
+    async def _keep(self) -> None:
+        """Renew the lease while one read or write takes longer, but not for ever, if it hangs."""
+        lease_s = self.runner.settings.lease_s
+        while time.monotonic() < self.renewed + MAX_STEP_S:
+            await asyncio.sleep(lease_s / 3)
+            try:
+                await asyncio.to_thread(self.runner.batches.keep, self.batch.id, self.runner.name, lease_s)
+            except Exception as error:  # then the work stops by itself, or finds that the batch is another process's
+                logger.warning("the lease of a batch was not renewed: %s", error, extra={"batch": self.batch.id})
+
+    async def _work(self) -> None:
         try:
             limits = self.runner.settings.limits
             self.spans, problems = await asyncio.to_thread(read_spans, self.uri, limits.max_lines, limits.max_bytes)
@@ -123,6 +143,7 @@ class Run:
         self.unsent = sorted(set(range(len(self.spans))) - {line.number for line in known}, reverse=True)
 
     def _renew(self) -> str | None:
+        self.renewed = time.monotonic()
         counts = Counts(total=len(self.spans), completed=self.completed, failed=self.failed)
         return self.runner.batches.renew(self.batch.id, self.runner.name, self.runner.settings.lease_s, counts)
 
@@ -130,7 +151,7 @@ class Run:
         """Send lines while there is room."""
         share = self.runner.max_open(self.owner) // 2 // self.runner.owners[self.owner]
         room = max(1, min(WINDOW, share)) - len(self.open)
-        until = time.monotonic() + self.runner.settings.lease_s / 3  # then the lease must be renewed
+        until = time.monotonic() + self.runner.settings.lease_s / 3  # then look who has ended, and whether to go on
         while self.unsent and room > 0 and time.monotonic() < until:
             number = self.unsent[-1]
             line = await asyncio.to_thread(read_line, self.uri, *self.spans[number])
@@ -176,7 +197,7 @@ class Run:
             if outcomes:
                 file_id = f"file_{hashlib.sha256(f'{self.batch.id} {column}'.encode()).hexdigest()[:32]}"
                 name, data = f"{self.batch.id}-{column.partition('_')[0]}.jsonl", "\n".join(outcomes) + "\n"
-                self.runner.files.add(file_id, self.owner, name, "batch_output", data.encode())
+                self.runner.files.add(file_id, self.owner, name, "batch_output", io.BytesIO(data.encode()))
                 written[column] = file_id
         self._finish(status, **written, total=len(self.spans), completed=self.completed, failed=self.failed)
 

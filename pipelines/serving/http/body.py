@@ -3,7 +3,9 @@
 No URL is fetched, and no name from a client is used as a path.
 """
 
+import contextlib
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import Request
@@ -14,6 +16,7 @@ from pipelines.serving.http.errors import ApiError
 
 MAX_FILES = 8
 MAX_FIELDS = 64
+MAX_TEXT = 1 << 16  # bytes of a text beside an uploaded file
 
 
 async def read(request: Request, most: int, name: str = "input_reference") -> dict[str, Any]:
@@ -65,34 +68,58 @@ def json_fields(body: bytes) -> dict[str, Any]:
     return fields
 
 
-class FileBytes(bytes):
-    """A file of a form. filename: as the client sent it, or ""."""
-
-    filename: str = ""
-
-
 async def form_fields(headers: Headers, body: bytes) -> dict[str, Any]:
-    """Parse a multipart form: text fields as str, files as FileBytes. Raises ApiError (400, 422)."""
+    """Parse a multipart form: text fields as str, files as bytes. Raises ApiError (400, 422)."""
 
-    async def once() -> Any:
+    async def once() -> AsyncIterator[bytes]:
         yield body
 
+    async with form_of(headers, once(), len(body) + 1) as fields:
+        return {name: await value.read() if isinstance(value, UploadFile) else value for name, value in fields.items()}
+
+
+@contextlib.asynccontextmanager
+async def read_form(request: Request, most: int, name: str) -> AsyncIterator[dict[str, Any]]:
+    """Read a multipart form of at most `most` bytes whose files are on disk if they are large, for the time of a block.
+
+    name: as in `read`. Raises ApiError as `read`.
+    """
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise ApiError(415, f"send multipart/form-data with {name}")
+    check_length(request, most, name)
+
+    async def bounded() -> AsyncIterator[bytes]:
+        read = 0
+        async for part in request.stream():
+            read += len(part)
+            if read > most:
+                raise too_large(most, name)
+            yield part
+
+    async with form_of(request.headers, bounded(), MAX_TEXT) as fields:
+        yield fields
+
+
+@contextlib.asynccontextmanager
+async def form_of(headers: Headers, parts: AsyncIterator[bytes], most_text: int) -> AsyncIterator[dict[str, Any]]:
+    """Parse a multipart form: text fields of `most_text` bytes as str, files as UploadFile. Raises ApiError (400, 422).
+
+    The files are closed at the end of the block.
+    """
     try:
-        limits = {"max_files": MAX_FILES, "max_fields": MAX_FIELDS, "max_part_size": len(body) + 1}
-        parser = MultiPartParser(headers, once(), **limits)
-        form = await parser.parse()
+        limits = {"max_files": MAX_FILES, "max_fields": MAX_FIELDS, "max_part_size": most_text}
+        form = await MultiPartParser(headers, parts, **limits).parse()  # type: ignore[arg-type]
     except (MultiPartException, KeyError, ValueError, LookupError) as error:
         problem = getattr(error, "message", None) or "it is not a multipart form"
         raise ApiError(400, f"the body cannot be read: {problem}") from None
-    fields: dict[str, Any] = {}
-    for name, value in form.multi_items():
-        if name in fields:
-            raise ApiError(422, f"{name} is given twice", name)
-        fields[name] = value
-        if isinstance(value, UploadFile):
-            fields[name] = FileBytes(await value.read())
-            fields[name].filename = value.filename or ""
-    await form.close()
-    if not fields:
-        raise ApiError(400, "the body has no complete part; send it again, it may have been cut off")
-    return fields
+    try:
+        fields: dict[str, Any] = {}
+        for name, value in form.multi_items():
+            if name in fields:
+                raise ApiError(422, f"{name} is given twice", name)
+            fields[name] = value
+        if not fields:
+            raise ApiError(400, "the body has no complete part; send it again, it may have been cut off")
+        yield fields
+    finally:
+        await form.close()

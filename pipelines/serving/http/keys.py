@@ -38,6 +38,12 @@ class Key(BaseModel, frozen=True, extra="forbid"):
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the key, in hexadecimal")
     max_open: int | None = Field(None, ge=1, description="queued and running videos; default: max_queue_per_key")
     per_minute: int | None = Field(None, ge=1, description="requests for videos; default: limits.per_minute")
+    priority: int | None = Field(
+        None,
+        ge=1,
+        le=100,
+        description="share of the replicas beside other keys whose videos wait; default: 1",
+    )
 
 
 def from_environment(settings: ServeSettings) -> list[str]:
@@ -129,6 +135,10 @@ class Keys:
         """Limit of an owner's queued and running videos."""
         limits = self.settings.limits
         return self._own(owner, "max_open") or limits.max_queue_per_key or limits.share(self.owners)
+
+    def priority(self, owner: str) -> int:
+        """Share of the replicas that an owner gets while others wait, too, in proportion to theirs."""
+        return self._own(owner, "priority") or 1
 
     def count(self, owner: str) -> None:
         """Count a request for a video. Raises ApiError (429) if the owner has sent too many within a minute.

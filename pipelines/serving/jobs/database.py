@@ -64,6 +64,14 @@ class Database:
         ):
             yield connection
 
+    def serialize(self, connection: sa.Connection, name: str) -> None:
+        """Let transactions of the same name run one after another, so that what one counts stays true until its end.
+
+        SQLite's transactions that write do so anyway.
+        """
+        if not self.is_sqlite:
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(name, 0))))
+
     def change(self, statement: Any) -> int:
         """Execute a statement; returns the number of rows changed."""
         with self.transaction() as connection:
@@ -101,9 +109,12 @@ class Database:
 
 
 def locked(ids: sa.Select[tuple[str]], most: int) -> sa.Select[Any]:
-    """Select at most `most` of these ids and lock their rows, without those that another process is changing."""
+    """Select at most `most` of these ids and lock their rows, without those that another process is changing.
+
+    Rows of the ids' own table alone are locked, not of what it is joined with.
+    """
     # As a common table expression: PostgreSQL might evaluate a subquery with a limit more than once.
-    some = ids.limit(most).with_for_update(skip_locked=True).cte("some", nesting=True)
+    some = ids.limit(most).with_for_update(skip_locked=True, of=ids.selected_columns[0].table).cte("some", nesting=True)
     return sa.select(some.c.id)
 
 

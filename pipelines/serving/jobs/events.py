@@ -4,6 +4,7 @@ An event is added in the transaction that ends its job, and is deleted once it h
 a process dies; the receiver may get one twice, with the same id.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -15,7 +16,10 @@ LONGEST_PAUSE_S = 3600.0  # between two tries
 
 
 class Event(NamedTuple):
-    """A row that is due. subject: id of the job or batch. url: empty for that of the settings."""
+    """A row that is due.
+
+    subject: id of the job or batch. url: empty for that of the settings. owner: who named the URL; empty for settings.
+    """
 
     id: str
     type: str
@@ -23,23 +27,39 @@ class Event(NamedTuple):
     url: str
     created_at: float
     tries: int
+    owner: str = ""
 
 
-def add(connection: sa.Connection, now: Any, event_type: str, subject: str, url: str) -> None:
-    """Add an event in a transaction. now: the database's time, as SQL."""
+def add(connection: sa.Connection, now: Any, event_type: str, subject: str, url: str, owner: str) -> None:
+    """Add an event in a transaction. now: the database's time, as SQL. owner: of the job or batch."""
     event_id = f"evt_{subject.rpartition('_')[2]}"  # a job ends once
-    values = {"id": event_id, "type": event_type, "subject": subject, "url": url, "created_at": now, "next_at": now}
-    connection.execute(events.insert().values(values))
+    values = {"id": event_id, "type": event_type, "subject": subject, "url": url, "owner": owner if url else ""}
+    connection.execute(events.insert().values(**values, created_at=now, next_at=now))
 
 
-def take_due(database: Database, most: int, first_pause_s: float) -> list[Event]:
-    """Take at most `most` events that are due, the oldest first, and set the time of their next try.
+def take_due(
+    database: Database,
+    most: int,
+    first_pause_s: float,
+    most_of_owner: int = 1 << 30,
+    running: Mapping[str, int] | None = None,
+) -> list[Event]:
+    """Take at most `most` events that are due, and set the time of their next try.
 
     So nothing needs to be written when a try fails, or its process dies. The pause doubles with each try.
+
+    most_of_owner: at most so many of an owner, with those that are running already. Owners of whom the fewest are
+    running come first, of these the oldest events.
     """
-    due = sa.select(events.c.id).where(events.c.next_at <= database.now).order_by(events.c.next_at)
-    if database.first(due.limit(1)) is None:  # usually; and reading locks nothing
+    is_due = events.c.next_at <= database.now
+    if database.first(sa.select(events.c.id).where(is_due).limit(1)) is None:  # usually; and reading locks nothing
         return []
+    number = sa.func.row_number().over(partition_by=events.c.owner, order_by=events.c.next_at)
+    before = sa.case(dict(running), value=events.c.owner, else_=0) if running else sa.literal(0)
+    numbered = sa.select(events.c.id, (number + before).label("number")).where(is_due).subquery()
+    due = sa.select(events.c.id).join(numbered, numbered.c.id == events.c.id)
+    # is_due once more: PostgreSQL then sees what another process has taken meanwhile.
+    due = due.where(is_due, numbered.c.number <= most_of_owner).order_by(numbered.c.number, events.c.next_at)
     pauses = {tries: min(first_pause_s * 2**tries, LONGEST_PAUSE_S) for tries in range(20)}
     pause = sa.case(pauses, value=events.c.tries, else_=LONGEST_PAUSE_S)
     take = events.update().where(events.c.id.in_(locked(due, most)))

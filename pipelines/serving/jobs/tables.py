@@ -54,6 +54,7 @@ events = sa.Table(
     sa.Column("type", sa.String(32), nullable=False),
     sa.Column("subject", sa.String(64), nullable=False),  # id of the job
     sa.Column("url", sa.Text, nullable=False),  # empty: that of the settings
+    sa.Column("owner", sa.String(64), nullable=False, server_default=""),  # who named the URL; empty: the settings
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("tries", sa.Integer, nullable=False, server_default="0"),
     sa.Column("next_at", sa.Float, nullable=False),  # of the next try

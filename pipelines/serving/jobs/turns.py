@@ -1,15 +1,27 @@
-"""Fair turns: of the owners whose jobs wait for a model, the one with the fewest jobs at its replicas is next.
+"""Fair turns: owners whose jobs wait for a model share its replicas in proportion to their priorities.
 
 Serve's own queue is first in, first out. So an ingress sends no more jobs than the replicas can work on, and keeps the
 others here: one owner's thousand jobs then delay another owner's job by no more than those that were sent before it.
+
+The order is that of start-time fair queuing (Goyal, Vin and Cheng, 1996). An owner's next job has a start tag: that of
+its last job plus work / priority, or the virtual time, if that is later; the lowest tag is next, and becomes the
+virtual time. So while both wait, four times as much work of an owner with priority 4 is done as of one with priority 1,
+no owner waits for ever, and the first job of an owner who sent none lately is among the next.
 """
 
 import asyncio
 import contextlib
-import itertools
 import math
 from collections import Counter, deque
 from collections.abc import AsyncIterator
+from typing import NamedTuple
+
+
+class Waiting(NamedTuple):
+    """A job that waits. cost: its work, divided by its owner's priority."""
+
+    given: asyncio.Future[None]  # done when the job has a slot
+    cost: float
 
 
 class Turns:
@@ -20,16 +32,23 @@ class Turns:
         self.slots = slots
         self.others = 0  # open jobs of other ingresses, as last counted
         self.sent: Counter[str] = Counter()  # jobs at replicas, by owner
-        self.waiting: dict[str, deque[asyncio.Future[None]]] = {}  # by owner
-        self.last_turn: dict[str, int] = {}  # of owners that wait or have jobs at replicas
-        self.numbers = itertools.count()
+        self.waiting: dict[str, deque[Waiting]] = {}  # by owner
+        self.starts: dict[str, float] = {}  # start tags of the owners' next jobs
+        self.time = 0.0  # virtual
 
     @contextlib.asynccontextmanager
-    async def turn(self, owner: str, again: bool = False) -> AsyncIterator[None]:
-        """Wait for a slot, and hold it for the time of a block. again: before the owner's other jobs."""
+    async def turn(
+        self, owner: str, again: bool = False, work: float = 1.0, priority: float = 1.0
+    ) -> AsyncIterator[None]:
+        """Wait for a slot, and hold it for the time of a block. again: before the owner's other jobs.
+
+        work: of the job, in any unit. priority: of the owner.
+        """
         given: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        queue = self.waiting.setdefault(owner, deque())
-        (queue.appendleft if again else queue.append)(given)
+        if owner not in self.waiting:
+            self.waiting[owner], self.starts[owner] = deque(), max(self.time, self.starts.get(owner, 0.0))
+        queue, waiting = self.waiting[owner], Waiting(given, work / priority)
+        (queue.appendleft if again else queue.append)(waiting)
         self._give()
         try:
             await given
@@ -50,14 +69,15 @@ class Turns:
         self.sent = +self.sent
         free = self._free()
         while self.waiting and free > 0:
-            owner = min(self.waiting, key=lambda name: (self.sent[name], self.last_turn.get(name, -1)))
-            given = self.waiting[owner].popleft()
-            if not self.waiting[owner]:
-                del self.waiting[owner]
+            owner = min(self.waiting, key=lambda name: (self.starts[name], self.waiting[name][0].cost, self.sent[name]))
+            given, cost = self.waiting[owner].popleft()
             if not given.cancelled():
                 given.set_result(None)
                 self.sent[owner] += 1
                 free -= 1
-                self.last_turn[owner] = next(self.numbers)
+                self.time = self.starts[owner]
+                self.starts[owner] += cost
+            if not self.waiting[owner]:
+                del self.waiting[owner]
         if not self.waiting:
-            self.last_turn = {name: at for name, at in self.last_turn.items() if name in self.sent}
+            self.starts = {name: at for name, at in self.starts.items() if at > self.time and self.sent}

@@ -68,7 +68,7 @@ def write(output: str, job_id: str, attempt: int, files: dict[str, bytes]) -> No
 
 def check_writable(output: str) -> None:
     """Check that the output can be written, with a file that is deleted again. Raises OSError."""
-    probe = storage.join(output, f".probe-{uuid.uuid4().hex}")
+    probe = storage.join(output, f".probe.{uuid.uuid4().hex[:8]}")  # swept as an aside, if it is left
     storage.put(probe, b"")
     storage.remove(probe)
 

@@ -1,5 +1,6 @@
 """Files appear whole or not at all, and a rerun changes none."""
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -42,6 +43,23 @@ def test_a_file_that_was_being_written_when_the_job_died_is_not_listed(tmp_path:
     (tmp_path / "part-3.PARQUET").write_bytes(b"whole")
     assert storage.list_files(str(tmp_path), (".parquet",)) == [str(tmp_path / "part-3.PARQUET")]
     assert storage.list_files(str(tmp_path / "nowhere"), (".parquet",)) == []
+
+
+def test_what_killed_writes_left_is_deleted_once_it_is_old_and_nothing_else(tmp_path: Path) -> None:
+    names = [".a.jsonl.0a1b2c3d", ".a.jsonl.0a1b2c3x", ".a.jsonl", "b.0a1b2c3d", ".0a1b2c3d"]
+    for name in (*names, ".new.jsonl.0a1b2c3d"):
+        (tmp_path / name).write_bytes(b"half")
+    for name in names:
+        os.utime(tmp_path / name, (0, 0))
+    (tmp_path / ".folder.0a1b2c3d").mkdir()
+    assert storage.remove_asides(str(tmp_path), 3600) == 1
+    assert storage.remove_asides(str(tmp_path / "nowhere"), 3600) == 0
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {*names[1:], ".new.jsonl.0a1b2c3d", ".folder.0a1b2c3d"}
+    with (tmp_path / "b.0a1b2c3d").open("rb") as file:
+        file.read(2)
+        storage.put_file(str(tmp_path / "copy"), file)
+    assert storage.read(str(tmp_path / "copy")) == b"half"
 
 
 def test_json_that_says_the_same_is_not_written_again(tmp_path: Path) -> None:

@@ -1,19 +1,29 @@
 """Batches: a file of requests becomes videos and a file of results, once, even if the service is restarted."""
 
+import asyncio
 import base64
+import contextlib
+import gc
+import io
 import json
+import os
+import threading
 import time
+import tracemalloc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 import sqlalchemy as sa
+from fastapi import Request
 from fastapi.testclient import TestClient
 from openai import OpenAI
 
-from pipelines.serving.batch import files, runner
+from pipelines.serving.batch import batches, files, runner
+from pipelines.serving.http import body
 from pipelines.serving.jobs import tables
 from pipelines.serving.settings import Limits, ServeSettings
 from pipelines.serving.store import Store
@@ -29,8 +39,10 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def line(name: str, **changes: Any) -> dict[str, Any]:
-    body = {"prompt": "a cat", "input_reference": base64.b64encode(png()).decode(), "seed": 1} | changes.pop("body", {})
-    return {"custom_id": name, "method": "POST", "url": "/v1/videos", "body": body, **changes}
+    fields = {"prompt": "a cat", "input_reference": base64.b64encode(png()).decode(), "seed": 1} | changes.pop(
+        "body", {}
+    )
+    return {"custom_id": name, "method": "POST", "url": "/v1/videos", "body": fields, **changes}
 
 
 def jsonl(*lines: dict[str, Any]) -> bytes:
@@ -73,6 +85,14 @@ def test_openais_client_sends_a_batch_and_reads_its_results(tmp_path: Path, url:
         assert (failed["custom_id"], failed["error"]["code"]) == ("two", "server_error")
         assert (refused["custom_id"], refused["response"]["status_code"]) == ("three", 422)
         assert refused["response"]["body"]["error"]["param"] == "input_reference"
+        made = [done.error_file_id, done.output_file_id, file.id]
+        assert {one.id for one in client.files.list()} == set(made)
+        assert client.files.list().data[-1] == client.files.list(order="asc").data[0] == client.files.retrieve(file.id)
+        assert [one.id for one in client.files.list(limit=1, order="asc")] == [
+            one.id for one in reversed(client.files.list().data)
+        ]  # page by page
+        assert [one.id for one in client.files.list(purpose="batch")] == [file.id]
+        assert client.files.list(after=file.id).data == []
         assert [one.id for one in client.batches.list()] == [batch.id]
         assert client.batches.list(after=batch.id).data == []
         client.files.delete(file.id)
@@ -87,6 +107,92 @@ def test_openais_client_sends_a_batch_and_reads_its_results(tmp_path: Path, url:
 
 def upload(client: TestClient, data: bytes, **headers: str) -> Any:
     return client.post("/v1/files", files={"file": ("a.jsonl", data)}, data={"purpose": "batch"}, headers=headers)
+
+
+def test_a_file_is_received_and_sent_in_parts_and_few_at_a_time(tmp_path: Path) -> None:
+    settings = ServeSettings(output=str(tmp_path), page=False)
+    with serve(settings, Stub(settings)) as client:
+        service = client.app.state.service  # type: ignore[attr-defined]
+        one = upload(client, b"{}").json()["id"]
+        with contextlib.ExitStack() as running:
+            for _ in range(files.AT_ONCE_OF_OWNER):
+                running.enter_context(service.files.transfer("a"))
+            with pytest.raises(files.ApiError):
+                running.enter_context(service.files.transfer("a"))
+            for number in range(files.AT_ONCE - files.AT_ONCE_OF_OWNER):
+                running.enter_context(service.files.transfer(f"another {number}"))
+            for refused in (upload(client, b"{}"), client.get(f"/v1/files/{one}/content")):
+                assert (refused.status_code, refused.headers["Retry-After"]) == (429, "5")
+        head = client.head(f"/v1/files/{one}/content")
+        assert (head.status_code, head.headers["content-length"]) == (200, "2")
+        assert client.get(f"/v1/files/{one}/content").content == b"{}"
+        gc.collect()
+        assert service.files.transfers == {}
+
+    part, number = b"x" * (1 << 19), 64
+    first = b'--b\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n'
+    sent = iter([first, *[part] * number, b"\r\n--b--\r\n"])
+    scope = {"type": "http", "headers": [(b"content-type", b"multipart/form-data; boundary=b")]}
+
+    async def receive() -> Any:
+        data = next(sent, None)
+        return {"type": "http.request", "body": data or b"", "more_body": data is not None}
+
+    async def both() -> int:
+        async with body.read_form(Request(scope, receive), 1 << 30, "file") as fields:
+            made = service.files.add("file_" + "0" * 32, "everyone", "a", "batch", fields["file"].file)
+        size, parts = service.files.open(made.id, "everyone")
+        assert size == sum(map(len, parts)) == len(part) * number
+        return tracemalloc.get_traced_memory()[1]
+
+    tracemalloc.start()
+    try:
+        assert asyncio.run(both()) < 8 << 20  # of 32 MB
+    finally:
+        tracemalloc.stop()
+
+
+def test_quotas_hold_for_requests_at_the_same_moment(
+    tmp_path: Path,
+    url: str,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batches, "MOST_ACTIVE", 3)
+    settings = ServeSettings(output=str(tmp_path), limits=Limits(max_file_bytes=10), store=url)
+    database, together = Store(url).database, threading.Barrier(8)
+    stored, known = files.Files(settings, database), batches.Batches(settings, database)
+
+    def both(number: int) -> tuple[bool, bool]:
+        together.wait(30)
+        made = [False, False]
+        with contextlib.suppress(files.ApiError):
+            made[0] = bool(stored.add(f"file_{number:032x}", "a", "x", "batch", io.BytesIO(b"x" * 33)))
+        with contextlib.suppress(files.ApiError):
+            made[1] = bool(known.create(f"batch_{number:032x}", "a", "file_1", None))
+        return made[0], made[1]
+
+    with ThreadPoolExecutor(8) as threads:
+        made = list(threads.map(both, range(8)))
+    assert [sum(column) for column in zip(*made, strict=True)] == [3, 3]
+
+
+def test_a_batch_stays_with_the_process_that_reads_it_for_longer_than_a_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, reads, read = ServeSettings(output=str(tmp_path), page=False, lease_s=3), [], runner.read_spans
+
+    def slowly(*arguments: Any) -> Any:
+        reads.append(arguments)
+        for service in (one.app.state.service for one in (client, other)):
+            if service.runner.tasks:
+                monkeypatch.setattr(service.batches, "take", lambda *_: [])  # only the other one may take it again
+        time.sleep(1.5 * settings.lease_s)
+        return read(*arguments)
+
+    monkeypatch.setattr(runner, "read_spans", slowly)
+    with serve(settings, Stub(settings)) as client, serve(settings, Stub(settings)) as other:
+        assert ended(client, start(client, jsonl(line("one"))))["status"] == "completed"
+    assert len(reads) == 1
 
 
 def start(client: TestClient, data: bytes) -> str:
@@ -129,10 +235,44 @@ def test_a_restart_sends_no_line_twice_and_loses_none_though_the_queue_is_short(
         with store.database.transaction() as connection:
             connection.execute(tables.files.update().values(expires_at=0.0))
             connection.execute(tables.batches.update().values(expires_at=0.0))
+        half = tmp_path / "files" / f".file_{0:032x}.jsonl.0a1b2c3d"  # of a process that was killed
+        half.write_bytes(b"{")
+        files.Files(settings, store.database).delete_expired()
+        assert half.exists()  # perhaps it is being written
+        os.utime(half, (0, 0))
         files.Files(settings, store.database).delete_expired()
         client.app.state.service.batches.delete_expired()  # type: ignore[attr-defined]
         assert list((tmp_path / "files").iterdir()) == []
         assert client.get(f"/v1/batches/{batch_id}").status_code == 404
+
+
+def test_the_job_of_a_line_that_was_sent_but_not_recorded_is_found_though_the_line_would_now_be_refused(
+    tmp_path: Path,
+) -> None:
+    settings = ServeSettings(output=str(tmp_path), page=False, lease_s=0.5)
+    lines = jsonl(line("one", body={"quality": "hd"}), line("two"))
+    dying = threading.Event()
+
+    def die(*_: Any) -> None:
+        dying.set()
+        raise InterruptedError("as a process that dies here, this one records nothing")
+
+    with serve(settings, Stub(settings)) as client:
+        service = client.app.state.service  # type: ignore[attr-defined]
+        service.batches.record = die
+        start(client, lines)
+        assert dying.wait(30)
+    strict = settings.model_copy(update={"strict": True})
+    store = Store(settings.store_url)
+    (job,) = store.get_all([row.id for row in store.database.all(sa.select(tables.jobs.c.id))])
+    with serve(strict, Stub(strict)) as client:
+        (batch,) = client.get("/v1/batches").json()["data"]
+        done = ended(client, batch["id"])
+        assert done["request_counts"] == {"total": 2, "completed": 2, "failed": 0}
+        output = client.get(f"/v1/files/{done['output_file_id']}/content").text.splitlines()
+        videos = [json.loads(one)["response"]["body"]["id"] for one in output]
+        assert videos[0] == job.id
+        assert store.counts() == {"completed": 2}
 
 
 def test_a_cancelled_batch_ends_its_open_videos_and_keeps_the_others(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """What clients of other servers send, without Ray: spellings of fields, HEAD, CORS, pages after deleted videos."""
 
 import base64
+import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,6 +38,52 @@ def from_json(client: TestClient, **fields: Any) -> httpx.Response:
 )
 def test_every_spelling_of_the_image_is_taken(client: TestClient, idle: None, image: dict[str, Any]) -> None:
     assert from_json(client, **image).status_code == 200
+
+
+def test_litellms_requests_are_answered(client: TestClient, idle: None) -> None:
+    """As litellm 1.110.2 sent them, provider openai, seen on 2026-11-26: forms with these names and files, and JSON."""
+    agent = {"User-Agent": "litellm/1.110.2", "Authorization": "Bearer none"}
+    as_json = {**agent, "Content-Type": "application/json"}
+
+    def made(answer: httpx.Response) -> dict[str, Any]:
+        assert answer.status_code == 200, answer.text
+        video = answer.json()
+        assert (video["object"], video["error"], type(video["seconds"]), video["warnings"]) == ("video", None, str, [])
+        return wait(client, video["id"])
+
+    # video_generation(extra_body={"num_inference_steps": 2}), video_status, video_content
+    form = {"model": "small", "prompt": "a cat", "seconds": "2", "user": "me", "num_inference_steps": "2", "seed": "3"}
+    image = {"input_reference": ("input_reference.png", png(), "image/png")}
+    first = made(client.post("/v1/videos", data=form, files=image, headers=agent))
+    assert (first["status"], first["seconds"]) == ("completed", "2")
+    mp4 = client.get(f"/v1/videos/{first['id']}/content", headers=agent).content
+    thumbnail = client.get(f"/v1/videos/{first['id']}/content?variant=thumbnail", headers=agent).content
+    assert (mp4[4:8], thumbnail[:4]) == (b"ftyp", b"RIFF")
+
+    # video_remix, video_edit, video_extension, with the same extra_body; video_list
+    of_this, prompt = {"video": {"id": first["id"]}}, {"prompt": "a dog", "num_inference_steps": 2}
+    remixed = made(client.post(f"/v1/videos/{first['id']}/remix", content=json.dumps(prompt), headers=as_json))
+    edited = made(client.post("/v1/videos/edits", content=json.dumps(prompt | of_this), headers=as_json))
+    file = {"video": ("input_video.mp4", mp4, "video/mp4")}
+    made(client.post("/v1/videos/edits", data=prompt, files=file, headers=agent))
+    longer = {**prompt, "seconds": "1", **of_this}
+    extended = made(client.post("/v1/videos/extensions", content=json.dumps(longer), headers=as_json))
+    assert {one["remixed_from_video_id"] for one in (remixed, edited, extended)} == {first["id"]}
+    page = client.get("/v1/videos", params={"limit": "2", "order": "desc"}, headers=agent).json()
+    assert [one["id"] for one in page["data"]] == [page["first_id"], page["last_id"]]
+    after = {"after": first["id"], "limit": "2", "order": "asc"}
+    assert client.get("/v1/videos", params=after, headers=agent).json()["first_id"] == remixed["id"]
+
+    # create_file, file_list, create_batch, list_batches, cancel_batch, file_delete
+    lines = {"file": ("a.jsonl", b'{"a":1}\n', "application/octet-stream")}
+    uploaded = client.post("/v1/files", data={"purpose": "batch"}, files=lines, headers=agent).json()["id"]
+    assert [one["id"] for one in client.get("/v1/files", headers=agent).json()["data"]] == [uploaded]
+    asked = {"completion_window": "24h", "endpoint": "/v1/videos", "input_file_id": uploaded, "metadata": None}
+    batch = client.post("/v1/batches", content=json.dumps(asked), headers=as_json).json()["id"]
+    assert client.post(f"/v1/batches/{batch}/cancel", headers=as_json).json()["id"] == batch
+    assert [one["id"] for one in client.get("/v1/batches", headers=agent).json()["data"]] == [batch]
+    while client.delete(f"/v1/files/{uploaded}", headers=as_json).status_code == 409:  # until the batch has ended
+        time.sleep(0.05)
 
 
 def test_the_image_may_be_in_a_list_of_a_form_and_two_are_refused(client: TestClient, idle: None) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -188,11 +189,14 @@ def test_files_of_overtaken_attempts_and_deleted_jobs_are_swept_and_no_others(tm
     store.delete("video_deleted", "me")
     for name, attempt in [("done", 1), ("done", 2), ("open", 1), ("deleted", 1), ("unknown", 1)]:
         results.write(videos, f"video_{name}", attempt, FILES)
+    half = Path(videos, ".video_open-1.mp4.0a1b2c3d")  # of a replica that was killed
+    half.write_bytes(b"half")
+    os.utime(half, (0, 0))
 
     async def tend() -> None:
         of = Dispatcher(settings, store, {})
         of.start()
-        while len(results.attempts(videos)) > 3:
+        while len(results.attempts(videos)) > 3 or half.exists():
             await asyncio.sleep(0.05)
         of.stop()
 

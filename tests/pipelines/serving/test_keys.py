@@ -70,12 +70,19 @@ def test_keys_change_without_a_restart_and_a_new_key_of_a_name_sees_its_videos(
 
 def test_quotas_of_open_videos_and_of_a_minute_are_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "keys.yaml"
-    write(path, entry("anna", "a", max_open=2), entry("ben", "b", per_minute=3), entry("ben", "c"), entry("cleo", "d"))
+    write(
+        path,
+        entry("anna", "a", max_open=2, priority=4),
+        entry("ben", "b", per_minute=3),
+        entry("ben", "c"),
+        entry("cleo", "d"),
+    )
     limits = Limits(max_queue=100, max_queue_per_key=50, per_minute=50)
     settings = ServeSettings(output=str(tmp_path / "out"), keys_file=str(path), page=False, limits=limits)
     with TestClient(application(settings, Stub(settings))) as client:
         service = client.app.state.service  # type: ignore[attr-defined]
         monkeypatch.setattr(service.dispatcher, "submit", lambda job: None)  # nothing is made
+        assert [service.dispatcher.priority(name) for name in ("anna", "ben", "nobody")] == [4, 1, 1]
         assert [send(client, headers=bearer("a")).status_code for _ in range(3)] == [200, 200, 429]
         answers = [send(client, headers=bearer(key)) for key in "bcbbd"]
         assert [answer.status_code for answer in answers] == [200, 200, 200, 429, 200]

@@ -73,7 +73,7 @@ def test_owners_take_turns_and_every_slot_is_used_until_nothing_waits() -> None:
         assert Counter(order) == {"a": 9, "b": 3, "c": 1}
         assert "".join(order[3:9]).count("b") == 3  # in turn, though all of a's came first
         assert max(running) == 3
-        assert (turns.sent.total(), turns.waiting, turns.last_turn) == (0, {}, {})
+        assert (turns.sent.total(), turns.waiting, turns.starts) == (0, {}, {})
 
         one = Turns(1)
 
@@ -88,6 +88,33 @@ def test_owners_take_turns_and_every_slot_is_used_until_nothing_waits() -> None:
             assert order == []
         await asyncio.gather(*waiting)
         assert order == ["sent again", "first"]
+
+    asyncio.run(asyncio.wait_for(see(), 20))
+
+
+def test_owners_share_by_priority_and_work_and_none_waits_for_ever() -> None:
+    async def see() -> None:
+        turns, order = Turns(1), list[str]()
+
+        async def work(owner: str, amount: float, priority: float) -> None:
+            async with turns.turn(owner, False, amount, priority):
+                order.append(owner)
+                await asyncio.sleep(0)
+
+        async with turns.turn("first", work=0):
+            tasks = [asyncio.create_task(work("low", 1, 1)) for _ in range(20)]
+            tasks += [asyncio.create_task(work("high", 1, 4)) for _ in range(80)]
+            tasks += [asyncio.create_task(work("long", 10, 1)) for _ in range(2)]
+            await asyncio.sleep(0)
+        while len(order) < 50:
+            await asyncio.sleep(0)
+        tasks.append(asyncio.create_task(work("single", 5, 1)))
+        await asyncio.gather(*tasks)
+        assert order[0] == "high"
+        assert Counter(order[:50]) == {"high": 39, "low": 10, "long": 1}
+        assert "single" in order[50:53]
+        assert 50 < len(order) - order[::-1].index("long") < 60  # its second, after ten of low
+        assert turns.starts == {}
 
     asyncio.run(asyncio.wait_for(see(), 20))
 

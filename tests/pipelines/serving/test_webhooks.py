@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import socket
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -98,6 +99,30 @@ def test_a_request_may_name_its_own_receiver_only_where_that_is_allowed_and_no_p
                 assert (refusal.status_code, refusal.json()["error"]["param"]) == (422, "webhook_url"), bad
             if status == 200:
                 until(lambda: [one.path for one in receiver.received] == ["/own"])
+
+
+def test_a_receiver_that_hangs_delays_no_other_owners_webhooks(
+    tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"AT_ONCE": 4, "AT_ONCE_OF_OWNER": 3, "TIMEOUT_S": 600.0}.items():
+        monkeypatch.setattr(webhooks, name, value, raising=False)
+    monkeypatch.setenv("CINEMO_API_KEYS", "first,second")
+    over = threading.Event()
+    receiver.answer = lambda path: (over.wait(60) and 200 if path == "/hangs" else 200, {}, b"")
+    receiver.start()
+    settings = settings_for(receiver, tmp_path, by_request=True, retry_s=60)
+    with serve(settings, Stub(settings)) as client:
+        for _ in range(6):
+            hanging = {"webhook_url": f"{receiver.address}/hangs", "headers": {"Authorization": "Bearer first"}}
+            assert send(client, **hanging).status_code == 200
+        outbox = client.app.state.service.outbox  # type: ignore[attr-defined]
+        until(lambda: len(outbox.running) >= 3)
+        for _ in range(3):
+            own = {"webhook_url": f"{receiver.address}/own", "headers": {"Authorization": "Bearer second"}}
+            assert send(client, **own).status_code == 200
+        until(lambda: [one.path for one in receiver.received] == ["/own"] * 3)
+        over.set()
+        until(lambda: len(receiver.received) == 9)
 
 
 @pytest.mark.parametrize("host", ["127.1", "2130706433", "receiver.example.com"])
