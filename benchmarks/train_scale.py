@@ -48,7 +48,7 @@ def fabricate(folder: Path, clips: int) -> None:
     split = draw.integers(0, index.SPLIT, clips, np.uint32)
     columns = (ids, place, draw.integers(0, 20, clips, np.uint8), split, np.array(names), np.full(len(names), 1 << 28))
     folder.mkdir()
-    for name, column in zip(index.Index._fields, columns, strict=True):
+    for name, column in zip(index.Index._fields[:-1], columns, strict=True):  # all clips have one shape
         np.save(folder / f"{name}.npy", column)
 
 

@@ -22,6 +22,7 @@ from pipelines.dataset.schedule import ShapeSchedule
 
 _COLUMNS = ("clip_id", "caption", "bucket", "first_frame")  # read of a clip besides its tensors
 _TENSORS = ("latents", "text_embeds")
+_CHUNK = 1 << 20  # rows of an index that are converted at a time
 
 
 @dataclass(frozen=True)
@@ -245,11 +246,18 @@ class _Group(NamedTuple):
 
 def _numbered(shapes: np.ndarray | None) -> np.ndarray | None:
     """Numbers of shapes, uint16 (n,), from int32 (n, 3); None where all are one."""
-    if shapes is None:
+    if shapes is None or not len(shapes):
         return None
-    frames, height, width = shapes.T.astype(np.int64)
-    unique, numbers = np.unique((frames << 32) + (height << 16) + width, return_inverse=True)
-    return numbers.astype(np.uint16) if len(unique) > 1 else None
+
+    def codes(first: int) -> np.ndarray:
+        frames, height, width = shapes[first : first + _CHUNK].T.astype(np.int64)
+        return (frames << 32) + (height << 16) + width
+
+    starts = range(0, len(shapes), _CHUNK)  # in parts, because temporary arrays of all take several times the memory
+    known = np.unique(np.concatenate([np.unique(codes(first)) for first in starts]))
+    if len(known) == 1:
+        return None
+    return np.concatenate([np.searchsorted(known, codes(first)).astype(np.uint16) for first in starts])
 
 
 def weights_of_shapes(weights: Sequence[float], total_batch: int, counts: Sequence[int] | None = None) -> list[float]:
