@@ -50,7 +50,9 @@ def resolve(config: PrepareConfig) -> Job:
     config = placed(config)
     sources.check(config.input, config.uri_column, config.caption_column)
     job = Job(config, flow.clip_shapes(config), identity(config))
-    Output(config.output).check(job.identity, {"vae_fingerprint": "--model", "text_fingerprint": "--model"})
+    # Outputs without a limit do not name it.
+    asked = {**job.identity, "max_enlargement": job.identity.get("max_enlargement")}
+    Output(config.output).check(asked, {"vae_fingerprint": "--model", "text_fingerprint": "--model"})
     return job
 
 

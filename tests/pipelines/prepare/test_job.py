@@ -180,8 +180,10 @@ def test_scores_alone_are_those_of_the_whole_job(
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("min_interval", 2), ("seed", 1), ("num_frames", 7), ("embed_text", True), ("scene_cut", 0.1)]
-)
+    ("name", "value"),
+    [("min_interval", 2), ("seed", 1), ("num_frames", 7), ("embed_text", True), ("scene_cut", 0.1),
+     ("max_enlargement", 1.2)],
+)  # fmt: skip
 def test_another_setting_does_not_mix_with_what_is_there(
     prepare_config: PrepareConfig, summary: dict[str, Any], name: str, value: Any
 ) -> None:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from cinemo.video import VideoInfo, write_video
-from pipelines.prepare import clips, flow, shapes
-from pipelines.prepare.config import ExtractConfig, SamplingConfig
+from pipelines.prepare import clips, flow, job, shapes
+from pipelines.prepare.config import ExtractConfig, PrepareConfig, SamplingConfig
 
 SIZES = [(320, 512), (512, 320), (416, 416)]
 
@@ -115,3 +115,22 @@ def test_one_size_needs_no_look_at_the_video() -> None:
 
     clips.make_spans({"uri": "/a.mp4", "caption": "", "fault": None}, SamplingConfig(), [(64, 64)], run)
     assert asked == ["probe_video"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"sizes": "96x64"}, "height"),
+        ({"sizes": "96x64,64x64"}, "sizes"),
+        ({"sizes": None, "height": 64, "width": 64}, "height"),
+        ({"num_frames": 4}, "num_frames"),
+        ({"max_enlargement": 2.0}, "max_enlargement"),
+    ],
+)
+def test_other_shapes_do_not_mix_with_what_is_there(
+    mixed: str, mixed_config: PrepareConfig, changes: dict[str, object], name: str
+) -> None:
+    there = mixed_config.model_copy(update={"output": mixed})
+    job.resolve(there)
+    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')}: .* was made with {name}"):
+        job.resolve(there.model_copy(update=changes))
