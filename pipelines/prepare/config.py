@@ -53,8 +53,8 @@ class ExtractConfig(SamplingConfig, frozen=True):
         None, description="sizes, such as 512x320,320x512,416x416 (width first); a video gets the one nearest in aspect"
     )
     area: int | None = Field(None, ge=4096, description="pixels of a frame, about: sizes of --aspect-buckets aspects")
-    aspect_buckets: int = Field(
-        5, ge=2, le=33, description="sizes that --area makes, with aspects from 16:9 to 9:16 evenly spaced"
+    aspect_buckets: int | None = Field(
+        None, ge=2, le=33, description="sizes that --area makes, of aspects evenly spaced from 16:9 to 9:16; default: 5"
     )
     score_only: bool = Field(False, description="write scores and buckets, no latents")
     store_posterior: bool = Field(False, description="store the latents' log-variance beside their mean")
@@ -73,7 +73,7 @@ class ExtractConfig(SamplingConfig, frozen=True):
         named = [f"{flag} {value}" for flag, value in given.items() if value is not None]
         if len(named) > 1:
             raise ValueError(f"{' and '.join(named)} both say how large frames are; give one of them")
-        if "aspect_buckets" in self.model_fields_set and self.area is None:
+        if self.aspect_buckets is not None and self.area is None:
             raise ValueError(f"--aspect-buckets {self.aspect_buckets} needs --area, the pixels of a frame; give both")
         return self
 

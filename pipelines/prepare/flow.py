@@ -22,6 +22,7 @@ from pipelines.prepare.shapes import Size
 if TYPE_CHECKING:  # seconds to import, and `--help` does not need it
     import ray.data
 
+ASPECT_BUCKETS = 5  # default
 NOTHING = np.empty(0, np.uint64)  # no hashes
 
 
@@ -117,7 +118,7 @@ def frame_sizes(config: ExtractConfig) -> list[Size]:
     directory = models.resolve(config.model)
     factor = 1 if config.score_only else models.factor(directory)
     if config.area is not None:
-        return shapes.sizes_of_area(config.area, config.aspect_buckets, factor)
+        return shapes.sizes_of_area(config.area, config.aspect_buckets or ASPECT_BUCKETS, factor)
     if config.sizes is not None:
         sizes, flag = shapes.read_sizes(config.sizes), "--sizes"
     elif config.height is not None and config.width is not None:

@@ -27,6 +27,9 @@ def test_one_size_is_what_height_and_width_say() -> None:
     several = flow.identity(config(sizes="512x320, 320X512,512x320", num_frames="16,8"))
     assert (several["sizes"], several["num_frames"], several["height"]) == ("512x320,320x512", "8,16", None)
     assert several["max_enlargement"] == 1.2
+    for flags in ({}, {"area": 163_840}, {"sizes": "512x320", "num_frames": "8,16"}):
+        made = config(**flags)
+        assert ExtractConfig.model_validate(made.model_dump()) == made  # as it travels to workers
 
 
 @pytest.mark.parametrize(
