@@ -190,8 +190,8 @@ def check_export(config: TrainConfig, summary: dict[str, Any]) -> None:
     assert summary["model_fingerprint"] == model_directory.fingerprint(summary["model"])
     image = np.full((64, 64, 3), 128, np.uint8)
     pipe = CinemoPipeline.from_pretrained(summary["model"])
-    frames = pipe(image, "a photo", num_frames=4, height=64, width=64, num_inference_steps=2).frames
-    assert frames.shape == (1, 4, 64, 64, 3)
+    frames = pipe(image, "a photo", num_frames=4, height=96, width=64, num_inference_steps=2).frames
+    assert frames.shape == (1, 4, 96, 64, 3)
 
 
 def check_tracked(config: TrainConfig, summary: dict[str, Any], new: int, stage: int) -> None:
