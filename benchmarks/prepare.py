@@ -57,21 +57,21 @@ def plain_loop(videos: Path, output: Path) -> float:
     from pipelines.prepare.config import PrepareConfig
 
     config = PrepareConfig(input=str(videos), output=str(output))
-    size = flow.frame_size(config)
-    encoder = clips.Encoder(config.model, config.num_frames, size, False, False, "cpu")
+    sizes = flow.frame_sizes(config)
+    encoder = clips.Encoder(config.model, False, False, "cpu")
     clips.warm_up()
     began = time.perf_counter()
     rows: list[clips.Row] = []
     for table in sources.iter_videos(config.input):
         for video in table.to_pylist():
-            for span in clips.make_spans(video, config, size):
-                row = clips.decode({"reason": None, **span}, config, size)
+            for span in clips.make_spans(video, config, sizes):
+                row = clips.decode({"reason": None, **span}, config)
                 rows.append(row if row["reason"] else encoder.encode(row))
                 if len(rows) == config.clips_per_file:
-                    parts.write(rows, config.output, config.num_frames, size)
+                    parts.write(rows, config.output)
                     rows = []
     if rows:
-        parts.write(rows, config.output, config.num_frames, size)
+        parts.write(rows, config.output)
     return time.perf_counter() - began
 
 

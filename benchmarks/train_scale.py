@@ -48,7 +48,7 @@ def fabricate(folder: Path, clips: int) -> None:
     split = draw.integers(0, index.SPLIT, clips, np.uint32)
     columns = (ids, place, draw.integers(0, 20, clips, np.uint8), split, np.array(names), np.full(len(names), 1 << 28))
     folder.mkdir()
-    for name, column in zip(index.Index._fields, columns, strict=True):
+    for name, column in zip(index.Index._fields[:-1], columns, strict=True):  # all clips have one shape
         np.save(folder / f"{name}.npy", column)
 
 
@@ -123,7 +123,8 @@ def make_dataset(folder: Path, clips: int, shape: tuple[int, ...], per_file: int
             row |= {"clip_id": str(uuid.UUID(bytes=draw.bytes(16))), "interval": 3, "fps": 25.0, "score": 0.9}
             row |= {"bucket": number % 20, "latents": draw.standard_normal(shape).astype(np.float16).tobytes()}
             rows.append({**row, "latents_shape": list(shape), "reason": None, "segment": None})
-        parts.write(rows, str(folder), shape[0], (shape[2] * 8, shape[3] * 8))
+            rows[-1] |= {"num_frames": shape[0], "height": shape[2] * 8, "width": shape[3] * 8}
+        parts.write(rows, str(folder))
     described = {"input": "random", **flow.identity(ExtractConfig.model_validate({}))}
     described |= {"counts": {"clips": clips}, "fingerprint": f"random-{clips}-{shape}", "bucket_weights": None}
     index.update(str(folder), described)

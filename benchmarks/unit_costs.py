@@ -58,19 +58,19 @@ def measure_clips(model: str, device: str, folder: Path, repeats: int) -> tuple[
 
     videos = make_videos(folder / "videos", repeats + 1)
     config = ExtractConfig(model=model, clips_per_video=CLIPS_PER_VIDEO)
-    size = flow.frame_size(config)
-    encoder = clips.Encoder(model, config.num_frames, size, False, False, device)
+    sizes = flow.frame_sizes(config)
+    encoder = clips.Encoder(model, False, False, device)
     clips.warm_up()
     decode_s, encode_s, rows = [], [], []
     for path in sorted(videos.iterdir()):
-        for span in clips.make_spans({"uri": str(path), "caption": "", "fault": None}, config, size):
+        for span in clips.make_spans({"uri": str(path), "caption": "", "fault": None}, config, sizes):
             began = clock("cpu")
-            row = clips.decode({"reason": None, **span}, config, size)
+            row = clips.decode({"reason": None, **span}, config)
             decode_s.append(clock("cpu") - began)
             began = clock(device)
             rows.append(encoder.encode(row))
             encode_s.append(clock(device) - began)
-    parts.write(rows, str(folder / "dataset"), config.num_frames, size)
+    parts.write(rows, str(folder / "dataset"))
     stored = sum(path.stat().st_size for path in (folder / "dataset").rglob("*.parquet"))
     skip = CLIPS_PER_VIDEO  # the first video loads and compiles
     costs = {"a clip: read, decode, score": decode_s[skip:], "a clip: encode": encode_s[skip:]}

@@ -163,7 +163,10 @@ def of_dataset(place: str, fingerprint: str | None = None, sources: str | None =
     current, counts = manifest.get("fingerprint"), manifest.get("counts", {})
     facts = {
         "clips": counts.get("clips"),
-        "size": f"{manifest.get('num_frames')} x {manifest.get('height')} x {manifest.get('width')}",
+        "size": ", ".join(
+            f"{shape.get('num_frames')} x {shape.get('height')} x {shape.get('width')}"
+            for shape in manifest.get("shapes", [manifest])
+        ),
     }
     facts |= run_of(Path(place))
     changed = fingerprint not in (None, current)

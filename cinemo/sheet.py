@@ -17,19 +17,18 @@ INK, PAPER = (30, 30, 30), (250, 250, 248)
 def contact_sheet(rows: Sequence[tuple[str, np.ndarray]], columns: int = 6, frame_width: int = 192) -> Image.Image:
     """Draw one row per clip: its label above `columns` frames, evenly spaced from the first to the last.
 
-    rows: (label, uint8 (N, H, W, 3)), all of one aspect ratio. frame_width: pixels. Raises ValueError for no rows.
+    rows: (label, uint8 (N, H, W, 3)). frame_width: pixels. Raises ValueError for no rows.
     """
     if not rows:
         raise ValueError("a contact sheet needs at least one row")
-    height, width = rows[0][1].shape[1:3]
-    frame_height = round(frame_width * height / width)
+    heights = [round(frame_width * clip.shape[1] / clip.shape[2]) for _, clip in rows]
     font = ImageFont.load_default(size=14)
     label_height = 22
-    row_height = label_height + frame_height + MARGIN
-    sheet = Image.new("RGB", (MARGIN + columns * (frame_width + MARGIN), MARGIN + len(rows) * row_height), PAPER)
+    ends = np.cumsum([label_height + height + MARGIN for height in heights]).tolist()
+    sheet = Image.new("RGB", (MARGIN + columns * (frame_width + MARGIN), MARGIN + ends[-1]), PAPER)
     draw = ImageDraw.Draw(sheet)
-    for row, (label, clip) in enumerate(rows):
-        top = MARGIN + row * row_height
+    for (label, clip), frame_height, end in zip(rows, heights, ends, strict=True):
+        top = end - frame_height - label_height
         draw.text((MARGIN, top), label, INK, font)
         for column, index in enumerate(np.linspace(0, len(clip) - 1, columns).round().astype(int)):
             frame = Image.fromarray(clip[index]).resize((frame_width, frame_height), Image.Resampling.LANCZOS)

@@ -25,7 +25,7 @@ from cinemo.videofile import (
     open_video,
     probe,
 )
-from cinemo.videopixels import INTERLACED, render_all
+from cinemo.videopixels import INTERLACED, is_turned, render_all
 from cinemo.videowrite import check_output, write_video
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "load_clip",
     "probe",
     "sample_clip",
+    "shown_size",
     "write_video",
 ]
 
@@ -105,6 +106,22 @@ def sample_clip(
     the span, or corrupt within it; ValueError for a negative start or an interval below 1.
     """
     return load_clip(source, start, interval, num_frames, size).frames
+
+
+def shown_size(source: Source) -> tuple[int, int]:
+    """Size (H, W) in pixels at which a video is shown: upright, with square pixels. Raises VideoError.
+
+    Decodes its first frame, which alone says how it is rotated; if that is damaged, the video counts as upright.
+    """
+    with open_video(source) as video:
+        try:
+            frame = next(decode_from(video, [video.times.at(0)], None), None)
+        except av.FFmpegError:
+            frame = None
+        except OSError as error:  # raised by the file object: the video itself may be sound
+            raise VideoError("unreadable", f"video {video.name} cannot be read ({error})") from error
+        height, width = video.stream.height, max(1, round(video.stream.width * video.pixel_aspect))
+        return (width, height) if is_turned(frame) else (height, width)
 
 
 def check_span(start: int, interval: int, num_frames: int) -> None:

@@ -29,7 +29,7 @@ def render_all(
     scaler, alpha_scaler = VideoReformatter(), VideoReformatter()  # kept for a clip: setting one up takes a while
     found = set() if found is None else found
     for frame in deinterlaced(frames, found):
-        turns = round(getattr(frame, "rotation", 0) / 90) % 4
+        turns = turns_of(frame)
         shown_width = max(1, round(frame.width * aspect))
         height, width = size if size is not None else (frame.height, shown_width)
         if size is not None and turns % 2:
@@ -49,6 +49,16 @@ def render_all(
             rgb = over_white(rgb, alpha)
         top, left = (full_height - height) // 2, (full_width - width) // 2
         yield np.ascontiguousarray(np.rot90(rgb[top : top + height, left : left + width], turns))
+
+
+def turns_of(frame: Any) -> int:
+    """How often a frame is turned left by 90 degrees to stand upright: 0 to 3."""
+    return round(getattr(frame, "rotation", 0) / 90) % 4
+
+
+def is_turned(frame: Any) -> bool:
+    """Whether a frame, or None, is shown as high as it is stored wide."""
+    return turns_of(frame) % 2 == 1
 
 
 def deinterlaced(frames: Iterable[Any], found: set[str]) -> Iterator[Any]:

@@ -239,7 +239,13 @@ def test_a_chain_loops_with_the_reference_s_motion(
 
 
 def test_edit_takes_two_steps_and_refuses_what_cannot_be_edited(
-    cinemo: Command, photo: Path, checkpoint: Path, of_residuals: Path, moving_video: Path, tmp_path: Path
+    cinemo: Command,
+    photo: Path,
+    checkpoint: Path,
+    of_residuals: Path,
+    moving_video: Path,
+    shared_clips: Path,
+    tmp_path: Path,
 ) -> None:
     model = ("--model", checkpoint, *SMALL)
     frame, output = tmp_path / "frame.png", tmp_path / "o.mp4"
@@ -251,6 +257,10 @@ def test_edit_takes_two_steps_and_refuses_what_cannot_be_edited(
     assert probe(output).num_frames == 4
     assert "measured motion bucket" in result.out
     assert "note:" not in result.err
+    tall = cinemo("edit", shared_clips / "rotated_90.mov", "--num-frames", 3, "--first-frame", frame.with_stem("tall"))
+    assert tall.code == 0, tall.err
+    with Image.open(frame.with_stem("tall")) as picture:
+        assert picture.size == (320, 512)
     result = cinemo("edit", moving_video, "--model", of_residuals, *SMALL, "--image", frame, "--output", output)
     assert "note: " in result.err
     assert "builtin:tiny" in result.err

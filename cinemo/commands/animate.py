@@ -9,7 +9,7 @@ import typer
 from cinemo.commands import common
 from cinemo.presets import SCHEDULERS, SPEEDS, Speed
 
-Fit = Literal["auto", "crop", "pad"]  # crop and pad are also in cinemo.image.FITS, which loads numpy
+Fit = Literal["crop", "pad", "auto"]  # crop and pad are also in cinemo.image.FITS, which loads numpy
 ImageArgument = Annotated[Path, typer.Argument(help="the photo: JPEG, PNG, WebP, ...; HEIC with pillow-heif")]
 PromptOption = Annotated[str, typer.Option(help="what should happen; may be empty")]
 BucketOption = Annotated[int, typer.Option(help="motion intensity: 0 (still) to 19")]
@@ -42,8 +42,8 @@ FramesOption = Annotated[int, typer.Option(help="frames, the photo included")]
 FitOption = Annotated[
     Fit,
     typer.Option(
-        help="a photo of another aspect. auto: the model's size that is nearest to it, then as crop; crop: its centre "
-        "fills the frame; pad: all of it, between blurred bars. --height and --width outdo the choice of a size"
+        help="a photo of another aspect than the size. crop: its centre fills the frame; pad: all of it, between "
+        "blurred bars; auto: an older name of crop"
     ),
 ]
 DctOption = Annotated[bool, typer.Option(help="refine the initial noise with the photo (DCTInit)")]
@@ -71,7 +71,7 @@ def animate(
     num_frames: FramesOption = 16,
     height: common.HeightOption = None,
     width: common.WidthOption = None,
-    fit: FitOption = "auto",
+    fit: FitOption = "crop",
     fps: common.FpsOption = 8,
     dct_init: DctOption = True,
     dct_cutoff: common.CutoffOption = 0.23,
@@ -132,12 +132,13 @@ def read_sampler(steps: int | None, speed: str | None, scheduler: str, interval:
 def fitted(pipe: Any, photo: Any, fit: Fit, height: int | None, width: int | None) -> dict[str, Any]:
     """The size to animate at and how the photo is fitted to it, as arguments of CinemoPipeline.
 
-    Prints a note when more than a third of the photo is cut away. Raises ValueError for a size the model does not take.
+    Without a height and width, the size is the model's that is nearest to the photo's aspect. Prints a note when more
+    than a third of the photo is cut away. Raises ValueError for a size the model does not take.
     """
     from cinemo.image import NOTABLE_CUT, cut_away, fitting_size
 
     tall, wide = photo.shape[:2]
-    if fit != "crop" and not (height or width) and pipe.card.sizes:
+    if not (height or width) and pipe.card.sizes:
         height, width = fitting_size(tall, wide, pipe.card.sizes)
     height, width = common.frame_size(pipe, height, width)
     share = cut_away(tall, wide, height, width)

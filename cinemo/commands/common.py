@@ -22,8 +22,8 @@ DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto"
 OutputOption = Annotated[Path, typer.Option(help="the video to write: .mp4, .webm, .gif or .webp")]
 StepsOption = Annotated[int | None, typer.Option(help="denoising steps; default: the model's, or 50")]
 NegativeOption = Annotated[str, typer.Option(help="what should not happen")]
-HeightOption = Annotated[int | None, typer.Option(help="pixels; default: the model's")]
-WidthOption = Annotated[int | None, typer.Option(help="pixels; default: the model's")]
+HeightOption = Annotated[int | None, typer.Option(help="pixels; default: that of the model's size nearest in aspect")]
+WidthOption = Annotated[int | None, typer.Option(help="pixels; default: that of the model's size nearest in aspect")]
 FpsOption = Annotated[float, typer.Option(help="frames a second of the video")]
 CutoffOption = Annotated[float, typer.Option(help="share of low frequencies taken from the photo, 0..1")]
 LoraOption = Annotated[

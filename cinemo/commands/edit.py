@@ -64,17 +64,19 @@ def edit(
 
     from cinemo.checkpoint import inversion_note
     from cinemo.editing import edit_video
-    from cinemo.image import read_image
+    from cinemo.image import fitting_size, read_image
     from cinemo.motion import motion_bucket as measure_bucket
     from cinemo.motion import motion_score
     from cinemo.sheet import write_sheet
-    from cinemo.video import check_output, load_clip, write_video
+    from cinemo.video import check_output, load_clip, shown_size, write_video
 
     check_steps(image, first_frame)
     check_output(output, fps)
     edited = None if image is None else read_image(image)
     pipe = common.load(model, device, dtype, vae, lora)
     common.note_trigger_words(pipe, prompt)
+    if not (height or width) and pipe.card.sizes:
+        height, width = fitting_size(*shown_size(video), pipe.card.sizes)
     size = common.frame_size(pipe, height, width)
     frames, step, _ = load_clip(video, start, interval, num_frames, size, shorten=True)
     if first_frame is not None:

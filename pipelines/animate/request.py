@@ -38,8 +38,9 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     """What may be asked for beside the image and the prompt; what is None is the model's or the caller's to fill in."""
 
     size: str | None = Field(
-        None, pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$", description="WIDTHxHEIGHT in pixels; default: the model's first"
-    )
+        None, pattern=r"^(auto|[1-9]\d{0,4}x[1-9]\d{0,4})$",
+        description="WIDTHxHEIGHT in pixels; auto, the default: the model's size that is nearest to the image's aspect",
+    )  # fmt: skip
     fps: float | None = Field(None, ge=1, le=60, allow_inf_nan=False, description="frames a second; default: 8")
     num_frames: int | None = Field(None, ge=2, le=64, description="frames, the image included; default: the model's")
     negative_prompt: Text = Field("", description="what should not happen; used when guidance_scale is above 1")
@@ -54,8 +55,8 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
         description="how strongly the prompt acts; 1 or less: not at all; default: the model's",
     )  # fmt: skip
     fit: Literal["crop", "pad", "auto"] = Field(
-        "crop", description="an image of another aspect. crop: its centre fills the frame; pad: all of it, between "
-        "blurred bars; auto: the model's size that is nearest to it, then as crop. Without size, pad takes that too",
+        "crop", description="an image of another aspect than the size. crop: its centre fills the frame; pad: all of "
+        "it, between blurred bars; auto: an older name of crop",
     )  # fmt: skip
     lora: Adapters = Field(
         [], description="LoRA adapters of the model, PATH[:weight]: a folder that training wrote, a file, a hub id, "
@@ -86,7 +87,8 @@ def complete(asked: Settings, prompt: str, model: Facts, ending: str = ".mp4") -
     card = model.card
     preset = speed_preset(asked)
     steps = preset.get("num_inference_steps") or asked.num_inference_steps or card.steps
-    width, height = map(int, asked.size.split("x")) if asked.size else (None, None)
+    is_open = asked.size in (None, "auto")
+    width, height = (None, None) if is_open else map(int, str(asked.size).split("x"))
     frames = asked.num_frames or card.length
     try:
         field = "size"
@@ -111,7 +113,8 @@ def complete(asked: Settings, prompt: str, model: Facts, ending: str = ".mp4") -
         "guidance_scale": card.guidance if asked.guidance_scale is None else asked.guidance_scale,
         **asked.model_dump(include={"motion_bucket", "dct_init", "dct_cutoff", "dct_timestep"}),
         **({"fit": "pad"} if asked.fit == "pad" else {}),
-        **({"sizes": card.sizes} if card.sizes and asked.fit != "crop" and not asked.size else {}),
+        # One size leaves no choice; requests of earlier versions that name it all the same keep their ids.
+        **({"sizes": card.sizes} if is_open and card.sizes and (len(card.sizes) > 1 or asked.fit != "crop") else {}),
         **preset,
     }
     return cast(Request, made)

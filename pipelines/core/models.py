@@ -91,13 +91,18 @@ class Facts:
 def look_up(model: str) -> Facts:
     """Read the Facts of a MODEL from its directory; reads every file, for the fingerprint. Raises ValueError."""
     directory = resolve(model)
-    vae = json.loads((directory / checkpoint.vae_name(directory) / "config.json").read_text())
     return Facts(
         card=checkpoint.read_card(directory),
         scheduler=checkpoint.load_scheduler(directory),
-        factor=checkpoint.vae_factor(vae),
+        factor=factor(directory),
         fingerprint=fingerprint(directory),
     )
+
+
+def factor(directory: Path) -> int:
+    """Pixels per latent cell, per side, of the autoencoder of a model directory."""
+    vae = json.loads((directory / checkpoint.vae_name(directory) / "config.json").read_text())
+    return checkpoint.vae_factor(vae)
 
 
 @functools.cache

@@ -1,10 +1,31 @@
 """Batches in which motion buckets have the shares that `bucket_weights` of dataset.json give them."""
 
+import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from pipelines.dataset.reader import Clip, ClipReader
+from pipelines.dataset.reader import Clip, ClipReader, weights_of_shapes
+from pipelines.dataset.schedule import ShapeSchedule
+
+
+class Group(NamedTuple):
+    """Clips of one shape."""
+
+    order: np.ndarray  # int32 (n,): positions, bucket by bucket
+    counts: np.ndarray  # clips of each bucket
+    shares: np.ndarray  # of each bucket in a batch
+    weight: float  # of all clips
+
+    @staticmethod
+    def of(positions: np.ndarray, buckets: np.ndarray, weights: Sequence[float]) -> "Group":
+        """Group clips by bucket. positions, buckets: of each clip. weights: of a clip of each bucket."""
+        counts = np.bincount(buckets, minlength=len(weights))
+        weighed = counts * np.asarray(weights)
+        weight = float(weighed.sum())
+        order = positions[np.argsort(buckets, kind="stable")].astype(np.int32)
+        return Group(order, counts, weighed / weight if weight > 0 else weighed, weight)
 
 
 class BalancedClips:
@@ -16,16 +37,28 @@ class BalancedClips:
         """weights: of a clip of each bucket. Raises ValueError when no clip has a weight above 0."""
         self.clips = clips
         buckets = clips.buckets()
-        self.order = np.argsort(buckets, kind="stable").astype(np.int32)  # positions, bucket by bucket
-        self.counts = np.bincount(buckets, minlength=len(weights))
-        weighed = self.counts * np.asarray(weights)
-        if not weighed.sum() > 0:
+        self.groups = [Group.of(positions, buckets[positions], weights) for positions in clips.groups()]
+        if not any(group.weight > 0 for group in self.groups):
             raise ValueError("--balance-buckets: no clip to train on has a bucket_weights above 0 in dataset.json")
-        self.shares = weighed / weighed.sum()
+        self._schedule = functools.lru_cache(maxsize=1)(self._schedule_of)
+
+    def _schedule_of(self, total_batch: int) -> ShapeSchedule:
+        weights = [group.weight for group in self.groups]
+        return ShapeSchedule(weights_of_shapes(weights, total_batch, [len(group.order) for group in self.groups]))
 
     def positions(self, total_batch: int, seed: int, step: int) -> list[int]:
         """Positions of the clips of a step's whole batch, over all workers, from (seed, step) alone."""
-        return balanced_positions(self.order, self.counts, self.shares, total_batch, seed, step)
+        shape = self._schedule(total_batch).at(seed, step)[0] if len(self.groups) > 1 else 0
+        group = self.groups[shape]
+        return balanced_positions(group.order, group.counts, group.shares, total_batch, seed, step)
+
+    def left_out(self, total_batch: int) -> int:
+        """Count the clips of shapes that have fewer than a batch."""
+        return self.clips.left_out(total_batch)
+
+    def shape(self, number: int) -> int:
+        """Number of the shape of a clip."""
+        return self.clips.shape(number)
 
     def begin(self, number: int, cursor: Sequence[int] | None) -> None:
         """Do nothing: any clip can be read at any time."""

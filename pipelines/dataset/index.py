@@ -20,12 +20,16 @@ from cinemo.errors import first_line
 from pipelines.core import cache, hashing, storage
 from pipelines.core.patience import is_fault, patient
 from pipelines.core.progress import Progress
+from pipelines.dataset import records
 
 SPLIT = 1_000_000  # a video's part is the hash of its uri modulo this; the lowest parts are held out
 POINTER = "index.json"
-_VERSION = 1  # of the arrays; an index of another version is made again
+# Of the arrays; an index of another version is made again. The second has `shape`, which datasets of one shape lack.
+_VERSION, _WITH_SHAPES = 1, 2
 _READERS = 32  # files read at once: reading mostly waits for storage
 _CHUNK = 4096  # files whose rows are requested at a time
+
+_SHAPE = [name for name, _ in records.SHAPE]
 
 T = TypeVar("T")
 
@@ -39,6 +43,7 @@ class Index(NamedTuple):
     split: np.ndarray  # uint32 (n,): hash of the video's uri modulo SPLIT, which says whether the video is held out
     file: np.ndarray  # bytes (m,): name below OUT/data, in UTF-8
     size: np.ndarray  # int64 (m,): bytes of the file
+    shape: np.ndarray | None = None  # int32 (n, 3): frames, height and width; None: all clips of the dataset have one
 
 
 def split_of(hashes: np.ndarray) -> np.ndarray:
@@ -64,7 +69,7 @@ def find(dataset: str, description: Mapping[str, Any], spare: str, say: Callable
     when a file is damaged, or the files do not have the clips that the description counts.
     """
     files = files_of(dataset)
-    name = _name(files, description["fingerprint"])
+    name = _name(files, description)
     places = [storage.join(storage.absolute(dataset), "index"), spare]
     pointers = [storage.read_json(storage.join(place, POINTER)) for place in places]
     for place, pointer in zip(places, pointers, strict=True):
@@ -76,7 +81,7 @@ def find(dataset: str, description: Mapping[str, Any], spare: str, say: Callable
             changed = _first_change(storage.join(place, pointer["folder"]), files)
             older = f"the index of {dataset} is older than its files ({changed})"
             break
-    say(f"{older}: making one in {spare}, which reads three columns of each of {len(files)} files")
+    say(f"{older}: making one in {spare}, which reads six columns of each of {len(files)} files")
     return write(build(dataset, files), spare, description, f"{older}; ")
 
 
@@ -84,7 +89,7 @@ def update(dataset: str, description: Mapping[str, Any]) -> None:
     """Write the index of a dataset into it, unless it has that of its files. description: dataset.json."""
     files, place = files_of(dataset), storage.join(storage.absolute(dataset), "index")
     pointer = storage.read_json(storage.join(place, POINTER))
-    if pointer is None or pointer["folder"] != _name(files, description["fingerprint"]):
+    if pointer is None or pointer["folder"] != _name(files, description):
         write(build(dataset, files), place, description)
 
 
@@ -102,8 +107,10 @@ def write(index: Index, place: str, description: Mapping[str, Any], note: str = 
             "again with this output, which makes what is missing"
         )
     sizes = dict(zip(_names(index), index.size.tolist(), strict=True))
-    name = _name(sizes, description["fingerprint"])
+    name = _name(sizes, description)
     for field, array in zip(Index._fields, index, strict=True):
+        if array is None or (field == "shape" and "shapes" not in description):
+            continue
         buffer = io.BytesIO()
         np.save(buffer, array)
         storage.put(storage.join(place, name, f"{field}.npy"), buffer.getbuffer())
@@ -122,7 +129,8 @@ def load(uri: str) -> Index:
         name = f"{storage.base_name(uri)}-{hashlib.sha256(uri.encode()).hexdigest()[:8]}"
         folder = cache.once_per_node("indexes", name, lambda aside: storage.download(uri, aside / "copy"))
     try:
-        return Index(*(np.load(folder / f"{field}.npy", mmap_mode="r") for field in Index._fields))
+        fields = [field for field in Index._fields if field != "shape" or (folder / "shape.npy").exists()]
+        return Index(**{field: np.load(folder / f"{field}.npy", mmap_mode="r") for field in fields})
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(
             f"the index {folder} cannot be read ({first_line(error)}); delete this folder and {POINTER} beside it, and "
@@ -131,7 +139,7 @@ def load(uri: str) -> Index:
 
 
 def build(dataset: str, files: Mapping[str, int]) -> Index:
-    """Make the index of a dataset from three columns of each of its files. Raises ValueError."""
+    """Make the index of a dataset from six columns of each of its files. Raises ValueError."""
     folder, names = data_folder(dataset), list(files)
     parts, progress = [], Progress("index", "files", len(names), every_s=10.0)
     with ThreadPoolExecutor(_READERS) as pool:
@@ -151,8 +159,10 @@ def build(dataset: str, files: Mapping[str, int]) -> Index:
 
 
 def _no_rows() -> dict[str, np.ndarray]:
-    shapes = {"clip_id": (0, 16), "place": (0, 3), "bucket": (0,), "split": (0,)}
-    kinds: dict[str, Any] = {"clip_id": np.uint8, "place": np.int32, "bucket": np.uint8, "split": np.uint32}
+    shapes = {"clip_id": (0, 16), "place": (0, 3), "bucket": (0,), "split": (0,), "shape": (0, 3)}
+    kinds: dict[str, Any] = {
+        "clip_id": np.uint8, "place": np.int32, "bucket": np.uint8, "split": np.uint32, "shape": np.int32
+    }  # fmt: skip
     return {field: np.empty(shape, kinds[field]) for field, shape in shapes.items()}
 
 
@@ -168,6 +178,7 @@ def _read_rows(uri: str) -> dict[str, np.ndarray]:
         "place": place,
         "bucket": table["bucket"].to_numpy(),
         "split": split_of(hashing.hash64(table["uri"].to_pylist())),
+        "shape": np.stack([table[name].to_numpy() for name in _SHAPE], axis=1),
     }
 
 
@@ -176,7 +187,7 @@ def _read_columns(uri: str) -> tuple[list[int], pa.Table]:
     files, path = storage.filesystem(uri)
     with pq.ParquetFile(path, filesystem=files, pre_buffer=True) as file:
         groups = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
-        return groups, file.read(columns=["clip_id", "uri", "bucket"])
+        return groups, file.read(columns=["clip_id", "uri", "bucket", *_SHAPE])
 
 
 def readable(uri: str, read: Callable[..., T], *arguments: Any) -> T:
@@ -201,9 +212,10 @@ def _names(index: Index) -> Iterator[str]:
     return (name.decode() for name in index.file.tolist())
 
 
-def _name(files: Mapping[str, int], fingerprint: str) -> str:
+def _name(files: Mapping[str, int], description: Mapping[str, Any]) -> str:
+    version = _WITH_SHAPES if "shapes" in description else _VERSION
     lines: Iterable[str] = (f"{name}\t{size}\n" for name, size in files.items())
-    return hashlib.sha256("".join([f"{_VERSION}\n{fingerprint}\n", *lines]).encode()).hexdigest()[:32]
+    return hashlib.sha256("".join([f"{version}\n{description['fingerprint']}\n", *lines]).encode()).hexdigest()[:32]
 
 
 def _first_change(uri: str, files: Mapping[str, int]) -> str:

@@ -3,7 +3,7 @@
 A survey holds 8 bytes for each row, so that one of millions of rows fits into the driver's memory.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +19,7 @@ from pipelines.dataset import records
 
 _FOLDERS = ("data", "rejects")
 _KEY = pa.schema([records.ROW.field(name) for name in ("uri", "start_frame", "segment")])
-GOOD = pa.schema([*_KEY, *(records.ROW.field(name) for name in ("clip_id", "interval", "bucket"))])
+GOOD = pa.schema([*_KEY, *(records.ROW.field(name) for name in ("clip_id", "interval", "bucket")), *records.SHAPE])
 _BAD = _KEY.append(records.ROW.field("reason"))
 # Training reads single clips in random order, and a row group at a time: small groups read little for one clip.
 _ROW_GROUP_BYTES = 1 << 20
@@ -45,6 +45,7 @@ class Survey:
     rejected_videos: int = 0  # rejects of a whole video; here and below, a segment that a list names counts as a video
     reasons: Counter[str] = field(default_factory=Counter)
     buckets: list[int] = field(default_factory=lambda: [0] * NUM_BUCKETS)
+    shapes: Counter[records.Shape] = field(default_factory=Counter)  # clips of each
     examples: dict[int, dict[str, Any]] = field(default_factory=dict)  # bucket -> its clip with the smallest id
     identity: int = 0  # hash of the rows, whatever files they are in and in whatever order
     keys: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))  # keys of all rows, sorted
@@ -83,6 +84,8 @@ def _count_clips(found: Survey, table: pa.Table) -> None:
     found.clips += table.num_rows
     counts = np.bincount(table["bucket"].to_numpy(), minlength=NUM_BUCKETS)
     found.buckets = [int(old + new) for old, new in zip(found.buckets, counts, strict=True)]
+    for row in table.group_by([name for name, _ in records.SHAPE]).aggregate([([], "count_all")]).to_pylist():
+        found.shapes[records.shape_of(row)] += row["count_all"]
     # The sum of the UUIDs identifies the rows.
     digits = "".join(table["clip_id"].to_pylist()).replace("-", "")
     words = np.frombuffer(bytes.fromhex(digits), ">u4").reshape(-1, 4).sum(0, dtype=np.uint64)
@@ -93,15 +96,17 @@ def _count_clips(found: Survey, table: pa.Table) -> None:
             [found.examples[bucket]] = table.slice(pc.index(table["clip_id"], smallest).as_py(), 1).to_pylist()
 
 
-def write(rows: Sequence[Mapping[str, Any]], output: str, num_frames: int, size: tuple[int, int]) -> tuple[int, int]:
-    """Write rows of schema records.ROW as one file of clips and one of rejects; returns the number of each.
+def write(rows: Sequence[Mapping[str, Any]], output: str, by_shape: bool = False) -> tuple[int, int]:
+    """Write rows of schema records.ROW as a file of clips and one of rejects; returns the number of each.
 
-    size: (H, W) in pixels. A task that runs twice writes the same files with the same bytes.
+    by_shape: clips of each shape get a file, in a folder of their own. A task that runs twice writes the same files
+    with the same bytes.
     """
     good = [row for row in rows if not row["reason"]]
     bad = [row for row in rows if row["reason"]]
-    if good:
-        _write(records.clip_table(good, num_frames, size), storage.join(output, "data"))
+    for shape in sorted({records.shape_of(row) for row in good}):
+        same = [row for row in good if records.shape_of(row) == shape]
+        _write(records.clip_table(same), storage.join(output, "data", *(["x".join(map(str, shape))] * by_shape)))
     if bad:
         _write(records.reject_table(bad), storage.join(output, "rejects"))
     return len(good), len(bad)
@@ -119,33 +124,35 @@ def drop_duplicates(output: str) -> None:
                 continue
             if fresh.any():
                 kept = storage.read_tables(uri, [uri]).take(np.flatnonzero(fresh))
-                _write(kept, storage.join(output, folder))
+                _write(kept, storage.parent(uri))
             storage.remove(uri)
 
 
 def to_merge(output: str, target: int = MERGED_BYTES) -> list[list[str]]:
-    """Group small files of clips; each group has about `target` bytes. What makes no whole group stays as it is."""
+    """Group small files of clips of one folder, each group of about `target` bytes. A rest stays as it is."""
     groups: list[list[str]] = []
-    group, size_of_group = list[str](), 0
+    waiting: defaultdict[str, list[str]] = defaultdict(list)
+    bytes_of: Counter[str] = Counter()
     for uri, size in storage.file_sizes(storage.join(output, "data"), (".parquet",)).items():
+        folder = storage.parent(uri)
         if size < target // 2:
-            group.append(uri)
-            size_of_group += size
-        if size_of_group >= target:
-            groups.append(group)
-            group, size_of_group = [], 0
+            waiting[folder].append(uri)
+            bytes_of[folder] += size
+        if bytes_of[folder] >= target:
+            groups.append(waiting.pop(folder))
+            del bytes_of[folder]
     return groups
 
 
 def merge(output: str, uris: Sequence[str]) -> list[str]:
-    """Write one file with the rows of these files, which stay; returns their URIs, to be removed then.
+    """Write one file with the rows of these files of one folder, which stay; returns their URIs, to be removed then.
 
     The rows are there twice until then, as drop_duplicates expects after a kill.
     """
     tables = [storage.read_tables(uri, [uri]) for uri in uris]
     # Files of older versions lack columns.
     table = pa.concat_tables(tables, promote_options="default").combine_chunks()
-    _write(table.take(pc.sort_indices(table["clip_id"])), storage.join(output, "data"))
+    _write(table.take(pc.sort_indices(table["clip_id"])), storage.parent(uris[0]))
     return list(uris)
 
 

@@ -6,9 +6,10 @@ memory hardly grows with the dataset. The order depends on (seed, epoch) alone: 
 
 import functools
 import uuid
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +18,11 @@ import pyarrow.parquet as pq
 from pipelines.core import hashing, storage
 from pipelines.core.patience import patient
 from pipelines.dataset import index, records
+from pipelines.dataset.schedule import ShapeSchedule
 
 _COLUMNS = ("clip_id", "caption", "bucket", "first_frame")  # read of a clip besides its tensors
 _TENSORS = ("latents", "text_embeds")
+_CHUNK = 1 << 20  # rows of an index that are converted at a time
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,13 @@ class Clips(Protocol):
         """Return what `begin` needs, besides the number, to go to clip `number`: a value that JSON can hold."""
 
     def positions(self, total_batch: int, seed: int, step: int) -> list[int]:
-        """Numbers of the clips of a step's whole batch, over all workers; steps count from 0."""
+        """Numbers of the clips of a step's whole batch, all of one shape, over all workers; steps count from 0."""
+
+    def left_out(self, total_batch: int) -> int:
+        """Count the clips that are in no batch, because their shape has fewer clips than a batch."""
+
+    def shape(self, number: int) -> int:
+        """Number of a clip's shape: clips of equal ones fit in one batch."""
 
     def held_out(self, most: int) -> list[int]:
         """Numbers of the clips to validate on, `most` at most; after `begin`."""
@@ -76,6 +85,11 @@ def read_description(uri: str) -> dict[str, Any]:
             f"{records.SCHEMA_VERSION}; prepare it again"
         )
     return found
+
+
+def shapes_of(description: Mapping[str, Any]) -> list[records.Shape]:
+    """Shapes of a dataset's clips (frames, height, width), the most frequent first. description: dataset.json."""
+    return [records.shape_of(shape) for shape in description.get("shapes", [description])]
 
 
 def clip_of_row(row: Mapping[str, Any]) -> Clip:
@@ -102,14 +116,17 @@ def _held_out_below(share: float) -> np.uint32:
 
 
 def count_clips(uri: str, share: float, enough: int) -> int:
-    """Count the clips to train on when a share of the videos is held out; stops counting at `enough`."""
-    count = 0
+    """Count the clips of the most frequent shape to train on when a share of the videos is held out; at most `enough`.
+
+    Clips of each shape are in a folder of their own.
+    """
+    counts: Counter[str] = Counter({"": 0})
     for name in storage.list_files(index.data_folder(uri), (".parquet",)):
         uris = index.readable(name, _read_uris, name)
-        count += int((~is_held_out(hashing.hash64(uris), share)).sum())
-        if count >= enough:
+        counts[storage.parent(name)] += int((~is_held_out(hashing.hash64(uris), share)).sum())
+        if counts[storage.parent(name)] >= enough:
             break
-    return count
+    return max(counts.values())
 
 
 @patient
@@ -147,7 +164,10 @@ class ClipReader:
         self.folder = index.data_folder(uri)
         self.index = index.build(uri, index.files_of(uri)) if index_uri is None else index.load(index_uri)
         self.order = HeldOutLast(self.index.split < _held_out_below(share))
+        self._shapes = _numbered(self.index.shape)
+        self._groups = None if self._shapes is None else self._split(self._shapes)
         # Holds the row groups of a few steps. More would not help: clips of one group are rarely read together.
+        self._schedule = functools.lru_cache(maxsize=1)(self._schedule_of)
         self._group = functools.lru_cache(maxsize=32)(_read_group)
 
     def __len__(self) -> int:
@@ -156,6 +176,25 @@ class ClipReader:
     def buckets(self) -> np.ndarray:
         """Motion bucket of each clip to train on, by position: uint8 (len,)."""
         return np.delete(self.index.bucket, self.order.held_out)
+
+    def groups(self) -> list[np.ndarray]:
+        """Positions of the clips to train on of each shape, rising: int32 (n,)."""
+        return [group.positions for group in self._groups or []] or [np.arange(len(self), dtype=np.int32)]
+
+    def _split(self, shapes: np.ndarray) -> list["_Group"]:
+        trained_on = np.delete(shapes, self.order.held_out)
+        found = (np.flatnonzero(trained_on == shape).astype(np.int32) for shape in range(shapes.max() + 1))
+        # Each with a cache of its own, because steps of shapes alternate.
+        return [_Group(positions, functools.lru_cache(maxsize=2)(_permute)) for positions in found]
+
+    def shape(self, number: int) -> int:
+        """Number of the shape of a clip; 0 where all have one."""
+        return 0 if self._shapes is None else int(self._shapes[self.order.row(number)])
+
+    def left_out(self, total_batch: int) -> int:
+        """Count the clips of shapes that have fewer than a batch."""
+        sizes = [len(group) for group in self.groups()]
+        return sum(size for size in sizes if size < total_batch) if len(sizes) > 1 else 0
 
     def held_out(self, most: int) -> list[int]:
         """Positions of the first clips that are held out, `most` at most."""
@@ -166,7 +205,15 @@ class ClipReader:
 
     def positions(self, total_batch: int, seed: int, step: int) -> list[int]:
         """Positions of the clips of a step's whole batch, over all workers."""
-        return batch_positions(len(self), total_batch, seed, step)
+        if self._groups is None:
+            return batch_positions(len(self), total_batch, seed, step)
+        shape, earlier = self._schedule(total_batch).at(seed, step)
+        positions, permutation = self._groups[shape]
+        places = batch_positions(len(positions), total_batch, seed, earlier, permutation)
+        return positions[places].tolist()
+
+    def _schedule_of(self, total_batch: int) -> ShapeSchedule:
+        return ShapeSchedule(weights_of_shapes([len(group) for group in self.groups()], total_batch))
 
     def cursor(self, number: int) -> None:
         """Return None: a position is enough to read a clip."""
@@ -192,6 +239,42 @@ class ClipReader:
         return Clip(**values, latents=_tensor(table, "latents", place), text_embeds=text)
 
 
+class _Group(NamedTuple):
+    positions: np.ndarray  # of the clips of a shape
+    permutation: Callable[[int, int, int], np.ndarray]  # count, seed, epoch -> an order
+
+
+def _numbered(shapes: np.ndarray | None) -> np.ndarray | None:
+    """Numbers of shapes, uint16 (n,), from int32 (n, 3); None where all are one."""
+    if shapes is None or not len(shapes):
+        return None
+
+    def codes(first: int) -> np.ndarray:
+        frames, height, width = shapes[first : first + _CHUNK].T.astype(np.int64)
+        return (frames << 32) + (height << 16) + width
+
+    starts = range(0, len(shapes), _CHUNK)  # in parts, because temporary arrays of all take several times the memory
+    known = np.unique(np.concatenate([np.unique(codes(first)) for first in starts]))
+    if len(known) == 1:
+        return None
+    return np.concatenate([np.searchsorted(known, codes(first)).astype(np.uint16) for first in starts])
+
+
+def weights_of_shapes(weights: Sequence[float], total_batch: int, counts: Sequence[int] | None = None) -> list[float]:
+    """Weights with 0 for shapes that have fewer clips than a batch. counts: clips of each; default: the weights.
+
+    Raises ValueError when none has so many.
+    """
+    clips = weights if counts is None else counts
+    kept = [weight * (count >= total_batch) for weight, count in zip(weights, clips, strict=True)]
+    if not sum(kept) > 0:
+        raise ValueError(
+            f"--total-batch {total_batch}: a batch has clips of one shape, and no shape has so many to train on "
+            f"(they have {', '.join(f'{count:g}' for count in clips)}); lower it"
+        )
+    return kept
+
+
 @patient
 def _read_group(file: str, group: int) -> pa.Table:
     files, path = storage.filesystem(file)
@@ -205,13 +288,21 @@ def _tensor(table: pa.Table, name: str, row: int) -> np.ndarray:
     return column.to_numpy_ndarray()[0].astype(np.float32)
 
 
-def batch_positions(count: int, total_batch: int, seed: int, step: int) -> list[int]:
+def batch_positions(
+    count: int,
+    total_batch: int,
+    seed: int,
+    step: int,
+    permutation: Callable[[int, int, int], np.ndarray] | None = None,
+) -> list[int]:
     """Positions of the clips of one step's whole batch, over all workers; steps count from 0.
 
-    Each epoch is a permutation of all clips by (seed, epoch); a batch may extend into the next epoch.
+    Each epoch is a permutation of all clips by (seed, epoch); a batch may extend into the next epoch. permutation: a
+    function that caches them.
     """
+    permutation = permutation or _permutation
     places = range(step * total_batch, (step + 1) * total_batch)
-    return [int(_permutation(count, seed, place // count)[place % count]) for place in places]
+    return [int(permutation(count, seed, place // count)[place % count]) for place in places]
 
 
 def micro_batches(batch: Sequence[int], rank: int, world_size: int, size: int) -> list[list[int]]:
@@ -223,7 +314,9 @@ def micro_batches(batch: Sequence[int], rank: int, world_size: int, size: int) -
     return [list(batch[start + rank * size : start + (rank + 1) * size]) for start in starts]
 
 
-@functools.lru_cache(maxsize=2)
-def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
+def _permute(count: int, seed: int, epoch: int) -> np.ndarray:
     # 40 MB for ten million clips, half of what numpy returns; numpy shuffles 8-byte integers faster.
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(count).astype(np.int32)
+
+
+_permutation = functools.lru_cache(maxsize=2)(_permute)

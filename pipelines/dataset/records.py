@@ -40,6 +40,10 @@ TRAITS = (
     ("interlaced", pa.bool_()),
 )
 
+# The shape of a clip: frames, and their height and width in pixels.
+SHAPE = (("num_frames", pa.int32()), ("height", pa.int32()), ("width", pa.int32()))
+Shape = tuple[int, int, int]
+
 # Schema of rows between the stages of the prepare job. Pixels and latents are bytes, which may be null: rejects pass
 # through the same tables to the same writer, and no stage needs to know the shapes of another.
 ROW = pa.schema(
@@ -50,6 +54,7 @@ ROW = pa.schema(
         ("start_frame", pa.int64()),
         ("interval", pa.int32()),
         ("fps", pa.float32()),
+        *SHAPE,
         ("score", pa.float32()),
         ("bucket", pa.uint8()),
         ("frames", pa.large_binary()),  # uint8 (N, H, W, 3)
@@ -107,7 +112,7 @@ def clip_schema(tensors: Mapping[str, Sequence[int]]) -> pa.Schema:
     """
     fields = [
         *(ROW.field(name) for name in ("clip_id", "uri", "caption", "start_frame", "interval", "fps")),
-        *((name, pa.int32()) for name in ("num_frames", "height", "width")),
+        *SHAPE,
         *(ROW.field(name) for name in ("score", "bucket", "first_frame", "segment")),
         *((name, pa.fixed_shape_tensor(pa.float16(), shape)) for name, shape in tensors.items()),
         *TRAITS,
@@ -126,13 +131,17 @@ def row_table(row: Mapping[str, Any]) -> pa.Table:
     return pa.Table.from_pylist([dict(row)], schema=ROW)
 
 
-def clip_table(rows: Iterable[Mapping[str, Any]], num_frames: int, size: tuple[int, int]) -> pa.Table:
+def shape_of(row: Mapping[str, Any]) -> Shape:
+    """The shape of the clip of a row: frames, height, width."""
+    return row["num_frames"], row["height"], row["width"]
+
+
+def clip_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     """Make the table of clips that is stored, of rows of schema ROW; sorted, so that equal rows make equal files.
 
-    size: (H, W) in pixels. Raises ValueError unless all rows have the tensors and shapes of the first.
+    Raises ValueError unless all rows have the tensors and shapes of the first.
     """
     rows = sorted(rows, key=lambda row: row["clip_id"])
-    constants = {"num_frames": num_frames, "height": size[0], "width": size[1]}
     shapes = {name: rows[0][shape] for name, shape in _TENSORS.items() if rows[0].get(name) is not None}
     schema = clip_schema(shapes)
     columns = []
@@ -140,8 +149,7 @@ def clip_table(rows: Iterable[Mapping[str, Any]], num_frames: int, size: tuple[i
         if field.name in shapes:
             columns.append(_tensors([row[field.name] for row in rows], field.type))
         else:
-            values = [constants.get(field.name, row.get(field.name)) for row in rows]
-            columns.append(pa.array(values, field.type))
+            columns.append(pa.array([row.get(field.name) for row in rows], field.type))
     return pa.Table.from_arrays(columns, schema=schema)
 
 

@@ -61,10 +61,10 @@ def real_clip(
         return clip, clip[0]
     sampling = SamplingConfig(
         clips_per_video=1, num_frames=config.num_frames, min_interval=config.min_interval,
-        max_interval=config.max_interval, scene_cut=None, seed=config.seed,
+        max_interval=config.max_interval, scene_cut=None, max_enlargement=None, seed=config.seed,
     )  # fmt: skip
-    [span] = clips.make_spans(case, sampling, size, run)
-    row = clips.decode({"reason": None, **span}, sampling, size, run)
+    [span] = clips.make_spans(case, sampling, [size], run)
+    row = clips.decode({"reason": None, **span}, sampling, run)
     if row["reason"]:
         raise VideoError(row["reason"], row["message"])
     clip = np.frombuffer(row["frames"], np.uint8).reshape(config.num_frames, *size, 3)

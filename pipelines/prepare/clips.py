@@ -9,7 +9,7 @@ import functools
 import hashlib
 import io
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,28 +17,33 @@ import pyarrow as pa
 from PIL import Image
 
 from cinemo.motion import motion_bucket, neighbour_ssim
-from cinemo.video import SAMPLING_VERSION, VideoError, VideoInfo, VideoTraits, load_clip, probe
+from cinemo.video import SAMPLING_VERSION, VideoError, VideoInfo, VideoTraits, load_clip, probe, shown_size
 from pipelines import sources
 from pipelines.core import isolation
 from pipelines.core.isolation import Run
 from pipelines.core.output import Reason, reject
 from pipelines.core.patience import StorageError
 from pipelines.dataset import records
+from pipelines.prepare import shapes
 from pipelines.prepare.config import SamplingConfig
 from pipelines.sources import segments
 
 Row = dict[str, Any]
 
 
-def draw_span(sampling: SamplingConfig, uri: str, number: int, video_frames: int) -> tuple[int, int] | None:
+def draw_span(
+    sampling: SamplingConfig, uri: str, number: int, video_frames: int, num_frames: int
+) -> tuple[int, int] | None:
     """Draw (start, interval) of a video's clip `number`, in frames; None when even the smallest interval does not fit.
+
+    num_frames: of the clip.
 
     The interval is uniform in min_interval..max_interval, reduced to the longest that fits; the start is uniform over
     what is left. Both come from a hash and integer arithmetic, equal on every machine and with every library version.
     """
     digest = hashlib.sha256(f"{sampling.seed}\n{uri}\n{number}".encode()).digest()
     first, second = (int.from_bytes(digest[i : i + 8], "big") for i in (0, 8))
-    gaps = sampling.num_frames - 1
+    gaps = num_frames - 1
     interval = sampling.min_interval + first % (sampling.max_interval - sampling.min_interval + 1)
     interval = min(interval, (video_frames - 1) // gaps)
     if interval < sampling.min_interval:
@@ -71,6 +76,12 @@ def probe_video(uri: str) -> VideoInfo:
         return probe(video)
 
 
+def look_at(uri: str) -> tuple[int, int]:
+    """Size (H, W) at which a video, local or remote, is shown. Raises VideoError."""
+    with sources.open_video(uri) as video:
+        return shown_size(video)
+
+
 def read_clip(
     uri: str, start: int, interval: int, num_frames: int, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, VideoTraits, float, float]:
@@ -87,11 +98,12 @@ def read_clip(
 
 
 def make_spans(
-    video: Mapping[str, Any], sampling: SamplingConfig, size: tuple[int, int], run: Run = directly
+    video: Mapping[str, Any], sampling: SamplingConfig, sizes: Sequence[shapes.Size], run: Run = directly
 ) -> list[Row]:
-    """Create the rows of a video's clips, with ids; or one reject row for the whole video. Decodes nothing.
+    """Create the rows of a video's clips, with ids and shape; or one reject row for the whole video.
 
-    video: uri, caption, fault, segment. Clips of a segment are drawn from within it, as if it were the video.
+    video: uri, caption, fault, segment. sizes: (H, W) in pixels; of several, the video gets the one nearest in aspect,
+    for which its first frame is decoded. Clips of a segment are drawn from within it, as if it were the video.
     Two clips of one video never start at the same frame, so that (uri, segment, start_frame) identifies a clip among
     the rejects; a draw that repeats a start gives no further clip.
     """
@@ -100,38 +112,69 @@ def make_spans(
         return [reject(row, "source", Reason.BAD_CAPTION, video["fault"])]
     try:
         info = run(probe_video, video["uri"])
+        size, times = fit_size(video["uri"], sampling, sizes, run)
     except StorageError:
         raise
     except Exception as error:
         return [fault(row, "probe", error)]
+    if times is not None:
+        return [reject(row, "probe", Reason.TOO_SMALL, times)]
     frames, name = range(info.num_frames), records.name_of(row)
     if row["segment"]:
         frames = segments.frames_of(row["segment"], info.fps, info.num_frames)
+    length = shapes.choose_length(len(frames), sampling.min_interval, sampling.lengths)
+    shape = {"num_frames": length, "height": size[0], "width": size[1]}
     spans: dict[int, Row] = {}
     for number in range(sampling.clips_per_video):
-        drawn = draw_span(sampling, name, number, len(frames))
+        drawn = draw_span(sampling, name, number, len(frames), length)
         if drawn is None:
             return [reject(row, "probe", Reason.TOO_SHORT, _too_short(sampling, info, frames, row["segment"]))]
         start, interval = frames.start + drawn[0], drawn[1]
-        identity = records.clip_id(name, start, interval, sampling.num_frames, size, SAMPLING_VERSION)
-        span = {**row, "clip_id": identity, "start_frame": start, "interval": interval, "fps": info.fps}
+        identity = records.clip_id(name, start, interval, length, size, SAMPLING_VERSION)
+        span = {**row, "clip_id": identity, "start_frame": start, "interval": interval, "fps": info.fps, **shape}
         spans.setdefault(start, span)
     return list(spans.values())
 
 
+def fit_size(
+    uri: str, sampling: SamplingConfig, sizes: Sequence[shapes.Size], run: Run
+) -> tuple[shapes.Size, str | None]:
+    """Choose a video's size (H, W); a message if the video is too small for it. Raises VideoError."""
+    limit = enlargement_limit(sampling, sizes)
+    if len(sizes) == 1 and limit is None:
+        return sizes[0], None
+    shown = run(look_at, uri)
+    size = shapes.choose_size(shown, sizes, limit)
+    times = shapes.enlargement(shown, size)
+    if limit is None or times <= limit:
+        return size, None
+    return size, (
+        f"the video is shown at {shown[1]}x{shown[0]}; to fill {size[1]}x{size[0]} it would be enlarged {times:.2f} "
+        f"times, more than --max-enlargement {limit:g}"
+    )
+
+
+def enlargement_limit(sampling: SamplingConfig, sizes: Sequence[shapes.Size]) -> float | None:
+    """How often a video may be enlarged to fill its size: the flag's, else MAX_ENLARGEMENT with several sizes."""
+    if sampling.max_enlargement is None and len(sizes) > 1:
+        return shapes.MAX_ENLARGEMENT
+    return sampling.max_enlargement
+
+
 def _too_short(sampling: SamplingConfig, info: VideoInfo, frames: range, segment: str | None) -> str:
     """Message that says why no clip fits in these frames of a video."""
-    needed = (sampling.num_frames - 1) * sampling.min_interval + 1
+    shortest = sampling.lengths[0]
+    needed = (shortest - 1) * sampling.min_interval + 1
     if segment and not frames:
         return (
             f"the segment {segment} begins after the end of the video ({info.num_frames} frames, {info.fps:g} fps); "
             "of videos that are cut already, remove start and end from the list"
         )
     within = f" in the segment {segment}" if segment else ""
-    return f"{len(frames)} frames{within}; {sampling.num_frames} at interval {sampling.min_interval} need {needed}"
+    return f"{len(frames)} frames{within}; {shortest} at interval {sampling.min_interval} need {needed}"
 
 
-def decode(row: Mapping[str, Any], sampling: SamplingConfig, size: tuple[int, int], run: Run = directly) -> Row:
+def decode(row: Mapping[str, Any], sampling: SamplingConfig, run: Run = directly) -> Row:
     """Add frames (uint8 (N, H, W, 3), as bytes), score and bucket to the row of a span; or return its reject row.
 
     Rejects pass through.
@@ -140,7 +183,7 @@ def decode(row: Mapping[str, Any], sampling: SamplingConfig, size: tuple[int, in
         return dict(row)
     start, interval = row["start_frame"], row["interval"]
     try:
-        span = (row["uri"], start, interval, sampling.num_frames, size)
+        span = (row["uri"], start, interval, row["num_frames"], (row["height"], row["width"]))
         frames, similar, traits, decode_s, score_s = run(read_clip, *span)
     except StorageError:
         raise
@@ -166,9 +209,7 @@ def fault(row: Mapping[str, Any], stage: str, error: Exception) -> Row:
 class Encoder:
     """The VAE (and, on request, the text encoder) of a model directory, loaded once per process."""
 
-    def __init__(
-        self, model: str, num_frames: int, size: tuple[int, int], embed_text: bool, store_posterior: bool, device: str
-    ) -> None:
+    def __init__(self, model: str, embed_text: bool, store_posterior: bool, device: str) -> None:
         import torch
 
         from cinemo import checkpoint
@@ -177,7 +218,6 @@ class Encoder:
 
         keep_freed_memory()  # this process does nothing else, and needs as much for every clip
         directory = models.resolve(model)
-        self.shape = (num_frames, *size, 3)
         self.vae = checkpoint.load_vae(directory, dtype=torch.float32, device=device)
         self.text = checkpoint.load_text(directory, dtype=torch.float32, device=device) if embed_text else None
         self.store_posterior = store_posterior
@@ -195,7 +235,7 @@ class Encoder:
         from cinemo.latents import encode_clip, encode_prompts
 
         began = time.perf_counter()
-        frames = np.frombuffer(row["frames"], np.uint8).reshape(self.shape)
+        frames = np.frombuffer(row["frames"], np.uint8).reshape(*records.shape_of(row), 3)
         mean, logvar = (part.half().cpu().numpy() for part in encode_clip(self.vae, frames))
         encoded = {**row, "frames": None, "latents": mean.tobytes(), "latents_shape": mean.shape}
         encoded["first_frame"] = to_webp(frames[0])

@@ -4,7 +4,7 @@ Defines the stages and their resources; clips.py does the work on one clip. The 
 training consumes them directly.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,12 +15,14 @@ from cinemo.motion import SCORE_DEFINITION
 from cinemo.video import SAMPLING_VERSION
 from pipelines.core import hashing, models
 from pipelines.dataset import manifest, parts, records
-from pipelines.prepare import clips
+from pipelines.prepare import clips, shapes
 from pipelines.prepare.config import ExtractConfig, SamplingConfig
+from pipelines.prepare.shapes import Size
 
 if TYPE_CHECKING:  # seconds to import, and `--help` does not need it
     import ray.data
 
+ASPECT_BUCKETS = 5  # default
 NOTHING = np.empty(0, np.uint64)  # no hashes
 
 
@@ -40,10 +42,10 @@ def extract(
     """
     import ray.data
 
-    size = frame_size(config)
+    sizes = frame_sizes(config)
     # A cluster that scales up on demand may have no CPU yet; then the flags say how large it will be.
     cpus = max(int(ray.cluster_resources().get("CPU", 1)), config.encoders or 0, config.gpus)
-    bound_memory(config, size, cpus)
+    bound_memory(config, sizes, cpus)
     ray.data.DataContext.get_current().execution_options.preserve_order = in_order
 
     # 1. Slices of the manifest: each a file name and two numbers, however many videos there are.
@@ -54,7 +56,7 @@ def extract(
     #    encoders have half a core each: two processes per core, so that the slower stage uses what the other leaves.
     taken = videos.map_batches(
         take_slice,
-        fn_args=(config, size, ray.put((written, finished, left_out))),
+        fn_args=(config, sizes, ray.put((written, finished, left_out))),
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=1 if config.gpus else 0.5,
@@ -64,10 +66,10 @@ def extract(
 
     # 3. Latents; frames are dropped here. A fixed pool, because loading a VAE is slow. Less than decoding's half core,
     #    because Ray fuses neighbouring stages with equal resources, and then the encoders would decode.
-    encoder = (config.model, config.num_frames, size, config.embed_text, config.store_posterior)
+    device = "cuda" if config.gpus else "cpu"
     return taken.map_batches(
         clips.Encoder,
-        fn_constructor_args=(*encoder, "cuda" if config.gpus else "cpu"),
+        fn_constructor_args=(config.model, config.embed_text, config.store_posterior, device),
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=min(slices.num_rows, config.gpus or config.encoders or cpus)),
@@ -76,11 +78,11 @@ def extract(
     )
 
 
-def bound_memory(config: ExtractConfig, size: tuple[int, int], cpus: int) -> None:
+def bound_memory(config: ExtractConfig, sizes: Sequence[Size], cpus: int) -> None:
     """Limit the data in flight to some clips per core, however many videos wait: blocks are a few clips at most."""
     import ray.data
 
-    clip = config.num_frames * size[0] * size[1] * 3
+    clip = config.lengths[-1] * max(height * width for height, width in sizes) * 3
     context = ray.data.DataContext.get_current()
     context.target_max_block_size = max(clip, 4 << 20)
     # The default, half of the object store, is filled by a long job though a short one needs little.
@@ -88,7 +90,7 @@ def bound_memory(config: ExtractConfig, size: tuple[int, int], cpus: int) -> Non
     context.execution_options.resource_limits = context.execution_options.resource_limits.copy(object_store_memory=room)
 
 
-def take_slice(slices: pa.Table, config: ExtractConfig, size: tuple[int, int], done: Any) -> Iterator[pa.Table]:
+def take_slice(slices: pa.Table, config: ExtractConfig, sizes: Sequence[Size], done: Any) -> Iterator[pa.Table]:
     """Yield a table for each unfinished clip or reject of slices of the manifest, in its order.
 
     done: a reference to the three sorted arrays of hashes that `extract` takes.
@@ -102,35 +104,60 @@ def take_slice(slices: pa.Table, config: ExtractConfig, size: tuple[int, int], d
         skip = hashing.is_among(hashing.hash64(map(records.name_of, videos)), finished)
         skip |= hashing.is_among(hashing.hash64(video["uri"] for video in videos), left_out)
         for video in (video for video, over in zip(videos, skip, strict=True) if not over):
-            spans = clips.make_spans(video, config, size, run)
+            spans = clips.make_spans(video, config, sizes, run)
             for span, written in zip(spans, hashing.is_among(parts.keys(spans), rows), strict=True):
                 if not written:
-                    yield records.row_table(clips.decode({"reason": None, **span}, config, size, run))
+                    yield records.row_table(clips.decode({"reason": None, **span}, config, run))
 
 
-def frame_size(config: ExtractConfig) -> tuple[int, int]:
-    """Size (H, W) in pixels: from the flags, else the model's first trained size, else the paper's.
+def frame_sizes(config: ExtractConfig) -> list[Size]:
+    """Sizes (H, W) in pixels: from the flags, else the model's first trained size, else the paper's.
 
-    Any size can be encoded; training checks whether a U-Net takes it.
+    Raises ValueError for a size that the VAE cannot encode. Training checks whether a U-Net takes it.
     """
-    if config.height is not None and config.width is not None:
-        return config.height, config.width
-    return checkpoint.read_card(models.resolve(config.model)).size
+    directory = models.resolve(config.model)
+    factor = 1 if config.score_only else models.factor(directory)
+    if config.area is not None:
+        return shapes.sizes_of_area(config.area, config.aspect_buckets or ASPECT_BUCKETS, factor)
+    if config.sizes is not None:
+        sizes, flag = shapes.read_sizes(config.sizes), "--sizes"
+    elif config.height is not None and config.width is not None:
+        sizes, flag = [(config.height, config.width)], "--height and --width"
+    else:
+        return [checkpoint.read_card(directory).size]
+    for height, width in sizes:
+        if height % factor or width % factor:
+            raise ValueError(
+                f"{flag}: {width}x{height} does not divide into the {factor}-pixel cells of --model {config.model}; "
+                f"take multiples of {factor}"
+            )
+    return sizes
+
+
+def clip_shapes(config: ExtractConfig) -> list[records.Shape]:
+    """Shapes that clips may have: frames, height, width."""
+    return [(length, *size) for length in config.lengths for size in frame_sizes(config)]
 
 
 def identity(config: ExtractConfig) -> dict[str, Any]:
     """All settings that change a video's rows, by the name of their flag."""
     directory = models.resolve(config.model)
-    height, width = frame_size(config)
+    sizes = frame_sizes(config)
+    height, width = sizes[0] if len(sizes) == 1 else (None, None)
+    # Outputs of earlier versions have one size, and no word of the others.
+    several: dict[str, Any] = {} if len(sizes) == 1 else {"sizes": ",".join(f"{w}x{h}" for h, w in sizes)}
+    limit = clips.enlargement_limit(config, sizes)
+    several |= {} if limit is None else {"max_enlargement": limit}
     kinds = {"score_only", "store_posterior", "embed_text"}
     vae = None if config.score_only else models.fingerprint(directory / checkpoint.vae_name(directory))
     return {
         "schema_version": records.SCHEMA_VERSION,
         "score_definition": SCORE_DEFINITION,
         "sampling_version": SAMPLING_VERSION,
-        **config.model_dump(include={*SamplingConfig.model_fields, *kinds}),
+        **config.model_dump(include={*SamplingConfig.model_fields, *kinds}, exclude={"max_enlargement"}),
         "height": height,
         "width": width,
+        **several,
         "vae_fingerprint": vae,
         "text_fingerprint": models.fingerprint(directory / "text_encoder") if config.embed_text else None,
     }

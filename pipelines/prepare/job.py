@@ -41,7 +41,7 @@ class Job:
     """A checked configuration, with names that are valid in every process, and what was read to check it."""
 
     config: PrepareConfig
-    size: tuple[int, int]  # (H, W) in pixels
+    shapes: list[records.Shape]  # that clips may have
     identity: dict[str, Any]  # all settings that change a row, by the name of their flag
 
 
@@ -49,8 +49,10 @@ def resolve(config: PrepareConfig) -> Job:
     """Check the configuration before a cluster is used. Raises ValueError for the source, the model or the output."""
     config = placed(config)
     sources.check(config.input, config.uri_column, config.caption_column)
-    job = Job(config, flow.frame_size(config), identity(config))
-    Output(config.output).check(job.identity, {"vae_fingerprint": "--model", "text_fingerprint": "--model"})
+    job = Job(config, flow.clip_shapes(config), identity(config))
+    # Outputs without a limit do not name it.
+    asked = {**job.identity, "max_enlargement": job.identity.get("max_enlargement")}
+    Output(config.output).check(asked, {"vae_fingerprint": "--model", "text_fingerprint": "--model"})
     return job
 
 
@@ -80,7 +82,7 @@ def build(job: Job, slices: pa.Table, written: parts.Survey) -> "ray.data.Datase
     writers = max(1, int(ray.cluster_resources().get("CPU", 1)) // 2)
     return rows.map_batches(
         write_block,
-        fn_args=(config.output, config.num_frames, job.size),
+        fn_args=(config.output, len(job.shapes) > 1),
         batch_size=config.clips_per_file,
         batch_format="pyarrow",
         compute=ray.data.TaskPoolStrategy(size=writers),
@@ -88,11 +90,14 @@ def build(job: Job, slices: pa.Table, written: parts.Survey) -> "ray.data.Datase
     )
 
 
-def write_block(rows: pa.Table, output: str, num_frames: int, size: tuple[int, int]) -> pa.Table:
-    """Write encoded rows and rejects below output; returns their numbers, and the seconds of every stage."""
+def write_block(rows: pa.Table, output: str, by_shape: bool) -> pa.Table:
+    """Write encoded rows and rejects below output; returns their numbers, and the seconds of every stage.
+
+    by_shape: see parts.write.
+    """
     began = time.perf_counter()
     seconds = {name: [sum(value or 0.0 for value in rows[name].to_pylist())] for name in STAGES}
-    good, bad = parts.write(rows.to_pylist(), output, num_frames, size)
+    good, bad = parts.write(rows.to_pylist(), output, by_shape)
     return pa.table({"clips": [good], "rejects": [bad], **seconds, "write_s": [time.perf_counter() - began]})
 
 
@@ -136,6 +141,7 @@ def run(job: Job) -> dict[str, Any]:
             "counts": counts,
             "source": tally.counts(),
             "too_many_rejects": rejects > config.max_reject_fraction * (counts["clips"] + rejects),
+            **({"shapes": made["shapes"]} if "shapes" in made else {}),
             "bucket_histogram": made["bucket_histogram"],
             "fingerprint": made["fingerprint"],
             "new_clips": seconds["clips"],
@@ -149,10 +155,10 @@ def run(job: Job) -> dict[str, Any]:
         log.metrics({f"clips_per_second_{stage}": speed for stage, speed in speeds.items()})
         if seconds or not storage.exists(out.place("summary.json")):  # a finished job changes no file
             run = clips.in_sandbox(config.clip_timeout)
-            for name, picture in pictures(written, config.num_frames, job.size, run).items():
+            for name, picture in pictures(written, run).items():
                 out.show(name, picture, log)
             out.finish(summary)
-    for line in (*count_lines(counts), *tally.lines()):
+    for line in (*count_lines(counts), *shape_lines(made), *tally.lines()):
         to_stderr(line)
     if config.balance and (warning := thin_buckets(made["bucket_histogram"])):
         to_stderr(warning)
@@ -203,6 +209,7 @@ def describe(job: Job, written: parts.Survey) -> dict[str, Any]:
     A segment counts as a video.
     bucket_weights: sampling weight of a clip of each bucket, so that all buckets count the same; the mean over the
     clips is 1.
+    shapes: where clips may have several, those that they have, the most frequent first.
     """
     made_with = job.identity
     rejects = dict(sorted(written.reasons.items()))
@@ -217,10 +224,18 @@ def describe(job: Job, written: parts.Survey) -> dict[str, Any]:
             "rejected_clips": sum(rejects.values()) - written.rejected_videos,
             "rejects": rejects,
         },
+        **({"shapes": counted_shapes(written)} if len(job.shapes) > 1 else {}),
         "bucket_histogram": written.buckets,
         "bucket_weights": weights if job.config.balance else None,
         "fingerprint": hashlib.sha256(json.dumps([made_with, written.identity]).encode()).hexdigest(),
     }
+
+
+def counted_shapes(written: parts.Survey) -> list[dict[str, int]]:
+    """Shapes of the clips with their numbers of clips, the most frequent first."""
+    names = [name for name, _ in records.SHAPE]
+    found = sorted(written.shapes.items(), key=lambda item: (-item[1], item[0]))
+    return [{**dict(zip(names, shape, strict=True)), "clips": clips} for shape, clips in found]
 
 
 def count_lines(counts: Mapping[str, Any]) -> Iterator[str]:
@@ -228,6 +243,12 @@ def count_lines(counts: Mapping[str, Any]) -> Iterator[str]:
     yield f"{counts['clips']:>10}  clips of {counts['videos']} videos"
     for reason, count in sorted(counts["rejects"].items(), key=lambda item: -item[1]):
         yield f"{count:>10}  rejected: {reason}"
+
+
+def shape_lines(made: Mapping[str, Any]) -> Iterator[str]:
+    """Yield lines with the clips of each shape, if there may be several. made: dataset.json."""
+    for shape in made.get("shapes", []):
+        yield f"{shape['clips']:>10}  of {shape['num_frames']} frames, {shape['width']}x{shape['height']}"
 
 
 def thin_buckets(histogram: Sequence[int]) -> str | None:
@@ -248,7 +269,7 @@ def measure_speeds(sums: Mapping[str, float], took: float) -> dict[str, float]:
     return {"job": round(new / took, 3), **{name: round(new / value, 3) for name, value in stages.items()}}
 
 
-def pictures(written: parts.Survey, num_frames: int, size: tuple[int, int], run: clips.Run) -> dict[str, bytes]:
+def pictures(written: parts.Survey, run: clips.Run) -> dict[str, bytes]:
     """Draw PNGs, by file name: the histogram of buckets and, if there are clips, a sheet with one of each bucket."""
     from cinemo.sheet import sheet_png
 
@@ -257,7 +278,8 @@ def pictures(written: parts.Survey, num_frames: int, size: tuple[int, int], run:
     for bucket, clip in sorted(written.examples.items()):
         # A clip that can no longer be read must not fail the job.
         with contextlib.suppress(VideoError):
-            span = (clip["uri"], clip["start_frame"], clip["interval"], num_frames, size)
+            size = (clip["height"], clip["width"])
+            span = (clip["uri"], clip["start_frame"], clip["interval"], clip["num_frames"], size)
             frames, similar, *_ = run(clips.read_clip, *span)
             rows.append((f"bucket {bucket}, SSIM {similar.mean():.3f}", frames))
     if (sheet := sheet_png(rows)) is not None:

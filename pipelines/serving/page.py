@@ -31,8 +31,8 @@ EXAMPLES = (  # photos that are part of scikit-image
     ("astronaut.png", "the camera zooms out"),
 )
 ADVANCED = (  # fields of a request, in the order of their widgets
-    "model", "negative_prompt", "num_inference_steps", "guidance_scale", "fps", "dct_init", "dct_cutoff",
-    "dct_timestep", "lora",
+    "model", "size", "fit", "negative_prompt", "num_inference_steps", "guidance_scale", "fps", "dct_init",
+    "dct_cutoff", "dct_timestep", "lora",
 )  # fmt: skip
 SHOWN = 12  # videos in the history
 CACHE_S = 3600  # seconds for which gradio keeps uploaded and shown files
@@ -89,6 +89,8 @@ class Page:
         """Add photo, prompt, motion, the advanced settings in the order of ADVANCED, and the two buttons."""
         loras = list(self.service.settings.loras)
         default, limits = next(iter(self.service.models.values())), self.service.settings.limits
+        known = [served.card.sizes or [served.card.size] for served in self.service.models.values()]
+        sizes = list(dict.fromkeys(f"{width}x{height}" for each in known for height, width in each))
         self.image = gr.Image(type="filepath", image_mode=None, label="Photo", elem_id="photo", sources=["upload"])
         self.prompt = gr.Textbox(label="What should happen", value=EXAMPLES[0][1], elem_id="prompt")
         self.motion = gr.Slider(0, 19, value=10, step=1, label="Motion (0 still, 19 the most)", elem_id="motion")
@@ -96,6 +98,8 @@ class Page:
         with gr.Accordion("Advanced", open=False):
             self.advanced = [
                 gr.Dropdown(list(self.service.models), value=default.name, label="Model"),
+                gr.Dropdown(["auto", *sizes], value="auto", label="Size (auto: nearest to the photo's aspect)"),
+                gr.Dropdown(["crop", "pad"], value="crop", label="A photo of another aspect"),
                 gr.Textbox(label="What should not happen"),
                 gr.Slider(1, limits.max_steps, value=default.card.steps, step=1, label="Denoising steps"),
                 gr.Slider(0, 20, value=default.card.guidance, step=0.5, label="Guidance scale"),

@@ -62,7 +62,14 @@ def start(config: TrainConfig, output: str) -> Any:
     makes clips (stream.py). Raises ValueError when the dataset's files are not those that it was finished with.
     """
     if not is_stream(config.dataset):
-        return index.find(config.dataset, describe(config), storage.join(output, "index"), to_stderr)
+        found = index.find(config.dataset, describe(config), storage.join(output, "index"), to_stderr)
+        clips = reader.ClipReader(config.dataset, config.validation_share, found)
+        if left_out := clips.left_out(config.total_batch):
+            to_stderr(
+                f"warning: {left_out} of {len(clips)} clips are not trained on, because their shapes have fewer clips "
+                f"than --total-batch {config.total_batch}; lower it, or prepare with fewer --sizes"
+            )
+        return found
     import ray
 
     from pipelines.train.stream import Stream

@@ -15,7 +15,8 @@ from cinemo.unet import CinemoUNet
 from pipelines.train.config import TrainConfig
 from pipelines.train.deepspeed_config import deepspeed_config
 
-COMPILED_SHAPES = 64  # of one kind of layer; the full-size U-Net has 14, and PyTorch's default is 8
+# Of one kind of layer. The full-size U-Net has 14 for each shape of clips; PyTorch's default is 8.
+COMPILED_SHAPES = 256
 
 
 class AdamWithAverage(torch.optim.Adam):

@@ -20,6 +20,7 @@ from cinemo.latents import decode_latents
 from cinemo.sheet import contact_sheet
 from cinemo.unet import CinemoUNet
 from pipelines.core import models, storage, tracking
+from pipelines.dataset import reader
 from pipelines.dataset.reader import Clip
 from pipelines.train import data
 from pipelines.train.batch import named_generator, with_trigger_words
@@ -133,10 +134,11 @@ def export_model(
     """Write OUTPUT/model from a checkpoint's folder; returns the model's fingerprint."""
     source, unet = data.directory(config), trained_unet(config, saved)
     dataset = data.describe(config)
+    shapes = reader.shapes_of(dataset)
     card = checkpoint.ModelCard(
         motion=motion,
-        sizes=[(dataset["height"], dataset["width"])],
-        lengths=[dataset["num_frames"]],
+        sizes=list(dict.fromkeys((height, width) for _, height, width in shapes)),
+        lengths=list(dict.fromkeys(frames for frames, _, _ in shapes)),
         sampling=checkpoint.read_card(source).sampling if config.has_model else {},
         lineage=lineage_of(config, dataset, run_id),
     )

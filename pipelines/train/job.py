@@ -154,33 +154,45 @@ def check_dataset(config: TrainConfig, description: dict[str, Any]) -> None:
                 f"--dataset {config.dataset} was made with {field} {description[field]}, but {name} has {value}; "
                 f"prepare it with --model {name}, or train from the model it was made with"
             )
-    size = (description["height"], description["width"])
-    if config.has_model and card.sizes and size not in card.sizes:
-        raise ValueError(
-            f"--dataset {config.dataset} is {size[0]} x {size[1]}, but {name} takes {card.sizes}; "
-            "prepare it at one of these"
-        )
-    if config.has_model and card.lengths and description["num_frames"] not in card.lengths:
-        raise ValueError(
-            f"--dataset {config.dataset} has clips of {description['num_frames']} frames, but {name} takes "
-            f"{card.lengths}; prepare it with one of these as --num-frames"
-        )
+    check_shapes(config, description, card)
     if "counts" in description:
-        check_count(config, description["counts"]["clips"])
+        check_count(config, description)
 
 
-def check_count(config: TrainConfig, clips: int) -> None:
-    """Check that a dataset has clips for a batch, with and without those held out. Raises ValueError."""
+def check_shapes(config: TrainConfig, description: dict[str, Any], card: checkpoint.ModelCard) -> None:
+    """Check the sizes and lengths of a dataset's clips by those of the model's card. Raises ValueError."""
+    if data.is_stream(config.dataset) and (description["height"] is None or len(config.stream.lengths) > 1):
+        raise ValueError(
+            f"--dataset {config.dataset} names videos, of which clips of one shape are made; give one size and one "
+            "--stream.num-frames, or prepare a dataset of several with ray_jobs/prepare.py"
+        )
+    for frames, height, width in reader.shapes_of(description) if config.has_model else []:
+        if card.sizes and (height, width) not in card.sizes:
+            raise ValueError(
+                f"--dataset {config.dataset} is {height} x {width}, but {config.init} takes {card.sizes}; "
+                "prepare it at one of these"
+            )
+        if card.lengths and frames not in card.lengths:
+            raise ValueError(
+                f"--dataset {config.dataset} has clips of {frames} frames, but {config.init} takes "
+                f"{card.lengths}; prepare it with one of these as --num-frames"
+            )
+
+
+def check_count(config: TrainConfig, description: dict[str, Any]) -> None:
+    """Check that a dataset has clips of one shape for a batch, with and without those held out. Raises ValueError."""
+    clips = max((each["clips"] for each in description.get("shapes", [description["counts"]])), default=0)
+    alike = " of one shape" if "shapes" in description else ""
     if clips < config.total_batch:
         raise ValueError(
-            f"--dataset {config.dataset} has {clips} clips, fewer than --total-batch {config.total_batch}; "
+            f"--dataset {config.dataset} has {clips} clips{alike}, fewer than --total-batch {config.total_batch}; "
             "prepare more (--clips-per-video) or lower it"
         )
     if config.validation_share:
         count = reader.count_clips(config.dataset, config.validation_share, config.total_batch)
         if count < config.total_batch:
             raise ValueError(
-                f"--dataset {config.dataset} has {clips} clips, of which --validation-share "
+                f"--dataset {config.dataset} has {clips} clips{alike}, of which --validation-share "
                 f"{config.validation_share} leaves {count} to train on, fewer than --total-batch "
                 f"{config.total_batch}; prepare more videos, or lower one of the two"
             )

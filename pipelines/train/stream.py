@@ -171,6 +171,14 @@ class StreamReader:
         """Numbers of the clips of a step's whole batch, over all workers. The seed is that of the actor."""
         return list(range(step * total_batch, (step + 1) * total_batch))
 
+    def left_out(self, total_batch: int) -> int:
+        """Return 0: a stream has one shape (job.check_dataset)."""
+        return 0
+
+    def shape(self, number: int) -> int:
+        """Return 0, the only shape."""
+        return 0
+
     def held_out(self, most: int) -> list[int]:
         """Numbers of the first clips held out, all below 0; after one worker called `begin`."""
         return [-1 - index for index in range(ray.get(self.actor.held_out.remote()))][:most]

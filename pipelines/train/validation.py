@@ -58,18 +58,27 @@ def validate(
     """
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     read_clip = functools.lru_cache(maxsize=2)(lambda number: clips[number])  # a clip's fifths come one after another
-    items = range(FIFTHS * len(held_out))
     table = torch.zeros((2, FIFTHS, NUM_BUCKETS), dtype=torch.float64)  # sums of the losses, and their counts
-    for share in micro_batches(items, rank, world_size, micro_batch):
-        # A worker without an item of its own computes one all the same: sharded weights are gathered from all workers.
-        pairs = [(read_clip(held_out[item // FIFTHS]), item % FIFTHS) for item in share or items[:1]]
-        losses = compute_losses(draw(pairs))[: len(share)].tolist()
-        for (clip, fifth), loss in zip(pairs, losses, strict=False):
-            if np.isfinite(clip.latents).all():
-                table[:, fifth, clip.bucket] += torch.tensor([loss, 1.0])
+    for numbers in alike(held_out, clips):
+        items = range(FIFTHS * len(numbers))
+        for share in micro_batches(items, rank, world_size, micro_batch):
+            # A worker without an item of its own computes one all the same: sharded weights are gathered from all.
+            pairs = [(read_clip(numbers[item // FIFTHS]), item % FIFTHS) for item in share or items[:1]]
+            losses = compute_losses(draw(pairs))[: len(share)].tolist()
+            for (clip, fifth), loss in zip(pairs, losses, strict=False):
+                if np.isfinite(clip.latents).all():
+                    table[:, fifth, clip.bucket] += torch.tensor([loss, 1.0])
     table = table.to(device)
     torch.distributed.all_reduce(table)
     means = {TOTAL: table.sum(dim=(1, 2))}
     means |= dict(zip(BY_FIFTH, table.sum(dim=2).T, strict=True))
     means |= dict(zip(BY_BUCKET, table.sum(dim=1).T, strict=True))
     return {name: float(total / count) for name, (total, count) in means.items() if count and torch.isfinite(total)}
+
+
+def alike(numbers: Sequence[int], clips: Clips) -> list[list[int]]:
+    """Group numbers of clips by shape, in the order of their first ones."""
+    groups: dict[int, list[int]] = {}
+    for number in numbers:
+        groups.setdefault(clips.shape(number), []).append(number)
+    return list(groups.values())

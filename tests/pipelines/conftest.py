@@ -85,6 +85,28 @@ def prepare_config(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Pr
 
 
 @pytest.fixture(scope="session")
+def mixed_config(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> PrepareConfig:
+    """Clips of two sizes and two lengths: of those videos, three upright ones and five short ones. One is too small."""
+    folder = shutil.copytree(videos, tmp_path_factory.mktemp("mixed") / "videos")
+    for kind, count, size, frames in (("tall", 3, (96, 64), 60), ("short", 5, (64, 96), 9), ("small", 1, (48, 32), 60)):
+        other = tmp_path_factory.mktemp(kind)
+        write_clips(other, count, size=size, num_frames=frames)
+        for path in other.iterdir():
+            shutil.copy(path, folder / f"{kind}_{path.name}")
+    shapes = {"height": None, "width": None, "sizes": "96x64,64x96", "num_frames": "3,4"}
+    output = str(tmp_path_factory.mktemp("mixed") / "ds")
+    return PrepareConfig(**{**SMALL, **shapes}, input=str(folder), output=output, clips_per_video=3, clips_per_file=4)
+
+
+@pytest.fixture(scope="session")
+def mixed(mixed_config: PrepareConfig, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Path of the dataset of mixed_config, made without Ray."""
+    config = mixed_config.model_copy(update={"output": str(tmp_path_factory.mktemp("mixed") / "plain")})
+    prepare_plain(config)
+    return config.output
+
+
+@pytest.fixture(scope="session")
 def summary(prepare_config: PrepareConfig, ray_cluster: None) -> dict[str, Any]:
     """What the prepare job said about the dataset at prepare_config.output."""
     return prepare.run(prepare.resolve(prepare_config))
@@ -106,5 +128,6 @@ def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def rows(output: str | Path, folder: str = "data") -> list[dict[str, Any]]:
     """All rows of a dataset, latents included, in an order that does not depend on files."""
-    table = pq.read_table(f"{output}/{folder}")
-    return sorted(table.to_pylist(), key=lambda row: (row["uri"], row["start_frame"] or 0))
+    folders = {path.parent for path in Path(output, folder).rglob("*.parquet")}  # one for each shape
+    found = [row for place in sorted(folders) for row in pq.read_table(place).to_pylist()]
+    return sorted(found, key=lambda row: (row["uri"], row["start_frame"] or 0))

@@ -92,9 +92,9 @@ def test_a_fault_that_a_decoders_process_meets_is_retried_by_its_parent(
     video = {"uri": f"s3://videos/clips/{min(two_videos.glob('*.mp4')).name}", "caption": "", "fault": None}
     run = guard(int, 30, "--clip-timeout", clips.VideoError)
     outage.fail(kind, 5)
-    [span] = clips.make_spans(video, SAMPLING, (64, 64), run)
+    [span] = clips.make_spans(video, SAMPLING, [(64, 64)], run)
     outage.fail(kind, 5)
-    row = clips.decode({"reason": None, **span}, SAMPLING, (64, 64), run)
+    row = clips.decode({"reason": None, **span}, SAMPLING, run)
     assert (row["reason"], outage.met) == (None, 5)
 
 
@@ -105,7 +105,7 @@ def test_a_storage_that_does_not_answer_is_not_taken_for_a_slow_decoder(
     video = {"uri": f"s3://videos/clips/{min(two_videos.glob('*.mp4')).name}", "caption": "", "fault": None}
     outage.fail("silence")
     with pytest.raises(StorageError, match=r"no answer within .* also after 1 s"):
-        clips.make_spans(video, SAMPLING, (64, 64), guard(int, 1.0, "--clip-timeout", clips.VideoError))
+        clips.make_spans(video, SAMPLING, [(64, 64)], guard(int, 1.0, "--clip-timeout", clips.VideoError))
 
 
 def test_a_fault_in_the_middle_of_a_video_is_not_taken_for_damage(

@@ -27,7 +27,7 @@ def wanted_clips(videos: Path, clips_per_video: int) -> set[str]:
     """Ids of the clips of 4 frames of 64 x 64 that a preparation takes of a folder, without preparing any."""
     sampling = SamplingConfig(num_frames=4, clips_per_video=clips_per_video)
     rows = [{"uri": str(path), "caption": "", "fault": None} for path in videos.glob("*.mp4")]
-    return {span["clip_id"] for row in rows for span in clips.make_spans(row, sampling, (64, 64))}
+    return {span["clip_id"] for row in rows for span in clips.make_spans(row, sampling, [(64, 64)])}
 
 
 def refuse(

@@ -85,6 +85,7 @@ async def animated(
     made = complete(asked, served, limits)
     size = await reader.size(source.image)
     made = request.fitted(made, *size)
+    check_work(dict(made), limits.max_work, 1 + asked.extend)
     if source.reference is not None:
         if "motion_bucket" in asked.model_fields_set:
             raise ApiError(422, f"motion_bucket: is measured in {REFERENCE}; give one of the two", "motion_bucket")
@@ -110,7 +111,7 @@ async def edited(
     if not source.image:
         usual["guidance_scale"] = served.card.guidance
     missing = {name: value for name, value in usual.items() if name not in asked.model_fields_set}
-    made = complete(asked.model_copy(update=missing), served, limits)
+    made = await of_aspect(complete(asked.model_copy(update=missing), served, limits), source.video, reader)
     check_work(dict(made), limits.max_work, 2)  # inversion takes as many steps again
     size = made["height"], made["width"]
     if source.image:
@@ -131,7 +132,7 @@ async def extended(
     assert source.video is not None
     if source.image:
         raise ApiError(422, f"{IMAGE}: an extension begins at the video's last frame; leave it out", IMAGE)
-    made = complete(asked.model_copy(update={"seconds": None}), served, limits)
+    made = await of_aspect(complete(asked.model_copy(update={"seconds": None}), served, limits), source.video, reader)
     frames, own_fps = await reader.whole(source.video, (made["height"], made["width"]))
     fps = asked.fps or own_fps
     try:
@@ -146,3 +147,8 @@ async def extended(
     check_work(dict(made), limits.max_work, clips)
     total = played(len(frames) + more, asked.loop)
     return {**made, "fps": fps, "extend": clips - 1, "total_frames": total}, Inputs(b"", frames)
+
+
+async def of_aspect(made: Request, video: bytes, reader: UploadReader) -> Request:
+    """Fix the size of a request that leaves it open by the aspect of its video. Raises ApiError."""
+    return request.fitted(made, *await reader.shape(video)) if "sizes" in made else made

@@ -16,7 +16,7 @@ import numpy as np
 
 from cinemo.image import check_aspect, read_image
 from cinemo.motion import motion_bucket, motion_score
-from cinemo.video import VideoError, load_clip, probe
+from cinemo.video import VideoError, load_clip, probe, shown_size
 from pipelines.core.isolation import DeadChildError, Sandbox
 from pipelines.serving.http import dialect
 from pipelines.serving.http.errors import ApiError
@@ -43,6 +43,11 @@ class UploadReader:
     async def size(self, image: bytes, aspect: tuple[int, int] | None = None) -> tuple[int, int]:
         """Height and width of an image in pixels. aspect: (H, W) of a video whose edited first frame it is."""
         tall, wide = await self._run(dialect.IMAGE, size_of, image, self.max_pixels, aspect)
+        return tall, wide
+
+    async def shape(self, video: bytes) -> tuple[int, int]:
+        """Height and width at which a video is shown, in pixels."""
+        tall, wide = await self._run(dialect.VIDEO, shape_of, video)
         return tall, wide
 
     async def clip(self, video: bytes, num_frames: int, size: tuple[int, int]) -> tuple[np.ndarray, int]:
@@ -95,6 +100,11 @@ def size_of(image: bytes, max_pixels: int, aspect: tuple[int, int] | None) -> tu
     if aspect is not None:
         check_aspect(picture, *aspect)
     return picture.shape[0], picture.shape[1]
+
+
+def shape_of(video: bytes) -> tuple[int, int]:
+    """Height and width at which a video is shown, in pixels. Raises VideoError."""
+    return shown_size(Upload(video))
 
 
 def clip_of(video: bytes, num_frames: int, size: tuple[int, int]) -> tuple[np.ndarray, int]:

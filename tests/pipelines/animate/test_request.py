@@ -1,5 +1,7 @@
 """Settings of an animation: what a model says fills in what is left open, and what it cannot take is named."""
 
+import dataclasses
+
 import pytest
 from pydantic import ValidationError
 
@@ -33,8 +35,8 @@ def test_every_setting_but_fps_is_an_argument_of_the_pipeline(tiny: models.Facts
 
     known = inspect.signature(CinemoPipeline.__call__).parameters
     full = request.complete(request.Settings(), "", tiny)
-    assert set(full) - {"fps"} <= set(known)
-    assert set(full) == Request.__required_keys__
+    assert set(full) - {"fps", "sizes"} <= set(known)
+    assert set(full) == {*Request.__required_keys__, "sizes"}
 
 
 @pytest.mark.parametrize(
@@ -92,16 +94,20 @@ def test_a_size_that_follows_from_the_image_is_chosen_once_the_image_is_known(ti
     def made(tall: int, wide: int, **asked: object) -> dict[str, object]:
         return request.fitted(request.complete(request.Settings.model_validate(asked), "", tiny), tall, wide)
 
-    plain = made(900, 600)
-    assert plain == request.complete(request.Settings(), "", tiny)  # ids of before, without a word of fit
+    plain = made(900, 600, size="512x320")
+    assert plain == request.complete(request.Settings(size="512x320"), "", tiny)  # ids of before, without a word of fit
     assert request.cut_of(plain, 900, 600) == pytest.approx(1 - 600 * 320 / 512 / 900, abs=1e-4)
-    portrait = made(900, 600, fit="auto")
+    portrait = made(900, 600)
+    assert portrait == made(900, 600, size="auto") == made(900, 600, fit="auto")
     assert {**portrait, "height": 320, "width": 512} == plain
     assert (portrait["height"], portrait["width"]) == (512, 320)
-    assert made(600, 900, fit="auto") == plain
+    assert (made(80, 81)["height"], made(80, 81)["width"]) == (416, 416)
+    assert made(600, 900) == plain
     assert made(900, 600, fit="auto", size="512x320") == plain
     padded = made(900, 600, fit="pad")
     assert padded == {**portrait, "fit": "pad"}
     assert request.cut_of(padded, 900, 600) == 0
     assert request.shape_of(padded) != request.shape_of(portrait)
     assert made(900, 600, fit="pad", size="512x320") == {**plain, "fit": "pad"}
+    one = dataclasses.replace(tiny, card=dataclasses.replace(tiny.card, sizes=[(320, 512)]))
+    assert request.complete(request.Settings(), "", one) == plain  # the key of a catalog's row stays, too

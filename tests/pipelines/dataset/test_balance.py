@@ -82,5 +82,5 @@ def test_the_shares_are_equal_with_the_weights_that_prepare_writes(prepared: str
     survey = parts.survey(prepared)
     filled = sum(1 for count in survey.buckets if count)
     weights = [survey.clips / (filled * count) if count else 0.0 for count in survey.buckets]
-    shares = BalancedClips(reader.ClipReader(prepared), weights).shares
+    shares = BalancedClips(reader.ClipReader(prepared), weights).groups[0].shares
     assert shares[shares > 0] == pytest.approx([1 / filled] * filled)

@@ -2,6 +2,7 @@
 
 import shutil
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 
 from pipelines.core import storage
 from pipelines.dataset import index, reader
+from pipelines.dataset.balance import BalancedClips
+from pipelines.dataset.schedule import BLOCK
 from tests.pipelines.conftest import rows
 
 
@@ -104,7 +107,7 @@ def test_a_truncated_file_is_named_with_the_remedy(dataset: str) -> None:
 
 def test_an_index_whose_writer_was_killed_is_not_used(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     description, put, done = reader.read_description(dataset), storage.put, list[str]()
-    for writes in range(len(index.Index._fields) + 1):
+    for writes in range(len(index.Index._fields)):  # a dataset of one shape has no array of shapes
 
         def dies(uri: str, data: Any, writes: int = writes) -> None:
             if len(done) == writes:
@@ -144,3 +147,32 @@ def test_the_index_in_a_bucket_is_copied_once_to_a_node(
     ]
     bucket.rm("videos/dataset/index", recursive=True)
     assert len(reader.ClipReader(uri, 0.0, place)) == len(local)
+
+
+def test_an_index_knows_the_shapes_and_every_batch_has_one(mixed: str, tmp_path: Path) -> None:
+    dataset = str(shutil.copytree(mixed, tmp_path / "dataset"))
+    stored = {row["clip_id"]: (row["num_frames"], row["height"], row["width"]) for row in rows(dataset)}
+    assert set(stored.values()) == {(4, 64, 96), (4, 96, 64), (3, 64, 96)}
+    clips = reader.ClipReader(dataset, 0.2, find(dataset))
+    assert sorted(np.concatenate(clips.groups()).tolist()) == list(range(len(clips)))
+    shape_of = [stored[clips[number].clip_id] for number in range(len(clips))]
+    numbers = [clips.shape(number) for number in range(len(clips))]
+    assert len(set(zip(shape_of, numbers, strict=True))) == len(set(numbers)) == 3
+    for number in clips.held_out(3):
+        assert clips.shape(number) == numbers[shape_of.index(stored[clips[number].clip_id])]
+    sizes = list(map(len, clips.groups()))
+    smallest = min(sizes)
+    assert (clips.left_out(smallest), clips.left_out(smallest + 1)) == (0, smallest * sizes.count(smallest))
+    weights = [1.0 * (bucket in clips.buckets()) for bucket in range(20)]
+    for source in (clips, BalancedClips(clips, weights)):
+        batches = [source.positions(2, 7, step) for step in range(2 * BLOCK)]
+        shapes = [{numbers[position] for position in batch} for batch in batches]
+        assert all(len(shape) == 1 for shape in shapes)
+        drawn = Counter(shape.pop() for shape in shapes)
+        for shape, count in Counter(numbers).items():
+            assert drawn[shape] == pytest.approx(2 * BLOCK * count / len(clips), abs=2)
+    whole = [len(group) for group in clips.groups()]
+    first = [batch for batch in (clips.positions(1, 7, step) for step in range(999)) if numbers[batch[0]] == 0]
+    assert len({position for [position] in first[: whole[0]]}) == whole[0]  # an epoch of a shape has each of its clips
+    with pytest.raises(ValueError, match=r"--total-batch 99: a batch has clips of one shape, and no shape has so many"):
+        clips.positions(99, 0, 0)

@@ -19,7 +19,8 @@ def clip(number: int, bucket: int = 3, video: str = "/a") -> dict[str, Any]:
     start = {"uri": video, "caption": "", "start_frame": number, "interval": 3, "fps": 8.0, "score": 0.8}
     identity = records.clip_id(video, number, 3, 2, (16, 16), "v")
     tensors = {"latents": latents.tobytes(), "latents_shape": latents.shape}
-    return {**start, **tensors, "clip_id": identity, "bucket": bucket, "reason": None}
+    shape = {"num_frames": 2, "height": 16, "width": 16}
+    return {**start, **shape, **tensors, "clip_id": identity, "bucket": bucket, "reason": None}
 
 
 def reject(video: str, start: int | None, reason: str) -> dict[str, Any]:
@@ -30,8 +31,8 @@ def test_a_survey_counts_what_is_written(tmp_path: Path) -> None:
     output = str(tmp_path)
     assert parts.survey(output).clips == 0
     rows = [clip(0), clip(1, bucket=7), reject("/a", 9, "corrupt"), reject("/b", None, "missing")]
-    assert parts.write(rows[:1] + rows[2:3], output, 2, (16, 16)) == (1, 1)
-    assert parts.write(rows[1:2] + rows[3:], output, 2, (16, 16)) == (1, 1)
+    assert parts.write(rows[:1] + rows[2:3], output) == (1, 1)
+    assert parts.write(rows[1:2] + rows[3:], output) == (1, 1)
     found = parts.survey(output)
     assert (found.clips, found.rejected_videos, dict(found.reasons)) == (2, 1, {"corrupt": 1, "missing": 1})
     assert (found.buckets[3], found.buckets[7], sum(found.buckets)) == (1, 1, 2)
@@ -48,8 +49,8 @@ def test_the_identity_of_rows_does_not_depend_on_files(tmp_path: Path) -> None:
     rows = [clip(number) for number in range(4)]
     for name, split in (("one", 1), ("two", 3)):
         for part in (rows[:split], rows[split:]):
-            parts.write(part, str(tmp_path / name), 2, (16, 16))
-    parts.write(rows[:3], str(tmp_path / "less"), 2, (16, 16))
+            parts.write(part, str(tmp_path / name))
+    parts.write(rows[:3], str(tmp_path / "less"))
     one, two, less = (parts.survey(str(tmp_path / name)).identity for name in ("one", "two", "less"))
     assert one == two != less
 
@@ -57,7 +58,7 @@ def test_the_identity_of_rows_does_not_depend_on_files(tmp_path: Path) -> None:
 def test_rows_that_are_there_twice_are_kept_once(tmp_path: Path) -> None:
     output, rows = str(tmp_path), [clip(number) for number in range(4)]
     for part in (rows[:2], rows[1:], rows[1:2]):
-        parts.write(part, output, 2, (16, 16))
+        parts.write(part, output)
     assert parts.survey(output).clips == 6
     parts.drop_duplicates(output)
     found = parts.survey(output)
@@ -69,7 +70,7 @@ def test_segments_of_a_video_are_apart_and_parts_of_before_there_were_any_count(
     output = str(tmp_path)
     rows = [clip(0), clip(0) | {"segment": "t=0,1"}, clip(0) | {"segment": "t=1,2"}, reject("/a", None, "corrupt")]
     rows[3]["segment"] = "t=2,3"
-    parts.write(rows, output, 2, (16, 16))
+    parts.write(rows, output)
     found = parts.survey(output)
     assert (len(found.keys), len(found.videos), len(found.whole)) == (4, 4, 1)
     assert set(found.finished(1)) == set(hashing.hash64(["/a", "/a#t=0,1", "/a#t=1,2", "/a#t=2,3"]))
@@ -84,7 +85,7 @@ def test_hashes_and_identity_are_those_of_outputs_that_exist(tmp_path: Path) -> 
     rows = [clip(0), clip(7) | {"segment": ""}, clip(3) | {"segment": "t=0,1"}, reject("/b", None, "missing")]
     names = ["/a\n0", "/a\n7", "/a#t=0,1\n3", "/b\nNone"]
     assert parts.keys(rows).tolist() == hashing.hash64(names).tolist()
-    parts.write(rows, str(tmp_path), 2, (16, 16))
+    parts.write(rows, str(tmp_path))
     wanted = sum(uuid.UUID(row["clip_id"]).int for row in rows[:3]) + int(hashing.hash64(names[3:])[0])
     assert parts.survey(str(tmp_path)).identity == wanted % (1 << 128)
 
@@ -109,7 +110,7 @@ def test_small_files_are_merged_and_a_kill_leaves_every_row(tmp_path: Path) -> N
     """A rest that is too small stays, as do rows, ids and the columns that older files lack."""
     output, rows = str(tmp_path), [clip(number) for number in range(33)]
     for first in range(0, 33, 3):
-        parts.write(rows[first : first + 3], output, 2, (16, 16))
+        parts.write(rows[first : first + 3], output)
     old = min((tmp_path / "data").iterdir())
     pq.write_table(pq.read_table(old).drop_columns(["first_frame", "transfer"]), old)
     files = {str(path): path.stat().st_size for path in (tmp_path / "data").iterdir()}
@@ -131,3 +132,22 @@ def test_small_files_are_merged_and_a_kill_leaves_every_row(tmp_path: Path) -> N
     assert {row["clip_id"]: row["latents"] for row in table.to_pylist()} == {
         row["clip_id"]: np.frombuffer(row["latents"], np.float16).tolist() for row in rows
     }
+
+
+def test_files_of_each_shape_are_merged_among_themselves(tmp_path: Path) -> None:
+    output, rows = str(tmp_path), [{**clip(number), "width": 16 + 16 * (number % 2)} for number in range(24)]
+    for first in range(0, 24, 4):
+        parts.write(rows[first : first + 4], output, by_shape=True)
+    data = tmp_path / "data"
+    assert sorted(path.name for path in data.iterdir()) == ["2x16x16", "2x16x32"]
+    before = parts.survey(output)
+    assert before.shapes == {(2, 16, 16): 12, (2, 16, 32): 12}
+    size = max(path.stat().st_size for path in data.rglob("*.parquet"))
+    for group in parts.to_merge(output, 3 * size):
+        assert len({Path(uri).parent for uri in group}) == 1
+        parts.merge(output, group)
+        Path(group[0]).unlink()
+        parts.drop_duplicates(output)
+    assert len(list(data.rglob("*.parquet"))) < 12
+    assert pq.read_table(data / "2x16x32")["width"].to_pylist() == [32] * 12
+    assert parts.survey(output).identity == before.identity

@@ -36,6 +36,9 @@ def row(name: str, latents: np.ndarray) -> dict[str, Any]:
         "start_frame": 7,
         "interval": 3,
         "fps": 25.0,
+        "num_frames": 2,
+        "height": 24,
+        "width": 40,
         "score": 0.5,
         "bucket": 10,
         "latents": latents.tobytes(),
@@ -47,7 +50,7 @@ def row(name: str, latents: np.ndarray) -> dict[str, Any]:
 
 def test_plain_pyarrow_reads_latents_without_ray(tmp_path: Path) -> None:
     latents = np.arange(2 * 4 * 3 * 5, dtype=np.float16).reshape(2, 4, 3, 5)
-    table = records.clip_table([row("b", latents + 1), row("a", latents)], num_frames=2, size=(24, 40))
+    table = records.clip_table([row("b", latents + 1), row("a", latents)])
     pq.write_table(table, tmp_path / "part.parquet")
     code = f"""
 import sys, pyarrow.parquet as pq
@@ -76,4 +79,4 @@ def test_schema_is_the_documented_one() -> None:
 def test_latents_of_another_shape_are_refused() -> None:
     small, large = np.zeros((2, 4, 3, 5), np.float16), np.zeros((2, 4, 3, 6), np.float16)
     with pytest.raises(ValueError, match="need 240 numbers, got 264"):
-        records.clip_table([row("a", small), row("b", large)], num_frames=2, size=(24, 40))
+        records.clip_table([row("a", small), row("b", large)])

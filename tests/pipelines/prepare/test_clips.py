@@ -30,7 +30,7 @@ def test_a_span_fits_its_video_and_is_refused_only_when_none_can(
     frames: int, number: int, length: int, low: int, more: int
 ) -> None:
     sampling = SamplingConfig(num_frames=length, min_interval=low, max_interval=low + more, seed=3)
-    span = clips.draw_span(sampling, "/v.mp4", number, frames)
+    span = clips.draw_span(sampling, "/v.mp4", number, frames, length)
     if span is None:
         assert frames < (length - 1) * low + 1
     else:
@@ -41,19 +41,19 @@ def test_a_span_fits_its_video_and_is_refused_only_when_none_can(
 
 def test_draws_are_uniform_and_depend_on_seed_video_and_number() -> None:
     sampling = SamplingConfig()
-    drawn = [clips.draw_span(sampling, f"/{k}.mp4", 0, 1000) for k in range(4000)]
+    drawn = [clips.draw_span(sampling, f"/{k}.mp4", 0, 1000, 16) for k in range(4000)]
     counts = np.bincount([interval for _, interval in drawn if interval], minlength=11)[3:]
     assert counts.min() > 0.8 * 500  # 8 intervals, 500 each; 0.8 is 4.8 standard deviations away
     assert counts.max() < 1.2 * 500
     again = SamplingConfig(seed=1)
-    assert clips.draw_span(sampling, "/0.mp4", 0, 1000) == drawn[0]
-    assert clips.draw_span(again, "/0.mp4", 0, 1000) != drawn[0]
-    assert clips.draw_span(sampling, "/0.mp4", 1, 1000) != drawn[0]
+    assert clips.draw_span(sampling, "/0.mp4", 0, 1000, 16) == drawn[0]
+    assert clips.draw_span(again, "/0.mp4", 0, 1000, 16) != drawn[0]
+    assert clips.draw_span(sampling, "/0.mp4", 1, 1000, 16) != drawn[0]
 
 
 def test_clips_of_one_video_start_at_different_frames(moving_video: Path) -> None:
     sampling = SamplingConfig(num_frames=16, clips_per_video=50, min_interval=3)
-    rows = clips.make_spans({"uri": str(moving_video), "caption": "x", "fault": None}, sampling, SIZE)
+    rows = clips.make_spans({"uri": str(moving_video), "caption": "x", "fault": None}, sampling, [SIZE])
     starts = [row["start_frame"] for row in rows]
     assert len(set(starts)) == len(starts) > 3
     assert len({uuid.UUID(row["clip_id"]) for row in rows}) == len(rows)
@@ -67,19 +67,19 @@ def test_clips_of_a_segment_lie_within_it(moving_video: Path, segment: str, fram
     sampling = SamplingConfig(num_frames=4, clips_per_video=50, min_interval=2)
     video = {"uri": str(moving_video), "caption": "x", "fault": None}
     info = VideoInfo(48, 24.0, 64, 64)
-    rows = clips.make_spans({**video, "segment": segment}, sampling, SIZE, lambda *_: info)
+    rows = clips.make_spans({**video, "segment": segment}, sampling, [SIZE], lambda *_: info)
     shown = {row["start_frame"] + row["interval"] * k for row in rows for k in range(4)}
     assert frames.start <= min(shown) < frames.start + 4
     assert frames.stop - 4 <= max(shown) < frames.stop
     assert {row["segment"] for row in rows} == {segment}
-    other = clips.make_spans({**video, "segment": "frames=0,48"}, sampling, SIZE, lambda *_: info)
+    other = clips.make_spans({**video, "segment": "frames=0,48"}, sampling, [SIZE], lambda *_: info)
     assert not {row["clip_id"] for row in rows} & {row["clip_id"] for row in other}
 
 
 def test_a_video_without_a_segment_has_the_ids_that_outputs_of_before_there_were_segments_hold() -> None:
     sampling = SamplingConfig(num_frames=4, clips_per_video=2)
     video = {"uri": "/v.mp4", "caption": "x", "fault": None}
-    rows = clips.make_spans(video, sampling, SIZE, lambda *_: VideoInfo(48, 24.0, 64, 64))
+    rows = clips.make_spans(video, sampling, [SIZE], lambda *_: VideoInfo(48, 24.0, 64, 64))
     assert [(row["start_frame"], row["interval"], row["clip_id"]) for row in rows] == [
         (20, 7, "54e4605b-5976-599f-a84d-86e0544a3742"),
         (7, 8, "52cd9237-05fe-5756-8f0e-b81513127aa1"),
@@ -93,15 +93,15 @@ def test_a_segment_without_room_for_a_clip_says_which() -> None:
         ("t=5,6", "the segment t=5,6 begins after the end of the video (48 frames, 24 fps); of videos that are cut"),
     ):
         asked = {**video, "segment": segment}
-        (row,) = clips.make_spans(asked, SamplingConfig(), SIZE, lambda *_: VideoInfo(48, 24.0, 64, 64))
+        (row,) = clips.make_spans(asked, SamplingConfig(), [SIZE], lambda *_: VideoInfo(48, 24.0, 64, 64))
         assert (row["reason"], row["segment"]) == ("too_short", segment)
         assert row["message"].startswith(message)
 
 
 def test_decoded_rows_hold_the_frames_and_their_mean_ssim(moving_video: Path) -> None:
     sampling = SamplingConfig(num_frames=6)
-    span = clips.make_spans({"uri": str(moving_video), "caption": "x", "fault": None}, sampling, SIZE)[0]
-    row = clips.decode({**span, "reason": None}, sampling, SIZE)
+    span = clips.make_spans({"uri": str(moving_video), "caption": "x", "fault": None}, sampling, [SIZE])[0]
+    row = clips.decode({**span, "reason": None}, sampling)
     frames = sample_clip(moving_video, span["start_frame"], span["interval"], 6, SIZE)
     assert row["frames"] == frames.tobytes()
     pairs = itertools.pairwise(frames)
@@ -113,11 +113,11 @@ def test_decoded_rows_hold_the_frames_and_their_mean_ssim(moving_video: Path) ->
 def test_decoded_rows_say_how_their_video_is_stored(tmp_path: Path) -> None:
     sampling = SamplingConfig(num_frames=4, min_interval=1)
     path = encode(tmp_path / "odd.mp4", numbered(12), options={"x264-params": "bff=1:sar=8/9"})
-    span = clips.make_spans({"uri": str(path), "caption": "x", "fault": None}, sampling, SIZE)[0]
-    (row,) = records.row_table(clips.decode({**span, "reason": None}, sampling, SIZE)).to_pylist()
+    span = clips.make_spans({"uri": str(path), "caption": "x", "fault": None}, sampling, [SIZE])[0]
+    (row,) = records.row_table(clips.decode({**span, "reason": None}, sampling)).to_pylist()
     assert (row["interlaced"], row["variable_rate"], row["transfer"], row["fps"]) == (True, False, None, 24)
     assert row["sample_aspect_ratio"] == pytest.approx(8 / 9)
-    (stored,) = records.clip_table([row], 4, SIZE).to_pylist()
+    (stored,) = records.clip_table([row]).to_pylist()
     assert {name: stored[name] for name, _ in records.TRAITS} == {name: row[name] for name, _ in records.TRAITS}
 
 
@@ -129,15 +129,15 @@ def test_a_file_that_is_no_video_becomes_one_reject(tmp_path: Path, content: byt
     if content is not None:
         path.write_bytes(content)
     sampling = SamplingConfig(clips_per_video=4)
-    (row,) = clips.make_spans({"uri": str(path), "caption": "", "fault": None}, sampling, SIZE)
+    (row,) = clips.make_spans({"uri": str(path), "caption": "", "fault": None}, sampling, [SIZE])
     assert (row["stage"], row["reason"]) == ("probe", reason)
     assert str(path) in row["message"]
-    assert clips.decode(row, sampling, SIZE) == row  # it passes through what follows
+    assert clips.decode(row, sampling) == row  # it passes through what follows
 
 
 def test_a_caption_fault_becomes_a_reject() -> None:
     video = {"uri": "/a.mp4", "caption": "", "fault": "a.json holds no caption"}
-    (row,) = clips.make_spans(video, SamplingConfig(), SIZE)
+    (row,) = clips.make_spans(video, SamplingConfig(), [SIZE])
     assert (row["reason"], row["message"]) == (Reason.BAD_CAPTION, "a.json holds no caption")
 
 
@@ -147,19 +147,19 @@ def test_a_scene_cut_is_a_reject_that_names_its_frames(tmp_path: Path) -> None:
     write_video(tmp_path / "cut.mp4", np.concatenate([one, other]))
     sampling = SamplingConfig(num_frames=4, min_interval=5, max_interval=5, scene_cut=0.3)
     video = {"uri": str(tmp_path / "cut.mp4"), "caption": "", "fault": None}
-    row = clips.decode({"reason": None, **clips.make_spans(video, sampling, SIZE)[0]}, sampling, SIZE)
+    row = clips.decode({"reason": None, **clips.make_spans(video, sampling, [SIZE])[0]}, sampling)
     assert (row["stage"], row["reason"]) == ("score", "scene_cut")
     before, after = (int(number) for number in re.findall(r"frame (\d+) to (\d+)", row["message"])[0])
     assert after == before + 5
     assert before < 12 <= after
     kept = sampling.model_copy(update={"scene_cut": None})
-    assert clips.decode({"reason": None, **clips.make_spans(video, kept, SIZE)[0]}, kept, SIZE)["bucket"] > 0
+    assert clips.decode({"reason": None, **clips.make_spans(video, kept, [SIZE])[0]}, kept)["bucket"] > 0
 
 
 def test_a_decoder_that_hangs_or_dies_is_a_reject(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "endless.mp4")
     video = {"uri": str(tmp_path / "endless.mp4"), "caption": "", "fault": None}
-    (row,) = clips.make_spans(video, SamplingConfig(), SIZE, clips.in_sandbox(0.5))
+    (row,) = clips.make_spans(video, SamplingConfig(), [SIZE], clips.in_sandbox(0.5))
     assert (row["stage"], row["reason"]) == ("probe", "timeout")
     assert "took longer than 0.5 s; raise --clip-timeout" in row["message"]
     with pytest.raises(VideoError, match="the decoder crashed 2 times: killed by SIGSEGV") as caught:

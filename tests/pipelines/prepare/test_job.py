@@ -110,18 +110,33 @@ def test_merged_files_have_the_clips_in_the_same_order_for_training(
 
 @pytest.fixture(scope="module")
 def tensors(
-    prepare_config: PrepareConfig,
+    mixed_config: PrepareConfig,
     checkpoint: Path,
     ray_cluster: None,
     tracking_uri: str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> PrepareConfig:
-    """A dataset with text embeddings, the latents' log-variance and weights of buckets."""
+    """A dataset of several shapes with text embeddings, the latents' log-variance and weights of buckets."""
     changes = {"output": str(tmp_path_factory.mktemp("tensors") / "ds"), "model": str(checkpoint), "clips_per_video": 1}
     changes |= {"embed_text": True, "store_posterior": True, "balance": True, "tracking_uri": tracking_uri}
-    config = prepare_config.model_copy(update=changes)
+    config = mixed_config.model_copy(update=changes)
     prepare.run(prepare.resolve(config))
     return config
+
+
+def test_clips_of_several_shapes_are_those_of_the_plain_loop_and_counted(tensors: PrepareConfig, mixed: str) -> None:
+    found, described = rows(tensors.output), json.loads((Path(tensors.output) / "dataset.json").read_text())
+    expected = {row["clip_id"]: row for row in rows(mixed)}
+    for row in found:  # a third of the clips: the others are further draws
+        plain = expected[row["clip_id"]]
+        assert [row[name] for name in ("num_frames", "height", "width", "bucket")] == [
+            plain[name] for name in ("num_frames", "height", "width", "bucket")
+        ]
+    shapes = {(each["num_frames"], each["height"], each["width"]): each["clips"] for each in described["shapes"]}
+    assert shapes == {(4, 64, 96): NUM_VIDEOS, (4, 96, 64): 3, (3, 64, 96): 5}
+    assert next(iter(shapes)) == (4, 64, 96)  # the most frequent is first
+    assert {reject["reason"] for reject in rows(tensors.output, "rejects")} == {"corrupt", "too_short", "too_small"}
+    index.find(tensors.output, described, "unused", pytest.fail)
 
 
 def test_text_embeddings_are_those_of_the_captions(tensors: PrepareConfig) -> None:
@@ -135,7 +150,8 @@ def test_text_embeddings_are_those_of_the_captions(tensors: PrepareConfig) -> No
 def test_log_variance_is_stored_beside_the_mean(tensors: PrepareConfig) -> None:
     vae = model_directory.load_vae(model_directory.resolve(tensors.model))
     for row in rows(tensors.output)[:2]:
-        frames = sample_clip(row["uri"], row["start_frame"], row["interval"], 4, (64, 64))
+        size = (row["height"], row["width"])
+        frames = sample_clip(row["uri"], row["start_frame"], row["interval"], row["num_frames"], size)
         with torch.no_grad():
             spread = vae.encode(to_pixels(frames)).latent_dist.std * vae.config.scaling_factor
         stored = torch.tensor(row["latents_logvar"]).reshape(spread.shape).float()
@@ -164,8 +180,10 @@ def test_scores_alone_are_those_of_the_whole_job(
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("min_interval", 2), ("seed", 1), ("num_frames", 7), ("embed_text", True), ("scene_cut", 0.1)]
-)
+    ("name", "value"),
+    [("min_interval", 2), ("seed", 1), ("num_frames", 7), ("embed_text", True), ("scene_cut", 0.1),
+     ("max_enlargement", 1.2)],
+)  # fmt: skip
 def test_another_setting_does_not_mix_with_what_is_there(
     prepare_config: PrepareConfig, summary: dict[str, Any], name: str, value: Any
 ) -> None:

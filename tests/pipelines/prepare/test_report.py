@@ -35,9 +35,10 @@ def test_pictures_show_a_clip_of_each_bucket_and_leave_out_a_video_that_is_gone(
     tmp_path: Path, moving_video: Path
 ) -> None:
     rows = [clip(0, 2, str(moving_video)), clip(1, 5, str(moving_video)), clip(2, 9, str(tmp_path / "none.mp4"))]
-    parts.write(rows, str(tmp_path / "ds"), 2, (16, 16))
-    found = job.pictures(parts.survey(str(tmp_path / "ds")), 2, (32, 48), clips.directly)
+    for row, size in zip(rows, ((32, 48), (48, 48), (32, 48)), strict=True):
+        row.update(zip(("height", "width"), size, strict=True))
+    parts.write(rows, str(tmp_path / "ds"))
+    found = job.pictures(parts.survey(str(tmp_path / "ds")), clips.directly)
     sheet = Image.open(io.BytesIO(found["bucket_sheet.png"]))
-    row_height = 22 + 128 + 6
-    assert sheet.height == 6 + 2 * row_height
+    assert sheet.height == 6 + (22 + 128 + 6) + (22 + 192 + 6)
     assert Image.open(io.BytesIO(found["bucket_histogram.png"])).width > 400

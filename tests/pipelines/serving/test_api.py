@@ -113,13 +113,14 @@ def test_a_portrait_is_cropped_padded_or_gets_the_nearest_size_and_what_is_cut_a
 ) -> None:
     portrait = (Path(__file__).parents[2] / "field" / "portrait.jpg").read_bytes()
     found = {}
-    for fit in ("crop", "pad", "auto"):
-        video = wait(client, send(client, portrait, num_inference_steps="1", fit=fit).json()["id"])
+    for size, fit in (("96x64", "crop"), ("96x64", "pad"), ("auto", "crop"), (None, "auto")):
+        asked = {"fit": fit} if size is None else {"fit": fit, "size": size}
+        video = wait(client, send(client, portrait, num_inference_steps="1", **asked).json()["id"])
         assert video["status"] == "completed", video
-        found[fit] = (video["size"], video["fit"], video["cut_away"])
-    assert found["crop"] == ("96x64", "crop", pytest.approx(0.5556, abs=1e-4))
-    assert found["pad"] == ("64x96", "pad", 0)
-    assert found["auto"] == ("64x96", "crop", 0)
+        found[size, fit] = (video["size"], video["fit"], video["cut_away"])
+    assert found["96x64", "crop"] == ("96x64", "crop", pytest.approx(0.5556, abs=1e-4))
+    assert found["96x64", "pad"] == ("96x64", "pad", 0)
+    assert found["auto", "crop"] == found[None, "auto"] == ("64x96", "crop", 0)
 
 
 def test_events_tell_every_change_to_the_end(settings: ServeSettings, animator: Animator, idle: None) -> None:

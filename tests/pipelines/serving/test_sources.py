@@ -239,9 +239,14 @@ def test_videos_are_decoded_in_another_process(
         return call(sandbox, function, *arguments, timeout=timeout)
 
     monkeypatch.setattr(uploads, "load_clip", here)
+    monkeypatch.setattr(uploads, "shown_size", here)
     monkeypatch.setattr(isolation.Sandbox, "call", watched)
-    assert post(client, "/edits", {"video": moving}).status_code == 200
+    assert post(client, "/edits", {"video": moving}, size="96x64").status_code == 200
     assert called == ["clip_of"]
+    called.clear()
+    tall = videos.video(videos.read(moving, 8).swapaxes(1, 2), 12)
+    assert post(client, "/edits", {"video": tall}).json()["size"] == "64x96"
+    assert called == ["shape_of", "clip_of"]
 
 
 def test_curl_edits_a_video_and_follows_its_previews(

@@ -59,7 +59,7 @@ class Server:
 def spoil(prepared: str, folder: Path, clip_id: str) -> str:
     """Path of a copy of a dataset in which one latent of this clip is NaN."""
     shutil.copytree(prepared, folder / "spoiled")
-    for path in (folder / "spoiled" / "data").glob("*.parquet"):
+    for path in (folder / "spoiled" / "data").rglob("*.parquet"):
         table = pq.read_table(path)
         ids = table["clip_id"].to_pylist()
         if clip_id in ids:

@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipelines.dataset import reader
+from pipelines.prepare.config import ExtractConfig
 from pipelines.train import job as train
 from pipelines.train.config import TrainConfig
 from pipelines.train.deepspeed_config import check_deepspeed, deepspeed_config, gradient_accumulation
@@ -60,6 +61,21 @@ def test_a_share_held_out_that_leaves_less_than_a_batch_is_refused(train_config:
     with pytest.raises(ValueError, match=rf"--validation-share {share} leaves {left} to train on, fewer"):
         train.resolve(train_config.model_copy(update=changes))
     train.resolve(train_config.model_copy(update={**changes, "total_batch": left}))
+
+
+def test_clips_of_several_shapes_need_a_dataset_a_model_that_takes_them_and_a_batch_of_one(
+    train_config: TrainConfig, mixed: str, videos: Path, tmp_path: Path
+) -> None:
+    config = train_config.model_copy(update={"dataset": mixed, "output": str(tmp_path / "run")})
+    train.resolve(config)
+    with pytest.raises(ValueError, match=r"has 18 clips of one shape, fewer than --total-batch 19"):
+        train.resolve(config.model_copy(update={"total_batch": 19}))
+    with pytest.raises(ValueError, match=r"is 64 x 96, but builtin:tiny takes .*; prepare it at one of these"):
+        train.resolve(config.model_copy(update={"init": "builtin:tiny"}))
+    for several in ({"sizes": "96x64,64x96"}, {"num_frames": "3,4", "height": 64, "width": 64}):
+        stream = ExtractConfig.model_validate(several)
+        with pytest.raises(ValueError, match=r"names videos, of which clips of one shape are made; give one size and"):
+            train.resolve(config.model_copy(update={"dataset": str(videos), "stream": stream}))
 
 
 @pytest.mark.parametrize(

@@ -52,22 +52,24 @@ class Reference:
     """Expected results of a run.
 
     validation: rows of validation.csv by their step. bad: steps with the spoiled clip, up to well after the last hop.
+    shown: height of the frames of each clip on a sheet of samples.
     """
 
     plain: Plain
     validation: dict[int, dict[str, float]]
     spoiled_clip: str
     bad: list[int]
+    shown: list[int]
 
 
 @pytest.fixture
-def config(prepared: str, tmp_path: Path) -> TrainConfig:
-    """Two of the videos are held out; one of the clips to train on is spoiled."""
-    found = rows(prepared)
-    share = share_of({row["uri"] for row in found}, 2)
-    small = small_config(prepared, tmp_path).model_copy(update={"validation_share": share})
+def config(mixed: str, tmp_path: Path) -> TrainConfig:
+    """Clips of three shapes. Three of the videos are held out; one of the clips to train on is spoiled."""
+    found = rows(mixed)
+    share = share_of({row["uri"] for row in found}, 3)
+    small = small_config(mixed, tmp_path).model_copy(update={"validation_share": share})
     changes = {
-        "dataset": faults.spoil(prepared, tmp_path, reader.ClipReader(prepared, share)[0].clip_id),
+        "dataset": faults.spoil(mixed, tmp_path, reader.ClipReader(mixed, share)[0].clip_id),
         "output": str(tmp_path / "run"),
         "checkpoint_every": EVERY,
         "max_bad_steps": LAST,
@@ -82,8 +84,11 @@ def config(prepared: str, tmp_path: Path) -> TrainConfig:
 
 
 @pytest.fixture
-def reference(config: TrainConfig, prepared: str) -> Reference:
+def reference(config: TrainConfig) -> Reference:
     clips = reader.ClipReader(config.dataset, config.validation_share)
+    assert len(clips.groups()) == 3
+    assert clips.left_out(config.total_batch) == 0
+    assert len({clips.shape(number) for number in clips.held_out(99)}) > 1
     batches = [clips.positions(config.total_batch, config.seed, step) for step in range(2 * LAST)]
     spoiled = clips[0].clip_id
     assert spoiled not in {row["clip_id"] for row in held_out_rows(config)}
@@ -93,7 +98,8 @@ def reference(config: TrainConfig, prepared: str) -> Reference:
     losses = ValidationReference(config).losses
     weights_at = {0: plain.start, **{step: weights for step, (weights, _) in plain.kept.items()}}
     validation = {step: {"step": step, **losses(weights)} for step, weights in weights_at.items()}
-    return Reference(plain, validation, spoiled, bad)
+    sizes = [clips[number].latents.shape[-2:] for number in clips.held_out(3)]
+    return Reference(plain, validation, spoiled, bad, [192 * height // width for height, width in sizes])
 
 
 @pytest.fixture
@@ -128,7 +134,7 @@ def test_a_run_is_exact_after_every_hop_to_another_layout_with_a_lost_worker_a_s
             summary = train.run(train.resolve(changed))
         check_hop(hop, run, steps, summary, reference)
         if number == SAMPLED:
-            check_samples(run, [*(last for _, _, last in HOPS[:number]), steps - 2, steps])
+            check_samples(run, [*(last for _, _, last in HOPS[:number]), steps - 2, steps], reference.shown)
             check_tracked(config, summary, steps - HOPS[number - 1][2], stage)
 
     assert faults.last_state(run)["world_size"] == 3
@@ -174,7 +180,7 @@ def check_hop(hop: str, run: Path, steps: int, summary: dict[str, Any], referenc
 def check_export(config: TrainConfig, summary: dict[str, Any]) -> None:
     """The exported directory is a whole model that animates, and says where it came from."""
     card = model_directory.read_card(summary["model"])
-    assert (card.sizes, card.lengths) == ([(64, 64)], [4])
+    assert (card.sizes, card.lengths) == ([(64, 96), (96, 64)], [4, 3])
     assert card.lineage["dataset_fingerprint"] == summary["dataset_fingerprint"]
     assert card.lineage["steps"] == LAST
     run, data, *start = lineage.trace(summary["model"]).came_from
@@ -184,8 +190,8 @@ def check_export(config: TrainConfig, summary: dict[str, Any]) -> None:
     assert summary["model_fingerprint"] == model_directory.fingerprint(summary["model"])
     image = np.full((64, 64, 3), 128, np.uint8)
     pipe = CinemoPipeline.from_pretrained(summary["model"])
-    frames = pipe(image, "a photo", num_frames=4, height=64, width=64, num_inference_steps=2).frames
-    assert frames.shape == (1, 4, 64, 64, 3)
+    frames = pipe(image, "a photo", num_frames=4, height=96, width=64, num_inference_steps=2).frames
+    assert frames.shape == (1, 4, 96, 64, 3)
 
 
 def check_tracked(config: TrainConfig, summary: dict[str, Any], new: int, stage: int) -> None:
@@ -219,14 +225,15 @@ def check_tracked(config: TrainConfig, summary: dict[str, Any], new: int, stage:
     assert steps == [len(losses) - 2, len(losses)]
 
 
-def check_samples(run: Path, steps: list[int]) -> None:
-    """There are sheets of these steps, and the last one has for each clip the true one, then the sample."""
+def check_samples(run: Path, steps: list[int], shown: list[int]) -> None:
+    """There are sheets of these steps, and the last one has for each clip, so high, the true one, then the sample."""
     names = [f"step_{step:06d}.png" for step in steps]
     assert [path.name for path in sorted((run / "samples").iterdir())] == names
     sheet = np.asarray(Image.open(run / "samples" / names[-1]), np.float32)
-    assert sheet.shape == (6 + 6 * (22 + 192 + 6), 6 + 6 * 198, 3)
-    for top in range(28, sheet.shape[0], 440):
-        true, sampled = (sheet[start : start + 192] for start in (top, top + 220))
+    assert sheet.shape == (6 + sum(2 * (22 + height + 6) for height in shown), 6 + 6 * 198, 3)
+    for number, height in enumerate(shown):
+        top = 28 + sum(2 * (28 + before) for before in shown[:number])
+        true, sampled = (sheet[start : start + height] for start in (top, top + 28 + height))
         # Both begin with the image, and end apart: so small a model has not learned to move it.
         assert np.abs(true[:, 6:198] - sampled[:, 6:198]).mean() < 1
         assert np.abs(true[:, -198:-6] - sampled[:, -198:-6]).mean() > 5
@@ -253,12 +260,12 @@ def check_stop(config: TrainConfig, reference: Reference) -> None:
 
 
 def test_low_precision_checkpointing_offload_and_own_settings_train_alike(
-    prepared: str, ray_cluster: None, tmp_path: Path, tracking_uri: str
+    mixed: str, ray_cluster: None, tmp_path: Path, tracking_uri: str
 ) -> None:
     own = tmp_path / "deepspeed.json"
     own.write_text('{"zero_optimization": {"stage": "auto", "reduce_bucket_size": 100000}}')
     low = {"precision": "bf16", "gradient_checkpointing": True, "max_steps": 5, "ema_decay": 0.0}
-    config = small_config(prepared, tmp_path).model_copy(update={**low, "tracking_uri": tracking_uri})
+    config = small_config(mixed, tmp_path).model_copy(update={**low, "tracking_uri": tracking_uri})
     plain = run_plain(config, 5)
     for name, stage, more in (
         ("autocast", 0, {}),
