@@ -247,14 +247,13 @@ class Trainer:
 
     def validate(self, steps: int) -> None:
         """Compute the validation losses after so many steps; every worker calls it."""
+        batch = self.config.micro_batch
         self.engine.eval()
         draw = functools.partial(
             validation.draw, embed=self.text_features, motion=self.motion,
             num_train_timesteps=self.num_train_timesteps, trigger_words=self.config.trigger_words,
         )  # fmt: skip
-        means = validation.validate(
-            self.compute_losses, draw, self.clips, self.held_out, self.config.micro_batch, self.device
-        )
+        means = validation.validate(self.compute_losses, draw, self.clips, self.held_out, batch, self.device)
         self.engine.train()
         self.validation_rows.append({"step": steps, **means})
         if self.rank == 0:

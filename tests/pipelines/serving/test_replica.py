@@ -35,7 +35,8 @@ def animator(small: str, loras: dict[str, str], tmp_path_factory: pytest.TempPat
 def keep(animator: Animator, name: str, **asked: Any) -> Job:
     """A job in the animator's store."""
     served = served_models.look_up("small", animator.settings.model, animator.settings.loras)
-    request = served_models.complete(schema.VideoRequest(**{"prompt": "", **asked}), served, Limits(max_steps=900))
+    wanted = schema.VideoRequest(**{"prompt": "", "size": "96x64", **asked})
+    request = served_models.complete(wanted, served, Limits(max_steps=900))
     now = time.time()
     job = Job(
         id=f"video_{name}", owner="me", model="small", request=request, lease_owner="me", created_at=now,
