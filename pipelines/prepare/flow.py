@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # seconds to import, and `--help` does not need it
     import ray.data
 
 ASPECT_BUCKETS = 5  # default
+DECODER_CPUS, ENCODER_CPUS = 0.5, 0.4  # that Ray sets aside for each of the two, without GPUs
 NOTHING = np.empty(0, np.uint64)  # no hashes
 
 
@@ -59,7 +60,7 @@ def extract(
         fn_args=(config, sizes, ray.put((written, finished, left_out))),
         batch_size=None,
         batch_format="pyarrow",
-        num_cpus=1 if config.gpus else 0.5,
+        num_cpus=1 if config.gpus else DECODER_CPUS,
     )
     if config.score_only:
         return taken
@@ -74,7 +75,7 @@ def extract(
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=min(slices.num_rows, config.gpus or config.encoders or cpus)),
         num_gpus=1 if config.gpus else 0,
-        num_cpus=0.4,
+        num_cpus=ENCODER_CPUS,
     )
 
 

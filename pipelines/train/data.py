@@ -55,6 +55,28 @@ def extract_config(config: TrainConfig) -> ExtractConfig:
     return config.stream.model_copy(update={"model": config.source_model})
 
 
+def divide_cpus(config: TrainConfig) -> tuple[float, int | None]:
+    """CPUs that Ray sets aside for each worker, and the number of a stream's encoders; None is for as many as CPUs."""
+    import ray
+
+    cpus = ray.cluster_resources().get("CPU", 0.0)
+    if not is_stream(config.dataset) or config.gpu or config.stream.gpus or not cpus:
+        return 1.0, config.stream.encoders
+    return share_cpus(cpus, config.workers[0], config.stream.encoders)
+
+
+def share_cpus(cpus: float, workers: int, encoders: int | None) -> tuple[float, int]:
+    """CPUs of each worker and the number of encoders, if a cluster's CPUs are to run workers, encoders and a decoder.
+
+    One CPU for each worker, or less: on two cores, two workers with one each would wait for ever for clips that Ray
+    has no CPU left to make.
+    """
+    others = flow.DECODER_CPUS + flow.ENCODER_CPUS * (encoders or 1)
+    share = max(0.05, min(1.0, int((cpus - others) / workers * 100) / 100))
+    room = int((cpus - share * workers - flow.DECODER_CPUS) / flow.ENCODER_CPUS + 1e-6)
+    return share, encoders or max(1, room)
+
+
 def start(config: TrainConfig, output: str) -> Any:
     """Prepare the source of clips, on the driver; returns what `open_clips` takes.
 
@@ -81,9 +103,8 @@ def start(config: TrainConfig, output: str) -> Any:
     # The actor outlives the workers. When its node is lost, Ray starts it anew, and a worker calls `begin` again.
     actor = ray.remote(num_cpus=0, max_restarts=-1)(Stream)
     hashes_of = (hashes[~held_out], hashes[held_out])
-    return actor.remote(
-        extract_config(config), files, hashes_of, config.validation_clips, config.total_batch, config.seed
-    )
+    settings = extract_config(config).model_copy(update={"encoders": divide_cpus(config)[1]})
+    return actor.remote(settings, files, hashes_of, config.validation_clips, config.total_batch, config.seed)
 
 
 def open_clips(config: TrainConfig, source: Any) -> reader.Clips:

@@ -275,6 +275,7 @@ def fit(config: TrainConfig, output: str, log: tracking.Log) -> dict[str, Any]:
             num_workers=config.workers[0] if config.workers[0] == config.workers[1] else config.workers,
             elastic_resize_monitor_interval_s=config.resize_every,
             use_gpu=config.gpu,
+            resources_per_worker=None if config.gpu else {"CPU": data.divide_cpus(config)[0]},
         ),
         # Under the same name and path, Ray Train finds the last checkpoint and passes it to the workers.
         run_config=RunConfig(

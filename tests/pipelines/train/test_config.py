@@ -9,7 +9,9 @@ import pytest
 from pydantic import ValidationError
 
 from pipelines.dataset import reader
+from pipelines.prepare import flow
 from pipelines.prepare.config import ExtractConfig
+from pipelines.train import data
 from pipelines.train import job as train
 from pipelines.train.config import TrainConfig
 from pipelines.train.deepspeed_config import check_deepspeed, deepspeed_config, gradient_accumulation
@@ -196,3 +198,17 @@ def test_preset_base_is_the_papers_run_and_a_flag_wins_over_it() -> None:
 def test_trained_weights_get_a_smaller_learning_rate_than_random_ones() -> None:
     rates = {init: TrainConfig(dataset="a", output="b", init=init).learning_rate for init in ("none", "builtin:tiny")}
     assert rates["builtin:tiny"] < rates["none"] / 10
+
+
+@pytest.mark.parametrize("encoders", [None, 1, 2])
+@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("cpus", [2.0, 4.0, 64.0])
+def test_workers_of_a_stream_leave_room_for_an_encoder_and_a_decoder(
+    cpus: float, workers: int, encoders: int | None
+) -> None:
+    share, number = data.share_cpus(cpus, workers, encoders)
+    assert workers * share + number * flow.ENCODER_CPUS + flow.DECODER_CPUS <= cpus + 1e-6
+    assert 0 < share <= 1
+    assert number == (encoders or number)
+    if cpus == 64:
+        assert (share, number >= 60 or encoders is not None) == (1, True)
