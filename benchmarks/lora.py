@@ -1,12 +1,12 @@
-"""A LoRA of a motion that builtin:tiny does not know, from 20 clips in 100 steps, and what it does to photos.
+"""Train a LoRA of a motion that builtin:tiny does not know, by 20 clips in 100 steps, and judge its effect on photos.
 
     python benchmarks/lora.py [--output out/lora] [--steps 100]
 
 Draws 20 clips of pictures that stretch sideways, and runs the jobs on two cores: prepare, then train --lora-rank 16.
 Animates crops of photos that no clip shows, and judges the motion by its optical flow (cinemo/metrics/flow.py): without
-the LoRA, with it, and again with it turned off, which must give the first frames to the last bit. Prints a table; exits
-1 when fewer than 90 % of the photos stretch with the LoRA, or a bit differs without it. The same command goes on where
-it stopped.
+the LoRA, with it, and again with it turned off, which must give the videos made without it, to the last bit. Prints a
+table; exits 1 when fewer than 90 % of the photos stretch with the LoRA, or a bit differs. The same command goes on
+where it stopped.
 """
 
 import argparse
@@ -63,7 +63,10 @@ def animate(pipe: CinemoPipeline, prompts: Sequence[str]) -> list[np.ndarray]:
 
 
 def share(clips: Sequence[np.ndarray], moves: Sequence[tuple[str, str]]) -> float:
-    """Share of the clips that move as `moves` say, each for as many clips as the others."""
+    """Share of the clips that move as `moves` say: (kind, direction) pairs, each for an equal part of the clips.
+
+    clips: uint8 (N, H, W, 3) each, in the order of `moves`.
+    """
     each = len(clips) // len(moves)
     judged = [flow.agrees(flow.measure(clip)[0], *moves[number // each]) for number, clip in enumerate(clips)]
     return float(np.mean(np.array(judged, bool)))

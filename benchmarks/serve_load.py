@@ -3,10 +3,10 @@
     python benchmarks/serve_load.py [fair] [streams] [disk] [--videos 100] [--posts 300] [--seconds 10] [--store URL]
 
 Replicas are stubs, so that the service alone is measured. `fair`: one key has 500 jobs waiting for one replica, and
-each of 19 other keys sends one; exits 1 when more than two jobs begin before it. `streams`: 50 clients read events and
-200 ask for a video every second, all of one ingress with PostgreSQL; exits 1 when POST takes 200 ms or more at the 99th
-percentile. `disk`: videos are written to an S3 server (moto), downloaded and deleted; exits 1 when the bucket or the
-local disk has more bytes than before, or the database rows of them.
+each of 19 other keys sends one; exits 1 when more than two jobs begin between sending and beginning one of these.
+`streams`: 50 clients read events and 200 poll a video every second, all from one ingress with PostgreSQL; exits 1 when
+POST takes 200 ms or more at the 99th percentile. `disk`: videos are written to an S3 server (moto), downloaded and
+deleted; exits 1 when bucket and local disk have more bytes than before, or the database still has rows of the videos.
 """
 
 import argparse
@@ -101,7 +101,7 @@ def fair(options: argparse.Namespace, folder: Path) -> int:
 
 
 def serve(settings: ServeSettings, port: int, statements: Any) -> None:
-    """Run an ingress, whose jobs never end, on a port. statements: counter of those that reach the database."""
+    """Run an ingress, whose jobs never end, on a port. statements: shared counter of its SQL statements."""
     import uvicorn
 
     class Hanging(Stub):
@@ -118,9 +118,9 @@ def serve(settings: ServeSettings, port: int, statements: Any) -> None:
 
 
 def load(address: str, ids: list[str], may_poll: Any, busy: Any) -> None:
-    """Read the events of each job and, once it may, poll one of them every second from each poller, for ever.
+    """Read the events of each job, for ever; and let each poller request a job every second, once `may_poll` is 1.
 
-    busy: counter of the streams and pollers that have got their first answer.
+    may_poll, busy: shared integers. busy: number of streams and pollers that have got their first answer.
     """
     import aiohttp
 
@@ -151,7 +151,7 @@ def load(address: str, ids: list[str], may_poll: Any, busy: Any) -> None:
 
 
 def streams(options: argparse.Namespace, folder: Path) -> int:
-    """Measure POST, and the statements that reach the database, beside event streams and pollers."""
+    """Measure POST, and the SQL statements a second, beside event streams and pollers."""
     server, context = None if options.store else Postgres(folder / "postgres"), multiprocessing.get_context("spawn")
     store = options.store or server.new_database()  # type: ignore[union-attr]
     settings = ServeSettings(output=str(folder / "out"), store=store, page=False, limits=LIMITS)
@@ -204,7 +204,7 @@ def advance(settings: ServeSettings, ids: Sequence[str]) -> None:
 
 
 def rate(counter: Any, seconds: float) -> float:
-    """Increments of a counter in a second."""
+    """Count the increments of a shared counter for so many seconds; returns increments per second."""
     before, began = counter.value, time.perf_counter()
     time.sleep(seconds)
     return float((counter.value - before) / (time.perf_counter() - began))
@@ -265,13 +265,14 @@ def disk(options: argparse.Namespace, folder: Path) -> int:
 
 
 def rows(settings: ServeSettings) -> int:
-    """Rows of jobs, images, events and files in the database; tombstones are kept for 30 days."""
+    """Count the rows of jobs, images, events and files in the database; tombstones, kept for 30 days, do not count."""
     database = Store(settings.store_url).database
     counted = (tables.jobs, tables.images, tables.events, tables.files)
     return sum(database.first(sa.select(sa.func.count()).select_from(table))[0] for table in counted)
 
 
 def answers(address: str) -> bool:
+    """Whether an ingress answers at an address."""
     try:
         return httpx.get(f"{address}/health/live").is_success
     except httpx.TransportError:
@@ -279,6 +280,7 @@ def answers(address: str) -> bool:
 
 
 def wait_until(happened: Callable[[], Any], seconds: float = 300) -> None:
+    """Wait until a function returns something true; fails after so many seconds."""
     deadline = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < deadline

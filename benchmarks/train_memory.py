@@ -93,9 +93,9 @@ def states(
 ) -> States:
     """Compute the memory of a model on each rank, beside its activations, when gradients are accumulated.
 
-    parameters: those that are trained. frozen: the others. precision: "fp32" or "bf16"; at stage 0, bf16 is autocast
-    over float32 weights. bucket: DeepSpeed's reduce_bucket_size, in elements. gpu: whether Adam's step is computed for
-    all weights at once.
+    parameters, frozen: numbers of weights that are trained, and that are not. precision: "fp32" or "bf16"; at stage 0,
+    bf16 is autocast over float32 weights. bucket: DeepSpeed's reduce_bucket_size, in elements. gpu: whether Adam's step
+    is computed for all weights at once.
     """
     low = 2 if precision == "bf16" and stage > 0 else 4  # bytes of a weight as the U-Net computes with it
     share, all_weights = math.ceil(parameters / world_size), parameters + frozen
@@ -155,7 +155,7 @@ def activations(
     """Compute the peak bytes of one forward and backward pass, beside weights and gradients.
 
     latents: shape (B, C, N, h, w). precision: "fp32" or "bf16", of the weights, or of autocast over float32 weights.
-    text: shape (T, D) of a prompt's features. lora_rank: of the adapters of all attention that are trained alone.
+    text: shape (T, D) of a prompt's features. lora_rank: with a rank, only adapters of all attention are trained.
     The pass runs PyTorch's own code on fake tensors on the CPU; attention keeps no matrix of scores, as on a GPU.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -211,8 +211,12 @@ def table(precision: str, parameters: int, plain: dict[str, int], checkpointed: 
 
 
 def lora_table(parameters: int, full: Sequence[int], adapted: Sequence[int]) -> Iterator[str]:
-    """Yield the lines of a LoRA's table. full, adapted: activations without and with checkpointing, in bf16."""
-    yield "| ZeRO | GPUs | weights | trained | peak | of full's | with checkpointing | of full's |"
+    """Yield the lines of a LoRA's table. parameters: weights of the U-Net.
+
+    full, adapted: bytes of activations in full and in LoRA training, without and with checkpointing, in bf16.
+    """
+    share = "share of full training"
+    yield f"| ZeRO | GPUs | weights | trained | peak | {share} | with checkpointing | {share} |"
     yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
     for stage, world in LORA_ROWS:
         whole = states(parameters, stage, "bf16", world)

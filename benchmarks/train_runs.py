@@ -4,8 +4,8 @@
 
 One worker and one thread, the built-in model, clips of 16 frames of 128 x 192, batches of 4. prefetch: time of
 a step with the default --prefetch against --prefetch 0, on a local disk. upload: seconds that steps wait for a
-checkpoint whose upload to an S3 server on localhost takes about 20 s. resume: losses of a run that was stopped half-way
-and given again, against one that was not. Takes about ten minutes on two cores.
+checkpoint whose upload to an S3 server on localhost takes about 20 s. resume: losses of a run that ended half-way and
+was resumed with more --max-steps, against one without a break. Takes about ten minutes on two cores.
 """
 
 import os
@@ -33,7 +33,7 @@ UPLOAD_SHARE = 0.1  # bound: a checkpoint is written to the local disk, which ta
 
 
 def train(dataset: Path, output: str, database: Path, **flags: float) -> dict[str, list[float]]:
-    """Run the job; returns its metrics: name -> values in the order of the steps."""
+    """Run the train job with these flags; returns its metrics in MLflow: name -> values in the order of the steps."""
     from mlflow.tracking import MlflowClient
 
     uri = f"sqlite:///{database}"
@@ -57,7 +57,7 @@ def train(dataset: Path, output: str, database: Path, **flags: float) -> dict[st
 
 
 def prefetch(dataset: Path, folder: Path) -> int:
-    """Time of a step with prefetch against without, local disk: two runs of each, in the order a b b a."""
+    """Measure the time of a step with prefetch against without, on a local disk: without, with, with, without."""
     seconds: dict[str, list[float]] = {"with": [], "without": []}
     for number, name in enumerate(("without", "with", "with", "without")):
         flags = {} if name == "with" else {"prefetch": 0}
@@ -70,7 +70,7 @@ def prefetch(dataset: Path, folder: Path) -> int:
 
 
 def upload(dataset: Path, folder: Path) -> int:
-    """Seconds that a checkpoint delays the steps when its upload takes 20 s."""
+    """Measure the seconds that a checkpoint delays the steps when its upload takes 20 s."""
     saved: dict[str, list[float]] = {}
     steps, database = 2 * UPLOAD_STEPS, folder / "mlflow.db"
     with slow_storage(REQUEST_S, "/checkpoints/step_") as server:
@@ -87,7 +87,7 @@ def upload(dataset: Path, folder: Path) -> int:
 
 
 def resume(dataset: Path, folder: Path) -> int:
-    """Largest difference between the losses of a run that was resumed and of one that was not."""
+    """Measure the largest difference between the losses of a run that was resumed and of one that was not."""
     train(dataset, str(folder / "whole"), folder / "mlflow.db", max_steps=RESUME_STEPS)
     for steps in (RESUME_STEPS // 2, RESUME_STEPS):
         train(dataset, str(folder / "halves"), folder / "mlflow.db", max_steps=steps)

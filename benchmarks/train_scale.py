@@ -133,7 +133,10 @@ def make_dataset(folder: Path, clips: int, shape: tuple[int, ...], per_file: int
 
 
 def serve(connection: Any, delay: float, part: str) -> None:
-    """An S3 server that waits before each request whose path has a part; for each message, sends the seconds so far."""
+    """Run an S3 server until it gets the message "stop"; to any other message it sends the seconds waited so far.
+
+    It waits `delay` seconds before each request whose path contains `part`.
+    """
     from moto.server import ThreadedMotoServer
 
     from tests.pipelines.outage import Outage
@@ -158,7 +161,7 @@ def serve(connection: Any, delay: float, part: str) -> None:
 def slow_storage(delay: float = 0.05, part: str = "") -> Iterator[Any]:
     """Run such a server in a process of its own; it is S3 for this process and those that it starts.
 
-    delay: seconds before each request whose path has `part`. Yields a connection to that process (serve).
+    delay, part: as in `serve`. Yields a connection to that process.
     """
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=serve, args=(theirs, delay, part))

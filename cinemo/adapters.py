@@ -1,4 +1,4 @@
-"""LoRA adapters of a CinemoPipeline, by the names of diffusers' loader mixin: load, combine, switch off, fuse, unload.
+"""LoRA methods of CinemoPipeline, named as in diffusers: load, combine, switch off, fuse and unload adapters.
 
 cinemo.lora reads the files and changes the U-Net; it imports peft when the first adapter is loaded, not before.
 """
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
 
 
 class LoraLoaderMixin:
-    """Methods of CinemoPipeline. A change applies to every later call, so make none while another thread samples.
+    """LoRA methods of CinemoPipeline. They change the pipeline's own U-Net, so call none while a thread samples.
 
     diffusers' LoraBaseMixin has the same names; it is not a base class, because it also handles text encoders.
     """
 
     unet: Any
-    directory: Path | None = None  # of the model, with which the base of adapters is compared; None: not known
+    directory: Path | None = None  # of the model, to check that adapters were trained on it; None: not known
     model_name = "this model"
     loras: Mapping[str, lora.Adapter] = {}  # loaded, by name; without their weights
-    lora_weights: Mapping[str, float] = {}  # of those that act
-    unfused: Sequence["Tensor"] | None = None  # weights of the layers before adapters were fused; None: none are
+    lora_weights: Mapping[str, float] = {}  # of the adapters that set_adapters chose
+    unfused: Sequence["Tensor"] | None = None  # weights of the layers before adapters were fused; None: none is fused
 
     def load_lora_weights(self, place: Any, adapter_name: str | None = None) -> None:
         """Load an adapter, which then acts alone, with weight 1; `set_adapters` combines several.
 
         place: a folder or file that training wrote, or a hub id. adapter_name: by default default_0, default_1, ...
-        Raises ValueError if it is no adapter, or one of another model.
+        Raises ValueError if it is no adapter, or was trained on another model, or the name is taken.
         """
         self.check_not_fused()
         free = (f"default_{number}" for number in itertools.count() if f"default_{number}" not in self.loras)
@@ -59,7 +59,10 @@ class LoraLoaderMixin:
     def set_adapters(
         self, adapter_names: str | Sequence[str], adapter_weights: float | Sequence[float] | None = None
     ) -> None:
-        """Let these adapters act, and no others, each with its weight (1 without weights). Raises ValueError."""
+        """Let these adapters act, and no others; [] turns all off. Raises ValueError.
+
+        adapter_weights: one for all, or one for each; default: 1.
+        """
         self.check_not_fused()
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         given = 1.0 if adapter_weights is None else adapter_weights
@@ -75,7 +78,7 @@ class LoraLoaderMixin:
             lora.set_weights(self.unet, dict(self.lora_weights))
 
     def get_active_adapters(self) -> list[str]:
-        """Names of the adapters that act."""
+        """Names of the adapters that `set_adapters` chose; `disable_lora` does not change them."""
         return list(self.lora_weights)
 
     def get_list_adapters(self) -> dict[str, list[str]]:
@@ -95,7 +98,7 @@ class LoraLoaderMixin:
             lora.set_weights(self.unet, dict(self.lora_weights))
 
     def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
-        """Remove adapters from the U-Net; the others go on as they were. Raises ValueError."""
+        """Remove adapters from the U-Net; the others that `set_adapters` chose act. Raises ValueError."""
         self.check_not_fused()
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         self.check_names(names)
@@ -114,8 +117,8 @@ class LoraLoaderMixin:
     ) -> None:
         """Add adapters to the U-Net's weights, which makes steps as fast as without them.
 
-        components: only ("unet",). lora_scale: multiplies their weights. safe_fusing: refuse NaN. adapter_names: by
-        default those that act. Takes a copy of the weights that change. Raises ValueError.
+        components: only ("unet",). lora_scale: multiplies the adapters' weights. safe_fusing: refuse NaN.
+        adapter_names: by default those that act. Keeps a copy of the weights that change. Raises ValueError.
         """
         self.check_not_fused()
         if list(components) != ["unet"]:

@@ -99,7 +99,7 @@ def of_model(name: str, fingerprint: str, recorded: dict[str, Any], relation: st
 
 
 def of_lora(place: str) -> Node:
-    """Lineage of a LoRA's folder or file. Raises ValueError if it has none."""
+    """Lineage of a LoRA's folder or file. Raises ValueError if there is no LoRA, or its card cannot be read."""
     file = lora.find(place)
     card = lora.read_adapter_card(file)
     facts = {"rank": card.rank, "alpha": card.alpha, "targets": card.targets, "trigger_words": card.trigger_words}
@@ -109,7 +109,7 @@ def of_lora(place: str) -> Node:
 
 
 def of_used_lora(recorded: dict[str, Any]) -> Node:
-    """Lineage of a LoRA by what a video's sidecar recorded: path, fingerprint, weight and lineage."""
+    """Lineage of a LoRA that a video was made with. recorded: LoraFacts of the video's sidecar."""
     name, fingerprint = str(recorded.get("path", "unknown")), recorded.get("fingerprint")
     facts, note = {"weight": recorded.get("weight")}, "not on this machine"
     if Path(name).exists():

@@ -1,8 +1,8 @@
-"""LoRA adapters of the U-Net (Hu et al., arXiv 2106.09685): files, cards, and adapters within a model, by peft.
+"""LoRA adapters of the U-Net (Hu et al., arXiv 2106.09685): their files, their cards, and how a U-Net gets them.
 
-One file in diffusers' layout, pytorch_lora_weights.safetensors, is an adapter. Its header has peft's configuration,
-where diffusers keeps it, and the card: base model, trigger words, lineage. Loads torch, diffusers and peft only in
-functions that touch a U-Net or the weights.
+An adapter is one file in diffusers' layout, pytorch_lora_weights.safetensors. Its header has peft's configuration,
+where diffusers keeps it, and the card: base model, trigger words, lineage. Only the functions that touch a U-Net or the
+weights import torch, diffusers and peft.
 """
 
 import functools
@@ -30,20 +30,20 @@ PREFIX = "unet."
 # Keys of the file's metadata: diffusers' own for the configuration of peft, and ours for the card.
 CONFIG_KEY, CARD_KEY = "lora_adapter_metadata", "cinemo"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-# Ends of the names of the layers that get adapters.
+# Suffixes of the names of the layers that get adapters, by the name of the choice.
 TARGETS: dict[str, tuple[str, ...]] = {
     "attention": ATTENTION,  # of all three kinds: within a frame, to the text, between frames
     "motion": tuple(f"attn_temp.{name}" for name in ATTENTION),  # between frames alone
     "all": (*ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out",
             "conv1", "conv2", "conv_shortcut", "time_emb_proj", "conv"),
 }  # fmt: skip
-# What of peft's configuration counts; the rest are ways to start a training, or other kinds of adapters.
+# Fields of peft's configuration that are read; the others start a training, or describe other kinds of adapters.
 CONFIG_NAMES = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora")
 
 
 @dataclass(frozen=True)
 class AdapterCard:
-    """What an adapter says of itself. A file of another tool says nothing, and has this card as it is here."""
+    """What an adapter's file says of itself. A file of another tool has no card, and gets these defaults."""
 
     base: str = ""  # name of the model that it was trained on
     base_fingerprint: str | None = None  # of that model's directory, for its lineage
@@ -51,22 +51,22 @@ class AdapterCard:
     rank: int = 0
     alpha: float = 0.0
     targets: str = ""
-    trigger_words: str = ""  # text that training put before every caption
+    trigger_words: str = ""  # text that training put before every caption that lacked it
     sizes: list[tuple[int, int]] | None = None  # (height, width) of the clips that it was trained on
-    lengths: list[int] | None = None
+    lengths: list[int] | None = None  # frames of these clips
     lineage: dict[str, Any] = field(default_factory=dict)  # as in a model's card
     format_version: int = FORMAT_VERSION
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter's file that was read."""
+    """An adapter, as read from its file."""
 
     path: Path
-    state: dict[str, "Tensor"]  # "unet.<layer>.lora_A.weight" and ".lora_B.weight"
-    config: dict[str, Any]  # peft's LoraConfig, {} if the file has none
+    state: dict[str, "Tensor"]  # "unet.<layer>.lora_A.weight" (rank, in, ...), ".lora_B.weight" (out, rank, ...)
+    config: dict[str, Any]  # fields of peft's LoraConfig, {} if the file has none
     card: AdapterCard
-    fingerprint: str
+    fingerprint: str  # of the file
 
 
 def parse_option(value: str) -> tuple[str, float]:
@@ -143,7 +143,7 @@ def read_adapter_card(file: str | os.PathLike[str]) -> AdapterCard:
 
 
 def read(place: str | os.PathLike[str]) -> Adapter:
-    """Read an adapter. place: as in `find`. Raises ValueError."""
+    """Read an adapter. place: as in `find`. Raises ValueError if there is none, or its file cannot be read."""
     from safetensors.torch import load_file
 
     file = find(place)
@@ -172,7 +172,7 @@ def write(
     metadata = {"format": "pt", CONFIG_KEY: json.dumps(described, sort_keys=True), CARD_KEY: text}
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as aside:
         save_file(dict(state), Path(aside) / WEIGHTS_NAME, metadata=metadata)
-        (Path(aside) / WEIGHTS_NAME).chmod(0o644)  # the library lets nobody else read it
+        (Path(aside) / WEIGHTS_NAME).chmod(0o644)  # save_file makes it readable for its owner alone
         (Path(aside) / CARD_NAME).write_text(text + "\n")
         for name in (CARD_NAME, WEIGHTS_NAME):
             os.replace(Path(aside) / name, folder / name)
@@ -180,9 +180,10 @@ def write(
 
 
 def check_base(card: AdapterCard, model: Path, name: str, lora: str) -> None:
-    """Check that an adapter was trained on a model. model: its directory. name, lora: as the user wrote them.
+    """Check that an adapter was trained on the U-Net of a model. Raises ValueError.
 
-    A file of another tool does not say what it was trained on, and passes. Raises ValueError.
+    model: its directory. name, lora: model and adapter as the user wrote them. A file of another tool does not say what
+    it was trained on, and passes.
     """
     if card.unet_fingerprint is None:
         return
@@ -196,14 +197,14 @@ def check_base(card: AdapterCard, model: Path, name: str, lora: str) -> None:
 
 @functools.lru_cache(maxsize=8)
 def _fingerprint_of(part: Path, changed: int) -> str:
-    """checkpoint.fingerprint, computed once for several adapters. changed: time of the last change, nanoseconds."""
+    """checkpoint.fingerprint, cached. changed: time of the last change, in nanoseconds; part of the cache's key."""
     return checkpoint.fingerprint(part)
 
 
 def add_adapter(unet: Any, rank: int, alpha: float, targets: str, name: str = "default", seed: int = 0) -> None:
-    """Add a new adapter to train, which changes nothing yet, and freeze all other weights.
+    """Add a new adapter to train, whose output is still 0, and freeze all other weights. Raises ValueError.
 
-    alpha: the adapter's output is multiplied by alpha / rank. targets: a name in TARGETS. Raises ValueError.
+    alpha: the adapter's output is multiplied by alpha / rank. targets: a name in TARGETS. seed: of its first weights.
     """
     import torch
     from peft import LoraConfig
@@ -218,7 +219,7 @@ def add_adapter(unet: Any, rank: int, alpha: float, targets: str, name: str = "d
 
 
 def adapter_config(unet: Any, name: str = "default") -> dict[str, Any]:
-    """What of an adapter's configuration its file needs."""
+    """The part of an adapter's configuration that its file stores."""
     config = unet.peft_config[name]
     modules = config.target_modules
     return {
@@ -246,7 +247,7 @@ def attach(unet: Any, adapter: Adapter, name: str) -> None:
     log = logging.getLogger("diffusers.utils.peft_utils")
     before = log.level
     try:
-        log.setLevel(logging.ERROR)  # it takes the other adapters' weights for missing ones, and check_fits has looked
+        log.setLevel(logging.ERROR)  # it warns that the other adapters' weights are missing; check_fits checked these
         unet.load_lora_adapter(adapter.state, prefix="unet", adapter_name=name, metadata=metadata)
     except (TypeError, ValueError, RuntimeError, KeyError) as error:
         raise ValueError(f"lora {adapter.path} cannot be loaded: {first_line(error)}") from error
@@ -277,9 +278,9 @@ def check_fits(unet: Any, adapter: Adapter) -> None:
 
 
 def weight_shape(layer: Any, kind: str, first: "Tensor | None") -> tuple[int, ...] | None:
-    """Shape that an adapter's weight should have. kind: "A.weight" or "B.weight". first: the A of the same layer.
+    """Shape that an adapter's weight should have; None for a layer that takes no adapter, and if `first` is None.
 
-    None for layers that take no adapter, and without `first`.
+    layer: of the U-Net, None if it has none of this name. kind: "A.weight" or "B.weight". first: A of the same layer.
     """
     weight = getattr(getattr(layer, "base_layer", layer), "weight", None)
     if weight is None or weight.dim() not in (2, 4) or first is None or first.dim() != weight.dim():
@@ -290,7 +291,7 @@ def weight_shape(layer: Any, kind: str, first: "Tensor | None") -> tuple[int, ..
 
 
 def layers_of(unet: Any) -> list["nn.Module"]:
-    """Layers that have adapters."""
+    """Layers of a U-Net that have adapters, as peft's wrappers."""
     return [layer for layer in unet.modules() if hasattr(layer, "base_layer")]
 
 
@@ -313,7 +314,7 @@ def set_weights(unet: Any, weights: Mapping[str, float]) -> None:
 
 
 def detach(unet: Any, name: str | None = None) -> None:
-    """Remove an adapter, or all of them: then the U-Net has its own layers again. Raises ValueError."""
+    """Remove an adapter (None: all). With the last one gone, the U-Net has its own layers again. Raises ValueError."""
     if name is not None and name not in names(unet):
         raise ValueError(f"adapter {name!r} is not loaded; there are: {', '.join(names(unet)) or 'none'}")
     if name is not None and len(names(unet)) > 1:

@@ -10,17 +10,17 @@ from typing_extensions import ReadOnly, TypedDict  # ReadOnly is in typing from 
 
 
 class Lora(TypedDict):
-    """An adapter of a request."""
+    """A LoRA adapter that a request names."""
 
-    name: ReadOnly[str]  # where it is; in the service, its name there
+    name: ReadOnly[str]  # path, hub id or models:/...; in the service, the adapter's name there
     weight: ReadOnly[float]
     fingerprint: ReadOnly[str]  # of its file
 
 
 class LoraFacts(TypedDict):
-    """An adapter with which a video was made."""
+    """A LoRA adapter that acted when a video was made."""
 
-    path: ReadOnly[str]  # where it was; in the service, its name there
+    path: ReadOnly[str]  # path, hub id or models:/...; in the service, the adapter's name there
     fingerprint: ReadOnly[str]
     weight: ReadOnly[float]
     lineage: ReadOnly[dict[str, Any]]  # of its card

@@ -111,7 +111,7 @@ def sample_clip(
 def shown_size(source: Source) -> tuple[int, int]:
     """Size (H, W) in pixels at which a video is shown: upright, with square pixels. Raises VideoError.
 
-    Decodes its first frame, which alone says how it is rotated; if that is damaged, the video counts as upright.
+    Decodes the first frame, because only frames tell the rotation; if it is damaged, the video counts as upright.
     """
     with open_video(source) as video:
         try:

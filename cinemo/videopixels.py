@@ -52,12 +52,12 @@ def render_all(
 
 
 def turns_of(frame: Any) -> int:
-    """How often a frame is turned left by 90 degrees to stand upright: 0 to 3."""
+    """Quarter turns to the left that make a frame upright: 0 to 3."""
     return round(getattr(frame, "rotation", 0) / 90) % 4
 
 
 def is_turned(frame: Any) -> bool:
-    """Whether a frame, or None, is shown as high as it is stored wide."""
+    """Whether height and width of a frame are exchanged when it is shown; False for None."""
     return turns_of(frame) % 2 == 1
 
 

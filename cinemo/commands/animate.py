@@ -132,8 +132,8 @@ def read_sampler(steps: int | None, speed: str | None, scheduler: str, interval:
 def fitted(pipe: Any, photo: Any, fit: Fit, height: int | None, width: int | None) -> dict[str, Any]:
     """The size to animate at and how the photo is fitted to it, as arguments of CinemoPipeline.
 
-    Without a height and width, the size is the model's that is nearest to the photo's aspect. Prints a note when more
-    than a third of the photo is cut away. Raises ValueError for a size the model does not take.
+    Without a height and width, the size is that of the model's sizes whose aspect is nearest to the photo's. Prints a
+    note when more than a third of the photo is cut away. Raises ValueError for a size that the model does not take.
     """
     from cinemo.image import NOTABLE_CUT, cut_away, fitting_size
 

@@ -42,7 +42,10 @@ LARGE_BYTES = 2**30  # of weights: with more, saving memory matters more than th
 def load(
     model: str, device: str, dtype: str = "float32", vae: str = "auto", loras: Sequence[str] | None = None
 ) -> "CinemoPipeline":
-    """Load a pipeline on a device; "auto" is the GPU if there is one. loras: values of --lora. Raises ValueError."""
+    """Load a pipeline on a device; "auto" is the GPU if there is one. Raises ValueError.
+
+    loras: adapters that act together, PATH[:weight] each, as --lora has them.
+    """
     import torch
 
     from cinemo.lora import parse_option

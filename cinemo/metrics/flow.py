@@ -22,11 +22,11 @@ FIT_ROUNDS = 4
 class Motion(NamedTuple):
     """Motion of the content over a whole clip, in frame heights (clockwise: radians)."""
 
-    right: float  # background, as are down, outward and clockwise
+    right: float  # background, as are all others down to wider
     down: float
     outward: float  # at one height from the centre: zooming in is positive
     clockwise: float
-    wider: float  # at one height from the centre: stretching sideways, less twice what it changes upwards
+    wider: float  # at one height from the centre: stretch sideways, less twice that up or down, so that no zoom counts
     object_right: float  # the tenth of the pixels that departs most from the background
     object_down: float
 

@@ -1,7 +1,8 @@
 """LoRA adapters within the U-Net's layers (Hu et al., arXiv 2106.09685), as peft injects them.
 
-The U-Net computes linear layers and convolutions from their weights (pack.py), and so past the forward method of a
-wrapping peft layer. Here such a layer is taken apart: the base goes the usual way, and what the adapters add follows.
+The U-Net computes linear layers and convolutions from their weights (pack.py), not by their forward methods, so peft's
+wrapper of a layer is never called. Instead pack.py computes the wrapped layer, and add_adapters adds the adapters'
+output.
 """
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 
 def base_of(layer: nn.Module) -> nn.Module:
-    """The layer that peft has wrapped, or the layer itself; without merged adapters, if adapters are disabled."""
+    """The layer that peft has wrapped, or the layer itself. If adapters are merged but disabled, they are unmerged."""
     if not hasattr(layer, "base_layer"):
         return layer
     if layer.disable_adapters and layer.merged:
@@ -26,7 +27,10 @@ def active_in(layer: nn.Module) -> list[str]:
 
 
 def add_adapters(layer: nn.Module, x: Tensor, out: Tensor) -> Tensor:
-    """out + scaling * B(A(x)) of each active adapter; in place without gradients. out: what the base computed of x."""
+    """out plus scaling * B(A(x)) of each active adapter; changes `out` in place if no gradients are needed.
+
+    x: input of the layer. out: output of base_of(layer) for x.
+    """
     for name in active_in(layer):
         change = layer.lora_B[name](layer.lora_A[name](layer.lora_dropout[name](x)))
         scale = layer.scaling[name]

@@ -1,4 +1,4 @@
-"""The LoRA adapters of requests: written as PLACE[:weight], looked up once, switched on for a batch at a time."""
+"""LoRA adapters of animation requests: PLACE[:weight] is looked up once, and a replica switches adapters by batch."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -10,26 +10,26 @@ from pipelines.animate.config import AnimateConfig
 from pipelines.animate.request import SettingError
 from pipelines.core import models, storage
 
-MOST = 8  # adapters that act at once
-KEPT = 32  # adapters that a replica keeps, a few MB each
+MOST = 8  # most adapters of a request
+KEPT = 32  # most adapters that a replica keeps loaded, a few MB each
 
 
 class OtherBaseError(ValueError):
-    """An adapter of another model."""
+    """An adapter was trained on another model."""
 
 
 class Known(NamedTuple):
     """An adapter that was looked up, without its weights."""
 
-    place: str  # after models.absolute
+    place: str  # returned by models.absolute; in the service, the adapter's name there
     fingerprint: str
     card: lora.AdapterCard
 
 
 def look_up(place: str, model: str) -> Known:
-    """Read what is known of an adapter, and check that it is one of this MODEL. Both after models.absolute.
+    """Read the card and fingerprint of an adapter, and check that it was trained on this MODEL.
 
-    Raises ValueError, of the class OtherBaseError if it is one of another model.
+    place, model: returned by models.absolute. Raises ValueError: OtherBaseError if it was trained on another model.
     """
     file = lora.find(models.lora_directory(place))
     card = lora.read_adapter_card(file)
@@ -41,9 +41,10 @@ def look_up(place: str, model: str) -> Known:
 
 
 def chosen(texts: Sequence[str], find: Callable[[str], Known]) -> list[Lora]:
-    """Adapters of a request, as it stores them; those of weight 0 are left out. texts: PLACE[:weight].
+    """Look up the adapters of a request, as it stores them; those of weight 0 are left out. texts: PLACE[:weight].
 
-    find: looks a place up, or raises ValueError. Raises SettingError for what is not such a text, or is unknown.
+    find: looks a place up, or raises ValueError. Raises SettingError for a text of another form, for an adapter that is
+    unknown or named twice, and for more than MOST.
     """
     made: list[Lora] = []
     for text in texts:
@@ -67,13 +68,16 @@ def text_of(request: Mapping[str, Any]) -> str | None:
 
 
 def placed(texts: Sequence[str], tracking_uri: str | None, output: str) -> list[str]:
-    """Make the places of flags mean the same in every process (models.absolute). Raises ValueError."""
+    """Make places of adapters absolute (models.absolute), because workers have other working directories.
+
+    texts: PLACE[:weight], of flags. Raises ValueError.
+    """
     pairs = [lora.parse_option(text) for text in texts]
     return [f"{models.absolute(place, tracking_uri, output)}:{weight}" for place, weight in pairs]
 
 
 class Catalog:
-    """The adapters that the rows of a catalog name, each looked up once."""
+    """Adapters that the rows of a catalog name; each is looked up once."""
 
     def __init__(self, config: AnimateConfig) -> None:
         self.config, self.known = config, dict[str, Known | ValueError]()
@@ -81,7 +85,7 @@ class Catalog:
         self.folder = catalog if os.path.isdir(catalog) else os.path.dirname(catalog)
 
     def find(self, place: str) -> Known:
-        """Look up an adapter that is named relative to the catalog or to the working directory. Raises ValueError."""
+        """Look up an adapter. place: relative to the catalog if it is there, else as in --lora. Raises ValueError."""
         if place not in self.known:
             beside = os.path.join(self.folder, place)
             try:
@@ -97,13 +101,16 @@ class Catalog:
 
 
 class Switch:
-    """Loads the adapters of a replica's pipeline when they are first asked for, and lets those of a batch act."""
+    """Adapters of a replica's pipeline: loaded when a request first names them, switched for each batch."""
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
 
     def use(self, asked: Sequence[Lora]) -> list[LoraFacts]:
-        """Let these adapters act, and no others; returns what their videos' sidecars say of them. Raises ValueError."""
+        """Let these adapters act, and no others; returns their entries for sidecars. Raises ValueError.
+
+        If more than KEPT are loaded, the first loaded of the others are deleted.
+        """
         names = [one["fingerprint"][:32] for one in asked]
         for one, name in zip(asked, names, strict=True):
             if name not in self.pipe.loras:
@@ -125,6 +132,6 @@ class Switch:
 
 
 def facts(one: Lora, lineage: Mapping[str, Any]) -> LoraFacts:
-    """What a sidecar says of an adapter."""
+    """Entry of an adapter in a sidecar. lineage: of its card."""
     plain = models.plain(one["name"])
     return LoraFacts(path=plain, fingerprint=one["fingerprint"], weight=one["weight"], lineage=dict(lineage))

@@ -107,7 +107,7 @@ def animation_id(
     """
     edited = [] if video_digest is None else [video_digest]
     content = dict(request)
-    if "lora" in request:  # wherever the adapters are
+    if "lora" in request:  # by their content, wherever the files are
         content["lora"] = [[one["fingerprint"], one["weight"]] for one in request["lora"]]
     return digest([METHOD_VERSION, image_digest, content, dict(made_with), *edited])
 

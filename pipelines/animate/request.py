@@ -24,7 +24,7 @@ Text = Annotated[str, BeforeValidator(_no_nul)]
 
 
 def _listed(value: Any) -> Any:
-    """Split text at commas; a list may have several such texts."""
+    """Split a text, or each text of a list, at commas; anything else is returned as it is."""
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
         return value  # for pydantic to refuse
@@ -113,7 +113,7 @@ def complete(asked: Settings, prompt: str, model: Facts, ending: str = ".mp4") -
         "guidance_scale": card.guidance if asked.guidance_scale is None else asked.guidance_scale,
         **asked.model_dump(include={"motion_bucket", "dct_init", "dct_cutoff", "dct_timestep"}),
         **({"fit": "pad"} if asked.fit == "pad" else {}),
-        # One size leaves no choice; requests of earlier versions that name it all the same keep their ids.
+        # One size leaves no choice. Earlier versions stored it with fit pad or auto; so do we, to keep these ids.
         **({"sizes": card.sizes} if is_open and card.sizes and (len(card.sizes) > 1 or asked.fit != "crop") else {}),
         **preset,
     }

@@ -51,9 +51,10 @@ def resolve(model: str) -> Path:
 
 
 def lora_directory(place: str) -> str:
-    """Place of an adapter on this node: a registered one's folder, and any other place as it is. Raises ValueError.
+    """Place of an adapter on this node, for cinemo.lora.find. Raises ValueError.
 
-    place: returned by `absolute`.
+    place: returned by `absolute`. A registered adapter is downloaded, and its folder returned; any other place (folder,
+    file or hub id) is returned as it is.
     """
     return str(fetch(place)) if place.startswith("models:") else place
 
@@ -100,7 +101,7 @@ def look_up(model: str) -> Facts:
 
 
 def factor(directory: Path) -> int:
-    """Pixels per latent cell, per side, of the autoencoder of a model directory."""
+    """Pixels per latent cell, per side, of a model directory's VAE."""
     vae = json.loads((directory / checkpoint.vae_name(directory) / "config.json").read_text())
     return checkpoint.vae_factor(vae)
 
@@ -148,8 +149,8 @@ def check_name(name: str) -> str:
 def register(name: str, model: str, tags: Mapping[str, str], log: tracking.Log) -> str | None:
     """Put the directory of a model or a LoRA (path or URI) into the registry; returns models:/NAME/VERSION.
 
-    name: NAME or NAME@ALIAS. tags: of the version, with tracking.FINGERPRINT if the directory's is known. An error must
-    not fail a finished training: it prints a warning with the remedy and returns None.
+    name: NAME or NAME@ALIAS. tags: of the version; tracking.FINGERPRINT is computed if it is not among them. An error
+    must not fail a finished training: it prints a warning with the remedy and returns None.
     """
     name, _, alias = name.partition("@")
     alias = alias or DEFAULT_ALIAS

@@ -28,7 +28,7 @@ from pipelines.core.patience import patient, retried
 _SCANNED = 64  # files read at a time; after a fault, all of them are read again
 _COPIED = 16 << 20  # bytes requested at a time; each request waits for the storage
 _WRITTEN = 1 << 20  # bytes written at a time
-_ASIDE = re.compile(r"\..+\.[0-9a-f]{8}", re.DOTALL)  # name of a file that is being written
+_ASIDE = re.compile(r"\..+\.[0-9a-f]{8}", re.DOTALL)  # temporary name under which `put` writes a file
 
 
 def absolute(uri: str) -> str:
@@ -131,9 +131,9 @@ def put(uri: str, data: bytes | memoryview) -> None:
 
 
 def put_file(uri: str, file: BinaryIO) -> None:
-    """Write a file like `put`, from an open one, a part at a time."""
+    """Write a file like `put`, with the whole content of an open binary file, a part at a time."""
 
-    def copy(stream: Any) -> None:  # also again, if the storage fails
+    def copy(stream: Any) -> None:  # from the start, because it is repeated if the storage fails
         file.seek(0)
         shutil.copyfileobj(file, stream, _WRITTEN)
 
@@ -160,9 +160,9 @@ def _put(uri: str, write: Callable[[Any], object]) -> None:
 
 @patient
 def remove_asides(uri: str, untouched_s: float) -> int:
-    """Delete incomplete files in a folder, left by killed processes and untouched for so long; returns their number.
+    """Delete temporary files of `put` in a folder, which killed processes left there; returns their number.
 
-    Only names that `put` makes are deleted. untouched_s: far more seconds than a write may take.
+    untouched_s: only files that were last written so many seconds ago, or longer; far more than a write may take.
     """
     files, root = filesystem(uri)
     infos = files.get_file_info(pyarrow.fs.FileSelector(root, allow_not_found=True))

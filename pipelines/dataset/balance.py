@@ -11,16 +11,16 @@ from pipelines.dataset.schedule import ShapeSchedule
 
 
 class Group(NamedTuple):
-    """Clips of one shape."""
+    """Clips of one shape. B: number of motion buckets."""
 
     order: np.ndarray  # int32 (n,): positions, bucket by bucket
-    counts: np.ndarray  # clips of each bucket
-    shares: np.ndarray  # of each bucket in a batch
-    weight: float  # of all clips
+    counts: np.ndarray  # int64 (B,): clips of each bucket
+    shares: np.ndarray  # float64 (B,): of each bucket in a batch
+    weight: float  # sum of the weights of the clips
 
     @staticmethod
     def of(positions: np.ndarray, buckets: np.ndarray, weights: Sequence[float]) -> "Group":
-        """Group clips by bucket. positions, buckets: of each clip. weights: of a clip of each bucket."""
+        """Order clips by bucket. positions, buckets: int (n,), of each clip. weights: of one clip of each bucket."""
         counts = np.bincount(buckets, minlength=len(weights))
         weighed = counts * np.asarray(weights)
         weight = float(weighed.sum())
@@ -53,7 +53,7 @@ class BalancedClips:
         return balanced_positions(group.order, group.counts, group.shares, total_batch, seed, step)
 
     def left_out(self, total_batch: int) -> int:
-        """Count the clips of shapes that have fewer than a batch."""
+        """Count the clips of shapes that have fewer clips than a batch, and so are in none."""
         return self.clips.left_out(total_batch)
 
     def shape(self, number: int) -> int:

@@ -24,7 +24,7 @@ from pipelines.dataset import records
 
 SPLIT = 1_000_000  # a video's part is the hash of its uri modulo this; the lowest parts are held out
 POINTER = "index.json"
-# Of the arrays; an index of another version is made again. The second has `shape`, which datasets of one shape lack.
+# Versions of the arrays: 2 has `shape`, and 1, of datasets of one shape, has not. Others are made again.
 _VERSION, _WITH_SHAPES = 1, 2
 _READERS = 32  # files read at once: reading mostly waits for storage
 _CHUNK = 4096  # files whose rows are requested at a time
@@ -43,7 +43,7 @@ class Index(NamedTuple):
     split: np.ndarray  # uint32 (n,): hash of the video's uri modulo SPLIT, which says whether the video is held out
     file: np.ndarray  # bytes (m,): name below OUT/data, in UTF-8
     size: np.ndarray  # int64 (m,): bytes of the file
-    shape: np.ndarray | None = None  # int32 (n, 3): frames, height and width; None: all clips of the dataset have one
+    shape: np.ndarray | None = None  # int32 (n, 3): frames, height and width; None: all clips have one shape
 
 
 def split_of(hashes: np.ndarray) -> np.ndarray:

@@ -97,10 +97,10 @@ def _count_clips(found: Survey, table: pa.Table) -> None:
 
 
 def write(rows: Sequence[Mapping[str, Any]], output: str, by_shape: bool = False) -> tuple[int, int]:
-    """Write rows of schema records.ROW as a file of clips and one of rejects; returns the number of each.
+    """Write rows of schema records.ROW as files of clips and one of rejects; returns (clips, rejects).
 
-    by_shape: clips of each shape get a file, in a folder of their own. A task that runs twice writes the same files
-    with the same bytes.
+    Clips of each shape get a file; by_shape: in a folder of the shape, such as data/16x320x512. A task that runs twice
+    writes the same files with the same bytes.
     """
     good = [row for row in rows if not row["reason"]]
     bad = [row for row in rows if row["reason"]]
@@ -129,7 +129,7 @@ def drop_duplicates(output: str) -> None:
 
 
 def to_merge(output: str, target: int = MERGED_BYTES) -> list[list[str]]:
-    """Group small files of clips of one folder, each group of about `target` bytes. A rest stays as it is."""
+    """Group the small files of clips of each folder by about `target` bytes. Files that fill no group are left out."""
     groups: list[list[str]] = []
     waiting: defaultdict[str, list[str]] = defaultdict(list)
     bytes_of: Counter[str] = Counter()

@@ -65,7 +65,7 @@ class Clips(Protocol):
         """Count the clips that are in no batch, because their shape has fewer clips than a batch."""
 
     def shape(self, number: int) -> int:
-        """Number of a clip's shape: clips of equal ones fit in one batch."""
+        """Number of a clip's shape, from 0: clips with the same number fit in one batch."""
 
     def held_out(self, most: int) -> list[int]:
         """Numbers of the clips to validate on, `most` at most; after `begin`."""
@@ -116,9 +116,9 @@ def _held_out_below(share: float) -> np.uint32:
 
 
 def count_clips(uri: str, share: float, enough: int) -> int:
-    """Count the clips of the most frequent shape to train on when a share of the videos is held out; at most `enough`.
+    """Count the clips to train on, of the most frequent shape, when a share of the videos is held out.
 
-    Clips of each shape are in a folder of their own.
+    Stops counting at `enough`. Clips of each shape are in a folder of their own.
     """
     counts: Counter[str] = Counter({"": 0})
     for name in storage.list_files(index.data_folder(uri), (".parquet",)):
@@ -178,21 +178,21 @@ class ClipReader:
         return np.delete(self.index.bucket, self.order.held_out)
 
     def groups(self) -> list[np.ndarray]:
-        """Positions of the clips to train on of each shape, rising: int32 (n,)."""
+        """Positions of the clips to train on, for each shape: int32 (n,), rising."""
         return [group.positions for group in self._groups or []] or [np.arange(len(self), dtype=np.int32)]
 
     def _split(self, shapes: np.ndarray) -> list["_Group"]:
         trained_on = np.delete(shapes, self.order.held_out)
         found = (np.flatnonzero(trained_on == shape).astype(np.int32) for shape in range(shapes.max() + 1))
-        # Each with a cache of its own, because steps of shapes alternate.
+        # Each shape has a cache of its own, because steps of different shapes alternate.
         return [_Group(positions, functools.lru_cache(maxsize=2)(_permute)) for positions in found]
 
     def shape(self, number: int) -> int:
-        """Number of the shape of a clip; 0 where all have one."""
+        """Number of the shape of a clip; 0 where all clips have one shape."""
         return 0 if self._shapes is None else int(self._shapes[self.order.row(number)])
 
     def left_out(self, total_batch: int) -> int:
-        """Count the clips of shapes that have fewer than a batch."""
+        """Count the clips of shapes that have fewer clips than a batch, and so are in none."""
         sizes = [len(group) for group in self.groups()]
         return sum(size for size in sizes if size < total_batch) if len(sizes) > 1 else 0
 
@@ -240,12 +240,12 @@ class ClipReader:
 
 
 class _Group(NamedTuple):
-    positions: np.ndarray  # of the clips of a shape
-    permutation: Callable[[int, int, int], np.ndarray]  # count, seed, epoch -> an order
+    positions: np.ndarray  # int32 (n,), of the clips of a shape
+    permutation: Callable[[int, int, int], np.ndarray]  # (count, seed, epoch) -> int32 (count,)
 
 
 def _numbered(shapes: np.ndarray | None) -> np.ndarray | None:
-    """Numbers of shapes, uint16 (n,), from int32 (n, 3); None where all are one."""
+    """Number the different shapes: int32 (n, 3) -> uint16 (n,); None where all clips have one shape."""
     if shapes is None or not len(shapes):
         return None
 
@@ -261,9 +261,9 @@ def _numbered(shapes: np.ndarray | None) -> np.ndarray | None:
 
 
 def weights_of_shapes(weights: Sequence[float], total_batch: int, counts: Sequence[int] | None = None) -> list[float]:
-    """Weights with 0 for shapes that have fewer clips than a batch. counts: clips of each; default: the weights.
+    """Weights of shapes, with 0 for those that have fewer clips than a batch. Raises ValueError if all have.
 
-    Raises ValueError when none has so many.
+    counts: clips of each shape; default: the weights.
     """
     clips = weights if counts is None else counts
     kept = [weight * (count >= total_batch) for weight, count in zip(weights, clips, strict=True)]
@@ -297,8 +297,8 @@ def batch_positions(
 ) -> list[int]:
     """Positions of the clips of one step's whole batch, over all workers; steps count from 0.
 
-    Each epoch is a permutation of all clips by (seed, epoch); a batch may extend into the next epoch. permutation: a
-    function that caches them.
+    Each epoch is a permutation of all clips by (seed, epoch); a batch may extend into the next epoch. permutation:
+    computes one, int32 (count,), from (count, seed, epoch); default: one that caches two of them.
     """
     permutation = permutation or _permutation
     places = range(step * total_batch, (step + 1) * total_batch)

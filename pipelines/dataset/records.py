@@ -132,7 +132,7 @@ def row_table(row: Mapping[str, Any]) -> pa.Table:
 
 
 def shape_of(row: Mapping[str, Any]) -> Shape:
-    """The shape of the clip of a row: frames, height, width."""
+    """The shape of a row's clip: (frames, height, width)."""
     return row["num_frames"], row["height"], row["width"]
 
 

@@ -1,24 +1,24 @@
-"""Which shape the batch of each training step has: each by its share, from (seed, step) alone."""
+"""The shape of each training step's batch: shapes occur in proportion to their weights, by (seed, step) alone."""
 
 import functools
 from collections.abc import Sequence
 
 import numpy as np
 
-BLOCK = 256  # steps in which each shape has its share to within one step
+BLOCK = 256  # steps, in which each shape occurs as often as its share says, to within one step
 
 
 class ShapeSchedule:
-    """The shape of every step's batch. In a block of steps their order is random, and their numbers are the shares."""
+    """The shape of every step's batch. Each block of steps has every shape by its share, in a random order."""
 
     def __init__(self, weights: Sequence[float]) -> None:
-        """weights: of each shape, not all 0; a share is a part of their sum."""
+        """weights: of each shape, not all 0. A shape's share is its weight divided by their sum."""
         self.shares = np.asarray(weights, np.float64) / np.sum(weights)
         self._block = functools.lru_cache(maxsize=2)(self._draw_block)
-        self._before: dict[int, list[np.ndarray]] = {}  # seed -> steps of each shape before each block
+        self._before: dict[int, list[np.ndarray]] = {}  # seed -> for each block, the steps of each shape before it
 
     def at(self, seed: int, step: int) -> tuple[int, int]:
-        """The shape of a step, and how many earlier steps had it; steps count from 0."""
+        """Find a step's shape: (number of the shape, how many earlier steps had it). Steps count from 0."""
         number, place = divmod(step, BLOCK)
         before = self._before.setdefault(seed, [np.zeros(len(self.shares), np.int64)])
         while len(before) <= number:
@@ -29,7 +29,7 @@ class ShapeSchedule:
         return shape, int(before[number][shape] + np.count_nonzero(block[:place] == shape))
 
     def _draw_block(self, seed: int, number: int) -> np.ndarray:
-        """Shapes of the steps of a block, by systematic sampling: int64 (BLOCK,)."""
+        """Draw the numbers of the shapes of a block's steps, by systematic sampling: int64 (BLOCK,)."""
         random = np.random.Generator(np.random.PCG64([seed, number, len(self.shares), BLOCK]))
         points = (np.arange(BLOCK) + random.random()) / BLOCK
         last = np.flatnonzero(self.shares)[-1]  # a rounding error must not choose a shape without a share

@@ -73,7 +73,7 @@ def frame_size(config: EvaluateConfig) -> tuple[int, int]:
 
 
 def find_adapters(config: EvaluateConfig) -> list[Lora]:
-    """Look up the adapters, and check that they are ones of every Cinemo model. Raises ValueError."""
+    """Look up the adapters of --lora, and check that they fit every Cinemo model. Raises ValueError."""
     found: list[Lora] = []
     cinemo = [model for model in config.model if scheme(model) == "cinemo"]
     if config.lora and not cinemo:
@@ -87,7 +87,7 @@ def find_adapters(config: EvaluateConfig) -> list[Lora]:
 
 
 def identity(config: EvaluateConfig, loras: Sequence[Lora] = ()) -> dict[str, Any]:
-    """Settings that all rows depend on: jobs that share an output must have them equal."""
+    """Settings that all rows depend on: jobs that share an output must have them equal. loras: by find_adapters."""
     height, width = frame_size(config)
     names = {"dataset", "num_frames", "min_interval", "max_interval", "motion_bucket", "num_inference_steps"}
     names |= {"guidance_scale", "scheduler", "seed", "i3d", "inception", "c3d", "clip", "lpips", "precision"}
@@ -112,7 +112,7 @@ class Job:
     identity: dict[str, Any]  # settings that all rows depend on
     cases: list[datasets.Case]
     facts: dict[str, models.Facts]  # Cinemo models by name
-    loras: list[Lora] = field(default_factory=list)  # adapters of all of these
+    loras: list[Lora] = field(default_factory=list)  # adapters that every Cinemo model gets
 
 
 def resolve(config: EvaluateConfig) -> Job:

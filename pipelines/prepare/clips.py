@@ -36,7 +36,7 @@ def draw_span(
 ) -> tuple[int, int] | None:
     """Draw (start, interval) of a video's clip `number`, in frames; None when even the smallest interval does not fit.
 
-    num_frames: of the clip.
+    video_frames, num_frames: numbers of frames of the video and of the clip.
 
     The interval is uniform in min_interval..max_interval, reduced to the longest that fits; the start is uniform over
     what is left. Both come from a hash and integer arithmetic, equal on every machine and with every library version.
@@ -102,10 +102,12 @@ def make_spans(
 ) -> list[Row]:
     """Create the rows of a video's clips, with ids and shape; or one reject row for the whole video.
 
-    video: uri, caption, fault, segment. sizes: (H, W) in pixels; of several, the video gets the one nearest in aspect,
-    for which its first frame is decoded. Clips of a segment are drawn from within it, as if it were the video.
-    Two clips of one video never start at the same frame, so that (uri, segment, start_frame) identifies a clip among
-    the rejects; a draw that repeats a start gives no further clip.
+    video: uri, caption, fault, segment. sizes: (H, W) in pixels; of several, the video gets the one nearest in aspect.
+    Decodes nothing, unless there are several sizes or a limit of enlargement: then the first frame.
+
+    Clips of a segment are drawn from within it, as if it were the video. Two clips of one video never start at the same
+    frame, so that (uri, segment, start_frame) identifies a clip among the rejects; a draw that repeats a start gives no
+    further clip.
     """
     row = {"uri": video["uri"], "caption": video["caption"], "segment": video.get("segment")}
     if video["fault"]:
@@ -139,7 +141,10 @@ def make_spans(
 def fit_size(
     uri: str, sampling: SamplingConfig, sizes: Sequence[shapes.Size], run: Run
 ) -> tuple[shapes.Size, str | None]:
-    """Choose a video's size (H, W); a message if the video is too small for it. Raises VideoError."""
+    """Choose a video's size; returns ((H, W), message). Raises VideoError.
+
+    message: says that the video is too small for this size, None if it is not.
+    """
     limit = enlargement_limit(sampling, sizes)
     if len(sizes) == 1 and limit is None:
         return sizes[0], None
@@ -155,7 +160,10 @@ def fit_size(
 
 
 def enlargement_limit(sampling: SamplingConfig, sizes: Sequence[shapes.Size]) -> float | None:
-    """How often a video may be enlarged to fill its size: the flag's, else MAX_ENLARGEMENT with several sizes."""
+    """Largest factor by which a video is enlarged to fill its size; None: any.
+
+    It is the flag's, else MAX_ENLARGEMENT if there are several sizes.
+    """
     if sampling.max_enlargement is None and len(sizes) > 1:
         return shapes.MAX_ENLARGEMENT
     return sampling.max_enlargement

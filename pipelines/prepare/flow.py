@@ -22,8 +22,8 @@ from pipelines.prepare.shapes import Size
 if TYPE_CHECKING:  # seconds to import, and `--help` does not need it
     import ray.data
 
-ASPECT_BUCKETS = 5  # default
-DECODER_CPUS, ENCODER_CPUS = 0.5, 0.4  # that Ray sets aside for each of the two, without GPUs
+ASPECT_BUCKETS = 5  # default of --aspect-buckets
+DECODER_CPUS, ENCODER_CPUS = 0.5, 0.4  # CPUs that Ray sets aside for each decoder and each encoder, without GPUs
 NOTHING = np.empty(0, np.uint64)  # no hashes
 
 
@@ -114,7 +114,7 @@ def take_slice(slices: pa.Table, config: ExtractConfig, sizes: Sequence[Size], d
 def frame_sizes(config: ExtractConfig) -> list[Size]:
     """Sizes (H, W) in pixels: from the flags, else the model's first trained size, else the paper's.
 
-    Raises ValueError for a size that the VAE cannot encode. Training checks whether a U-Net takes it.
+    Raises ValueError for a size that the VAE cannot encode. Training checks whether the U-Net takes it.
     """
     directory = models.resolve(config.model)
     factor = 1 if config.score_only else models.factor(directory)
@@ -136,7 +136,7 @@ def frame_sizes(config: ExtractConfig) -> list[Size]:
 
 
 def clip_shapes(config: ExtractConfig) -> list[records.Shape]:
-    """Shapes that clips may have: frames, height, width."""
+    """Shapes that clips may have, by the flags: (frames, height, width) each."""
     return [(length, *size) for length in config.lengths for size in frame_sizes(config)]
 
 
@@ -145,7 +145,7 @@ def identity(config: ExtractConfig) -> dict[str, Any]:
     directory = models.resolve(config.model)
     sizes = frame_sizes(config)
     height, width = sizes[0] if len(sizes) == 1 else (None, None)
-    # Outputs of earlier versions have one size, and no word of the others.
+    # With one size the settings are those of earlier versions, whose outputs can so be continued.
     several: dict[str, Any] = {} if len(sizes) == 1 else {"sizes": ",".join(f"{w}x{h}" for h, w in sizes)}
     limit = clips.enlargement_limit(config, sizes)
     several |= {} if limit is None else {"max_enlargement": limit}

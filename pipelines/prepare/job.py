@@ -41,7 +41,7 @@ class Job:
     """A checked configuration, with names that are valid in every process, and what was read to check it."""
 
     config: PrepareConfig
-    shapes: list[records.Shape]  # that clips may have
+    shapes: list[records.Shape]  # all that clips may have
     identity: dict[str, Any]  # all settings that change a row, by the name of their flag
 
 
@@ -50,7 +50,7 @@ def resolve(config: PrepareConfig) -> Job:
     config = placed(config)
     sources.check(config.input, config.uri_column, config.caption_column)
     job = Job(config, flow.clip_shapes(config), identity(config))
-    # Outputs without a limit do not name it.
+    # An output that was made without a limit does not name it; None makes `check` compare it all the same.
     asked = {**job.identity, "max_enlargement": job.identity.get("max_enlargement")}
     Output(config.output).check(asked, {"vae_fingerprint": "--model", "text_fingerprint": "--model"})
     return job
@@ -209,7 +209,7 @@ def describe(job: Job, written: parts.Survey) -> dict[str, Any]:
     A segment counts as a video.
     bucket_weights: sampling weight of a clip of each bucket, so that all buckets count the same; the mean over the
     clips is 1.
-    shapes: where clips may have several, those that they have, the most frequent first.
+    shapes: if the flags allow several, those of the clips with their numbers of clips, the most frequent first.
     """
     made_with = job.identity
     rejects = dict(sorted(written.reasons.items()))
@@ -232,7 +232,7 @@ def describe(job: Job, written: parts.Survey) -> dict[str, Any]:
 
 
 def counted_shapes(written: parts.Survey) -> list[dict[str, int]]:
-    """Shapes of the clips with their numbers of clips, the most frequent first."""
+    """Entries of `shapes` in dataset.json: num_frames, height, width and clips, the most frequent shape first."""
     names = [name for name, _ in records.SHAPE]
     found = sorted(written.shapes.items(), key=lambda item: (-item[1], item[0]))
     return [{**dict(zip(names, shape, strict=True)), "clips": clips} for shape, clips in found]

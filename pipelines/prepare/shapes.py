@@ -1,6 +1,6 @@
-"""Shapes of clips: the sizes and lengths that flags name, and the one among them that suits a video.
+"""Shapes of clips: reads the sizes and lengths that flags name, and chooses those of a video's clips.
 
-A size is (height, width) in pixels; flags name it width first, as everywhere.
+In code a size is (height, width) in pixels, in flags and messages WIDTHxHEIGHT.
 """
 
 import math
@@ -12,7 +12,7 @@ Size = tuple[int, int]
 
 MULTIPLE, SMALLEST, LARGEST = 8, 64, 4096  # of a side, in pixels
 WIDEST = 16 / 9  # aspect of the widest bucket; the tallest is its inverse
-STEP = 16  # sides of buckets are multiples of this, so that the latents' sides are even
+STEP = 16  # sides of buckets are multiples of this: an even number of the usual latent cells of 8 pixels
 MAX_ENLARGEMENT = 1.2  # default where there are several sizes
 EQUAL = 1e-6  # logarithms of aspects that differ by less count as equal
 
@@ -33,7 +33,7 @@ def check_sizes(text: str) -> str:
 
 
 def read_sizes(text: str) -> list[Size]:
-    """Sizes of a list that check_sizes returned."""
+    """Read the sizes of a list that check_sizes returned."""
     pairs = (size.split("x") for size in text.split(","))
     return [(int(height), int(width)) for width, height in pairs]
 
@@ -48,14 +48,15 @@ def check_lengths(given: Any) -> Any:
 
 
 def read_lengths(checked: int | str) -> list[int]:
-    """Numbers of frames that check_lengths returned, rising."""
+    """Read the numbers of frames that check_lengths returned, rising."""
     return [int(part) for part in str(checked).split(",")]
 
 
 def sizes_of_area(area: int, buckets: int, factor: int) -> list[Size]:
     """Sizes of about `area` pixels with aspects from WIDEST to its inverse, evenly spaced in their logarithm.
 
-    factor: pixels per latent cell, per side. Raises ValueError for an area that leaves fewer sizes than buckets.
+    factor: pixels per latent cell, per side. Raises ValueError for an area that gives fewer sizes than buckets, or
+    sides that are too small or too large.
     """
     step = max(STEP, factor)
     sizes = [size_of_area(area, WIDEST ** (1 - 2 * place / (buckets - 1)), step) for place in range(buckets)]
@@ -82,14 +83,14 @@ def size_of_area(area: int, aspect: float, step: int) -> Size:
 
 
 def enlargement(shown: Size, size: Size) -> float:
-    """How often a video of size `shown` is enlarged to cover `size`; below 1 it is reduced."""
+    """Factor by which a video that is shown at size `shown` is enlarged to cover `size`; below 1 it is reduced."""
     return max(size[0] / shown[0], size[1] / shown[1])
 
 
 def choose_size(shown: Size, sizes: Sequence[Size], limit: float | None) -> Size:
     """Choose the size whose aspect is nearest to that of a video shown at size `shown`, so that least is cut away.
 
-    Of several with one aspect: the largest that enlarges it at most `limit` times, else the smallest.
+    Of several sizes with one aspect: the largest that enlarges it at most `limit` times (None: any), else the smallest.
     """
 
     def distance(size: Size) -> float:
@@ -102,5 +103,5 @@ def choose_size(shown: Size, sizes: Sequence[Size], limit: float | None) -> Size
 
 
 def choose_length(frames: int, min_interval: int, lengths: Sequence[int]) -> int:
-    """Choose the longest number of frames that fits into a video's at the smallest interval, else the shortest."""
+    """Choose the greatest length that fits into so many frames of a video at the smallest interval, else the least."""
     return max((length for length in lengths if (length - 1) * min_interval < frames), default=min(lengths))

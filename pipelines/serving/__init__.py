@@ -2,7 +2,7 @@
 
 The way of a request: api.py checks it (schema.py, http/), store.py keeps it as a job (jobs/), dispatch.py sends the
 job's id to a replica, replica.py makes and writes the video (videos/); then any ingress can serve it. deploy.py
-connects these to Ray Serve. webhooks.py reports ends of jobs, and batch/ sends files of requests.
+connects these to Ray Serve. webhooks.py reports that jobs have ended; batch/ makes the videos of a file of requests.
 """
 
 import logging

@@ -27,7 +27,7 @@ logger = logging.getLogger("ray.serve")
 Animate = Callable[[str, str], Awaitable[dict[str, Any]]]  # (id, shape) -> facts; raises when the replica dies
 RATE_OVER_S = 300.0  # period over which the rate of finished jobs is measured
 SWEEP_EVERY_S = 3600.0  # period between searches for files without a job
-ASIDE_KEPT_S = 86_400.0  # seconds; no write of a file takes so long
+ASIDE_KEPT_S = 86_400.0  # seconds after which temporary files are deleted; no write takes so long
 SWEPT_AT_ONCE = 500  # files whose jobs are looked up by one query
 
 
@@ -44,7 +44,7 @@ class Dispatcher:
         """animate: by the model's name. finished: called with every job that ended here, and its facts."""
         self.settings, self.store, self.animate, self.finished = settings, store, animate, finished
         self.turns = {name: Turns(settings.replicas.slots) for name in animate}
-        self.priority: Callable[[str], float] = lambda owner: 1.0  # set by the service, which knows the keys
+        self.priority: Callable[[str], float] = lambda owner: 1.0  # of an owner; Service, which has the keys, sets it
         self.name = uuid.uuid4().hex  # lease_owner of its jobs
         self.videos = storage.join(settings.place, "videos")
         self.tasks: dict[str, asyncio.Task[None]] = {}
@@ -159,7 +159,7 @@ class Dispatcher:
             await asyncio.sleep(0 if most == MAX_ROWS else self.settings.lease_s / 3)
 
     def _sweep(self) -> None:
-        """Delete files of superseded attempts and of deleted jobs, and what killed writes left.
+        """Delete files of superseded attempts and of deleted jobs, and temporary files that killed processes left.
 
         Files of a job that the store does not know are kept: the database may be another, new or restored one.
         """

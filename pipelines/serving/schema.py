@@ -121,7 +121,7 @@ class Adapter(BaseModel):
     """A LoRA adapter that requests may name in `lora`."""
 
     id: str
-    trigger_words: str | None = Field(description="text with which every prompt of its training began")
+    trigger_words: str | None = Field(description="text that every caption of its training has; put it into the prompt")
 
 
 class Model(BaseModel):

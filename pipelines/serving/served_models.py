@@ -19,7 +19,7 @@ class Served(models.Facts):
     """Properties of a model that are known without loading it, its name in the API, and its adapters."""
 
     name: str
-    loras: Mapping[str, adapters.Known | None] = field(default_factory=dict)  # by name; None: one of another model
+    loras: Mapping[str, adapters.Known | None] = field(default_factory=dict)  # by name; None: it fits another model
 
     def adapter(self, name: str) -> adapters.Known:
         """Find an adapter that is served for this model. Raises ValueError."""
@@ -32,13 +32,19 @@ class Served(models.Facts):
 
 
 def look_up(name: str, model: str, loras: Mapping[str, str] | None = None) -> Served:
-    """Read the properties of a MODEL, and those of its adapters: name -> place. Raises ValueError if one is missing."""
+    """Read the properties of a MODEL and its adapters. Raises ValueError if one of them is missing.
+
+    name: of the model in the API. loras: name -> place of all adapters that are served, also of other models.
+    """
     found = {lora: find_adapter(lora, place, model) for lora, place in (loras or {}).items()}
     return Served(**vars(models.look_up(model)), name=name, loras=found)
 
 
 def find_adapter(name: str, place: str, model: str) -> adapters.Known | None:
-    """Look up an adapter under its name in the API; None if it is one of another MODEL. Raises ValueError."""
+    """Look up an adapter; None if it was trained on another MODEL. Raises ValueError.
+
+    name: in the API, which the result has as its place.
+    """
     try:
         return adapters.look_up(place, model)._replace(place=name)
     except adapters.OtherBaseError:
@@ -82,7 +88,7 @@ def played(frames: int, loop: bool) -> int:
 
 
 def work_of(full: Mapping[str, Any], clips: int = 1) -> int:
-    """Pixels x frames x steps of a video. clips: how many are sampled."""
+    """Work of a video: pixels x frames x steps. full: a complete request. clips: how many are sampled."""
     return int(full["width"] * full["height"] * full["num_frames"] * full["num_inference_steps"] * clips)
 
 

@@ -118,7 +118,7 @@ class ServeSettings(BaseModel, frozen=True, extra="forbid"):
     )
     loras: dict[str, str] = Field(
         default_factory=dict,
-        description="LoRA adapters that requests may name: NAME -> a folder, file, hub id, models:/",
+        description="LoRA adapters that requests may name: NAME -> a folder, file, hub id or models:/NAME@ALIAS",
     )
     output: str = Field("out/serve", description="folder or URI of the videos")
     store: str | None = Field(

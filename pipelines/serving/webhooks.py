@@ -25,7 +25,7 @@ logger = logging.getLogger("ray.serve")
 
 SECRET = "CINEMO_WEBHOOK_SECRET"
 AT_ONCE = 64  # deliveries of a process at a time
-AT_ONCE_OF_OWNER = 16  # of them, to the receivers that an owner named, or to that of the settings: they may hang
+AT_ONCE_OF_OWNER = 16  # of these, to one owner's receivers, or to that of the settings, because receivers may hang
 TIMEOUT_S = 10.0  # of a delivery
 POLL_S = 1.0  # seconds between two looks for events that are due
 
@@ -79,7 +79,7 @@ class Outbox:
     def __init__(self, settings: ServeSettings, database: Database, secret: str) -> None:
         """secret: empty if webhooks are not used."""
         self.settings, self.database, self.secret = settings, database, secret
-        self.running: dict[asyncio.Task[None], str] = {}  # with the owner who named the receiver
+        self.running: dict[asyncio.Task[None], str] = {}  # delivery -> owner (Event.owner)
 
     async def run(self) -> None:
         """Deliver what is due, by any number of processes at once; ends when it is cancelled."""

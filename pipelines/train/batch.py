@@ -66,7 +66,10 @@ def named_generator(name: str) -> torch.Generator:
 
 
 def caption_features(clip: Clip, embed: TextFeatures, trigger_words: str = "") -> torch.Tensor:
-    """Text features (T, D) of a clip's caption: from the dataset, or encoded now where it has none that fit."""
+    """Text features (T, D) of a clip's caption, with trigger words.
+
+    They are the dataset's, or encoded now where it has none, or trigger words change the caption.
+    """
     caption = with_trigger_words(clip.caption, trigger_words)
     if clip.text_embeds is None or caption != clip.caption:
         return embed(caption)

@@ -56,10 +56,10 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", populate_by_name=True)
     )
     lora_targets: Literal["attention", "motion", "all"] = Field(
         "attention",
-        description="layers with adapters: attention, temporal attention alone, or all linear and convolution layers",
+        description="layers with adapters: attention; motion: temporal attention; all: linear layers and convolutions",
     )
     trigger_words: str = Field(
-        "", description="text put before every caption, and named in the card, for prompts that want the LoRA"
+        "", description="text put before every caption that lacks it; the LoRA's card names it, for use in prompts"
     )
     zero_stage: int = Field(2, ge=0, le=3, description="DeepSpeed ZeRO stage; may change when a run is resumed")
     num_workers: Annotated[int | str, BeforeValidator(_worker_range)] = Field(
@@ -152,7 +152,7 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", populate_by_name=True)
         if chosen.get("lora_rank") is not None and "init" not in given:  # adapters need a whole model
             chosen["init"] = chosen.get("components", "builtin:tiny")
         init = chosen.get("init", "builtin:tiny")
-        if init != "none":  # trained weights need a smaller one, the adapters of a small model a larger one
+        if init != "none":  # trained weights need a smaller learning rate, adapters of a small model a larger one
             is_small = chosen.get("lora_rank") is not None and init.startswith("builtin:")
             chosen.setdefault("learning_rate", 5e-3 if is_small else 1e-4)
         return chosen
@@ -241,7 +241,7 @@ class TrainConfig(BaseModel, frozen=True, extra="forbid", populate_by_name=True)
 
     @property
     def product(self) -> Literal["model", "lora"]:
-        """What a run makes: the name of its folder in the output."""
+        """What a run makes, which is also the name of its folder in the output."""
         return "model" if self.lora_rank is None else "lora"
 
     @property

@@ -56,7 +56,7 @@ def extract_config(config: TrainConfig) -> ExtractConfig:
 
 
 def divide_cpus(config: TrainConfig) -> tuple[float, int | None]:
-    """CPUs that Ray sets aside for each worker, and the number of a stream's encoders; None is for as many as CPUs."""
+    """Divide CPUs: (CPUs that Ray sets aside for each worker, number of a stream's encoders; None: one a CPU)."""
     import ray
 
     cpus = ray.cluster_resources().get("CPU", 0.0)
@@ -66,10 +66,10 @@ def divide_cpus(config: TrainConfig) -> tuple[float, int | None]:
 
 
 def share_cpus(cpus: float, workers: int, encoders: int | None) -> tuple[float, int]:
-    """CPUs of each worker and the number of encoders, if a cluster's CPUs are to run workers, encoders and a decoder.
+    """Divide a cluster's CPUs among workers, encoders and at least one decoder: (CPUs of each worker, encoders).
 
-    One CPU for each worker, or less: on two cores, two workers with one each would wait for ever for clips that Ray
-    has no CPU left to make.
+    A worker gets one CPU, or less: on two cores, two workers with one each would wait for ever for clips, because Ray
+    would have no CPU left to make them. encoders: None for as many as there is room for.
     """
     others = flow.DECODER_CPUS + flow.ENCODER_CPUS * (encoders or 1)
     share = max(0.05, min(1.0, int((cpus - others) / workers * 100) / 100))
@@ -134,7 +134,7 @@ def prediction_type(config: TrainConfig) -> str:
 def load_unet(config: TrainConfig) -> "CinemoUNet":
     """Load the U-Net that --init names, in training mode: a model's, LaVie's, or random weights from the seed.
 
-    With --lora-rank it has new adapters, drawn from the seed, and all else is frozen.
+    With --lora-rank it has new adapters, drawn from the seed, and all other weights are frozen.
     """
     import torch
 

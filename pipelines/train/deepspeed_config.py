@@ -10,7 +10,8 @@ from typing import Any
 
 from pipelines.train.config import TrainConfig
 
-# Gradients that are reduced at once; a bucket of DeepSpeed's 500 million would be half as large as the frozen weights.
+# Gradients that are reduced at once in LoRA training. DeepSpeed's default, 500 million, would allocate a buffer of half
+# the size of the frozen weights.
 LORA_BUCKET = 20_000_000
 
 

@@ -15,7 +15,8 @@ from cinemo.unet import CinemoUNet
 from pipelines.train.config import TrainConfig
 from pipelines.train.deepspeed_config import deepspeed_config
 
-# Of one kind of layer. The full-size U-Net has 14 for each shape of clips; PyTorch's default is 8.
+# Input shapes for which one kind of layer may be compiled. The full-size U-Net has 14 for each shape of clips;
+# PyTorch's default limit is 8.
 COMPILED_SHAPES = 256
 
 

@@ -122,7 +122,10 @@ def trained_unet(config: TrainConfig, saved: str | Path) -> CinemoUNet:
 
 
 def export(config: TrainConfig, saved: str | Path, motion: dict[str, str], run_id: str | None, output: str) -> str:
-    """Write OUTPUT/model or OUTPUT/lora from a checkpoint's folder; returns its fingerprint."""
+    """Write OUTPUT/model or OUTPUT/lora from a checkpoint's folder; returns the fingerprint of what was written.
+
+    motion: direction of the motion ids, for a model's card. run_id: in MLflow.
+    """
     if config.product == "lora":
         return export_lora(config, saved, run_id, output)
     return export_model(config, saved, motion, run_id, output)
@@ -176,7 +179,7 @@ def export_lora(config: TrainConfig, saved: str | Path, run_id: str | None, outp
 
 
 def lineage_of(config: TrainConfig, dataset: dict[str, Any], run_id: str | None) -> dict[str, Any]:
-    """What a card says of the training. dataset: dataset.json."""
+    """Lineage of a card: what the training read and how. dataset: dataset.json. run_id: in MLflow."""
     return {
         "dataset": config.dataset,
         "dataset_fingerprint": dataset["fingerprint"],

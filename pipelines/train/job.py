@@ -120,7 +120,7 @@ def resolve(config: TrainConfig) -> Job:
 
 
 def check_prediction_type(config: TrainConfig) -> None:
-    """Check that a LoRA learns to predict what its base does: its users sample as the base does. Raises ValueError."""
+    """Check that a LoRA is trained for its base's prediction type, by which it will be sampled. Raises ValueError."""
     own = checkpoint.load_scheduler(data.directory(config)).config.prediction_type
     if config.prediction_type not in ("auto", own):
         raise ValueError(
@@ -160,7 +160,10 @@ def check_dataset(config: TrainConfig, description: dict[str, Any]) -> None:
 
 
 def check_shapes(config: TrainConfig, description: dict[str, Any], card: checkpoint.ModelCard) -> None:
-    """Check the sizes and lengths of a dataset's clips by those of the model's card. Raises ValueError."""
+    """Check that the model takes the sizes and lengths of a dataset's clips; of a stream, that there is one shape.
+
+    description: dataset.json. card: of the model. Raises ValueError.
+    """
     if data.is_stream(config.dataset) and (description["height"] is None or len(config.stream.lengths) > 1):
         raise ValueError(
             f"--dataset {config.dataset} names videos, of which clips of one shape are made; give one size and one "
@@ -180,7 +183,7 @@ def check_shapes(config: TrainConfig, description: dict[str, Any], card: checkpo
 
 
 def check_count(config: TrainConfig, description: dict[str, Any]) -> None:
-    """Check that a dataset has clips of one shape for a batch, with and without those held out. Raises ValueError."""
+    """Check that some shape has clips for a batch, with and without those held out. Raises ValueError."""
     clips = max((each["clips"] for each in description.get("shapes", [description["counts"]])), default=0)
     alike = " of one shape" if "shapes" in description else ""
     if clips < config.total_batch:
@@ -243,7 +246,7 @@ def run(job: Job) -> dict[str, Any]:
 def read_result(config: TrainConfig) -> dict[str, Any] | None:
     """Read what fit returned when the run was finished before; None when there are steps left to take."""
     result = storage.read_json(storage.join(config.output, "result.json"))
-    last = {"model": checkpoint.CARD_NAME, "lora": lora.WEIGHTS_NAME}[config.product]  # file that is written
+    last = {"model": checkpoint.CARD_NAME, "lora": lora.WEIGHTS_NAME}[config.product]  # written last by an export
     exported = storage.exists(storage.join(config.output, config.product, last))
     return result if exported and result is not None and result["steps"] == config.max_steps else None
 

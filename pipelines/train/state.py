@@ -4,7 +4,7 @@ A checkpoint is what DeepSpeed saves, in a folder named after its layout (ZeRO s
 and state.json, which names that folder: shards that another layout left in a reused directory are never read.
 DeepSpeed itself loads a checkpoint of the same layout. One of another layout is loaded here, weight by weight, because
 DeepSpeed's universal checkpoint writes every tensor twice first, loads only at the stage that it came from, and leaves
-out stage 0 and the moving average. Weights that are not trained, a LoRA's base, are in no checkpoint.
+out stage 0 and the moving average. Frozen weights, those of the model that a LoRA adapts, are in no checkpoint.
 """
 
 import hashlib
@@ -76,7 +76,7 @@ def restore_checkpoint(engine: Any, optimizer: AdamWithAverage, config: TrainCon
 def load_checkpoint(
     engine: Any, optimizer: AdamWithAverage, config: TrainConfig, world_size: int, folder: str
 ) -> dict[str, Any]:
-    """Load the checkpoint in a folder, whatever its layout; returns its state.json."""
+    """Load the checkpoint in a folder, whatever its layout, into an engine; returns its state.json."""
     state = read_state(folder)
     if state["layout"] == layout(config, world_size):
         with tensors_only():

@@ -172,11 +172,11 @@ class StreamReader:
         return list(range(step * total_batch, (step + 1) * total_batch))
 
     def left_out(self, total_batch: int) -> int:
-        """Return 0: a stream has one shape (job.check_dataset)."""
+        """Return 0: all clips of a stream have one shape (job.check_shapes)."""
         return 0
 
     def shape(self, number: int) -> int:
-        """Return 0, the only shape."""
+        """Return 0, the number of the only shape."""
         return 0
 
     def held_out(self, most: int) -> list[int]:

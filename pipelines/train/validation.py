@@ -62,7 +62,7 @@ def validate(
     for numbers in alike(held_out, clips):
         items = range(FIFTHS * len(numbers))
         for share in micro_batches(items, rank, world_size, micro_batch):
-            # A worker without an item of its own computes one all the same: sharded weights are gathered from all.
+            # A worker without an item of its own computes one all the same: all workers must gather sharded weights.
             pairs = [(read_clip(numbers[item // FIFTHS]), item % FIFTHS) for item in share or items[:1]]
             losses = compute_losses(draw(pairs))[: len(share)].tolist()
             for (clip, fifth), loss in zip(pairs, losses, strict=False):
@@ -77,7 +77,7 @@ def validate(
 
 
 def alike(numbers: Sequence[int], clips: Clips) -> list[list[int]]:
-    """Group numbers of clips by shape, in the order of their first ones."""
+    """Group numbers of clips by shape. Groups are in the order of their first clips."""
     groups: dict[int, list[int]] = {}
     for number in numbers:
         groups.setdefault(clips.shape(number), []).append(number)

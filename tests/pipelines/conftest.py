@@ -86,7 +86,7 @@ def prepare_config(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Pr
 
 @pytest.fixture(scope="session")
 def mixed_config(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> PrepareConfig:
-    """Clips of two sizes and two lengths: of those videos, three upright ones and five short ones. One is too small."""
+    """Settings for two sizes and two lengths; to `videos` it adds three upright, five short and one too small."""
     folder = shutil.copytree(videos, tmp_path_factory.mktemp("mixed") / "videos")
     for kind, count, size, frames in (("tall", 3, (96, 64), 60), ("short", 5, (64, 96), 9), ("small", 1, (48, 32), 60)):
         other = tmp_path_factory.mktemp(kind)

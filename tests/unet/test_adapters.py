@@ -1,4 +1,4 @@
-"""LoRA adapters act in every layer that can have one, in each of the U-Net's ways to compute, and leave no trace."""
+"""LoRA adapters act in every layer that can have one, in all of the U-Net's ways to compute; off, they do nothing."""
 
 from collections.abc import Iterator
 

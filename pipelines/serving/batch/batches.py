@@ -135,7 +135,7 @@ class Batches:
             return connection.execute(change.returning(batches.c.status)).scalar_one_or_none()
 
     def keep(self, batch_id: str, lease_owner: str, lease_s: float) -> None:
-        """Renew a process's lease of a batch, if it is still its batch."""
+        """Renew a process's lease of a batch for `lease_s` seconds, if the process still holds it."""
         mine = batches.update().where(batches.c.id == batch_id, batches.c.lease_owner == lease_owner)
         change = mine.where(batches.c.status.in_(ACTIVE)).values(lease_until=self.database.now + lease_s)
         self.database.change(change)

@@ -22,8 +22,8 @@ from pipelines.sources import places
 FILES_OF_OWNER = 10  # a key may store this many times limits.max_file_bytes
 MAX_ROWS = 100  # files that are deleted at a time
 PART = 1 << 20  # bytes that are read, and held, at a time
-AT_ONCE, AT_ONCE_OF_OWNER = 32, 4  # uploads and downloads of a process at a time
-ASIDE_KEPT_S = 86_400.0  # seconds; no write of a file takes so long
+AT_ONCE, AT_ONCE_OF_OWNER = 32, 4  # uploads and downloads at a time, of a process and of one owner
+ASIDE_KEPT_S = 86_400.0  # seconds after which temporary files are deleted; no write takes so long
 USED = sa.select(batches.c.input_file_id).where(batches.c.ended_at.is_(None))  # inputs of batches that still run
 
 
@@ -74,11 +74,11 @@ class Files:
     def __init__(self, settings: ServeSettings, database: Database) -> None:
         self.settings, self.database = settings, database
         self.transfers: Counter[str] = Counter()  # uploads and downloads that run, by owner
-        self.lock = threading.RLock()  # the garbage collector may end a download in the middle of another's beginning
+        self.lock = threading.RLock()  # re-entrant: the garbage collector may close a download while this thread has it
 
     @contextmanager
     def transfer(self, owner: str) -> Iterator[None]:
-        """Count an upload or a download for the time of a block. Raises ApiError (429) if too many run."""
+        """Count an upload or a download while a block runs. Raises ApiError (429) if too many run already."""
         most = AT_ONCE if owner == EVERYONE else AT_ONCE_OF_OWNER
         with self.lock:
             if self.transfers[owner] >= most or self.transfers.total() >= AT_ONCE:
@@ -95,7 +95,7 @@ class Files:
     def add(self, file_id: str, owner: str, filename: str, purpose: str, data: BinaryIO) -> FileObject:
         """Store a file; may be repeated. Raises ApiError: 413 when the owner has too much stored, 503.
 
-        data: its content, as a file that is read a part at a time.
+        data: an open file, whose whole content is stored.
         """
         most, size = FILES_OF_OWNER * self.settings.limits.max_file_bytes, data.seek(0, io.SEEK_END)
 
@@ -139,7 +139,10 @@ class Files:
     def page(
         self, owner: str, after: str | None, limit: int, newest_first: bool, purpose: str | None
     ) -> tuple[list[FileObject], bool]:
-        """List (files of an owner after the one with the id `after`, whether there are more). Raises ApiError (404)."""
+        """List at most `limit` files of an owner: (files, whether there are more). Raises ApiError (404, 503).
+
+        after: id of the file before the page; None: the first page. purpose: None for all.
+        """
         position = sa.tuple_(files.c.created_at, files.c.id)
         query = sa.select(files).where(files.c.owner == owner)
         if purpose is not None:
@@ -155,13 +158,13 @@ class Files:
         return [to_object(row) for row in rows[:limit]], len(rows) > limit
 
     def open(self, file_id: str, owner: str) -> tuple[int, Iterator[bytes]]:
-        """Open a file: (its bytes, its content in parts). Raises ApiError (404, 429, 503) before the first part."""
+        """Open a file: (its size in bytes, its content in parts). Raises ApiError (404, 429, 503)."""
         size, parts = self.find(file_id, owner).bytes, self._parts(file_id, owner)
         next(parts)
         return size, parts
 
     def _parts(self, file_id: str, owner: str) -> Iterator[bytes]:
-        """Yield nothing once the file is open, then its parts. A generator that is dropped closes it."""
+        """Yield b"" once the file is open, then its parts. The file is closed at its end, or with the generator."""
         with self.transfer(owner):
             try:
                 file = places.open_binary(place_of(self.settings, file_id), PART, "none")
@@ -186,9 +189,9 @@ class Files:
             raise away() from None
 
     def delete_expired(self) -> None:
-        """Delete files that have expired, and what killed writes left. Raises OSError.
+        """Delete files that have expired, and temporary files that killed processes left. Raises OSError.
 
-        The requests of batches that have not ended are kept.
+        Inputs of batches that have not ended are kept.
         """
         is_old = sa.and_(files.c.expires_at < self.database.now, files.c.id.not_in(USED))
         expired = sa.select(files.c.id).where(is_old).limit(MAX_ROWS)

@@ -28,7 +28,7 @@ logger = logging.getLogger("ray.serve")
 POLL_S = 1.0  # seconds between two looks at the jobs of a batch
 SWEEP_EVERY_S = 60.0  # seconds between two deletions of what has expired
 WINDOW = 100  # most open jobs of a batch; fewer if the owner's batches together had more than half of what it may have
-MAX_STEP_S = 3600.0  # a read or write that takes longer hangs
+MAX_STEP_S = 3600.0  # seconds; a read or write that takes longer counts as hanging, and loses its batch
 MOST_PROBLEMS = 10  # most problems that are reported of an invalid file
 AGAIN = (429, 503)  # status codes after which a line is sent again later
 
@@ -89,7 +89,7 @@ class Run:
         self.open: dict[str, Line] = {}  # by job
         self.unsent: list[int] = []  # numbers of lines, the last first
         self.completed = self.failed = 0
-        self.renewed = time.monotonic()  # when the work last went on
+        self.renewed = time.monotonic()  # time of the last renewal by the work itself, between two reads or writes
 
     async def work(self) -> None:
         """Work until the batch has ended, or is another process's."""
@@ -100,13 +100,13 @@ class Run:
             keeping.cancel()
 
     async def _keep(self) -> None:
-        """Renew the lease while one read or write takes longer, but not for ever, if it hangs."""
+        """Renew the lease during long reads and writes, until one has taken MAX_STEP_S."""
         lease_s = self.runner.settings.lease_s
         while time.monotonic() < self.renewed + MAX_STEP_S:
             await asyncio.sleep(lease_s / 3)
             try:
                 await asyncio.to_thread(self.runner.batches.keep, self.batch.id, self.runner.name, lease_s)
-            except Exception as error:  # then the work stops by itself, or finds that the batch is another process's
+            except Exception as error:  # the work itself fails, too, or finds that another process has the batch
                 logger.warning("the lease of a batch was not renewed: %s", error, extra={"batch": self.batch.id})
 
     async def _work(self) -> None:
@@ -151,7 +151,7 @@ class Run:
         """Send lines while there is room."""
         share = self.runner.max_open(self.owner) // 2 // self.runner.owners[self.owner]
         room = max(1, min(WINDOW, share)) - len(self.open)
-        until = time.monotonic() + self.runner.settings.lease_s / 3  # then look who has ended, and whether to go on
+        until = time.monotonic() + self.runner.settings.lease_s / 3  # then look for ended jobs and a cancellation
         while self.unsent and room > 0 and time.monotonic() < until:
             number = self.unsent[-1]
             line = await asyncio.to_thread(read_line, self.uri, *self.spans[number])

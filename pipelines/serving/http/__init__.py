@@ -1,1 +1,1 @@
-"""What the API and the page share: bodies, the spellings of other clients, keys, uploads, links, error responses."""
+"""HTTP requests and responses: bodies, fields of other servers' clients, keys, uploads, images by URL, errors."""

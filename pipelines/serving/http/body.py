@@ -16,7 +16,7 @@ from pipelines.serving.http.errors import ApiError
 
 MAX_FILES = 8
 MAX_FIELDS = 64
-MAX_TEXT = 1 << 16  # bytes of a text beside an uploaded file
+MAX_TEXT = 1 << 16  # bytes of a text field in a form with a large file
 
 
 async def read(request: Request, most: int, name: str = "input_reference") -> dict[str, Any]:
@@ -80,9 +80,9 @@ async def form_fields(headers: Headers, body: bytes) -> dict[str, Any]:
 
 @contextlib.asynccontextmanager
 async def read_form(request: Request, most: int, name: str) -> AsyncIterator[dict[str, Any]]:
-    """Read a multipart form of at most `most` bytes whose files are on disk if they are large, for the time of a block.
+    """Read a multipart form and yield its fields, as `form_of` does. Large files wait on the disk, not in memory.
 
-    name: as in `read`. Raises ApiError as `read`.
+    most: largest body, in bytes. name: as in `read`. Raises ApiError as `read` does.
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise ApiError(415, f"send multipart/form-data with {name}")
@@ -102,9 +102,9 @@ async def read_form(request: Request, most: int, name: str) -> AsyncIterator[dic
 
 @contextlib.asynccontextmanager
 async def form_of(headers: Headers, parts: AsyncIterator[bytes], most_text: int) -> AsyncIterator[dict[str, Any]]:
-    """Parse a multipart form: text fields of `most_text` bytes as str, files as UploadFile. Raises ApiError (400, 422).
+    """Parse a multipart form and yield its fields: texts as str, files as UploadFile. Raises ApiError (400, 422).
 
-    The files are closed at the end of the block.
+    parts: of the body. most_text: most bytes of a text. The files are closed at the end of the block.
     """
     try:
         limits = {"max_files": MAX_FILES, "max_fields": MAX_FIELDS, "max_part_size": most_text}

@@ -137,7 +137,7 @@ class Keys:
         return self._own(owner, "max_open") or limits.max_queue_per_key or limits.share(self.owners)
 
     def priority(self, owner: str) -> int:
-        """Share of the replicas that an owner gets while others wait, too, in proportion to theirs."""
+        """Priority of an owner: while several owners wait, they share the replicas in proportion to theirs."""
         return self._own(owner, "priority") or 1
 
     def count(self, owner: str) -> None:

@@ -150,5 +150,5 @@ async def extended(
 
 
 async def of_aspect(made: Request, video: bytes, reader: UploadReader) -> Request:
-    """Fix the size of a request that leaves it open by the aspect of its video. Raises ApiError."""
+    """Choose the size nearest to the video's aspect for a request that leaves the size open. Raises ApiError."""
     return request.fitted(made, *await reader.shape(video)) if "sizes" in made else made

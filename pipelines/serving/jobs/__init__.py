@@ -1,1 +1,1 @@
-"""The database of the service: its tables, a job as a row, events that webhooks tell, and whose job is next."""
+"""Jobs of the service: the database and its tables, a job as a row, ids, events for webhooks, and whose job is next."""

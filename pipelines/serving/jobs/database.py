@@ -65,9 +65,9 @@ class Database:
             yield connection
 
     def serialize(self, connection: sa.Connection, name: str) -> None:
-        """Let transactions of the same name run one after another, so that what one counts stays true until its end.
+        """Wait until no other transaction that called this with the same name runs, so that what is counted stays true.
 
-        SQLite's transactions that write do so anyway.
+        On SQLite, transactions that write run one after another anyway.
         """
         if not self.is_sqlite:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(name, 0))))
@@ -111,7 +111,7 @@ class Database:
 def locked(ids: sa.Select[tuple[str]], most: int) -> sa.Select[Any]:
     """Select at most `most` of these ids and lock their rows, without those that another process is changing.
 
-    Rows of the ids' own table alone are locked, not of what it is joined with.
+    ids: may join other tables, whose rows are not locked.
     """
     # As a common table expression: PostgreSQL might evaluate a subquery with a limit more than once.
     some = ids.limit(most).with_for_update(skip_locked=True, of=ids.selected_columns[0].table).cte("some", nesting=True)

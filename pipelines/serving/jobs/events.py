@@ -18,7 +18,8 @@ LONGEST_PAUSE_S = 3600.0  # between two tries
 class Event(NamedTuple):
     """A row that is due.
 
-    subject: id of the job or batch. url: empty for that of the settings. owner: who named the URL; empty for settings.
+    subject: id of the job or batch. url: empty for that of the settings. owner: of the job, if its request named the
+    URL; else empty.
     """
 
     id: str
@@ -48,8 +49,8 @@ def take_due(
 
     So nothing needs to be written when a try fails, or its process dies. The pause doubles with each try.
 
-    most_of_owner: at most so many of an owner, with those that are running already. Owners of whom the fewest are
-    running come first, of these the oldest events.
+    most_of_owner: most deliveries of an owner at a time. running: number of each owner's deliveries that run already.
+    Events of owners with fewer deliveries come first; of these, the oldest.
     """
     is_due = events.c.next_at <= database.now
     if database.first(sa.select(events.c.id).where(is_due).limit(1)) is None:  # usually; and reading locks nothing
@@ -58,7 +59,7 @@ def take_due(
     before = sa.case(dict(running), value=events.c.owner, else_=0) if running else sa.literal(0)
     numbered = sa.select(events.c.id, (number + before).label("number")).where(is_due).subquery()
     due = sa.select(events.c.id).join(numbered, numbered.c.id == events.c.id)
-    # is_due once more: PostgreSQL then sees what another process has taken meanwhile.
+    # is_due again: PostgreSQL checks it once more after locking a row, which another process may have taken meanwhile.
     due = due.where(is_due, numbered.c.number <= most_of_owner).order_by(numbered.c.number, events.c.next_at)
     pauses = {tries: min(first_pause_s * 2**tries, LONGEST_PAUSE_S) for tries in range(20)}
     pause = sa.case(pauses, value=events.c.tries, else_=LONGEST_PAUSE_S)

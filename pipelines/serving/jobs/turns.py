@@ -3,10 +3,11 @@
 Serve's own queue is first in, first out. So an ingress sends no more jobs than the replicas can work on, and keeps the
 others here: one owner's thousand jobs then delay another owner's job by no more than those that were sent before it.
 
-The order is that of start-time fair queuing (Goyal, Vin and Cheng, 1996). An owner's next job has a start tag: that of
-its last job plus work / priority, or the virtual time, if that is later; the lowest tag is next, and becomes the
-virtual time. So while both wait, four times as much work of an owner with priority 4 is done as of one with priority 1,
-no owner waits for ever, and the first job of an owner who sent none lately is among the next.
+The order is that of start-time fair queuing (Goyal, Vin and Cheng, 1996). An owner's next job has a start tag: the tag
+of the owner's job before it plus that job's work / priority, or the virtual time, if that is later. The job with the
+lowest tag is next, and its tag becomes the virtual time. So while both wait, an owner with priority 4 gets four times
+the work of one with priority 1; no owner waits for ever; and the first job of an owner who sent none lately is soon
+next.
 """
 
 import asyncio
@@ -34,15 +35,15 @@ class Turns:
         self.sent: Counter[str] = Counter()  # jobs at replicas, by owner
         self.waiting: dict[str, deque[Waiting]] = {}  # by owner
         self.starts: dict[str, float] = {}  # start tags of the owners' next jobs
-        self.time = 0.0  # virtual
+        self.time = 0.0  # virtual time: start tag of the job that was sent last
 
     @contextlib.asynccontextmanager
     async def turn(
         self, owner: str, again: bool = False, work: float = 1.0, priority: float = 1.0
     ) -> AsyncIterator[None]:
-        """Wait for a slot, and hold it for the time of a block. again: before the owner's other jobs.
+        """Wait for a slot, and hold it while a block runs.
 
-        work: of the job, in any unit. priority: of the owner.
+        again: wait before the owner's other jobs. work: of the job, in a unit that all jobs share. priority: above 0.
         """
         given: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if owner not in self.waiting:

@@ -1,4 +1,4 @@
-"""The served LoRA adapters in a replica: loaded at its start, and switched on for a batch by their names."""
+"""LoRA adapters of a replica of the service: loaded at its start, and switched for each batch."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,12 +9,12 @@ from pipelines.serving import served_models
 
 
 class ServedAdapters:
-    """The adapters of one model. All jobs of a batch have the same ones, since these are part of their shape."""
+    """Adapters of one model. All jobs of a batch have the same ones, because adapters are part of a request's shape."""
 
     def __init__(self, pipe: Any, places: Mapping[str, str], model: str) -> None:
-        """Load those of `places` (name -> place) that are ones of this MODEL, so that no request waits for them.
+        """Load those adapters that fit this MODEL, so that no request waits for them. Raises ValueError.
 
-        Raises ValueError for one that cannot be loaded.
+        places: name in the API -> place of the adapter.
         """
         self.switch = adapters.Switch(pipe)
         known = {name: served_models.find_adapter(name, place, model) for name, place in places.items()}
@@ -25,7 +25,7 @@ class ServedAdapters:
         self.switch.use([])
 
     def entry(self, name: str, weight: float) -> Lora:
-        """An adapter as the switch takes it: by the place of its file."""
+        """An adapter as adapters.Switch takes it: named by its place."""
         return Lora(name=self.places[name], weight=weight, fingerprint=self.fingerprints[name])
 
     def missing(self, request: Request) -> str | None:
@@ -33,7 +33,7 @@ class ServedAdapters:
         return next((one["name"] for one in request.get("lora", []) if one["name"] not in self.places), None)
 
     def use(self, request: Request) -> list[LoraFacts]:
-        """Let the adapters of a request act, and no others; returns what the sidecars say of them."""
+        """Let the adapters of a request act, and no others; returns their entries for sidecars. Raises ValueError."""
         asked = request.get("lora", [])
         acting = self.switch.use([self.entry(one["name"], one["weight"]) for one in asked])
         return [LoraFacts({**facts, "path": one["name"]}) for facts, one in zip(acting, asked, strict=True)]

@@ -226,7 +226,7 @@ def check_tracked(config: TrainConfig, summary: dict[str, Any], new: int, stage:
 
 
 def check_samples(run: Path, steps: list[int], shown: list[int]) -> None:
-    """There are sheets of these steps, and the last one has for each clip, so high, the true one, then the sample."""
+    """There are sheets of these steps; the last has the true clip and the sample of each clip, `shown` pixels high."""
     names = [f"step_{step:06d}.png" for step in steps]
     assert [path.name for path in sorted((run / "samples").iterdir())] == names
     sheet = np.asarray(Image.open(run / "samples" / names[-1]), np.float32)
