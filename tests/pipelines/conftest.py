@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
@@ -104,6 +105,18 @@ def mixed(mixed_config: PrepareConfig, tmp_path_factory: pytest.TempPathFactory)
     config = mixed_config.model_copy(update={"output": str(tmp_path_factory.mktemp("mixed") / "plain")})
     prepare_plain(config)
     return config.output
+
+
+@pytest.fixture(scope="session")
+def several_shapes(mixed: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A copy of `mixed` whose uris are names of files, so that the same videos are held out wherever the tests run."""
+    place = str(shutil.copytree(mixed, tmp_path_factory.mktemp("mixed") / "named"))
+    for path in Path(place, "data").rglob("*.parquet"):
+        table = pq.read_table(path)
+        column = table.schema.get_field_index("uri")
+        names = pa.array([Path(uri).name for uri in table["uri"].to_pylist()], table.schema.field(column).type)
+        pq.write_table(table.set_column(column, table.schema.field(column), names), path)
+    return place
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from pipelines.dataset import index, reader
 from pipelines.dataset.balance import BalancedClips
 from pipelines.dataset.schedule import BLOCK
 from tests.pipelines.conftest import rows
+from tests.pipelines.train.validation_reference import share_of
 
 
 @pytest.fixture
@@ -34,14 +35,15 @@ def find(dataset: str, lines: list[str] | None = None) -> str:
 
 def test_training_finds_every_clip_through_the_index_and_opens_no_other_file(dataset: str, tmp_path: Path) -> None:
     uri = find(dataset)
-    clips = reader.ClipReader(dataset, 0.3, uri)
     stored = sorted(rows(dataset), key=lambda row: row["clip_id"])
-    held = reader.is_held_out(reader.hashing.hash64(row["uri"] for row in stored), 0.3)
+    share = share_of({row["uri"] for row in stored}, 2)
+    clips = reader.ClipReader(dataset, share, uri)
+    held = reader.is_held_out(reader.hashing.hash64(row["uri"] for row in stored), share)
     ordered = [row for row, out in zip(stored, held, strict=True) if not out]
     ordered += [row for row, out in zip(stored, held, strict=True) if out]
     assert 0 < len(clips) < len(stored)
     (tmp_path / "dataset" / "data").rename(tmp_path / "away")
-    fresh = reader.ClipReader(dataset, 0.3, uri)
+    fresh = reader.ClipReader(dataset, share, uri)
     assert (len(fresh), fresh.held_out(99)) == (len(clips), clips.held_out(99))
     (tmp_path / "away").rename(tmp_path / "dataset" / "data")
     for position, row in enumerate(ordered):
@@ -149,8 +151,8 @@ def test_the_index_in_a_bucket_is_copied_once_to_a_node(
     assert len(reader.ClipReader(uri, 0.0, place)) == len(local)
 
 
-def test_an_index_knows_the_shapes_and_every_batch_has_one(mixed: str, tmp_path: Path) -> None:
-    dataset = str(shutil.copytree(mixed, tmp_path / "dataset"))
+def test_an_index_knows_the_shapes_and_every_batch_has_one(several_shapes: str, tmp_path: Path) -> None:
+    dataset = str(shutil.copytree(several_shapes, tmp_path / "dataset"))
     stored = {row["clip_id"]: (row["num_frames"], row["height"], row["width"]) for row in rows(dataset)}
     assert set(stored.values()) == {(4, 64, 96), (4, 96, 64), (3, 64, 96)}
     clips = reader.ClipReader(dataset, 0.2, find(dataset))

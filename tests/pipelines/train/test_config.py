@@ -66,9 +66,9 @@ def test_a_share_held_out_that_leaves_less_than_a_batch_is_refused(train_config:
 
 
 def test_clips_of_several_shapes_need_a_dataset_a_model_that_takes_them_and_a_batch_of_one(
-    train_config: TrainConfig, mixed: str, videos: Path, tmp_path: Path
+    train_config: TrainConfig, several_shapes: str, videos: Path, tmp_path: Path
 ) -> None:
-    config = train_config.model_copy(update={"dataset": mixed, "output": str(tmp_path / "run")})
+    config = train_config.model_copy(update={"dataset": several_shapes, "output": str(tmp_path / "run")})
     train.resolve(config)
     with pytest.raises(ValueError, match=r"has 18 clips of one shape, fewer than --total-batch 19"):
         train.resolve(config.model_copy(update={"total_batch": 19}))
