@@ -27,6 +27,7 @@ class LoraLoaderMixin:
     model_name = "this model"
     loras: Mapping[str, lora.Adapter] = {}  # loaded, by name; without their weights
     lora_weights: Mapping[str, float] = {}  # of the adapters that set_adapters chose
+    fused_from: Mapping[str, float] = {}  # lora_weights before adapters were fused
     unfused: Sequence["Tensor"] | None = None  # weights of the layers before adapters were fused; None: none is fused
 
     def load_lora_weights(self, place: Any, adapter_name: str | None = None) -> None:
@@ -126,7 +127,9 @@ class LoraLoaderMixin:
         names = self.get_active_adapters() if adapter_names is None else list(adapter_names)
         if not names:
             raise ValueError("no adapter acts that could be fused; call load_lora_weights or set_adapters first")
-        self.set_adapters(names, [self.lora_weights.get(name, 1.0) * lora_scale for name in names])
+        before = self.lora_weights
+        self.set_adapters(names, [before.get(name, 1.0) * lora_scale for name in names])
+        self.fused_from = before
         self.unfused = [layer.base_layer.weight.detach().clone() for layer in lora.layers_of(self.unet)]
         self.unet.fuse_lora(safe_fusing=safe_fusing, adapter_names=names)
 
@@ -138,7 +141,7 @@ class LoraLoaderMixin:
         self.unet.unfuse_lora()  # subtracts, which leaves an error of rounding
         for layer, weight in zip(lora.layers_of(self.unet), unfused, strict=True):
             layer.base_layer.weight.detach().copy_(weight)
-        self.set_adapters(self.get_active_adapters(), list(self.lora_weights.values()))
+        self.set_adapters(list(self.fused_from), list(self.fused_from.values()))
 
     def unload_lora_weights(self) -> None:
         """Remove all adapters from the U-Net. As in diffusers, those that are fused stay fused, for good."""

@@ -112,7 +112,8 @@ def of_used_lora(recorded: dict[str, Any]) -> Node:
     """Lineage of a LoRA that a video was made with. recorded: LoraFacts of the video's sidecar."""
     name, fingerprint = str(recorded.get("path", "unknown")), recorded.get("fingerprint")
     facts, note = {"weight": recorded.get("weight")}, "not on this machine"
-    if Path(name).exists():
+    is_adapter = Path(name).is_file() or (Path(name) / lora.WEIGHTS_NAME).is_file()  # else a name in a service
+    if is_adapter:
         found = of_lora(name)
         if found.fingerprint == fingerprint:
             return replace(found, relation="with", facts=facts | found.facts)

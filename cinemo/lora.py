@@ -79,20 +79,21 @@ def parse_option(value: str) -> tuple[str, float]:
     if not colon:
         place, weight = value, 1.0
     if not place or not math.isfinite(weight):
-        raise ValueError(f"lora {value!r} should be PATH or PATH:weight, such as lora/:0.8, with a finite weight")
+        raise ValueError(f"lora {value[:100]!r} should be PATH or PATH:weight, such as lora/:0.8, with a finite weight")
     return place, weight
 
 
 def find(place: str | os.PathLike[str]) -> Path:
     """Find an adapter's file. place: the file, a folder that holds it, or a hub id. Raises ValueError."""
     path = Path(place)
-    if path.is_file() and path.suffix == ".safetensors":
+    is_file, is_folder = os.path.isfile(path), os.path.isdir(path)  # unlike Path's, False for names that are too long
+    if is_file and path.suffix == ".safetensors":
         return path
-    if path.is_file():
+    if is_file:
         raise ValueError(f"lora {place} is not a .safetensors file; pass one, or the folder that holds {WEIGHTS_NAME}")
-    if not path.is_dir():
+    if not is_folder:
         return _download(os.fspath(place))
-    if (path / WEIGHTS_NAME).is_file():
+    if os.path.isfile(path / WEIGHTS_NAME):
         return path / WEIGHTS_NAME
     raise ValueError(f"lora {place} holds no {WEIGHTS_NAME}; pass the folder lora/ of a training, or the file itself")
 
@@ -275,6 +276,8 @@ def check_fits(unet: Any, adapter: Adapter) -> None:
                 f"{f'should be {expected}' if expected else 'there is no such layer'}; use it with the model that it "
                 "was trained on"
             )
+        if kind == "A.weight" and f"{PREFIX}{module}.lora_B.weight" not in adapter.state:  # peft would leave zeros
+            raise ValueError(f"lora {adapter.path} has {key} without its lora_B.weight; export it again")
 
 
 def weight_shape(layer: Any, kind: str, first: "Tensor | None") -> tuple[int, ...] | None:

@@ -109,6 +109,7 @@ def test_bad_arguments_and_files_are_refused_in_one_sentence(file: Path, tmp_pat
     wide, extra = dict(adapter.state), dict(adapter.state)
     wide[Q], extra["text_encoder.x.lora_A.weight"] = torch.zeros(4, 7), torch.zeros(4, 7)
     alone = {key: value for key, value in adapter.state.items() if key != Q}
+    half = {key: value for key, value in adapter.state.items() if key != Q.replace("lora_A", "lora_B")}
     elsewhere = {**adapter.state, "unet.nowhere.lora_A.weight": torch.zeros(4, 7)}
     faults = [
         (lambda: lora.add_adapter(unet, 0, 1, "all"), r"rank 0 .* should be at least 1"),
@@ -122,6 +123,8 @@ def test_bad_arguments_and_files_are_refused_in_one_sentence(file: Path, tmp_pat
         (lambda: lora.attach(unet, replace(adapter, state=wide), "a"), r"to_q.lora_A.weight is \(4, 7\), and should"),
         (lambda: lora.attach(unet, replace(adapter, state=extra), "a"), r"text_encoder.x.* is no LoRA weight of a U"),
         (lambda: lora.attach(unet, replace(adapter, state=alone), "a"), r"to_q.lora_B.weight is .* no such layer"),
+        (lambda: lora.attach(unet, replace(adapter, state=half), "a"), r"to_q.lora_A.* without its lora_B.weight"),
+        (lambda: lora.find("x" * 300), r"is neither a file, nor a folder, nor a repository .* check"),
         (lambda: lora.attach(unet, replace(adapter, state=elsewhere), "a"), r"nowhere.lora_A.* there is no such layer"),
         (lambda: lora.set_weights(unet, {"a": 1.0}), r"adapter 'a' is not loaded; there are: none"),
         (lambda: lora.detach(unet, "a"), r"adapter 'a' is not loaded; there are: none"),

@@ -84,7 +84,7 @@ def note_trigger_words(pipe: "CinemoPipeline", prompt: str) -> None:
     for adapter in pipe.loras.values():
         words = adapter.card.trigger_words
         if words and words not in prompt:
-            typer.echo(f"note: every prompt of the training of {adapter.path} begins with {words!r}", err=True)
+            typer.echo(f"note: every prompt of the training of {adapter.path} has {words!r}", err=True)
 
 
 def sentence(frames: "np.ndarray", asked: int, prompts: Sequence[str] | None = None) -> str:

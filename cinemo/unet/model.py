@@ -21,6 +21,7 @@ from cinemo.residual import join
 from cinemo.unet.attention import frame_positions
 from cinemo.unet.blocks import DownBlock, MidBlock, Resample, UpBlock
 from cinemo.unet.ops import conv_frames, norm_clip, silu
+from cinemo.unet.pack import forget
 
 # Keys of the official config.json that this model fixes. Other values would change the arithmetic, so they are refused.
 FIXED_CONFIG: dict[str, Any] = {
@@ -131,6 +132,16 @@ class CinemoUNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 )
         known = {k: v for k, v in config_dict.items() if k not in FIXED_CONFIG and k not in UNUSED_CONFIG}
         return super().extract_init_dict(known, **kwargs)
+
+    def fuse_lora(self, *arguments: Any, **more: Any) -> None:
+        """Merge adapters into the weights, as diffusers does."""
+        super().fuse_lora(*arguments, **more)
+        forget(self)
+
+    def unfuse_lora(self) -> None:
+        """Undo `fuse_lora`."""
+        super().unfuse_lora()
+        forget(self)
 
     def forward(
         self,

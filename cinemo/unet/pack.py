@@ -95,6 +95,13 @@ def _convolve_in_parts(conv: nn.Conv2d, x: Tensor) -> Tensor:
     return torch.cat([F.conv2d(x, *piece, *layout) for piece in zip(weights, biases, strict=True)], dim=1)
 
 
+def forget(module: nn.Module) -> None:
+    """Drop the packed weights of a module: peft merges adapters through `weight.data`, which changes no version."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            _packed.pop(layer, None)
+
+
 def packed(conv: nn.Conv2d) -> Tensor:
     """The weight of a convolution in oneDNN's layout, from the cache if the weight has not changed."""
     weight = conv.weight

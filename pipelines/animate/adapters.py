@@ -11,7 +11,8 @@ from pipelines.animate.request import SettingError
 from pipelines.core import models, storage
 
 MOST = 8  # most adapters of a request
-KEPT = 32  # most adapters that a replica keeps loaded, a few MB each
+KEPT_BYTES = 1 << 30  # most bytes, by their files, of the adapters that a replica keeps besides those of a batch
+LARGEST = 100.0  # largest weight, positive or negative
 
 
 class OtherBaseError(ValueError):
@@ -33,8 +34,9 @@ def look_up(place: str, model: str) -> Known:
     """
     file = lora.find(models.lora_directory(place))
     card = lora.read_adapter_card(file)
+    directory = models.resolve(model)
     try:
-        lora.check_base(card, models.resolve(model), models.plain(model), models.plain(place))
+        lora.check_base(card, directory, models.plain(model), models.plain(place))
     except ValueError as error:
         raise OtherBaseError(str(error)) from None
     return Known(place, lora.fingerprint(file), card)
@@ -55,6 +57,8 @@ def chosen(texts: Sequence[str], find: Callable[[str], Known]) -> list[Lora]:
             raise SettingError("lora", str(error)) from None
         if any(known.fingerprint == other["fingerprint"] for other in made):
             raise SettingError("lora", f"{place} is named twice; give one weight")
+        if abs(weight) > LARGEST:
+            raise SettingError("lora", f"{place} has weight {weight:g}; give one within {LARGEST:g} of 0, such as 0.8")
         if weight:
             made.append(Lora(name=known.place, weight=weight, fingerprint=known.fingerprint))
     if len(made) > MOST:
@@ -104,25 +108,29 @@ class Switch:
     """Adapters of a replica's pipeline: loaded when a request first names them, switched for each batch."""
 
     def __init__(self, pipe: Any) -> None:
-        self.pipe = pipe
+        self.pipe, self.bytes = pipe, dict[str, int]()  # size of the file of each adapter that was loaded, by name
 
     def use(self, asked: Sequence[Lora]) -> list[LoraFacts]:
         """Let these adapters act, and no others; returns their entries for sidecars. Raises ValueError.
 
-        If more than KEPT are loaded, the first loaded of the others are deleted.
+        If the others have more than KEPT_BYTES, those that were loaded first are deleted, before more are loaded.
         """
         names = [one["fingerprint"][:32] for one in asked]
+        others = {name: self.bytes[name] for name in self.pipe.loras if name not in names}
+        while sum(others.values()) > KEPT_BYTES:
+            oldest = next(iter(others))
+            del others[oldest]
+            self.pipe.delete_adapters(oldest)
         for one, name in zip(asked, names, strict=True):
             if name not in self.pipe.loras:
                 self.load(one, name)
-        for old in [name for name in self.pipe.loras if name not in names][: max(0, len(self.pipe.loras) - KEPT)]:
-            self.pipe.delete_adapters(old)
         self.pipe.set_adapters(names, [one["weight"] for one in asked])
         return [facts(one, self.pipe.loras[name].card.lineage) for one, name in zip(asked, names, strict=True)]
 
     def load(self, one: Lora, name: str) -> None:
         """Load an adapter. Raises ValueError if its file is not the one that was asked for."""
         self.pipe.load_lora_weights(models.lora_directory(one["name"]), name)
+        self.bytes[name] = self.pipe.loras[name].path.stat().st_size
         if (found := self.pipe.loras[name].fingerprint) != one["fingerprint"]:
             self.pipe.delete_adapters(name)
             raise ValueError(

@@ -191,5 +191,5 @@ def describe(job: Job, wanted: plan.Plan, found: listing.Survey) -> dict[str, An
 def lines(found: listing.Survey) -> list[str]:
     """Lines to print at the end of a job: videos, those with much of the image cut away, and rejects by reason."""
     rejects = [f"{count:>10}  rejected: {reason}" for reason, count in found.reasons.most_common()]
-    cut = f"{found.much_cut:>10}  rows with more than a third of the image cut away; --fit auto or pad shows more of it"
+    cut = f"{found.much_cut:>10}  rows with more than a third of the image cut away; --fit pad shows all of it"
     return [f"{found.videos:>10}  videos for {found.listed} rows", *([cut] if found.much_cut else []), *rejects]

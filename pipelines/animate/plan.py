@@ -103,8 +103,8 @@ class Filler:
 
     def __init__(self, config: AnimateConfig, model: models.Facts) -> None:
         self.prompt, self.model, self.ending = config.prompt, model, config.ending
-        self.defaults = config.model_dump(include=_FLAGS)
-        self.asked = {name for name in config.model_fields_set & _FLAGS if self.defaults[name] is not None}
+        self.defaults, self.loras = config.model_dump(include=_FLAGS - {"lora"}), config.lora
+        self.asked = {name for name in config.model_fields_set & _FLAGS if self.defaults.get(name) is not None}
         self.adapters = adapters.Catalog(config)
         self.completed = functools.lru_cache(4096)(self._complete)  # most rows differ only in image and prompt
 
@@ -141,7 +141,8 @@ class Filler:
         if edited and asked.fit == "pad":
             raise request.SettingError("fit", "fit pad does not apply to a row with a video, whose frames have no bars")
         settings = request.complete(asked, "", self.model, self.ending)
-        if loras := adapters.chosen(asked.lora, self.adapters.find):
+        # The flag's places are absolute by now, and may have commas, at which a validation would split them.
+        if loras := adapters.chosen(asked.lora if "lora" in dict(own) else self.loras, self.adapters.find):
             settings = cast(Request, {**settings, "lora": loras})
         if edited and "motion_bucket" not in {*self.asked, *dict(own)}:
             settings = cast(Request, {**settings, "motion_bucket": None})  # to be measured in the video

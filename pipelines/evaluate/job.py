@@ -129,7 +129,7 @@ def resolve(config: EvaluateConfig) -> Job:
     facts = {model: models.look_up(model) for model in config.model if scheme(model) == "cinemo"}
     loras = find_adapters(config)
     job = Job(config, frame_size(config), identity(config, loras), cases, facts, loras)
-    Output(config.output).check(job.identity)
+    Output(config.output).check({"lora": None, **job.identity})  # outputs without adapters do not name them
     for model in config.model:
         if model in facts:
             fits(facts[model], config, job.size)
@@ -228,7 +228,7 @@ def work(job: Job, planned: dict[str, list[dict[str, Any]]]) -> int:
         if not cases:
             continue
         to_stderr(f"evaluate  {models.plain(model)}: {len(cases)} clips")
-        for part in build(job.config, model, cases, job.size).iter_rows():
+        for part in build(job.config, model, cases, job.size, job.loras).iter_rows():
             progress.add(part["rows"])
     return fresh
 
@@ -246,7 +246,7 @@ def rounded(cell: "report.Value") -> list[float | None]:
 class Evaluator:
     """Animates and measures the cases of one model, one at a time, in a process of the pool."""
 
-    def __init__(self, config: EvaluateConfig, model: str, size: tuple[int, int]) -> None:
+    def __init__(self, config: EvaluateConfig, model: str, size: tuple[int, int], loras: Sequence[Lora] = ()) -> None:
         from pipelines.evaluate import animators, measure
         from pipelines.prepare import clips
 
@@ -254,6 +254,9 @@ class Evaluator:
         self.measure = measure.measure
         self.config, self.size = config, size
         self.animate = None if model == REAL else animators.load(model, config, device)
+        own = config.model_copy(update={"model": [model]})
+        if config.lora and scheme(model) == "cinemo" and find_adapters(own) != list(loras):
+            raise ValueError("--lora: an adapter's file has changed since the job began; run the job again")
         self.nets = measure.Networks(config, device)
         self.run = clips.in_sandbox(config.clip_timeout)
 
@@ -272,7 +275,9 @@ def write_block(block: pa.Table, output: str) -> pa.Table:
     return pa.table({"rows": [block.num_rows], "rejects": [block.num_rows - block["reason"].null_count]})
 
 
-def build(config: EvaluateConfig, model: str, cases: list[dict[str, Any]], size: tuple[int, int]) -> "ray.data.Dataset":
+def build(
+    config: EvaluateConfig, model: str, cases: list[dict[str, Any]], size: tuple[int, int], loras: Sequence[Lora] = ()
+) -> "ray.data.Dataset":
     """Build the lazy dataflow of one model. Models run one after another: two large ones may not fit at once."""
     import ray.data
 
@@ -287,7 +292,7 @@ def build(config: EvaluateConfig, model: str, cases: list[dict[str, Any]], size:
     # 2. Read, animate and measure in one process, because frames are large; a fixed pool, because models load slowly.
     measured = waiting.map_batches(
         Evaluator,
-        fn_constructor_args=(config, model, size),
+        fn_constructor_args=(config, model, size, loras),
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=min(workers, -(-len(cases) // step))),

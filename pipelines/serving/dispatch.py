@@ -45,6 +45,8 @@ class Dispatcher:
         self.settings, self.store, self.animate, self.finished = settings, store, animate, finished
         self.turns = {name: Turns(settings.replicas.slots) for name in animate}
         self.priority: Callable[[str], float] = lambda owner: 1.0  # of an owner; Service, which has the keys, sets it
+        # Adapters that are served with each model. Service, which has checked which fit it, sets them.
+        self.loras: dict[str, set[str]] = {name: set(settings.loras) for name in animate}
         self.name = uuid.uuid4().hex  # lease_owner of its jobs
         self.videos = storage.join(settings.place, "videos")
         self.tasks: dict[str, asyncio.Task[None]] = {}
@@ -91,8 +93,10 @@ class Dispatcher:
         while True:
             facts: dict[str, Any] = {}
             try:
-                if job.model not in self.animate:
-                    message = f"model {job.model} is no longer served"
+                used, served = job.request.get("lora", []), self.loras.get(job.model, set())
+                gone = [f"lora {one['name']}" for one in used if one["name"] not in served]
+                if job.model not in self.animate or gone:
+                    message = f"{gone[0] if job.model in self.animate else f'model {job.model}'} is no longer served"
                     await asyncio.to_thread(self.store.fail, job.id, None, "server_error", message, self.settings.ttl_s)
                 else:
                     work = work_of(job.request, 1 + job.request.get("extend", 0))

@@ -213,12 +213,13 @@ class Animator:
             logger.exception("attempts were not released")
 
     def _may_begin(self, job: Job) -> bool:
-        if (lora := self.adapters.missing(job.request)) is not None:
-            message = f"lora {lora} is no longer served"
-        elif job.lone_deaths < LONE_DEATHS and job.deaths < self.settings.max_attempts:
+        if (lora := self.adapters.missing(job.request)) is not None:  # of a newer, or an older, configuration
+            logger.warning("lora %s is not served here; the job goes back", lora, extra={"job": job.id})
+            self.store.release(job.id, self.replica)
+            return False
+        if job.lone_deaths < LONE_DEATHS and job.deaths < self.settings.max_attempts:
             return True
-        else:
-            message = f"given up: its attempts ended {job.deaths} times because a process or a device died"
+        message = f"given up: its attempts ended {job.deaths} times because a process or a device died"
         self.store.fail(job.id, job.attempt, "server_error", message, self.settings.ttl_s)
         return False
 

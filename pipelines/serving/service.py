@@ -58,6 +58,9 @@ class Service:
         self.videos = storage.join(settings.place, "videos")
         self.keys = keys.Keys(settings, list(known_keys) or keys.from_environment(settings))
         dispatcher.priority = self.keys.priority
+        dispatcher.loras = {
+            name: {lora for lora, known in served.loras.items() if known is not None} for name, served in models.items()
+        }
         self.links = Links(settings)
         self.began = int(time.time())
         self.followed: Counter[str] = Counter()  # jobs of event streams, with the number of streams
@@ -115,7 +118,8 @@ class Service:
         if request_id is not None:
             request = {**request, "request_id": request_id}
         now = int(time.time() * 1000) / 1000  # as in the id
-        digest = hashlib.sha256(json.dumps(asked.model_dump(), sort_keys=True).encode() + source.digest()).hexdigest()
+        given = asked.model_dump(exclude=None if asked.lora else {"lora"})  # without: as earlier versions stored it
+        digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode() + source.digest()).hexdigest()
         job = Job(
             id=new_id(now), owner=owner, model=served.name, request=request, lease_owner=self.dispatcher.name,
             created_at=now, idempotency_key=idempotency_key, request_digest=digest,

@@ -62,7 +62,19 @@ def divide_cpus(config: TrainConfig) -> tuple[float, int | None]:
     cpus = ray.cluster_resources().get("CPU", 0.0)
     if not is_stream(config.dataset) or config.gpu or config.stream.gpus or not cpus:
         return 1.0, config.stream.encoders
-    return share_cpus(cpus, config.workers[0], config.stream.encoders)
+    return share_cpus(cpus, most_workers(config), config.stream.encoders)
+
+
+def most_workers(config: TrainConfig) -> int:
+    """Largest number of workers. A LOW:HIGH run takes all that Ray has, so a stream keeps CPUs to decode with."""
+    import ray
+
+    low, high = config.workers
+    cpus = ray.cluster_resources().get("CPU", 0.0)
+    if not is_stream(config.dataset) or config.gpu or config.stream.gpus or not cpus:
+        return high
+    others = flow.DECODER_CPUS + flow.ENCODER_CPUS * (config.stream.encoders or 1)
+    return max(low, min(high, int(cpus - others)))
 
 
 def share_cpus(cpus: float, workers: int, encoders: int | None) -> tuple[float, int]:

@@ -157,6 +157,7 @@ def export_lora(config: TrainConfig, saved: str | Path, run_id: str | None, outp
     """Write OUTPUT/lora from a checkpoint's folder; returns the fingerprint of the adapters' file."""
     source, unet = data.directory(config), trained_unet(config, saved)
     dataset = data.describe(config)
+    shapes = reader.shapes_of(dataset)
     assert config.lora_rank is not None
     card = lora.AdapterCard(
         base=models.plain(config.init),
@@ -166,8 +167,8 @@ def export_lora(config: TrainConfig, saved: str | Path, run_id: str | None, outp
         alpha=config.alpha,
         targets=config.lora_targets,
         trigger_words=config.trigger_words,
-        sizes=[(dataset["height"], dataset["width"])],
-        lengths=[dataset["num_frames"]],
+        sizes=list(dict.fromkeys((height, width) for _, height, width in shapes)),
+        lengths=list(dict.fromkeys(frames for frames, _, _ in shapes)),
         lineage=lineage_of(config, dataset, run_id),
     )
     with tempfile.TemporaryDirectory() as folder:

@@ -262,6 +262,7 @@ def fit(config: TrainConfig, output: str, log: tracking.Log) -> dict[str, Any]:
 
     from pipelines.train.trainer import StopTraining, train_loop
 
+    low, high = config.workers[0], data.most_workers(config)
     reporter = ray.remote(num_cpus=0)(Reporter).remote()
     source = data.start(config, output)
     trainer = TorchTrainer(
@@ -275,7 +276,7 @@ def fit(config: TrainConfig, output: str, log: tracking.Log) -> dict[str, Any]:
         },
         torch_config=TorchConfig(backend="nccl" if config.gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=config.workers[0] if config.workers[0] == config.workers[1] else config.workers,
+            num_workers=low if low == high else (low, high),
             elastic_resize_monitor_interval_s=config.resize_every,
             use_gpu=config.gpu,
             resources_per_worker=None if config.gpu else {"CPU": data.divide_cpus(config)[0]},

@@ -113,10 +113,13 @@ class Run:
         try:
             limits = self.runner.settings.limits
             self.spans, problems = await asyncio.to_thread(read_spans, self.uri, limits.max_lines, limits.max_bytes)
-            if problems and problems[0]["code"] == "file_not_found" and await self._is_file_known():
+            is_cancelled = self.batch.status == "cancelling"
+            waits = not is_cancelled and time.time() < self.batch.expires_at
+            if waits and problems and problems[0]["code"] == "file_not_found" and await self._is_file_known():
                 raise FileNotFoundError(f"{self.uri}: the storage is away")
             if problems:
-                await asyncio.to_thread(self._finish, "failed", errors=json.dumps(problems))
+                end = "cancelled" if is_cancelled else "failed"
+                await asyncio.to_thread(self._finish, end, errors=json.dumps(problems))
                 return
             await asyncio.to_thread(self._load)
             while (status := await asyncio.to_thread(self._renew)) == "in_progress":

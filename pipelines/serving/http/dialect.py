@@ -17,7 +17,7 @@ IMAGE_NAMES = (IMAGE, "image_reference", "image")
 VIDEO = "video"  # to edit or to extend
 REFERENCE = "reference_video"  # only its motion bucket is taken
 OTHER_NAMES = {"output_format": "format", "video[id]": VIDEO}
-MAY_BE_EMPTY = ("prompt", "negative_prompt")
+MAY_BE_EMPTY = ("prompt", "negative_prompt", "lora")
 
 
 def translate(fields: dict[str, Any], strict: bool) -> tuple[dict[str, Any], bytes, list[str]]:

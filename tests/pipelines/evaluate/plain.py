@@ -15,7 +15,7 @@ def evaluate_plain(config: EvaluateConfig) -> dict[str, Any]:
     job = evaluate.resolve(config)
     config = job.config
     for model, cases in evaluate.plan(job).items():
-        measure = evaluate.Evaluator(config, model, job.size)
+        measure = evaluate.Evaluator(config, model, job.size, job.loras)
         for row in measure(pa.table({"case": [json.dumps(case) for case in cases]})):
             rows.write(row.to_pylist(), config.output)
     return evaluate.run(job)  # finds every row done, so it starts no dataflow and only writes the report

@@ -225,3 +225,33 @@ def test_the_time_to_come_back_follows_the_measured_rate(tmp_path: Path) -> None
     assert of.retry_after(10) in (2, 3)  # room for one
     assert of.retry_after(19) in (20, 21)  # room after ten
     assert of.retry_after(10_000) == 600
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"model": "old"}, "model old is no longer served"), ({"lora": "rain"}, "lora rain is no longer served")],
+)
+def test_a_job_of_a_model_or_adapter_that_is_no_longer_served_fails(
+    tmp_path: Path, change: dict[str, str], message: str
+) -> None:
+    settings = ServeSettings(output=str(tmp_path), loras={"ink": "ink.safetensors"})
+    store, sent = Store(settings.store_url), list[str]()
+
+    async def animate(job_id: str, shape: str) -> dict[str, Any]:
+        sent.append(job_id)
+        return {}
+
+    async def fails() -> None:
+        dispatcher = Dispatcher(settings, store, {"builtin:tiny": animate})
+        kept = job("gone", dispatcher.name)
+        lora = [{"name": name, "weight": 1.0, "fingerprint": name} for name in ("ink", change.get("lora", "ink"))]
+        kept = dataclasses.replace(kept, model=change.get("model", kept.model), request={**kept.request, "lora": lora})
+        store.create(kept, b"image", 10, 10)
+        dispatcher.submit(kept)
+        await dispatcher.ended(kept.id)
+        dispatcher.stop()
+
+    asyncio.run(asyncio.wait_for(fails(), 60))
+    found = store.get("video_gone")
+    assert found is not None
+    assert (found.status, (found.error or {})["message"], sent) == ("failed", message, [])

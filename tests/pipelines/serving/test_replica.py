@@ -130,13 +130,20 @@ def test_requests_with_other_adapters_get_the_videos_of_a_pipeline_that_has_thei
     assert "loras" not in plain
 
 
-def test_a_job_whose_adapter_is_no_longer_served_says_so(animator: Animator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_whose_adapter_a_replica_of_another_configuration_lacks_goes_back(
+    animator: Animator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = keep(animator, "gone", lora="ink")
     monkeypatch.delitem(animator.adapters.places, "ink")
     animate(animator, job)
+    waits = animator.store.get(job.id)
+    assert waits is not None
+    assert (waits.status, waits.deaths) == ("queued", 0)
+    monkeypatch.undo()
+    animate(animator, job)
     ended = animator.store.get(job.id)
     assert ended is not None
-    assert (ended.status, (ended.error or {})["message"]) == ("failed", "lora ink is no longer served")
+    assert ended.status == "completed"
 
 
 def test_of_a_batch_one_is_cancelled_and_the_others_are_made(animator: Animator) -> None:

@@ -53,7 +53,7 @@ def exported(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_lora_names_its_base_its_words_and_its_data_and_fits_the_base_alone(
-    config: TrainConfig, exported: Path
+    config: TrainConfig, exported: Path, several_shapes: str, tmp_path: Path
 ) -> None:
     builtin, adapter = checkpoint.resolve("builtin:tiny"), lora.read(exported)
     assert (adapter.card.rank, adapter.card.alpha, adapter.card.targets) == (4, 4, "motion")
@@ -70,6 +70,11 @@ def test_a_lora_names_its_base_its_words_and_its_data_and_fits_the_base_alone(
     assert (chain.kind, chain.fingerprint, chain.facts["trigger_words"]) == ("lora", adapter.fingerprint, "spin")
     assert (run.name, dataset.name, start.name, start.kind) == ("run-1", config.dataset, "builtin:tiny", "model")
     assert (start.relation, start.note) == ("started from", None)
+
+    several = config.model_copy(update={"dataset": several_shapes, "output": str(tmp_path / "several")})
+    export.export(several, "unused", {}, "run-1", several.output)
+    card = lora.read(tmp_path / "several" / "lora").card
+    assert (card.sizes, card.lengths) == ([(64, 96), (96, 64)], [4, 3])
 
 
 def test_the_registry_takes_a_lora_and_gives_it_back(exported: Path, tmp_path: Path, tracking_uri: str) -> None:
