@@ -2,6 +2,7 @@
 
 import base64
 import itertools
+import json
 import os
 import random
 import signal
@@ -235,8 +236,10 @@ def test_eighty_jobs_outlive_kills_and_a_database_and_a_storage_that_are_away_an
 
     until(all_are_told)
     openai = OpenAI(api_key="none", webhook_secret=SECRET)
-    told = [openai.webhooks.unwrap(*one) for one in accepted(receiver)]
-    named = {event.data.id: {other.id for other in told if other.data.id == event.data.id} for event in told}
+    for body, headers in accepted(receiver):
+        openai.webhooks.verify_signature(body, headers, tolerance=3600)  # by default, 300 s after they were sent
+    told = [json.loads(body) for body, _ in accepted(receiver)]
+    named = {one["data"]["id"]: {other["id"] for other in told if other["data"] == one["data"]} for one in told}
     assert named.keys() >= set(ids.values())
     assert {len(event_ids) for event_ids in named.values()} == {1}  # one that came twice has the same id
 
