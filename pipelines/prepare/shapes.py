@@ -22,12 +22,12 @@ def check_sizes(text: str) -> str:
     sizes = list(dict.fromkeys("".join(text.split()).lower().split(",")))
     for size in sizes:
         if not re.fullmatch(r"\d{1,5}x\d{1,5}", size):
-            raise ValueError(f"{size!r} is no size; write WIDTHxHEIGHT, such as 512x320,320x512")
+            raise ValueError(f"{size!r} is not a size; write WIDTHxHEIGHT, such as 512x320,320x512")
         for side in map(int, size.split("x")):
             if side % MULTIPLE or not SMALLEST <= side <= LARGEST:
                 near = min(max(round(side / MULTIPLE) * MULTIPLE, SMALLEST), LARGEST)
                 raise ValueError(
-                    f"{side} of {size} is no multiple of {MULTIPLE} from {SMALLEST} to {LARGEST}; take {near}"
+                    f"{side} of {size} is not a multiple of {MULTIPLE} from {SMALLEST} to {LARGEST}; take {near}"
                 )
     return ",".join(sizes)
 

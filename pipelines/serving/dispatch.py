@@ -94,9 +94,10 @@ class Dispatcher:
             facts: dict[str, Any] = {}
             try:
                 used, served = job.request.get("lora", []), self.loras.get(job.model, set())
-                gone = [f"lora {one['name']}" for one in used if one["name"] not in served]
-                if job.model not in self.animate or gone:
-                    message = f"{gone[0] if job.model in self.animate else f'model {job.model}'} is no longer served"
+                gone = [] if job.model in self.animate else [f"model {job.model}"]
+                gone += [f"lora {one['name']}" for one in used if one["name"] not in served]
+                if gone:
+                    message = f"{gone[0]} is no longer served"
                     await asyncio.to_thread(self.store.fail, job.id, None, "server_error", message, self.settings.ttl_s)
                 else:
                     work = work_of(job.request, 1 + job.request.get("extend", 0))

@@ -29,7 +29,7 @@ class ServedAdapters:
         return Lora(name=self.places[name], weight=weight, fingerprint=self.fingerprints[name])
 
     def missing(self, request: Request) -> str | None:
-        """Name of an adapter of a request that is no longer served, if there is one."""
+        """Name of an adapter of a request that this replica does not have; None if it has all."""
         return next((one["name"] for one in request.get("lora", []) if one["name"] not in self.places), None)
 
     def use(self, request: Request) -> list[LoraFacts]:

@@ -35,9 +35,9 @@ def test_one_size_is_what_height_and_width_say() -> None:
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        ({"sizes": "512x321"}, "321 of 512x321 is no multiple of 8 from 64 to 4096; take 320"),
-        ({"sizes": "512x320,large"}, "'large' is no size; write WIDTHxHEIGHT"),
-        ({"sizes": ""}, "'' is no size"),
+        ({"sizes": "512x321"}, "321 of 512x321 is not a multiple of 8 from 64 to 4096; take 320"),
+        ({"sizes": "512x320,large"}, "'large' is not a size; write WIDTHxHEIGHT"),
+        ({"sizes": ""}, "'' is not a size"),
         ({"sizes": "512x320", "height": 64, "width": 64}, "--height 64 and --sizes 512x320 both say"),
         ({"sizes": "512x320", "area": 163840}, "--sizes 512x320 and --area 163840 both say"),
         ({"aspect_buckets": 3}, "--aspect-buckets 3 needs --area"),
