@@ -133,6 +133,7 @@ def build(settings: ServeSettings) -> serve.Application:
         .options(
             name="ingress",
             num_replicas=settings.ingress_replicas,
+            max_surge_percent=100,  # a new version starts before the old one stops, so that HTTP is always answered
             max_ongoing_requests=1000,  # most of them are waiting: event streams, and /v1/videos/sync
             ray_actor_options={"num_cpus": settings.ingress_cpus},
             health_check_period_s=5,

@@ -16,6 +16,7 @@ import pytest
 import ray
 import yaml
 from pydantic import ValidationError
+from ray.serve.deployment import deployment_to_schema
 from ray.serve.schema import ServeDeploySchema
 
 from cinemo.video import probe
@@ -53,6 +54,11 @@ def test_the_shipped_configurations_are_what_serve_and_the_service_take(name: st
     assert application.import_path == "serve_app:app"
     settings = ServeSettings(**application.args)
     assert list(settings.served) == {"serve.yaml": ["builtin:tiny"]}.get(name, ["champion", "candidate", "tiny"])
+
+
+def test_a_new_version_answers_http_before_the_old_one_stops(tmp_path: Path) -> None:
+    ingress = build(ServeSettings(output=str(tmp_path)))._bound_deployment
+    assert deployment_to_schema(ingress).max_surge_percent == 100
 
 
 @pytest.fixture(scope="module")
