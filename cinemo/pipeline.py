@@ -136,61 +136,111 @@ class CinemoPipeline(LoraLoaderMixin, DiffusionPipeline):
         batch = batch_size(image, *settings, image_latents, latents)
         seeds = spread("seed", seed, batch)
         ids = motion_ids(motion_bucket, raw_motion_id, self.card.motion, batch)
-        if latents is not None:
-            num_frames = latents.shape[2] + 1
-        factor = checkpoint.vae_factor(self.vae.config)
-        if image_latents is not None:
-            height, width = image_latents.shape[-2] * factor, image_latents.shape[-1] * factor
-        height, width = check_size(height, width, factor, self.card.sizes)
+        num_frames = num_frames if latents is None else latents.shape[2] + 1
+        height, width = self.check_frame_size(height, width, image_latents)
         check_length(num_frames, self.card.lengths)
         check_settings(num_inference_steps, dct_timestep, output_type, decode_chunk_size, self.scheduler)
         check_guidance(guidance_rescale, guidance_interval)
         schedule = make_scheduler(self.scheduler, scheduler, num_inference_steps)
 
         # 2. The image's latents and the text's features.
-        device, dtype = self._execution_device, self.unet.dtype
-        pixels = None
-        if image is not None or image_latents is None:
-            photos, exact = spread("image", image, batch), image_latents is not None
-            pixels = torch.cat([fit_pixels(read_image(photo), height, width, exact, fit) for photo in photos])
-        if image_latents is None:
-            image_latents = encode_pixels(self.vae, pixels)[:, :, None]
-        image_latents = image_latents.to(device, dtype)
-        prompts = [str(p) for p in spread("prompt", prompt, batch)]
+        photos = None if image is None and image_latents is not None else spread("image", image, batch)
+        pixels, image_latents = self.prepare_image(photos, height, width, image_latents, fit)
         scales = [max(1.0, float(scale)) for scale in spread("guidance_scale", guidance_scale, batch)]
         guidance = Guidance(scales, guidance_rescale, guidance_interval)
-        if guidance.wanted:
-            prompts = [str(p) for p in spread("negative_prompt", negative_prompt, batch)] + prompts
-        text = encode_prompts(self.tokenizer, self.text_encoder, prompts).to(device, dtype)
+        text = self.encode_prompt(prompt, negative_prompt if guidance.wanted else None, batch)
 
         # 3. Initial noise, one generator per sample (section 3.3).
-        if latents is None:
-            latents = draw_noise(image_latents, num_frames - 1, seeds)
-            if dct_init:
-                alpha_bar = self.scheduler.alphas_cumprod[dct_timestep].double()
-                latents = refine_noise(latents, image_latents, alpha_bar, dct_cutoff, dct_transform)
-        latents = latents.to(device, dtype)
+        refinement = (dct_timestep, dct_cutoff, dct_transform) if dct_init else None
+        latents = self.prepare_latents(image_latents, num_frames - 1, seeds, refinement, latents)
 
         # 4. Denoise the residuals (section 3.2).
         with self.progress_bar(total=len(schedule.timesteps)) as bar:
-
-            def on_step(step: int, timestep: Any, latents: Tensor, denoised: Tensor) -> Tensor:
-                bar.update()
-                if callback_on_step_end is None:
-                    return latents
-                values = {"latents": latents, "denoised": denoised, "image_latents": image_latents, "pixels": pixels}
-                return callback_on_step_end(self, step, timestep, values).get("latents", latents)
-
+            on_step = self.make_on_step(bar, callback_on_step_end, image_latents, pixels)
             latents = denoise(self.unet, schedule, latents, image_latents, text, ids, guidance, on_step, cache_interval)
         check_finite(latents)
 
         # 5. Image + residuals -> pixels.
+        return CinemoPipelineOutput(self.make_frames(image_latents, latents, pixels, output_type, decode_chunk_size))
+
+    def check_frame_size(
+        self, height: int | None, width: int | None, image_latents: Tensor | None = None
+    ) -> tuple[int, int]:
+        """Find the height and width in pixels: those of image_latents (..., h, w), or else as requested.
+
+        None is the model's first trained size. Raises ValueError for a size that the model does not take.
+        """
+        factor = checkpoint.vae_factor(self.vae.config)
+        if image_latents is not None:
+            height, width = image_latents.shape[-2] * factor, image_latents.shape[-1] * factor
+        return check_size(height, width, factor, self.card.sizes)
+
+    def prepare_image(
+        self, photos: Sequence[Any] | None, height: int, width: int, image_latents: Tensor | None, fit: str
+    ) -> tuple[Tensor | None, Tensor]:
+        """Fit the photos, if there are any, and encode them, unless there are image_latents (B, C, 1, h, w).
+
+        Returns pixels (B, 3, H, W) or None, and image latents with the U-Net's device and dtype. Raises ValueError.
+        """
+        pixels, exact = None, image_latents is not None
+        if photos is not None:
+            pixels = torch.cat([fit_pixels(read_image(photo), height, width, exact, fit) for photo in photos])
+        if image_latents is None:
+            image_latents = encode_pixels(self.vae, pixels)[:, :, None]
+        return pixels, image_latents.to(self._execution_device, self.unet.dtype)
+
+    def encode_prompt(
+        self, prompt: str | Sequence[str], negative_prompt: str | Sequence[str] | None, batch: int
+    ) -> Tensor:
+        """Encode one prompt or B. Returns (B, T, D), or with negative prompts, which come first, (2 B, T, D)."""
+        prompts = [str(p) for p in spread("prompt", prompt, batch)]
+        if negative_prompt is not None:
+            prompts = [str(p) for p in spread("negative_prompt", negative_prompt, batch)] + prompts
+        return encode_prompts(self.tokenizer, self.text_encoder, prompts).to(self._execution_device, self.unet.dtype)
+
+    def prepare_latents(
+        self,
+        image_latents: Tensor,
+        frames: int,
+        seeds: Sequence[int],
+        refinement: tuple[int, float, str] | None,
+        latents: Tensor | None,
+    ) -> Tensor:
+        """Draw the initial noise and refine it with the image (DCTInit), unless there are latents (B, C, F, h, w).
+
+        image_latents: (B, C, 1, h, w). refinement: timestep, cutoff and transform, or None. Returns (B, C, F, h, w), on
+        the device and in the dtype of image_latents.
+        """
+        if latents is None:
+            latents = draw_noise(image_latents, frames, seeds)
+            if refinement is not None:
+                timestep, cutoff, transform = refinement
+                alpha_bar = self.scheduler.alphas_cumprod[timestep].double()
+                latents = refine_noise(latents, image_latents, alpha_bar, cutoff, transform)
+        return latents.to(image_latents)
+
+    def make_on_step(
+        self, bar: Any, callback: Callable[..., dict[str, Any]] | None, image_latents: Tensor, pixels: Tensor | None
+    ) -> Callable[[int, Any, Tensor, Tensor], Tensor]:
+        """Make the function that `denoise` calls after each step: it moves the bar and calls callback_on_step_end."""
+
+        def on_step(step: int, timestep: Any, latents: Tensor, denoised: Tensor) -> Tensor:
+            bar.update()
+            if callback is None:
+                return latents
+            values = {"latents": latents, "denoised": denoised, "image_latents": image_latents, "pixels": pixels}
+            return callback(self, step, timestep, values).get("latents", latents)
+
+        return on_step
+
+    def make_frames(
+        self, image_latents: Tensor, residuals: Tensor, pixels: Tensor | None, output_type: str, chunk_size: int
+    ) -> Any:
+        """Decode image + residuals, chunk_size frames at a time; returns the frames for output_type."""
         if output_type == "latent":
-            return CinemoPipelineOutput(frames=latents)
-        frames = decode_latents(self.vae, join(image_latents, latents), decode_chunk_size, pixels)
-        if output_type == "pil":
-            return CinemoPipelineOutput(frames=[[Image.fromarray(frame) for frame in clip] for clip in frames])
-        return CinemoPipelineOutput(frames=frames)
+            return residuals
+        frames = decode_latents(self.vae, join(image_latents, residuals), chunk_size, pixels)
+        return [[Image.fromarray(frame) for frame in clip] for clip in frames] if output_type == "pil" else frames
 
     @torch.no_grad()
     def invert(
@@ -219,14 +269,12 @@ class CinemoPipeline(LoraLoaderMixin, DiffusionPipeline):
             image_latents, latents = encoded[:, :, :1], motion_residuals(encoded)
         assert image_latents is not None
         batch = batch_size(prompt, motion_bucket, raw_motion_id, image_latents, latents)
-        factor = checkpoint.vae_factor(self.vae.config)
-        check_size(latents.shape[-2] * factor, latents.shape[-1] * factor, factor, self.card.sizes)
+        self.check_frame_size(None, None, latents)
         check_length(latents.shape[2] + 1, self.card.lengths)
         check_settings(num_inference_steps, 0, "latent", 1, self.scheduler)
         ids = motion_ids(motion_bucket, raw_motion_id, self.card.motion, batch)
+        text = self.encode_prompt(prompt, None, batch)
         device, dtype = self._execution_device, self.unet.dtype
-        prompts = [str(p) for p in spread("prompt", prompt, batch)]
-        text = encode_prompts(self.tokenizer, self.text_encoder, prompts).to(device, dtype)
         residuals, image_latents = latents.to(device, dtype), image_latents.to(device, dtype)
         return invert_residuals(
             self.unet, self.scheduler, residuals, image_latents, text, ids, num_inference_steps, on_step

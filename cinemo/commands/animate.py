@@ -86,9 +86,7 @@ def animate(
     from cinemo.video import check_output
 
     check_output(output, fps)
-    if sweep is not None and (extend or loop or reference_video):
-        raise ValueError("--sweep is one clip a bucket; leave out --extend, --loop and --reference-video")
-    buckets = read_buckets(sweep)
+    buckets = read_buckets(sweep, bool(extend or loop or reference_video))
     sampler = read_sampler(steps, speed, scheduler, guidance_interval)
     photo = read_image(image)
     pipe = common.load(model, device, dtype, vae, lora)
@@ -100,10 +98,8 @@ def animate(
         "num_inference_steps": pipe.card.steps,
         "guidance_scale": pipe.card.guidance if guidance_scale is None else guidance_scale,
         "guidance_rescale": guidance_rescale,
-        "dct_init": dct_init,
-        "dct_cutoff": dct_cutoff,
-        "dct_timestep": dct_timestep,
     }
+    settings |= {"dct_init": dct_init, "dct_cutoff": dct_cutoff, "dct_timestep": dct_timestep}
     settings |= fitted(pipe, photo, fit, height, width) | sampler
     if reference_video is not None:
         motion_bucket = measure(reference_video, settings)
@@ -162,12 +158,17 @@ def measure(video: Path, settings: dict[str, Any]) -> int:
     return bucket
 
 
-def read_buckets(text: str | None) -> list[int]:
-    """Parse "0,5,10" as [0, 5, 10], and None as []. Raises ValueError."""
+def read_buckets(text: str | None, other_clips: bool = False) -> list[int]:
+    """Parse "0,5,10" as [0, 5, 10], and None as []. Raises ValueError.
+
+    other_clips: whether another flag says how many clips are made, or with which bucket, which --sweep excludes.
+    """
     from cinemo.motion import UNIFORM_MOTION, motion_id
 
     if text is None:
         return []
+    if other_clips:
+        raise ValueError("--sweep is one clip a bucket; leave out --extend, --loop and --reference-video")
     try:
         buckets = [int(part) for part in text.split(",")]
     except ValueError:

@@ -2,11 +2,14 @@
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cinemo.commands import common
+
+if TYPE_CHECKING:  # `--help` loads no numpy
+    import numpy as np
 
 VideoArgument = Annotated[Path, typer.Argument(help="the video whose motion is taken")]
 PromptOption = Annotated[str, typer.Option(help="what the result shows; may be empty")]
@@ -60,53 +63,29 @@ def edit(
     dtype: common.DtypeOption = "float32",
 ) -> None:
     """Give an edited first frame the motion of a video (DDIM inversion of its motion residuals)."""
-    from PIL import Image
-
-    from cinemo.checkpoint import inversion_note
-    from cinemo.editing import edit_video
-    from cinemo.image import fitting_size, read_image
-    from cinemo.motion import motion_bucket as measure_bucket
-    from cinemo.motion import motion_score
-    from cinemo.sheet import write_sheet
-    from cinemo.video import check_output, load_clip, shown_size, write_video
+    from cinemo.image import read_image
+    from cinemo.video import check_output
 
     check_steps(image, first_frame)
     check_output(output, fps)
     edited = None if image is None else read_image(image)
     pipe = common.load(model, device, dtype, vae, lora)
     common.note_trigger_words(pipe, prompt)
-    if not (height or width) and pipe.card.sizes:
-        height, width = fitting_size(*shown_size(video), pipe.card.sizes)
-    size = common.frame_size(pipe, height, width)
-    frames, step, _ = load_clip(video, start, interval, num_frames, size, shorten=True)
+    frames, step = read_frames(pipe, video, start, interval, num_frames, height, width)
     if first_frame is not None:
-        write_sheet(first_frame, Image.fromarray(frames[0]))
-        typer.echo(f"{first_frame}: frame {start} of {video}; edit it, then pass it as --image")
+        write_first_frame(first_frame, frames[0], f"frame {start} of {video}")
         return
-    if note := inversion_note(model, pipe.scheduler):
-        typer.echo(f"note: {note}", err=True)
-    bucket = measure_bucket(motion_score(frames)) if motion_bucket is None else motion_bucket
-    began = time.perf_counter()
-    made = edit_video(
-        pipe,
-        frames,
-        edited,
-        prompt,
-        source_prompt,
-        motion_bucket=bucket,
-        num_inference_steps=pipe.card.inversion_steps if steps is None else steps,
-        guidance_scale=guidance_scale,
-        negative_prompt=negative_prompt,
-        dct_init=dct_init,
-        dct_cutoff=dct_cutoff,
-        dct_timestep=dct_timestep,
-    )
-    write_video(output, made, fps)
-    last = start + step * (num_frames - 1)
-    typer.echo(
-        f"{output}: the motion of frames {start}..{last} by {step} of {video}, in {time.perf_counter() - began:.1f} s; "
-        f"{common.sentence(made, bucket)}"
-    )
+    settings = {
+        "num_inference_steps": pipe.card.inversion_steps if steps is None else steps,
+        "guidance_scale": guidance_scale,
+        "negative_prompt": negative_prompt,
+        "dct_init": dct_init,
+        "dct_cutoff": dct_cutoff,
+        "dct_timestep": dct_timestep,
+    }
+    note_inversion(model, pipe)
+    taken = f"frames {start}..{start + step * (num_frames - 1)} by {step} of {video}"
+    write_edited(pipe, frames, edited, (prompt, source_prompt), motion_bucket, settings, output, fps, taken)
 
 
 def check_steps(image: Path | None, first_frame: Path | None) -> None:
@@ -115,3 +94,69 @@ def check_steps(image: Path | None, first_frame: Path | None) -> None:
         raise ValueError("give --image, the edited first frame, or --first-frame, where the frame to edit is written")
     if first_frame is not None and first_frame.suffix.lower() != ".png":
         raise ValueError(f"--first-frame {first_frame} must end in .png")
+
+
+def read_frames(
+    pipe: Any, video: Path, start: int, interval: int, num_frames: int, height: int | None, width: int | None
+) -> tuple["np.ndarray", int]:
+    """Read the clip whose motion is taken, uint8 (N, H, W, 3), and the distance between its frames.
+
+    Without a height and width, its size is that of the model's sizes whose aspect is nearest to the video's. Raises
+    ValueError for a size that the model does not take, and VideoError.
+    """
+    from cinemo.image import fitting_size
+    from cinemo.video import load_clip, shown_size
+
+    if not (height or width) and pipe.card.sizes:
+        height, width = fitting_size(*shown_size(video), pipe.card.sizes)
+    size = common.frame_size(pipe, height, width)
+    frames, step, _ = load_clip(video, start, interval, num_frames, size, shorten=True)
+    return frames, step
+
+
+def write_first_frame(path: Path, frame: "np.ndarray", name: str) -> None:
+    """Write the frame to edit, uint8 (H, W, 3), as PNG. name: which frame it is."""
+    from PIL import Image
+
+    from cinemo.sheet import write_sheet
+
+    write_sheet(path, Image.fromarray(frame))
+    typer.echo(f"{path}: {name}; edit it, then pass it as --image")
+
+
+def note_inversion(model: str, pipe: Any) -> None:
+    """Print a note if the model is one whose inversion keeps little of the motion."""
+    from cinemo.checkpoint import inversion_note
+
+    if note := inversion_note(model, pipe.scheduler):
+        typer.echo(f"note: {note}", err=True)
+
+
+def write_edited(
+    pipe: Any,
+    frames: "np.ndarray",
+    edited: Any,
+    prompts: tuple[str, str | None],
+    motion_bucket: int | None,
+    settings: dict[str, Any],
+    output: Path,
+    fps: float,
+    taken: str,
+) -> None:
+    """Give the edited image the motion of the frames, and write the video.
+
+    prompts: what the result and what the video shows. motion_bucket: None for what the frames measure.
+    settings: further arguments of cinemo.editing.edit_video. taken: which frames they are.
+    """
+    from cinemo.editing import edit_video
+    from cinemo.motion import motion_bucket as measure_bucket
+    from cinemo.motion import motion_score
+    from cinemo.video import write_video
+
+    bucket = measure_bucket(motion_score(frames)) if motion_bucket is None else motion_bucket
+    began = time.perf_counter()
+    made = edit_video(pipe, frames, edited, *prompts, motion_bucket=bucket, **settings)
+    write_video(output, made, fps)
+    typer.echo(
+        f"{output}: the motion of {taken}, in {time.perf_counter() - began:.1f} s; {common.sentence(made, bucket)}"
+    )
