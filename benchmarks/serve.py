@@ -12,14 +12,16 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
+import contextlib
 import io
 import socket
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx
 import skimage.data
@@ -40,56 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=30)
     options = parser.parse_args(arguments)
 
-    from ray import serve
-
-    from cinemo import CinemoPipeline
-    from pipelines.serving.deploy import build
-    from pipelines.serving.settings import ServeSettings
-    from ray_jobs import common
-
     torch.set_num_threads(1)
     buffer = io.BytesIO()
     Image.fromarray(skimage.data.chelsea()).save(buffer, "PNG")
     settings = {"prompt": "the camera pans left", "seed": 1, "num_inference_steps": options.steps}
-    pipe = CinemoPipeline.from_pretrained("builtin:tiny")
-    pipe.set_progress_bar_config(disable=True)
-    guidance = pipe.card.guidance
-    with tempfile.TemporaryDirectory() as folder:
-        common.connect(2, verbose=False)
-        port = free_port()
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
-        serve.run(build(ServeSettings(output=folder, page=False)), name="cinemo")
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600) as client:
-
-            def post(url: str, **more: int) -> httpx.Response:
-                response = client.post(url, data={**settings, **more}, files={"input_reference": buffer.getvalue()})
-                return response.raise_for_status()
-
-            def seconds_of_posts() -> list[float]:
-                taken = []
-                for _ in range(POSTS):
-                    began = time.perf_counter()
-                    video = post("/v1/videos").json()["id"]
-                    taken.append(time.perf_counter() - began)
-                    client.delete(f"/v1/videos/{video}").raise_for_status()
-                return taken
-
-            seconds = compare(
-                {
-                    "service": lambda: post("/v1/videos/sync"),
-                    "direct": lambda: pipe(buffer.getvalue(), **settings, guidance_scale=guidance),
-                },
-                options.repeats,
-            )
-            long = post("/v1/videos", num_inference_steps=100).json()["id"]
-            while client.get(f"/v1/videos/{long}").json()["status"] != "in_progress":
-                time.sleep(0.1)
-            posts = seconds_of_posts()
-            busy = client.get(f"/v1/videos/{long}").json()["status"] == "in_progress"
-        serve.shutdown()
-        common.disconnect()
-    if not busy:
-        sys.exit("the replica finished before all POST requests were sent; raise num_inference_steps of the long video")
+    with started_service() as client:
+        seconds = time_videos(client, buffer.getvalue(), settings, options.repeats)
+        posts = time_posts(client, buffer.getvalue(), settings)
     more = statistics.median(a - FACTOR * b for a, b in zip(seconds["service"], seconds["direct"], strict=True))
     median = statistics.median(posts)
     against = ratio(seconds["service"], seconds["direct"])
@@ -99,6 +58,67 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report("sync request against a direct call", against, more <= MOST_MORE_S, **facts, bound=MOST_MORE_S),
         report("POST while busy against 50 ms", share, median < MOST_POST_S, median_milliseconds=1000 * median),
     )
+
+
+@contextlib.contextmanager
+def started_service() -> Iterator[httpx.Client]:
+    """Run the service with the built-in model on a Ray of its own; yields a client of it."""
+    from ray import serve
+
+    from pipelines.serving.deploy import build
+    from pipelines.serving.settings import ServeSettings
+    from ray_jobs import common
+
+    with tempfile.TemporaryDirectory() as folder:
+        common.connect(2, verbose=False)
+        port = free_port()
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        serve.run(build(ServeSettings(output=folder, page=False)), name="cinemo")
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600) as client:
+            yield client
+        serve.shutdown()
+        common.disconnect()
+
+
+def post(client: httpx.Client, url: str, photo: bytes, settings: dict[str, Any]) -> httpx.Response:
+    """Request a video. Raises httpx.HTTPStatusError."""
+    return client.post(url, data=settings, files={"input_reference": photo}).raise_for_status()
+
+
+def time_videos(client: httpx.Client, photo: bytes, settings: dict[str, Any], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each video by the service and by a direct call of the pipeline, side by side."""
+    from cinemo import CinemoPipeline
+
+    pipe = CinemoPipeline.from_pretrained("builtin:tiny")
+    pipe.set_progress_bar_config(disable=True)
+    guidance = pipe.card.guidance
+    return compare(
+        {
+            "service": lambda: post(client, "/v1/videos/sync", photo, settings),
+            "direct": lambda: pipe(photo, **settings, guidance_scale=guidance),
+        },
+        repeats,
+    )
+
+
+def time_posts(client: httpx.Client, photo: bytes, settings: dict[str, Any]) -> list[float]:
+    """Seconds of each of POSTS requests while the replica makes a long video. Exits if that ends before them."""
+    long = post(client, "/v1/videos", photo, settings | {"num_inference_steps": 100}).json()["id"]
+
+    def status() -> str:
+        return str(client.get(f"/v1/videos/{long}").json()["status"])
+
+    while status() != "in_progress":
+        time.sleep(0.1)
+    taken = []
+    for _ in range(POSTS):
+        began = time.perf_counter()
+        video = post(client, "/v1/videos", photo, settings).json()["id"]
+        taken.append(time.perf_counter() - began)
+        client.delete(f"/v1/videos/{video}").raise_for_status()
+    if status() != "in_progress":
+        sys.exit("the replica finished before all POST requests were sent; raise num_inference_steps of the long video")
+    return taken
 
 
 def free_port() -> int:

@@ -114,55 +114,88 @@ def run(job: Job) -> dict[str, Any]:
         files, wanted = manifest.write(videos, out.place("videos"), records.names_of)
         for line in tally.warnings():
             to_stderr(line)
-        written = parts.survey(out.uri)
-        seconds: Counter[str] = Counter()
-        if not out.is_finished or not hashing.is_among(wanted, written.videos).all():
-            out.claim(job.identity)
-            seconds = work(job, manifest.slices(files), written, len(wanted))
-            written = parts.survey(out.uri)
-            held.confirm()
-            if len(np.unique(written.keys)) < len(written.keys):
-                parts.drop_duplicates(out.uri)
-                written = parts.survey(out.uri)
-            if lost := len(wanted) - int(hashing.is_among(wanted, written.videos).sum()):
-                raise RuntimeError(f"{lost} videos left no row in {out.uri}; is it the same place on every node?")
-            merge_files(out.uri)
+        written, seconds = finish_clips(job, out, held, files, wanted)
         made = describe(job, written)
         held.confirm()
         if not config.score_only:  # what is not trained on needs no index
             index.update(out.uri, made)
         storage.put_json(out.place(out.last), made)
-        took, counts = time.monotonic() - began, made["counts"]
-        rejects = sum(counts["rejects"].values())
-        speeds = measure_speeds(seconds, took)
-        summary = {
-            "job": "prepare",
-            "output": out.uri,
-            "counts": counts,
-            "source": tally.counts(),
-            "too_many_rejects": rejects > config.max_reject_fraction * (counts["clips"] + rejects),
-            **({"shapes": made["shapes"]} if "shapes" in made else {}),
-            "bucket_histogram": made["bucket_histogram"],
-            "fingerprint": made["fingerprint"],
-            "new_clips": seconds["clips"],
-            "clips_per_second": speeds,
-            "run_id": log.run_id,
-            "seconds": round(took, 2),
-        }
-        log.tags({"dataset_fingerprint": made["fingerprint"], "vae_fingerprint": made["vae_fingerprint"]})
-        log.metrics({"clips": counts["clips"], "videos": counts["videos"], "seconds": took})
-        log.metrics({f"rejects_{reason}": count for reason, count in counts["rejects"].items()})
-        log.metrics({f"clips_per_second_{stage}": speed for stage, speed in speeds.items()})
+        took = time.monotonic() - began
+        summary = summarize(job, made, tally.counts(), seconds, took, log.run_id)
+        log_results(log, made, summary["clips_per_second"], took)
         if seconds or not storage.exists(out.place("summary.json")):  # a finished job changes no file
             run = clips.in_sandbox(config.clip_timeout)
             for name, picture in pictures(written, run).items():
                 out.show(name, picture, log)
             out.finish(summary)
-    for line in (*count_lines(counts), *shape_lines(made), *tally.lines()):
+    for line in (*count_lines(made["counts"]), *shape_lines(made), *tally.lines()):
         to_stderr(line)
     if config.balance and (warning := thin_buckets(made["bucket_histogram"])):
         to_stderr(warning)
     return summary
+
+
+def finish_clips(
+    job: Job, out: Output, held: lease.Lease, files: dict[str, int], wanted: np.ndarray
+) -> tuple[parts.Survey, Counter[str]]:
+    """Make the clips that are missing, and leave each clip in one file.
+
+    files, wanted: the manifest's files and names of videos (manifest.write). Returns what the output then has, and the
+    numbers and seconds of `work`, which are empty if nothing was missing. Raises RuntimeError if a video left no row.
+    """
+    written = parts.survey(out.uri)
+    if out.is_finished and hashing.is_among(wanted, written.videos).all():
+        return written, Counter()
+    out.claim(job.identity)
+    seconds = work(job, manifest.slices(files), written, len(wanted))
+    written = parts.survey(out.uri)
+    held.confirm()
+    if len(np.unique(written.keys)) < len(written.keys):
+        parts.drop_duplicates(out.uri)
+        written = parts.survey(out.uri)
+    if lost := len(wanted) - int(hashing.is_among(wanted, written.videos).sum()):
+        raise RuntimeError(f"{lost} videos left no row in {out.uri}; is it the same place on every node?")
+    merge_files(out.uri)
+    return written, seconds
+
+
+def summarize(
+    job: Job,
+    made: Mapping[str, Any],
+    source: Mapping[str, Any],
+    seconds: Mapping[str, float],
+    took: float,
+    run_id: str | None,
+) -> dict[str, Any]:
+    """Make the job's summary. made: dataset.json. source: counts of the source's rows.
+
+    seconds: numbers and seconds of `work`. took: seconds of the job.
+    """
+    counts = made["counts"]
+    rejects = sum(counts["rejects"].values())
+    return {
+        "job": "prepare",
+        "output": job.config.output,
+        "counts": counts,
+        "source": source,
+        "too_many_rejects": rejects > job.config.max_reject_fraction * (counts["clips"] + rejects),
+        **({"shapes": made["shapes"]} if "shapes" in made else {}),
+        "bucket_histogram": made["bucket_histogram"],
+        "fingerprint": made["fingerprint"],
+        "new_clips": seconds["clips"],
+        "clips_per_second": measure_speeds(seconds, took),
+        "run_id": run_id,
+        "seconds": round(took, 2),
+    }
+
+
+def log_results(log: tracking.Log, made: Mapping[str, Any], speeds: Mapping[str, float], took: float) -> None:
+    """Log what was made, at which speeds (measure_speeds) and in how many seconds. made: dataset.json."""
+    counts = made["counts"]
+    log.tags({"dataset_fingerprint": made["fingerprint"], "vae_fingerprint": made["vae_fingerprint"]})
+    log.metrics({"clips": counts["clips"], "videos": counts["videos"], "seconds": took})
+    log.metrics({f"rejects_{reason}": count for reason, count in counts["rejects"].items()})
+    log.metrics({f"clips_per_second_{stage}": speed for stage, speed in speeds.items()})
 
 
 def work(job: Job, slices: pa.Table, written: parts.Survey, videos: int) -> Counter[str]:

@@ -17,7 +17,7 @@ from pipelines.serving.http import keys
 from pipelines.serving.metrics import Metrics, Tracker
 from pipelines.serving.replica import Animator
 from pipelines.serving.service import Service
-from pipelines.serving.settings import ServeSettings
+from pipelines.serving.settings import Replicas, ServeSettings
 from pipelines.serving.store import Job, Store
 
 logger = logging.getLogger("ray.serve")
@@ -83,61 +83,68 @@ def build(settings: ServeSettings) -> serve.Application:
     if settings.keys_file is not None:
         keys.from_file(settings.keys_file)  # report what is wrong in it now
     webhook_secret = webhooks.secret_from_environment(settings)
-    served = {
-        name: models.absolute(model, settings.tracking_uri, settings.place) for name, model in settings.served.items()
+    served, loras = find_models(settings)
+    keys_file = settings.keys_file and storage.absolute(settings.keys_file)
+    places = {"output": settings.place, "store": settings.store_url, "keys_file": keys_file, "loras": loras}
+    own_model = {"model": "builtin:tiny", "models": {}}  # each replica gets its own
+    shared = {**settings.model_dump(), **places, **own_model}
+    animators = {
+        name: animator_deployment(settings.replicas, number).bind(shared, name, model)
+        for number, (name, model) in enumerate(served.items())
     }
+    return ingress_deployment(settings).bind(shared, served, animators, known_keys, webhook_secret)
+
+
+def find_models(settings: ServeSettings) -> tuple[dict[str, str], dict[str, str]]:
+    """Find the models and the LoRA adapters, each as name -> place that is valid in every process.
+
+    Raises ValueError for a model that does not exist, and for an adapter that fits none of the models: now, rather than
+    by replicas that die one after another.
+    """
+    served, loras = (
+        {name: models.absolute(place, settings.tracking_uri, settings.place) for name, place in places.items()}
+        for places in (settings.served, settings.loras)
+    )
     for model in served.values():
-        models.resolve(model)  # report a wrong name now, rather than by replicas that die one after another
-    loras = {
-        name: models.absolute(place, settings.tracking_uri, settings.place) for name, place in settings.loras.items()
-    }
+        models.resolve(model)
     for name, place in loras.items():
         if all(served_models.find_adapter(name, place, model) is None for model in served.values()):
             raise ValueError(f"loras: {name} ({settings.loras[name]}) is an adapter of none of {', '.join(served)}")
-    keys_file, replicas = settings.keys_file and storage.absolute(settings.keys_file), settings.replicas
-    places = {"output": settings.place, "store": settings.store_url, "keys_file": keys_file, "loras": loras}
-    shared = {
-        **settings.model_dump(),
-        **places,
-        "model": "builtin:tiny",
-        "models": {},
-    }  # each replica gets its own model
-    animators = {}
-    for number, (name, model) in enumerate(served.items()):
-        animators[name] = (
-            serve.deployment(Animator)
-            .options(
-                name=f"animator-{number}",
-                autoscaling_config={
-                    "min_replicas": replicas.min_replicas,
-                    "max_replicas": replicas.max_replicas,
-                    "initial_replicas": max(replicas.min_replicas, 0),
-                    "target_ongoing_requests": replicas.target_requests,
-                    "upscale_delay_s": replicas.upscale_delay_s,
-                    "downscale_delay_s": replicas.downscale_delay_s,
-                },
-                # The running batch and the next one, which waits here so that the replica is never idle.
-                max_ongoing_requests=2 * replicas.batch,
-                max_queued_requests=-1,  # the store bounds the queue
-                graceful_shutdown_timeout_s=replicas.drain_s,
-                graceful_shutdown_wait_loop_s=1,
-                health_check_period_s=10,
-                health_check_timeout_s=120,
-                ray_actor_options={"num_cpus": replicas.num_cpus, "num_gpus": replicas.num_gpus},
-                logging_config=AS_JSON,
-            )
-            .bind(shared, name, model)
-        )
-    return (
-        serve.deployment(serve.ingress()(Ingress))
-        .options(
-            name="ingress",
-            num_replicas=settings.ingress_replicas,
-            max_surge_percent=100,  # a new version starts before the old one stops, so that HTTP is always answered
-            max_ongoing_requests=1000,  # most of them are waiting: event streams, and /v1/videos/sync
-            ray_actor_options={"num_cpus": settings.ingress_cpus},
-            health_check_period_s=5,
-            logging_config=AS_JSON,
-        )
-        .bind(shared, served, animators, known_keys, webhook_secret)
+    return served, loras
+
+
+def animator_deployment(replicas: Replicas, number: int) -> serve.Deployment:
+    """The deployment of one model, which is the number-th of those served."""
+    return serve.deployment(Animator).options(
+        name=f"animator-{number}",
+        autoscaling_config={
+            "min_replicas": replicas.min_replicas,
+            "max_replicas": replicas.max_replicas,
+            "initial_replicas": max(replicas.min_replicas, 0),
+            "target_ongoing_requests": replicas.target_requests,
+            "upscale_delay_s": replicas.upscale_delay_s,
+            "downscale_delay_s": replicas.downscale_delay_s,
+        },
+        # The running batch and the next one, which waits here so that the replica is never idle.
+        max_ongoing_requests=2 * replicas.batch,
+        max_queued_requests=-1,  # the store bounds the queue
+        graceful_shutdown_timeout_s=replicas.drain_s,
+        graceful_shutdown_wait_loop_s=1,
+        health_check_period_s=10,
+        health_check_timeout_s=120,
+        ray_actor_options={"num_cpus": replicas.num_cpus, "num_gpus": replicas.num_gpus},
+        logging_config=AS_JSON,
+    )
+
+
+def ingress_deployment(settings: ServeSettings) -> serve.Deployment:
+    """The deployment that answers HTTP."""
+    return serve.deployment(serve.ingress()(Ingress)).options(
+        name="ingress",
+        num_replicas=settings.ingress_replicas,
+        max_surge_percent=100,  # a new version starts before the old one stops, so that HTTP is always answered
+        max_ongoing_requests=1000,  # most of them are waiting: event streams, and /v1/videos/sync
+        ray_actor_options={"num_cpus": settings.ingress_cpus},
+        health_check_period_s=5,
+        logging_config=AS_JSON,
     )

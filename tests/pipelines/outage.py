@@ -23,66 +23,7 @@ class Outage:
         self.kind, self.left, self.name, self.met = "", 0, "", 0
         self.delay: Callable[[str, str], float] = lambda method, path: 0.0  # seconds before a request is passed on
         self.lock, self.over = threading.Lock(), threading.Event()
-        outage = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-            def handle_one(self) -> None:
-                body = self.body()
-                time.sleep(outage.delay(self.command, urllib.parse.unquote(self.path)))
-                kind = outage.takes(self.path)
-                if kind == "reset":  # RST in place of an answer
-                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                    self.close_connection = True
-                    self.connection.close()
-                elif kind == "silence":
-                    outage.over.wait(60)
-                    self.close_connection = True
-                elif kind:
-                    self.answer(503 if kind == "slow" else 400, {}, SLOW_DOWN if kind == "slow" else EXPIRED)
-                else:
-                    connection = http.client.HTTPConnection(outage.behind)
-                    headers = {name.lower(): value for name, value in self.headers.items()}
-                    headers = {**headers, "content-length": str(len(body))}
-                    for name in ("transfer-encoding", "expect"):
-                        headers.pop(name, None)
-                    connection.request(self.command, self.path, body, headers)
-                    answer = connection.getresponse()
-                    self.answer(answer.status, dict(answer.headers), answer.read())
-                    connection.close()
-
-            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_one  # noqa: N815
-
-            def body(self) -> bytes:
-                if self.headers.get("Transfer-Encoding") != "chunked":
-                    return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                parts = []
-                while size := int(self.rfile.readline().partition(b";")[0], 16):
-                    parts.append(self.rfile.read(size))
-                    self.rfile.readline()
-                self.rfile.readline()
-                return b"".join(parts)
-
-            def answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
-                self.send_response(status)
-                length = headers.pop("Content-Length", str(len(body)))
-                for name, value in headers.items():
-                    if name.lower() not in ("connection", "transfer-encoding", "server", "date", "content-length"):
-                        self.send_header(name, value)
-                self.send_header("Content-Length", length)
-                self.end_headers()
-                if self.command != "HEAD":
-                    self.wfile.write(body)
-
-        class Server(ThreadingHTTPServer):
-            def handle_error(self, *_: Any) -> None:  # clients that went away
-                pass
-
-        self.server = Server(("127.0.0.1", 0), Handler)
+        self.server = Server(self)
         self.address = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
@@ -108,3 +49,72 @@ class Outage:
         self.end()
         self.server.shutdown()
         self.server.server_close()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Passes a request on to the S3 server, unless the outage of its server makes it fail."""
+
+    server: "Server"
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def handle_one(self) -> None:
+        outage, body = self.server.outage, self.body()
+        time.sleep(outage.delay(self.command, urllib.parse.unquote(self.path)))
+        kind = outage.takes(self.path)
+        if kind == "reset":  # RST in place of an answer
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.close_connection = True
+            self.connection.close()
+        elif kind == "silence":
+            outage.over.wait(60)
+            self.close_connection = True
+        elif kind:
+            self.answer(503 if kind == "slow" else 400, {}, SLOW_DOWN if kind == "slow" else EXPIRED)
+        else:
+            self.pass_on(body)
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_one  # noqa: N815
+
+    def pass_on(self, body: bytes) -> None:
+        connection = http.client.HTTPConnection(self.server.outage.behind)
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        headers = {**headers, "content-length": str(len(body))}
+        for name in ("transfer-encoding", "expect"):
+            headers.pop(name, None)
+        connection.request(self.command, self.path, body, headers)
+        answer = connection.getresponse()
+        self.answer(answer.status, dict(answer.headers), answer.read())
+        connection.close()
+
+    def body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = []
+        while size := int(self.rfile.readline().partition(b";")[0], 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.send_response(status)
+        length = headers.pop("Content-Length", str(len(body)))
+        for name, value in headers.items():
+            if name.lower() not in ("connection", "transfer-encoding", "server", "date", "content-length"):
+                self.send_header(name, value)
+        self.send_header("Content-Length", length)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+class Server(ThreadingHTTPServer):
+    def __init__(self, outage: Outage) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.outage = outage
+
+    def handle_error(self, *_: Any) -> None:  # clients that went away
+        pass
