@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from cinemo.checkpoint import inversion_note
-from pipelines.animate import adapters, files, gallery, listing, plan, records, request
+from pipelines.animate import files, gallery, listing, plan, records, request, requested_adapters
 from pipelines.animate.config import AnimateConfig
 from pipelines.core import lease, models, storage, tracking
 from pipelines.core.output import Output
@@ -31,7 +31,7 @@ def placed(config: AnimateConfig) -> AnimateConfig:
     """Make names absolute, because workers have other working directories. Raises ValueError."""
     output = storage.absolute(config.output)
     model = models.absolute(config.model, config.tracking_uri, output)
-    loras = adapters.placed(config.lora, config.tracking_uri, output)
+    loras = requested_adapters.placed(config.lora, config.tracking_uri, output)
     return config.model_copy(update={"output": output, "model": model, "lora": loras})
 
 
@@ -65,7 +65,7 @@ def resolve(config: AnimateConfig) -> Job:
     model = models.look_up(config.model)
     try:
         request.complete(config, config.prompt or "", model, config.ending)
-        adapters.chosen(config.lora, functools.partial(adapters.look_up, model=config.model))
+        requested_adapters.chosen(config.lora, functools.partial(requested_adapters.look_up, model=config.model))
     except request.SettingError as error:
         raise ValueError(f"--{error.field.replace('_', '-')}: {error}") from None
     return Job(config, model)

@@ -16,7 +16,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ValidationError
 
 from cinemo.sidecar import Request
-from pipelines.animate import adapters, request
+from pipelines.animate import request, requested_adapters
 from pipelines.animate.config import AnimateConfig
 from pipelines.animate.records import TASK, digest, table
 from pipelines.core import hashing, models
@@ -105,7 +105,7 @@ class Filler:
         self.prompt, self.model, self.ending = config.prompt, model, config.ending
         self.defaults, self.loras = config.model_dump(include=_FLAGS - {"lora"}), config.lora
         self.asked = {name for name in config.model_fields_set & _FLAGS if self.defaults.get(name) is not None}
-        self.adapters = adapters.Catalog(config)
+        self.adapters = requested_adapters.CatalogAdapters(config)
         self.completed = functools.lru_cache(4096)(self._complete)  # most rows differ only in image and prompt
 
     def __call__(self, entry: catalogs.Entry) -> dict[str, Any]:
@@ -142,7 +142,7 @@ class Filler:
             raise request.SettingError("fit", "fit pad does not apply to a row with a video, whose frames have no bars")
         settings = request.complete(asked, "", self.model, self.ending)
         # The flag's places are absolute by now, and may have commas, at which a validation would split them.
-        if loras := adapters.chosen(asked.lora if "lora" in dict(own) else self.loras, self.adapters.find):
+        if loras := requested_adapters.chosen(asked.lora if "lora" in dict(own) else self.loras, self.adapters.find):
             settings = cast(Request, {**settings, "lora": loras})
         if edited and "motion_bucket" not in {*self.asked, *dict(own)}:
             settings = cast(Request, {**settings, "motion_bucket": None})  # to be measured in the video

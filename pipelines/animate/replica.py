@@ -24,7 +24,7 @@ from cinemo.memory import keep_freed_memory
 from cinemo.metrics import psnr
 from cinemo.residual import join
 from cinemo.sidecar import Request
-from pipelines.animate import adapters, files, request, videos
+from pipelines.animate import files, request, requested_adapters, videos
 from pipelines.animate.config import AnimateConfig
 from pipelines.animate.records import light, reject, table
 from pipelines.core import models
@@ -52,7 +52,7 @@ class Animator:
             models.resolve(config.model), getattr(torch, config.arithmetic), device
         )
         self.pipe.set_progress_bar_config(disable=True)
-        self.adapters = adapters.Switch(self.pipe)
+        self.adapters = requested_adapters.Switch(self.pipe)
         self.batch, self.output, self.facts = config.batch_size, config.output, facts
         self.ledger = ledger
 

@@ -50,7 +50,7 @@ def resolve(model: str) -> Path:
     return checkpoint.resolve(fetch(model) if model.startswith("models:") else model)
 
 
-def lora_directory(place: str) -> str:
+def resolve_lora(place: str) -> str:
     """Place of an adapter on this node, for cinemo.lora.find. Raises ValueError.
 
     place: returned by `absolute`. A registered adapter is downloaded, and its folder returned; any other place (folder,

@@ -28,7 +28,7 @@ from pipelines.core.patience import patient, retried
 _SCANNED = 64  # files read at a time; after a fault, all of them are read again
 _COPIED = 16 << 20  # bytes requested at a time; each request waits for the storage
 _WRITTEN = 1 << 20  # bytes written at a time
-_ASIDE = re.compile(r"\..+\.[0-9a-f]{8}", re.DOTALL)  # temporary name under which `put` writes a file
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}", re.DOTALL)  # temporary name under which `put` writes a file
 
 
 def absolute(uri: str) -> str:
@@ -145,21 +145,21 @@ def _put(uri: str, write: Callable[[Any], object]) -> None:
     files, path = filesystem(uri)
     folder, name = path.rsplit("/", 1)
     files.create_dir(folder, recursive=True)
-    aside = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}"
+    temporary = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}"
     try:
-        with files.open_output_stream(aside) as stream:
+        with files.open_output_stream(temporary) as stream:
             write(stream)
         if is_local(uri):  # a machine that loses its power could keep the name without the data
-            sync(aside)
-        files.move(aside, path)
+            sync(temporary)
+        files.move(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            files.delete_file(aside)
+            files.delete_file(temporary)
         raise
 
 
 @patient
-def remove_asides(uri: str, untouched_s: float) -> int:
+def remove_temporary_files(uri: str, untouched_s: float) -> int:
     """Delete temporary files of `put` in a folder, which killed processes left there; returns their number.
 
     untouched_s: only files that were last written so many seconds ago, or longer; far more than a write may take.
@@ -168,8 +168,8 @@ def remove_asides(uri: str, untouched_s: float) -> int:
     infos = files.get_file_info(pyarrow.fs.FileSelector(root, allow_not_found=True))
     before, removed = time.time() - untouched_s, 0
     for info in infos:
-        is_aside = info.type == pyarrow.fs.FileType.File and _ASIDE.fullmatch(info.base_name)
-        if is_aside and info.mtime is not None and info.mtime.timestamp() < before:
+        is_temporary = info.type == pyarrow.fs.FileType.File and _TEMPORARY.fullmatch(info.base_name)
+        if is_temporary and info.mtime is not None and info.mtime.timestamp() < before:
             with contextlib.suppress(FileNotFoundError):  # another process deletes it, too
                 files.delete_file(info.path)
                 removed += 1

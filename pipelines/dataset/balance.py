@@ -56,9 +56,9 @@ class BalancedClips:
         """Count the clips of shapes that have fewer clips than a batch, and so are in none."""
         return self.clips.left_out(total_batch)
 
-    def shape(self, number: int) -> int:
-        """Number of the shape of a clip."""
-        return self.clips.shape(number)
+    def shape_index(self, number: int) -> int:
+        """Index of the shape of clip `number`."""
+        return self.clips.shape_index(number)
 
     def begin(self, number: int, cursor: Sequence[int] | None) -> None:
         """Do nothing: any clip can be read at any time."""

@@ -64,8 +64,8 @@ class Clips(Protocol):
     def left_out(self, total_batch: int) -> int:
         """Count the clips that are in no batch, because their shape has fewer clips than a batch."""
 
-    def shape(self, number: int) -> int:
-        """Number of a clip's shape, from 0: clips with the same number fit in one batch."""
+    def shape_index(self, number: int) -> int:
+        """Index of the shape of clip `number`, from 0: clips with the same index fit in one batch."""
 
     def held_out(self, most: int) -> list[int]:
         """Numbers of the clips to validate on, `most` at most; after `begin`."""
@@ -187,8 +187,8 @@ class ClipReader:
         # Each shape has a cache of its own, because steps of different shapes alternate.
         return [_Group(positions, functools.lru_cache(maxsize=2)(_permute)) for positions in found]
 
-    def shape(self, number: int) -> int:
-        """Number of the shape of a clip; 0 where all clips have one shape."""
+    def shape_index(self, number: int) -> int:
+        """Index of the shape of clip `number`; 0 where all clips have one shape."""
         return 0 if self._shapes is None else int(self._shapes[self.order.row(number)])
 
     def left_out(self, total_batch: int) -> int:

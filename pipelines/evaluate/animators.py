@@ -56,7 +56,7 @@ def cinemo(model: str, config: EvaluateConfig, device: str) -> Animator:
     pipe = CinemoPipeline.from_pretrained(models.resolve(model), getattr(torch, config.precision), device)
     pipe.set_progress_bar_config(disable=True)
     loras = [lora.parse_option(text) for text in config.lora]
-    pipe.load_adapters([(models.lora_directory(place), weight) for place, weight in loras])
+    pipe.load_adapters([(models.resolve_lora(place), weight) for place, weight in loras])
     steps = config.num_inference_steps or pipe.card.steps
     guidance = pipe.card.guidance if config.guidance_scale is None else config.guidance_scale
 

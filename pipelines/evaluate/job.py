@@ -22,7 +22,7 @@ from cinemo.card import DEFAULT_SIZE
 from cinemo.motion import SCORE_DEFINITION
 from cinemo.sidecar import Lora
 from cinemo.video import SAMPLING_VERSION
-from pipelines.animate import adapters
+from pipelines.animate import requested_adapters
 from pipelines.animate.request import SettingError
 from pipelines.core import lease, models, storage, tracking
 from pipelines.core.output import Output
@@ -56,7 +56,7 @@ def placed(config: EvaluateConfig) -> EvaluateConfig:
     dataset = f"{kind}{colon}{storage.absolute(place)}" if kind in ("ucf101", "msrvtt") else config.dataset
     if not colon:
         dataset = storage.absolute(config.dataset) if config.dataset != "synthetic" else "synthetic:64"
-    loras = adapters.placed(config.lora, config.tracking_uri, output)
+    loras = requested_adapters.placed(config.lora, config.tracking_uri, output)
     return config.model_copy(update={"output": output, "model": named, "dataset": dataset, "lora": loras})
 
 
@@ -80,7 +80,7 @@ def find_adapters(config: EvaluateConfig) -> list[Lora]:
         raise ValueError(f"--lora {' '.join(config.lora)}: no Cinemo model is compared; add one with --model")
     for model in cinemo:
         try:
-            found = adapters.chosen(config.lora, functools.partial(adapters.look_up, model=model))
+            found = requested_adapters.chosen(config.lora, functools.partial(requested_adapters.look_up, model=model))
         except SettingError as error:
             raise ValueError(f"--lora: {error}") from None
     return found

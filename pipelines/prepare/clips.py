@@ -76,7 +76,7 @@ def probe_video(uri: str) -> VideoInfo:
         return probe(video)
 
 
-def look_at(uri: str) -> tuple[int, int]:
+def probe_size(uri: str) -> tuple[int, int]:
     """Size (H, W) at which a video, local or remote, is shown. Raises VideoError."""
     with sources.open_video(uri) as video:
         return shown_size(video)
@@ -114,13 +114,13 @@ def make_spans(
         return [reject(row, "source", Reason.BAD_CAPTION, video["fault"])]
     try:
         info = run(probe_video, video["uri"])
-        size, times = fit_size(video["uri"], sampling, sizes, run)
+        size, too_small = fit_size(video["uri"], sampling, sizes, run)
     except StorageError:
         raise
     except Exception as error:
         return [fault(row, "probe", error)]
-    if times is not None:
-        return [reject(row, "probe", Reason.TOO_SMALL, times)]
+    if too_small is not None:
+        return [reject(row, "probe", Reason.TOO_SMALL, too_small)]
     frames, name = range(info.num_frames), records.name_of(row)
     if row["segment"]:
         frames = segments.frames_of(row["segment"], info.fps, info.num_frames)
@@ -148,14 +148,14 @@ def fit_size(
     limit = enlargement_limit(sampling, sizes)
     if len(sizes) == 1 and limit is None:
         return sizes[0], None
-    shown = run(look_at, uri)
+    shown = run(probe_size, uri)
     size = shapes.choose_size(shown, sizes, limit)
-    times = shapes.enlargement(shown, size)
-    if limit is None or times <= limit:
+    enlargement = shapes.enlargement(shown, size)
+    if limit is None or enlargement <= limit:
         return size, None
     return size, (
-        f"the video is shown at {shown[1]}x{shown[0]}; to fill {size[1]}x{size[0]} it would be enlarged {times:.2f} "
-        f"times, more than --max-enlargement {limit:g}"
+        f"the video is shown at {shown[1]}x{shown[0]}; to fill {size[1]}x{size[0]} it would be enlarged "
+        f"{enlargement:.2f} times, more than --max-enlargement {limit:g}"
     )
 
 

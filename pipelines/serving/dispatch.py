@@ -27,7 +27,7 @@ logger = logging.getLogger("ray.serve")
 Animate = Callable[[str, str], Awaitable[dict[str, Any]]]  # (id, shape) -> facts; raises when the replica dies
 RATE_OVER_S = 300.0  # period over which the rate of finished jobs is measured
 SWEEP_EVERY_S = 3600.0  # period between searches for files without a job
-ASIDE_KEPT_S = 86_400.0  # seconds after which temporary files are deleted; no write takes so long
+TEMPORARY_KEPT_S = 86_400.0  # seconds after which temporary files are deleted; no write takes so long
 SWEPT_AT_ONCE = 500  # files whose jobs are looked up by one query
 
 
@@ -181,6 +181,6 @@ class Dispatcher:
                     unknown += 1
                 elif job is None or not (job.is_open or (job.status == "completed" and job.attempt == attempt)):
                     results.remove(self.videos, job_id, attempt)
-        storage.remove_asides(self.videos, ASIDE_KEPT_S)
+        storage.remove_temporary_files(self.videos, TEMPORARY_KEPT_S)
         if unknown:
             logger.warning("kept %d videos in %s of which this database knows nothing", unknown, self.videos)

@@ -26,8 +26,8 @@ from pipelines.serving.jobs.database import UNAVAILABLE
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Death, Job, Store
 from pipelines.serving.videos import frames, inputs, results
-from pipelines.serving.videos.adapters import ServedAdapters
 from pipelines.serving.videos.progress import Progress, StoppedError
+from pipelines.serving.videos.served_adapters import ServedAdapters
 
 logger = logging.getLogger("ray.serve")
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, WithJsonSchema
 
-from pipelines.animate import adapters, request
+from pipelines.animate import request, requested_adapters
 from pipelines.animate.request import Text
 from pipelines.serving.store import Job
 
@@ -30,7 +30,7 @@ class VideoRequest(request.Settings, frozen=True):
         None, ge=0, le=request.MAX_SEED, description="the same seed gives the same video; default: random"
     )
     lora: Annotated[request.Adapters, WithJsonSchema({"type": "string"})] = Field(
-        default_factory=list, max_length=adapters.MOST,
+        default_factory=list, max_length=requested_adapters.MOST,
         description="LoRA adapters of the model, which GET /v1/models lists: NAME[:weight], separated by commas",
     )  # fmt: skip
     extend: int = Field(0, ge=0, le=31, description="further clips, each from the last frame of the one before")
@@ -186,7 +186,7 @@ def to_video(job: Job) -> Video:
         **{
             "fit": "crop",
             **{name: value for name, value in asked.items() if name in Video.model_fields},
-            "lora": adapters.text_of(asked),
+            "lora": requested_adapters.text_of(asked),
         },
     )
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from cinemo.sidecar import Request
 from cinemo.videowrite import MOST_FPS
-from pipelines.animate import adapters, request
+from pipelines.animate import request, requested_adapters
 from pipelines.core import models
 from pipelines.serving.http.errors import ApiError
 from pipelines.serving.schema import VideoRequest
@@ -19,9 +19,10 @@ class Served(models.Facts):
     """Properties of a model that are known without loading it, its name in the API, and its adapters."""
 
     name: str
-    loras: Mapping[str, adapters.Known | None] = field(default_factory=dict)  # by name; None: it fits another model
+    # By name; None: it fits another model.
+    loras: Mapping[str, requested_adapters.Known | None] = field(default_factory=dict)
 
-    def adapter(self, name: str) -> adapters.Known:
+    def adapter(self, name: str) -> requested_adapters.Known:
         """Find an adapter that is served for this model. Raises ValueError."""
         known = self.loras.get(name)
         if known is None:
@@ -40,14 +41,14 @@ def look_up(name: str, model: str, loras: Mapping[str, str] | None = None) -> Se
     return Served(**vars(models.look_up(model)), name=name, loras=found)
 
 
-def find_adapter(name: str, place: str, model: str) -> adapters.Known | None:
+def find_adapter(name: str, place: str, model: str) -> requested_adapters.Known | None:
     """Look up an adapter; None if it was trained on another MODEL. Raises ValueError.
 
     name: in the API, which the result has as its place.
     """
     try:
-        return adapters.look_up(place, model)._replace(place=name)
-    except adapters.OtherBaseError:
+        return requested_adapters.look_up(place, model)._replace(place=name)
+    except requested_adapters.OtherBaseError:
         return None
 
 
@@ -61,7 +62,7 @@ def complete(asked: VideoRequest, served: Served, limits: Limits) -> Request:
         defaults["num_inference_steps"] = min(served.card.steps, limits.max_steps)
     try:
         full = request.complete(asked.model_copy(update=defaults), asked.prompt, served, f".{asked.format}")
-        loras = adapters.chosen(asked.lora, served.adapter)
+        loras = requested_adapters.chosen(asked.lora, served.adapter)
     except request.SettingError as error:
         raise ApiError(422, f"{error.field}: {error}", error.field) from None
     if (steps := full["num_inference_steps"]) > limits.max_steps:

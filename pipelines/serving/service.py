@@ -148,7 +148,7 @@ class Service:
         If an earlier process has submitted the line, its job is returned, whatever a second reading of the line would
         give: an image behind a URL may be gone, or settings may have changed.
         """
-        if (job := await asyncio.to_thread(self.store.of_key, owner, idempotency_key)) is not None:
+        if (job := await asyncio.to_thread(self.store.find_by_idempotency_key, owner, idempotency_key)) is not None:
             return job
         fields, image, _ = dialect.translate(await self.links.replace(dict(fields)), self.settings.strict)
         return await self.submit(fields, image, owner, idempotency_key)

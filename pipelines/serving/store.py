@@ -106,7 +106,7 @@ class Store:
         row = self.database.patiently(lambda: self.database.first(query))
         return None if row is None else from_row(row)
 
-    def of_key(self, owner: str, idempotency_key: str) -> Job | None:
+    def find_by_idempotency_key(self, owner: str, idempotency_key: str) -> Job | None:
         """Get the job of an owner's request with this idempotency key; None if there is none."""
         query = sa.select(jobs).where(jobs.c.owner == owner, jobs.c.idempotency_key == idempotency_key)
         row = self.database.patiently(lambda: self.database.first(query))

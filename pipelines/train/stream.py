@@ -175,8 +175,8 @@ class StreamReader:
         """Return 0: all clips of a stream have one shape (job.check_shapes)."""
         return 0
 
-    def shape(self, number: int) -> int:
-        """Return 0, the number of the only shape."""
+    def shape_index(self, number: int) -> int:
+        """Return 0, the index of the only shape."""
         return 0
 
     def held_out(self, most: int) -> list[int]:

@@ -80,5 +80,5 @@ def alike(numbers: Sequence[int], clips: Clips) -> list[list[int]]:
     """Group numbers of clips by shape. Groups are in the order of their first clips."""
     groups: dict[int, list[int]] = {}
     for number in numbers:
-        groups.setdefault(clips.shape(number), []).append(number)
+        groups.setdefault(clips.shape_index(number), []).append(number)
     return list(groups.values())

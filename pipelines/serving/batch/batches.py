@@ -76,7 +76,7 @@ class Batches:
             with self.database.transaction() as connection:
                 if row := connection.execute(sa.select(batches).where(batches.c.id == batch_id)).first():
                     return to_object(row)
-                self.database.serialize(connection, f"batches of {owner}")
+                self.database.advisory_lock(connection, f"batches of {owner}")
                 active = sa.select(sa.func.count()).where(batches.c.owner == owner, batches.c.status.in_(ACTIVE))
                 if connection.execute(active).scalar_one() >= MOST_ACTIVE:
                     sentence = f"{MOST_ACTIVE} batches have not ended yet; wait for one of them"
@@ -134,7 +134,7 @@ class Batches:
         with self.database.transaction() as connection:
             return connection.execute(change.returning(batches.c.status)).scalar_one_or_none()
 
-    def keep(self, batch_id: str, lease_owner: str, lease_s: float) -> None:
+    def renew_lease(self, batch_id: str, lease_owner: str, lease_s: float) -> None:
         """Renew a process's lease of a batch for `lease_s` seconds, if the process still holds it."""
         mine = batches.update().where(batches.c.id == batch_id, batches.c.lease_owner == lease_owner)
         change = mine.where(batches.c.status.in_(ACTIVE)).values(lease_until=self.database.now + lease_s)

@@ -23,7 +23,7 @@ FILES_OF_OWNER = 10  # a key may store this many times limits.max_file_bytes
 MAX_ROWS = 100  # files that are deleted at a time
 PART = 1 << 20  # bytes that are read, and held, at a time
 AT_ONCE, AT_ONCE_OF_OWNER = 32, 4  # uploads and downloads at a time, of a process and of one owner
-ASIDE_KEPT_S = 86_400.0  # seconds after which temporary files are deleted; no write takes so long
+TEMPORARY_KEPT_S = 86_400.0  # seconds after which temporary files are deleted; no write takes so long
 USED = sa.select(batches.c.input_file_id).where(batches.c.ended_at.is_(None))  # inputs of batches that still run
 
 
@@ -103,7 +103,7 @@ class Files:
             with self.database.transaction() as connection:
                 if row := connection.execute(sa.select(files).where(files.c.id == file_id)).first():
                     return row
-                self.database.serialize(connection, f"files of {owner}")
+                self.database.advisory_lock(connection, f"files of {owner}")
                 stored = sa.select(sa.func.coalesce(sa.func.sum(files.c.bytes), 0)).where(files.c.owner == owner)
                 if purpose == "batch" and connection.execute(stored).scalar_one() + size > most:
                     raise ApiError(413, f"the files of this key have more than {most:,} bytes; delete some", "file")
@@ -196,7 +196,7 @@ class Files:
         is_old = sa.and_(files.c.expires_at < self.database.now, files.c.id.not_in(USED))
         expired = sa.select(files.c.id).where(is_old).limit(MAX_ROWS)
         self._remove([row.id for row in self.database.all(expired)])
-        storage.remove_asides(storage.join(self.settings.place, "files"), ASIDE_KEPT_S)
+        storage.remove_temporary_files(storage.join(self.settings.place, "files"), TEMPORARY_KEPT_S)
 
     def _remove(self, file_ids: list[str]) -> None:
         for file_id in file_ids:

@@ -105,7 +105,7 @@ class Run:
         while time.monotonic() < self.renewed + MAX_STEP_S:
             await asyncio.sleep(lease_s / 3)
             try:
-                await asyncio.to_thread(self.runner.batches.keep, self.batch.id, self.runner.name, lease_s)
+                await asyncio.to_thread(self.runner.batches.renew_lease, self.batch.id, self.runner.name, lease_s)
             except Exception as error:  # the work itself fails, too, or finds that another process has the batch
                 logger.warning("the lease of a batch was not renewed: %s", error, extra={"batch": self.batch.id})
 

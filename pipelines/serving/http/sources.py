@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 
 from cinemo.sidecar import Request
 from cinemo.videowrite import check_fps
-from pipelines.animate import adapters, request
+from pipelines.animate import request, requested_adapters
 from pipelines.serving.http.dialect import IMAGE, REFERENCE
 from pipelines.serving.http.errors import ApiError
 from pipelines.serving.http.uploads import UploadReader
@@ -49,7 +49,7 @@ def inherited(job: Job, fields: dict[str, Any], extends: bool) -> dict[str, Any]
         "size": f"{job.request['width']}x{job.request['height']}",
     }
     own = {name: made[name] for name in INHERITED if name in made}
-    if loras := adapters.text_of(job.request):
+    if loras := requested_adapters.text_of(job.request):
         own["lora"] = loras
     if "seconds" in fields and not extends:  # sets another fps
         del own["fps"]

@@ -64,7 +64,7 @@ class Database:
         ):
             yield connection
 
-    def serialize(self, connection: sa.Connection, name: str) -> None:
+    def advisory_lock(self, connection: sa.Connection, name: str) -> None:
         """Wait until no other transaction that called this with the same name runs, so that what is counted stays true.
 
         On SQLite, transactions that write run one after another anyway.

@@ -68,7 +68,7 @@ def write(output: str, job_id: str, attempt: int, files: dict[str, bytes]) -> No
 
 def check_writable(output: str) -> None:
     """Check that the output can be written, with a file that is deleted again. Raises OSError."""
-    # Named like a temporary file, so that storage.remove_asides deletes it if this process dies now.
+    # Named like a temporary file, so that storage.remove_temporary_files deletes it if this process dies now.
     probe = storage.join(output, f".probe.{uuid.uuid4().hex[:8]}")
     storage.put(probe, b"")
     storage.remove(probe)

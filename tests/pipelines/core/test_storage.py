@@ -52,8 +52,8 @@ def test_what_killed_writes_left_is_deleted_once_it_is_old_and_nothing_else(tmp_
     for name in names:
         os.utime(tmp_path / name, (0, 0))
     (tmp_path / ".folder.0a1b2c3d").mkdir()
-    assert storage.remove_asides(str(tmp_path), 3600) == 1
-    assert storage.remove_asides(str(tmp_path / "nowhere"), 3600) == 0
+    assert storage.remove_temporary_files(str(tmp_path), 3600) == 1
+    assert storage.remove_temporary_files(str(tmp_path / "nowhere"), 3600) == 0
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {*names[1:], ".new.jsonl.0a1b2c3d", ".folder.0a1b2c3d"}
     with (tmp_path / "b.0a1b2c3d").open("rb") as file:

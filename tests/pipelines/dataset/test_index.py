@@ -158,10 +158,10 @@ def test_an_index_knows_the_shapes_and_every_batch_has_one(several_shapes: str, 
     clips = reader.ClipReader(dataset, 0.2, find(dataset))
     assert sorted(np.concatenate(clips.groups()).tolist()) == list(range(len(clips)))
     shape_of = [stored[clips[number].clip_id] for number in range(len(clips))]
-    numbers = [clips.shape(number) for number in range(len(clips))]
+    numbers = [clips.shape_index(number) for number in range(len(clips))]
     assert len(set(zip(shape_of, numbers, strict=True))) == len(set(numbers)) == 3
     for number in clips.held_out(3):
-        assert clips.shape(number) == numbers[shape_of.index(stored[clips[number].clip_id])]
+        assert clips.shape_index(number) == numbers[shape_of.index(stored[clips[number].clip_id])]
     sizes = list(map(len, clips.groups()))
     smallest = min(sizes)
     assert (clips.left_out(smallest), clips.left_out(smallest + 1)) == (0, smallest * sizes.count(smallest))

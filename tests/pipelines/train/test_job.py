@@ -88,7 +88,7 @@ def reference(config: TrainConfig) -> Reference:
     clips = reader.ClipReader(config.dataset, config.validation_share)
     assert len(clips.groups()) == 3
     assert clips.left_out(config.total_batch) == 0
-    assert len({clips.shape(number) for number in clips.held_out(99)}) > 1
+    assert len({clips.shape_index(number) for number in clips.held_out(99)}) > 1
     batches = [clips.positions(config.total_batch, config.seed, step) for step in range(2 * LAST)]
     spoiled = clips[0].clip_id
     assert spoiled not in {row["clip_id"] for row in held_out_rows(config)}

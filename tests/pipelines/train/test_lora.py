@@ -84,7 +84,7 @@ def test_the_registry_takes_a_lora_and_gives_it_back(exported: Path, tmp_path: P
         assert models.register("spin@candidate", str(exported), tags, log) == "models:/spin/1"
     name = models.absolute("models:/spin@candidate", tracking_uri, str(tmp_path))
     assert models.plain(name) == "models:/spin/1"
-    assert lora.fingerprint(lora.find(models.lora_directory(name))) == tags["lora_fingerprint"]
+    assert lora.fingerprint(lora.find(models.resolve_lora(name))) == tags["lora_fingerprint"]
 
 
 def test_trigger_words_come_before_captions_that_lack_them(prepared: str, config: TrainConfig) -> None:

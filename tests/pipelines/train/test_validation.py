@@ -39,7 +39,7 @@ def test_means_are_taken_by_timestep_and_by_motion_and_leave_out_clips_that_are_
     )
 
     class Listed(list[reader.Clip]):
-        def shape(self, number: int) -> int:
+        def shape_index(self, number: int) -> int:
             return self[number].latents.shape[-1]
 
     clips: Any = Listed([clip(3, 1.0), clip(7, 1.0, width=2), clip(9, math.nan), clip(7, 2.0)])

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cinemo.sidecar import Lora, LoraFacts, Request
-from pipelines.animate import adapters
+from pipelines.animate import requested_adapters
 from pipelines.serving import served_models
 
 
@@ -16,7 +16,7 @@ class ServedAdapters:
 
         places: name in the API -> place of the adapter.
         """
-        self.switch = adapters.Switch(pipe)
+        self.switch = requested_adapters.Switch(pipe)
         known = {name: served_models.find_adapter(name, place, model) for name, place in places.items()}
         self.fingerprints = {name: found.fingerprint for name, found in known.items() if found is not None}
         self.places = {name: places[name] for name in self.fingerprints}
@@ -25,7 +25,7 @@ class ServedAdapters:
         self.switch.use([])
 
     def entry(self, name: str, weight: float) -> Lora:
-        """An adapter as adapters.Switch takes it: named by its place."""
+        """An adapter as requested_adapters.Switch takes it: named by its place."""
         return Lora(name=self.places[name], weight=weight, fingerprint=self.fingerprints[name])
 
     def missing(self, request: Request) -> str | None:

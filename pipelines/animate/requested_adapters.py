@@ -32,7 +32,7 @@ def look_up(place: str, model: str) -> Known:
 
     place, model: returned by models.absolute. Raises ValueError: OtherBaseError if it was trained on another model.
     """
-    file = lora.find(models.lora_directory(place))
+    file = lora.find(models.resolve_lora(place))
     card = lora.read_adapter_card(file)
     directory = models.resolve(model)
     try:
@@ -80,7 +80,7 @@ def placed(texts: Sequence[str], tracking_uri: str | None, output: str) -> list[
     return [f"{models.absolute(place, tracking_uri, output)}:{weight}" for place, weight in pairs]
 
 
-class Catalog:
+class CatalogAdapters:
     """Adapters that the rows of a catalog name; each is looked up once."""
 
     def __init__(self, config: AnimateConfig) -> None:
@@ -129,7 +129,7 @@ class Switch:
 
     def load(self, one: Lora, name: str) -> None:
         """Load an adapter. Raises ValueError if its file is not the one that was asked for."""
-        self.pipe.load_lora_weights(models.lora_directory(one["name"]), name)
+        self.pipe.load_lora_weights(models.resolve_lora(one["name"]), name)
         self.bytes[name] = self.pipe.loras[name].path.stat().st_size
         if (found := self.pipe.loras[name].fingerprint) != one["fingerprint"]:
             self.pipe.delete_adapters(name)
