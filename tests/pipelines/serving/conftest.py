@@ -19,6 +19,7 @@ from fastapi.testclient import TestClient
 from cinemo.checkpoint import ModelCard, write_card
 from pipelines.serving.replica import Animator
 from pipelines.serving.settings import Limits, ServeSettings
+from pipelines.serving.store import Store
 from tests.loras import write_adapter
 from tests.pipelines.serving.in_process import serve
 
@@ -118,6 +119,20 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
     server = Postgres(tmp_path_factory.mktemp("postgres") / "server")
     yield server
     server.kill()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a database with nothing in it: SQLite, then PostgreSQL."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/jobs.db"
+    server = request.getfixturevalue("postgres")
+    return server.new_database().replace("postgresql:", "postgresql+psycopg:")
+
+
+@pytest.fixture
+def store(url: str) -> Store:
+    return Store(url)
 
 
 @pytest.fixture(scope="session")

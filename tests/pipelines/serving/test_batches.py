@@ -1,7 +1,6 @@
 """Batches: a file of requests becomes videos and a file of results, once, even if the service is restarted."""
 
 import asyncio
-import base64
 import contextlib
 import gc
 import io
@@ -10,7 +9,6 @@ import os
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,10 +25,8 @@ from pipelines.serving.http import body
 from pipelines.serving.jobs import tables
 from pipelines.serving.settings import Limits, ServeSettings
 from pipelines.serving.store import Store
-from tests.pipelines.serving.in_process import Stub, application, listening, png, serve
-from tests.pipelines.serving.test_store import url  # noqa: F401 - a fixture
-
-ENDED = ("completed", "failed", "cancelled")
+from tests.pipelines.serving.batch_client import ENDED, ended, jsonl, line, start, until, upload
+from tests.pipelines.serving.in_process import Stub, application, listening, serve
 
 
 @pytest.fixture(autouse=True)
@@ -38,26 +34,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "POLL_S", 0.05)
 
 
-def line(name: str, **changes: Any) -> dict[str, Any]:
-    fields = {"prompt": "a cat", "input_reference": base64.b64encode(png()).decode(), "seed": 1} | changes.pop(
-        "body", {}
-    )
-    return {"custom_id": name, "method": "POST", "url": "/v1/videos", "body": fields, **changes}
-
-
-def jsonl(*lines: dict[str, Any]) -> bytes:
-    return b"".join(json.dumps(one).encode() + b"\n" for one in lines)
-
-
-def until(happened: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + 60
-    while not (value := happened()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return value
-
-
-def test_openais_client_sends_a_batch_and_reads_its_results(tmp_path: Path, url: str) -> None:  # noqa: F811
+def test_openais_client_sends_a_batch_and_reads_its_results(tmp_path: Path, url: str) -> None:
     settings = ServeSettings(output=str(tmp_path), store=url, page=False, lease_s=1)
     with listening(application(settings, Stub(settings))) as address:
         client = OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
@@ -105,10 +82,6 @@ def test_openais_client_sends_a_batch_and_reads_its_results(tmp_path: Path, url:
                 client.batches.retrieve(missing)
 
 
-def upload(client: TestClient, data: bytes, **headers: str) -> Any:
-    return client.post("/v1/files", files={"file": ("a.jsonl", data)}, data={"purpose": "batch"}, headers=headers)
-
-
 def test_a_file_is_received_and_sent_in_parts_and_few_at_a_time(tmp_path: Path) -> None:
     settings = ServeSettings(output=str(tmp_path), page=False)
     with serve(settings, Stub(settings)) as client:
@@ -154,7 +127,7 @@ def test_a_file_is_received_and_sent_in_parts_and_few_at_a_time(tmp_path: Path) 
 
 def test_quotas_hold_for_requests_at_the_same_moment(
     tmp_path: Path,
-    url: str,  # noqa: F811
+    url: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(batches, "MOST_ACTIVE", 3)
@@ -193,17 +166,6 @@ def test_a_batch_stays_with_the_process_that_reads_it_for_longer_than_a_lease(
     with serve(settings, Stub(settings)) as client, serve(settings, Stub(settings)) as other:
         assert ended(client, start(client, jsonl(line("one"))))["status"] == "completed"
     assert len(reads) == 1
-
-
-def start(client: TestClient, data: bytes) -> str:
-    file_id = upload(client, data).json()["id"]
-    answer = client.post("/v1/batches", json={"input_file_id": file_id, "endpoint": "/v1/videos"})
-    assert answer.status_code == 200, answer.text
-    return answer.json()["id"]
-
-
-def ended(client: TestClient, batch_id: str) -> dict[str, Any]:
-    return until(lambda: (now := client.get(f"/v1/batches/{batch_id}").json())["status"] in ENDED and now)
 
 
 def test_a_restart_sends_no_line_twice_and_loses_none_though_the_queue_is_short(tmp_path: Path) -> None:

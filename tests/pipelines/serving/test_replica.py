@@ -1,56 +1,27 @@
 """A replica without Ray: batches, cancellation, attempts, and files that count."""
 
 import asyncio
-import contextlib
 import dataclasses
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from sqlalchemy.exc import OperationalError
 
 from cinemo import CinemoPipeline
 from cinemo.video import probe, sample_clip, write_video
 from pipelines.animate.request import shape_of
 from pipelines.core import storage
-from pipelines.serving import replica, schema, served_models
+from pipelines.serving import replica
 from pipelines.serving.replica import Animator
-from pipelines.serving.settings import Limits, Replicas, ServeSettings
-from pipelines.serving.store import Job
 from pipelines.serving.videos import results
-from tests.pipelines.serving.in_process import busy, png, watch
+from tests.pipelines.serving.in_process import png, watch
+from tests.pipelines.serving.replicas import animate, keep, make_animator
 
 
 @pytest.fixture(scope="module")
 def animator(small: str, loras: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Animator:
-    output = str(tmp_path_factory.mktemp("serve"))
-    settings = ServeSettings(model=small, loras=loras, output=output, replicas=Replicas(max_batch=4))
-    return Animator(settings.model_dump(), "small", small)
-
-
-def keep(animator: Animator, name: str, **asked: Any) -> Job:
-    """A job in the animator's store."""
-    served = served_models.look_up("small", animator.settings.model, animator.settings.loras)
-    wanted = schema.VideoRequest(**{"prompt": "", "size": "96x64", **asked})
-    request = served_models.complete(wanted, served, Limits(max_steps=900))
-    now = time.time()
-    job = Job(
-        id=f"video_{name}", owner="me", model="small", request=request, lease_owner="me", created_at=now,
-        request_digest=name,
-    )  # fmt: skip
-    assert animator.store.create(job, png(), 100, 100)[1]
-    return job
-
-
-def animate(animator: Animator, *jobs: Job) -> list[dict[str, Any]]:
-    async def all_of_them() -> list[dict[str, Any]]:
-        return await asyncio.gather(*(animator.animate(job.id, shape_of(job.request)) for job in jobs))
-
-    return asyncio.run(all_of_them())
+    return make_animator(small, loras, tmp_path_factory.mktemp("serve"))
 
 
 def test_a_batch_of_four_gives_the_videos_of_four_single_calls(animator: Animator, small: str, tmp_path: Path) -> None:
@@ -248,113 +219,3 @@ def test_a_job_that_is_sent_twice_is_made_once_for_both(animator: Animator) -> N
     made = animator.store.get(one.id)
     assert made is not None
     assert (made.status, made.attempt) == ("completed", 1)
-
-
-def test_a_device_that_computes_nothing_fails_no_job_and_its_replica_is_replaced(
-    animator: Animator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An illegal access stays for as long as the process lives; each job failed within milliseconds."""
-
-    def fault(*arguments: Any, **settings: Any) -> Any:
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
-
-    jobs = [keep(animator, f"fault{number}") for number in range(3)]
-    with monkeypatch.context() as patch:
-        patch.setattr(CinemoPipeline, "__call__", fault)
-        patch.setattr(torch, "ones", fault)
-        for _ in range(2):
-            with pytest.raises(replica.DeviceLostError):
-                animate(animator, *jobs)
-        with pytest.raises(replica.DeviceLostError):
-            asyncio.run(animator.check_health())
-    kept = animator.store.get_all([job.id for job in jobs])
-    assert [(job.status, job.attempt, job.lone_deaths) for job in kept] == [("queued", 1, 0)] * 3
-    animator.device_lost = False  # as in another replica
-    assert [one["batch"] for one in animate(animator, *jobs)] == [1, 1, 1]
-
-
-def test_the_health_of_an_idle_replica_is_a_tiny_computation_that_waits_for_no_animation(animator: Animator) -> None:
-    """It was an animation: of a full-size model on CPUs, minutes, for which Serve does not wait."""
-    with busy(animator):
-        animator.last_sign_of_life = before = animator.last_sign_of_life - 1000
-        asyncio.run(asyncio.wait_for(animator.check_health(), 30))
-        assert animator.last_sign_of_life > before
-
-
-def test_a_step_may_take_as_long_as_this_model_needs(animator: Animator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(animator, "running", {"video_slow"})
-    monkeypatch.setattr(animator, "last_sign_of_life", time.monotonic() - 1000)
-    with pytest.raises(RuntimeError, match="no denoising step in 1000 s"):
-        asyncio.run(animator.check_health())
-    monkeypatch.setattr(animator, "longest_step_s", 20 * 600.0)  # its first animation took ten minutes
-    asyncio.run(animator.check_health())
-
-
-@pytest.mark.parametrize("away_at", [["claim"], ["advance", "fail"]])
-def test_a_job_whose_database_stays_away_is_given_back_and_the_replica_works_on(
-    animator: Animator, monkeypatch: pytest.MonkeyPatch, away_at: list[str]
-) -> None:
-    """The caller hears that it is not finished, and gives it to a replica again; it would wait for ever otherwise."""
-
-    def away(*arguments: Any) -> Any:
-        raise OperationalError("SELECT", {}, Exception("no route to host"))
-
-    job = keep(animator, f"away_at_{away_at[0]}")
-    with monkeypatch.context() as patch:
-        for name in away_at:
-            patch.setattr(animator.store, name, away)
-        given = asyncio.wait_for(animator.animate(job.id, shape_of(job.request)), 60)
-        with pytest.raises(OperationalError):
-            asyncio.run(given)
-    kept = animator.store.get(job.id)
-    assert kept is not None
-    assert (kept.status, kept.replica, kept.deaths) == ("queued", None, 0)
-    (facts,) = animate(animator, job)
-    assert facts["batch"] == 1
-
-
-@contextlib.contextmanager
-def storage_away(animator: Animator) -> Iterator[None]:
-    """A file stands where the folder of videos should be, so that every write is an OSError."""
-    folder = Path(animator.videos)
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder.rename(folder.with_name("aside"))
-    folder.write_bytes(b"")
-    try:
-        yield
-    finally:
-        folder.unlink()
-        aside.rename(folder)
-
-
-def test_frames_wait_for_a_storage_that_is_away(animator: Animator, monkeypatch: pytest.MonkeyPatch) -> None:
-    job, over, waits = keep(animator, "storage"), contextlib.ExitStack(), []
-    over.enter_context(storage_away(animator))
-
-    def come_back(state: Any) -> None:
-        waits.extend(animator.running)
-        over.close()
-
-    monkeypatch.setattr(animator, "_waits_for_storage", come_back)
-    with over:
-        assert animate(animator, job)[0]
-    assert waits == [job.id]
-    assert results.attempts(animator.videos) >= {(job.id, 1)}  # one attempt: no frame was made twice
-
-
-def test_a_job_whose_storage_stays_away_is_given_back_and_nothing_is_animated_until_it_is_there(
-    animator: Animator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every job was animated, given up after five minutes, and animated again, ten times; then it failed for good."""
-    job, later = keep(animator, "no_storage"), keep(animator, "later")
-    with monkeypatch.context() as patch:
-        patch.setattr(replica, "PATIENCE_S", 0.5)
-        with storage_away(animator):
-            with pytest.raises(replica.StorageAwayError):
-                animate(animator, job)
-            for _ in range(2):
-                with pytest.raises(replica.StorageAwayError):
-                    animate(animator, job, later)
-    kept = animator.store.get_all([job.id, later.id])
-    assert [(one.status, one.attempt, one.deaths) for one in kept] == [("queued", 1, 0), ("queued", 0, 0)]
-    assert [one["batch"] for one in animate(animator, job, later)] == [2, 2]

@@ -1,47 +1,15 @@
 """Jobs in SQLite and in a real PostgreSQL: kept, claimed, finished once, found again, forgotten on time."""
 
-import dataclasses
-import signal
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 import sqlalchemy as sa
 
 from pipelines.serving import store as stores
-from pipelines.serving.jobs import database, tables
-from pipelines.serving.store import Job, OtherRequestError, QueueFullError, Store
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/jobs.db"
-    server = request.getfixturevalue("postgres")
-    return server.new_database().replace("postgresql:", "postgresql+psycopg:")
-
-
-@pytest.fixture
-def store(url: str) -> Store:
-    return Store(url)
-
-
-def job(number: int = 1, **changes: Any) -> Job:
-    now = time.time()
-    plain = Job(
-        id=f"video_{number:04d}", owner="me", model="tiny", request={"prompt": "a\0b 🐈"}, lease_owner="first",
-        created_at=now, request_digest=f"digest {number}",
-    )  # fmt: skip
-    return dataclasses.replace(plain, **changes)
-
-
-def keep(store: Store, *jobs: Job) -> None:
-    for one in jobs:
-        assert store.create(one, b"image", 1000, 1000) == (one, True)
+from pipelines.serving.jobs import tables
+from pipelines.serving.store import OtherRequestError, QueueFullError, Store
+from tests.pipelines.serving.jobs import job, keep
 
 
 def test_a_job_goes_from_queued_to_completed_and_then_never_changes(store: Store) -> None:
@@ -216,32 +184,6 @@ def test_deaths_are_counted_and_nothing_else_is(store: Store) -> None:
     assert claim("fifth", alone=True) == (6, 3, 1)  # its answer was lost: the same again
 
 
-def test_a_database_of_the_version_before_is_brought_up_to_date_and_keeps_its_jobs(url: str) -> None:
-    keep(Store(url), job(1))
-    engine = sa.create_engine(url)
-    with engine.begin() as connection:  # as it was
-        blob = "BLOB" if engine.dialect.name == "sqlite" else "BYTEA"
-        connection.exec_driver_sql(f"ALTER TABLE cinemo_jobs_2 ADD COLUMN image {blob}")
-        connection.exec_driver_sql("UPDATE cinemo_jobs_2 SET image = (SELECT image FROM cinemo_images_1)")
-        connection.exec_driver_sql("DROP TABLE cinemo_images_1")
-        for name in ("replica", "alone", "deaths", "lone_deaths", "webhook"):
-            connection.exec_driver_sql(f"ALTER TABLE cinemo_jobs_2 DROP COLUMN {name}")
-        for name in ("cinemo_jobs_2_by_status", "cinemo_jobs_2_by_expiry", "cinemo_gone_1_by_time"):
-            connection.exec_driver_sql(f"DROP INDEX {name}")
-        connection.exec_driver_sql("CREATE INDEX cinemo_jobs_2_open ON cinemo_jobs_2 (status, lease_until)")
-        connection.exec_driver_sql("DROP TABLE cinemo_ingresses_1")
-    with ThreadPoolExecutor(4) as processes:
-        upgraded, *_ = processes.map(Store, [url] * 4)
-    found = upgraded.claim("video_0001", "r", 60, alone=False)
-    assert found is not None
-    assert (found[0].request, found[0].deaths, found[1]) == (job(1).request, 0, b"image")
-    assert "image" not in {column["name"] for column in sa.inspect(engine).get_columns("cinemo_jobs_2")}
-    upgraded.renew("first", 60)
-    indexes = {index["name"] for index in sa.inspect(engine).get_indexes("cinemo_jobs_2")}
-    assert {"cinemo_jobs_2_by_status", "cinemo_jobs_2_by_expiry"} <= indexes
-    assert "cinemo_jobs_2_open" not in indexes
-
-
 def test_pages_go_through_all_jobs_of_an_owner_in_order(store: Store) -> None:
     now = time.time()
     keep(store, *(job(number, created_at=now - number // 2) for number in range(9)), job(99, owner="you"))
@@ -293,81 +235,3 @@ def test_deleted_and_expired_jobs_are_gone_and_known_to_have_been(store: Store) 
     assert [store.is_gone(f"video_000{number}", "me") for number in (1, 2, 3, 4)] == [True, True, False, False]
     assert not store.is_gone("video_0001", "you")
     assert store.counts() == {"queued": 1}
-
-
-def test_a_database_that_comes_back_is_waited_for_and_one_that_does_not_is_an_error(postgres: Any) -> None:
-    url = postgres.new_database().replace("postgresql:", "postgresql+psycopg:")
-    store = Store(url, patience=30)
-    keep(store, job())
-    postgres.kill()
-    back = threading.Timer(0.5, postgres.start)
-    back.start()
-    assert store.claim("video_0001", "r", 60, alone=True) is not None
-    assert store.complete("video_0001", 1, {}, ttl_s=100)
-    back.join()
-    postgres.kill()
-    try:
-        with pytest.raises(sa.exc.DBAPIError):
-            Store(url, patience=0.5)
-    finally:
-        postgres.start()
-
-
-def test_a_database_that_hangs_is_taken_to_be_away_until_it_answers(
-    postgres: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(database, "HANGING_S", 1.0)
-    store = Store(postgres.new_database().replace("postgresql:", "postgresql+psycopg:"), patience=30)
-    keep(store, job())
-
-    def signal_all(number: int) -> None:
-        """To the server and its backends: stopped, they keep their sockets open, and answer nothing."""
-        server = psutil.Process(postgres.server.pid)
-        for process in (server, *server.children(recursive=True)):
-            process.send_signal(number)
-
-    signal_all(signal.SIGSTOP)
-    back = threading.Timer(2.5, signal_all, (signal.SIGCONT,))
-    back.start()
-    try:
-        began = time.monotonic()
-        found = store.claim("video_0001", "r", 60, alone=True)
-        assert time.monotonic() - began > 2
-        assert found is not None
-        assert store.complete("video_0001", found[0].attempt, {}, ttl_s=100)
-        back.join()
-        store.database.patience = 0.5
-        signal_all(signal.SIGSTOP)
-        began = time.monotonic()
-        with pytest.raises(sa.exc.DBAPIError):
-            store.get("video_0001")
-        assert time.monotonic() - began < 20
-    finally:
-        back.join()
-        signal_all(signal.SIGCONT)
-
-
-def test_leases_go_by_the_clock_of_the_database(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An ingress whose clock was ahead stole the jobs of the others, and one behind gave leases that had run out."""
-    keep(store, job(1))
-    assert store.claim("video_0001", "first", 20, alone=True)
-    for wrong in (1000.0, -1000.0):
-        with monkeypatch.context() as patch:
-            patch.setattr("time.time", lambda now=time.time, wrong=wrong: now() + wrong)
-            store.renew("first", 20)
-            assert store.take_abandoned("second") == 0
-            assert store.claim("video_0001", "second", 20, alone=True) is None
-            store.renew_attempts(["video_0001"], "first", 20)
-            assert store.delete_expired() == []
-        assert store.take_abandoned("second") == 0
-        assert store.claim("video_0001", "second", 20, alone=True) is None
-
-
-def test_errors_of_the_database_show_no_parameters(store: Store) -> None:
-    """They are logged, and parameters are prompts and images of users."""
-    with store.database.engine.begin() as connection:
-        connection.execute(sa.text("DROP TABLE cinemo_jobs_2"))
-    store.database.patience = 0
-    with pytest.raises(sa.exc.DBAPIError) as caught:
-        store.fail("video_0001", 1, "server_error", "a secret prompt", ttl_s=100)
-    assert "secret" not in str(caught.value)

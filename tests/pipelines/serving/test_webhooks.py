@@ -23,8 +23,8 @@ from pipelines.serving.jobs.tables import events as table
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Store
 from tests.pipelines.serving.in_process import Stub, send, serve, wait
+from tests.pipelines.serving.jobs import job, keep
 from tests.pipelines.serving.receiver import Receiver
-from tests.pipelines.serving.test_store import job, keep, store, url  # noqa: F401 - fixtures
 
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 
@@ -143,7 +143,7 @@ def test_a_name_that_leads_to_a_private_address_gets_nothing(
     assert receiver.received == []
 
 
-def test_an_event_is_stored_once_and_taken_by_one_process_at_a_time(url: str) -> None:  # noqa: F811
+def test_an_event_is_stored_once_and_taken_by_one_process_at_a_time(url: str) -> None:
     stores = [Store(url) for _ in range(4)]
     keep(stores[0], *(job(number, id=f"video_{number:032x}", webhook="") for number in range(16)), job(99))
     for number in range(16):
@@ -167,7 +167,7 @@ def test_an_event_is_stored_once_and_taken_by_one_process_at_a_time(url: str) ->
     assert {(event.type, event.tries) for event in taken} == {("video.completed", 1)}
 
 
-def test_pauses_double_up_to_an_hour_and_an_old_event_is_given_up(store: Store) -> None:  # noqa: F811
+def test_pauses_double_up_to_an_hour_and_an_old_event_is_given_up(store: Store) -> None:
     keep(store, job(1, webhook="https://example.com/"))
     store.fail("video_0001", None, "cancelled", "enough", ttl_s=100)
     pauses = []

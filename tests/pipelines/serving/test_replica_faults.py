@@ -1,0 +1,135 @@
+"""A replica whose device, database or storage fails gives its jobs back; and its health."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sqlalchemy.exc import OperationalError
+
+from cinemo import CinemoPipeline
+from pipelines.animate.request import shape_of
+from pipelines.serving import replica
+from pipelines.serving.replica import Animator
+from pipelines.serving.videos import results
+from tests.pipelines.serving.in_process import busy
+from tests.pipelines.serving.replicas import animate, keep, make_animator
+
+
+@pytest.fixture(scope="module")
+def animator(small: str, loras: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Animator:
+    return make_animator(small, loras, tmp_path_factory.mktemp("serve"))
+
+
+def test_a_device_that_computes_nothing_fails_no_job_and_its_replica_is_replaced(
+    animator: Animator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An illegal access stays for as long as the process lives; each job failed within milliseconds."""
+
+    def fault(*arguments: Any, **settings: Any) -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    jobs = [keep(animator, f"fault{number}") for number in range(3)]
+    with monkeypatch.context() as patch:
+        patch.setattr(CinemoPipeline, "__call__", fault)
+        patch.setattr(torch, "ones", fault)
+        for _ in range(2):
+            with pytest.raises(replica.DeviceLostError):
+                animate(animator, *jobs)
+        with pytest.raises(replica.DeviceLostError):
+            asyncio.run(animator.check_health())
+    kept = animator.store.get_all([job.id for job in jobs])
+    assert [(job.status, job.attempt, job.lone_deaths) for job in kept] == [("queued", 1, 0)] * 3
+    animator.device_lost = False  # as in another replica
+    assert [one["batch"] for one in animate(animator, *jobs)] == [1, 1, 1]
+
+
+def test_the_health_of_an_idle_replica_is_a_tiny_computation_that_waits_for_no_animation(animator: Animator) -> None:
+    """It was an animation: of a full-size model on CPUs, minutes, for which Serve does not wait."""
+    with busy(animator):
+        animator.last_sign_of_life = before = animator.last_sign_of_life - 1000
+        asyncio.run(asyncio.wait_for(animator.check_health(), 30))
+        assert animator.last_sign_of_life > before
+
+
+def test_a_step_may_take_as_long_as_this_model_needs(animator: Animator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(animator, "running", {"video_slow"})
+    monkeypatch.setattr(animator, "last_sign_of_life", time.monotonic() - 1000)
+    with pytest.raises(RuntimeError, match="no denoising step in 1000 s"):
+        asyncio.run(animator.check_health())
+    monkeypatch.setattr(animator, "longest_step_s", 20 * 600.0)  # its first animation took ten minutes
+    asyncio.run(animator.check_health())
+
+
+@pytest.mark.parametrize("away_at", [["claim"], ["advance", "fail"]])
+def test_a_job_whose_database_stays_away_is_given_back_and_the_replica_works_on(
+    animator: Animator, monkeypatch: pytest.MonkeyPatch, away_at: list[str]
+) -> None:
+    """The caller hears that it is not finished, and gives it to a replica again; it would wait for ever otherwise."""
+
+    def away(*arguments: Any) -> Any:
+        raise OperationalError("SELECT", {}, Exception("no route to host"))
+
+    job = keep(animator, f"away_at_{away_at[0]}")
+    with monkeypatch.context() as patch:
+        for name in away_at:
+            patch.setattr(animator.store, name, away)
+        given = asyncio.wait_for(animator.animate(job.id, shape_of(job.request)), 60)
+        with pytest.raises(OperationalError):
+            asyncio.run(given)
+    kept = animator.store.get(job.id)
+    assert kept is not None
+    assert (kept.status, kept.replica, kept.deaths) == ("queued", None, 0)
+    (facts,) = animate(animator, job)
+    assert facts["batch"] == 1
+
+
+@contextlib.contextmanager
+def storage_away(animator: Animator) -> Iterator[None]:
+    """A file stands where the folder of videos should be, so that every write is an OSError."""
+    folder = Path(animator.videos)
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder.rename(folder.with_name("aside"))
+    folder.write_bytes(b"")
+    try:
+        yield
+    finally:
+        folder.unlink()
+        aside.rename(folder)
+
+
+def test_frames_wait_for_a_storage_that_is_away(animator: Animator, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, over, waits = keep(animator, "storage"), contextlib.ExitStack(), []
+    over.enter_context(storage_away(animator))
+
+    def come_back(state: Any) -> None:
+        waits.extend(animator.running)
+        over.close()
+
+    monkeypatch.setattr(animator, "_waits_for_storage", come_back)
+    with over:
+        assert animate(animator, job)[0]
+    assert waits == [job.id]
+    assert results.attempts(animator.videos) >= {(job.id, 1)}  # one attempt: no frame was made twice
+
+
+def test_a_job_whose_storage_stays_away_is_given_back_and_nothing_is_animated_until_it_is_there(
+    animator: Animator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every job was animated, given up after five minutes, and animated again, ten times; then it failed for good."""
+    job, later = keep(animator, "no_storage"), keep(animator, "later")
+    with monkeypatch.context() as patch:
+        patch.setattr(replica, "PATIENCE_S", 0.5)
+        with storage_away(animator):
+            with pytest.raises(replica.StorageAwayError):
+                animate(animator, job)
+            for _ in range(2):
+                with pytest.raises(replica.StorageAwayError):
+                    animate(animator, job, later)
+    kept = animator.store.get_all([job.id, later.id])
+    assert [(one.status, one.attempt, one.deaths) for one in kept] == [("queued", 1, 0), ("queued", 0, 0)]
+    assert [one["batch"] for one in animate(animator, job, later)] == [2, 2]
