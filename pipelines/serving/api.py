@@ -17,7 +17,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 import cinemo
 from pipelines.serving import schema
 from pipelines.serving.batch import routes
-from pipelines.serving.http import body, dialect, errors, guard
+from pipelines.serving.http import body, dialect, errors, guard, pace
 from pipelines.serving.http.dependencies import Owner, Sender, Shared
 from pipelines.serving.http.errors import ApiError
 from pipelines.serving.metrics import Metrics, queue_text
@@ -70,6 +70,7 @@ def create_app(service: Service, metrics: Metrics, ready: Any) -> FastAPI:
     if origins := service.settings.allow_origins:
         allowed: dict[str, Any] = {"allow_origins": origins, "allow_methods": ["*"], "allow_headers": ["*"]}
         app.add_middleware(CORSMiddleware, **allowed, expose_headers=["X-Video-Id", "X-Warnings", "Retry-After"])
+    app.add_middleware(pace.SendLimit)
     return app
 
 

@@ -4,7 +4,7 @@ import io
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO, Literal
 
@@ -157,13 +157,13 @@ class Files:
         rows = self.database.patiently(lambda: self.database.all(query))
         return [to_object(row) for row in rows[:limit]], len(rows) > limit
 
-    def open(self, file_id: str, owner: str) -> tuple[int, Iterator[bytes]]:
-        """Open a file: (its size in bytes, its content in parts). Raises ApiError (404, 429, 503)."""
+    def open(self, file_id: str, owner: str) -> tuple[int, Generator[bytes, None, None]]:
+        """Open a file: (its size in bytes, its content in parts, to be closed). Raises ApiError (404, 429, 503)."""
         size, parts = self.find(file_id, owner).bytes, self._parts(file_id, owner)
         next(parts)
         return size, parts
 
-    def _parts(self, file_id: str, owner: str) -> Iterator[bytes]:
+    def _parts(self, file_id: str, owner: str) -> Generator[bytes, None, None]:
         """Yield b"" once the file is open, then its parts. The file is closed at its end, or with the generator."""
         with self.transfer(owner):
             try:

@@ -2,12 +2,14 @@
 
 import asyncio
 import uuid
+from collections.abc import Generator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile
+from starlette.types import Receive, Scope, Send
 
 from pipelines.animate.request import Text
 from pipelines.serving import schema
@@ -71,6 +73,21 @@ class BatchPage(BaseModel):
     has_more: bool
 
 
+class Download(StreamingResponse):
+    """Response with a file's content. However it ends, the file is closed, and its place among the transfers free."""
+
+    def __init__(self, parts: Generator[bytes, None, None], size: int) -> None:
+        self.parts = parts
+        super().__init__(parts, media_type="application/jsonl", headers={"Content-Length": str(size)})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the parts."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.parts.close()
+
+
 @files.post("", responses=schema.ERRORS, openapi_extra=UPLOAD)
 async def upload(request: Request, service: Shared, owner: Owner) -> FileObject:
     """Upload the requests of a batch: JSON lines, in a form with the fields `file` and `purpose` ("batch")."""
@@ -113,7 +130,7 @@ async def retrieve_file(file_id: str, service: Shared, owner: Owner) -> FileObje
 async def content(file_id: str, service: Shared, owner: Owner) -> StreamingResponse:
     """Download a file."""
     size, parts = await asyncio.to_thread(service.files.open, file_id, owner)
-    return StreamingResponse(parts, media_type="application/jsonl", headers={"Content-Length": str(size)})
+    return Download(parts, size)
 
 
 @files.delete("/{file_id}", responses=schema.ERRORS)

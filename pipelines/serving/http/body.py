@@ -12,6 +12,7 @@ from fastapi import Request
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from pipelines.serving.http import pace
 from pipelines.serving.http.errors import ApiError
 
 MAX_FILES = 8
@@ -82,7 +83,7 @@ async def form_fields(headers: Headers, body: bytes) -> dict[str, Any]:
 async def read_form(request: Request, most: int, name: str) -> AsyncIterator[dict[str, Any]]:
     """Read a multipart form and yield its fields, as `form_of` does. Large files wait on the disk, not in memory.
 
-    most: largest body, in bytes. name: as in `read`. Raises ApiError as `read` does.
+    most: largest body, in bytes. name: as in `read`. Raises ApiError as `read` does; 408 for a slow body.
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise ApiError(415, f"send multipart/form-data with {name}")
@@ -90,7 +91,7 @@ async def read_form(request: Request, most: int, name: str) -> AsyncIterator[dic
 
     async def bounded() -> AsyncIterator[bytes]:
         read = 0
-        async for part in request.stream():
+        async for part in pace.received(request.stream()):
             read += len(part)
             if read > most:
                 raise too_large(most, name)

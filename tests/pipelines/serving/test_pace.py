@@ -1,0 +1,55 @@
+"""A client that takes or sends nothing loses its place among the transfers, so that others' files pass."""
+
+import io
+import socket
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from pipelines.serving.batch import files
+from pipelines.serving.http import pace
+from pipelines.serving.settings import ServeSettings
+from tests.pipelines.serving.in_process import Stub, application, listening
+
+SIZE = 24 << 20  # more than the buffers of two sockets hold
+
+
+def connect(address: str, request: str) -> socket.socket:
+    """A connection on which this much was sent, and of which nothing is read."""
+    url = urlsplit(address)
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.connect((url.hostname, url.port))
+    client.sendall(request.replace("\n", "\r\n").encode())
+    return client
+
+
+def test_a_client_that_takes_or_sends_nothing_loses_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "AT_ONCE", 2)
+    monkeypatch.setattr(pace, "PART_S", 3.0)
+    settings = ServeSettings(output=str(tmp_path), page=False)
+    app = application(settings, Stub(settings))
+    with listening(app) as address, httpx.Client(base_url=f"{address}/v1/files", timeout=30) as client:
+        service = app.state.service
+        service.files.add("file_" + "0" * 32, "everyone", "a", "batch", io.BytesIO(bytes(SIZE)))
+        content = f"/file_{'0' * 32}/content"
+        reader = connect(address, f"GET /v1/files{content} HTTP/1.1\nHost: a\n\n")
+        form = "Content-Type: multipart/form-data; boundary=b\nContent-Length: 1000"
+        sender = connect(address, f"POST /v1/files HTTP/1.1\nHost: a\n{form}\n\n--b\n")
+        with reader, sender:
+            deadline = time.monotonic() + 30
+            while service.files.transfers.total() < 2:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            assert client.get(content).status_code == 429
+            while (answer := client.get(content)).status_code == 429:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            assert len(answer.content) == SIZE
+            assert sender.recv(1 << 16).startswith(b"HTTP/1.1 408")
+            reader.settimeout(30)
+            assert sum(map(len, iter(lambda: reader.recv(1 << 16), b""))) < SIZE
+        assert service.files.transfers == {}
