@@ -4,7 +4,7 @@ Defines the stages and their resources; rows.py, replica.py and files.py do the 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -82,10 +82,12 @@ class RemoteLedger:
 class Replica:
     """An Animator in a Ray actor, with the job's ledger."""
 
-    def __init__(self, config: AnimateConfig, facts: dict[str, Any], ledger: Any) -> None:
+    def __init__(
+        self, config: AnimateConfig, facts: dict[str, Any], ledger: Any, loras: Mapping[str, str] | None = None
+    ) -> None:
         from pipelines.animate.replica import Animator
 
-        self.animate = Animator(config, facts, RemoteLedger(ledger))
+        self.animate = Animator(config, facts, RemoteLedger(ledger), loras)
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         """See Animator."""
@@ -99,11 +101,12 @@ def build(
     done: np.ndarray,
     animator: type | None = None,
     edited: bool = False,
+    loras: Mapping[str, str] | None = None,
 ) -> "ray.data.Dataset":
     """Build the lazy dataflow from slices of OUT/catalog to rows of STATE: finished videos, twins of them, or rejects.
 
     done: sorted hashes of keys to skip. animator: replaces the class Replica. edited: whether some rows have a source
-    video, whose frames travel with them.
+    video, whose frames travel with them. loras: as in plan.Plan.
     """
     import ray.data
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -133,7 +136,7 @@ def build(
     #    one per core and room for the other stages.
     made = ready.map_batches(
         animator or Replica,
-        fn_constructor_args=(config, model_facts(config, model), ledger),
+        fn_constructor_args=(config, model_facts(config, model), ledger, loras),
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(min_size=min(config.min_replicas, replicas), max_size=replicas),

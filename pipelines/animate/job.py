@@ -152,7 +152,7 @@ def one_pass(job: Job, wanted: plan.Plan, done: np.ndarray, animator: type | Non
     sums: Counter[str] = Counter()
     writer = listing.Writer(config.output, config.ending)
     try:
-        dataset = flow.build(config, job.model, slices, done, animator, wanted.edited)
+        dataset = flow.build(config, job.model, slices, done, animator, wanted.edited, wanted.loras)
         for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             for row in block.to_pylist():
                 writer.add(row)

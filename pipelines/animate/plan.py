@@ -7,7 +7,7 @@ import functools
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from operator import itemgetter
 from typing import Any, NamedTuple, cast
 
@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ValidationError
 
+from cinemo.errors import redact
 from cinemo.sidecar import Request
 from pipelines.animate import request, requested_adapters
 from pipelines.animate.config import AnimateConfig
@@ -35,12 +36,14 @@ class Plan(NamedTuple):
     """The tasks. files: those of OUT/catalog, and how many rows each has. keys: of all rows, hashed and sorted.
 
     rows: the index of each of these rows in the catalog. edited: whether some row has a source video.
+    loras: places of adapters, by their names in requests, which lack passwords.
     """
 
     files: dict[str, int]
     keys: np.ndarray
     rows: np.ndarray
     edited: bool = False
+    loras: Mapping[str, str] = {}
 
 
 def made_with(config: AnimateConfig, model: models.Facts) -> dict[str, str]:
@@ -54,11 +57,11 @@ def write(config: AnimateConfig, model: models.Facts, folder: str, tally: Tally 
     tally: counts files that were skipped.
     """
     keys, rows = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
-    edited = 0
+    edited, fill = 0, Filler(config, model)
 
     def noted() -> Iterator[pa.Table]:
         nonlocal edited
-        for chunk in tasks(config, model, tally):
+        for chunk in tasks(config, model, fill, tally):
             keys.append(hashing.hash64(chunk["key"].to_pylist()))
             rows.append(chunk["row"].to_numpy())
             edited += chunk.num_rows - chunk["source_video"].null_count
@@ -66,16 +69,15 @@ def write(config: AnimateConfig, model: models.Facts, folder: str, tally: Tally 
 
     files, _ = manifest.write(noted(), folder, itemgetter("key"))
     order = np.argsort(np.concatenate(keys))
-    return Plan(files, np.concatenate(keys)[order], np.concatenate(rows)[order], edited > 0)
+    return Plan(files, np.concatenate(keys)[order], np.concatenate(rows)[order], edited > 0, fill.adapters.places())
 
 
-def tasks(config: AnimateConfig, model: models.Facts, tally: Tally | None = None) -> Iterator[pa.Table]:
+def tasks(config: AnimateConfig, model: models.Facts, fill: "Filler", tally: Tally | None = None) -> Iterator[pa.Table]:
     """Yield the rows of a catalog as tables of schema TASK, at most CHUNK rows each, grouped by shape."""
     seen, repeats = Seen(), Counter[str]()
     made = made_with(config, model)
     columns = (config.image_column, config.prompt_column, config.video_column)
     found = itertools.islice(catalogs.entries(config.catalog, *columns, tally), config.limit)
-    fill = Filler(config, model)
     first = 0
     while chunk := list(itertools.islice(found, CHUNK)):
         stamps = images.stamps([entry.image for entry in chunk])
@@ -143,7 +145,7 @@ class Filler:
         settings = request.complete(asked, "", self.model, self.ending)
         # The flag's places are absolute by now, and may have commas, at which a validation would split them.
         if loras := requested_adapters.chosen(asked.lora if "lora" in dict(own) else self.loras, self.adapters.find):
-            settings = cast(Request, {**settings, "lora": loras})
+            settings = cast(Request, {**settings, "lora": [{**one, "name": redact(one["name"])} for one in loras]})
         if edited and "motion_bucket" not in {*self.asked, *dict(own)}:
             settings = cast(Request, {**settings, "motion_bucket": None})  # to be measured in the video
         return settings, request.shape_of(settings, edited)
@@ -170,7 +172,8 @@ def _wrong_prompt(prompt: Any) -> str | None:
 
 
 def _fault(reason: Reason, message: str) -> dict[str, Any]:
-    return {"reason": reason.value, "message": message.encode("utf-8", "backslashreplace").decode(), "shape": ""}
+    message = redact(message.encode("utf-8", "backslashreplace").decode())
+    return {"reason": reason.value, "message": message, "shape": ""}
 
 
 def _sentence(error: Exception) -> str:

@@ -7,7 +7,7 @@ given up after DEATHS processes, which a ledger counts.
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -42,8 +42,13 @@ class DeadlyError(Exception):
 class Animator:
     """One replica; the model is loaded once."""
 
-    def __init__(self, config: AnimateConfig, facts: dict[str, Any], ledger: Any) -> None:
-        """config: after job.placed. facts: for every sidecar. ledger: a flow.Ledger or flow.RemoteLedger."""
+    def __init__(
+        self, config: AnimateConfig, facts: dict[str, Any], ledger: Any, loras: Mapping[str, str] | None = None
+    ) -> None:
+        """config: after job.placed. facts: for every sidecar. ledger: a flow.Ledger or flow.RemoteLedger.
+
+        loras: as in plan.Plan.
+        """
         if not config.num_gpus:
             keep_freed_memory()  # this process does nothing else, and needs as much for every video
         device = "cuda" if config.num_gpus else "cpu"
@@ -52,7 +57,7 @@ class Animator:
             models.resolve(config.model), getattr(torch, config.arithmetic), device
         )
         self.pipe.set_progress_bar_config(disable=True)
-        self.adapters = requested_adapters.Switch(self.pipe)
+        self.adapters = requested_adapters.Switch(self.pipe, loras)
         self.batch, self.output, self.facts = config.batch_size, config.output, facts
         self.ledger = ledger
 

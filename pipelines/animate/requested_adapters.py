@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cinemo import lora
+from cinemo.errors import redact
 from cinemo.sidecar import Lora, LoraFacts
 from pipelines.animate.config import AnimateConfig
 from pipelines.animate.request import SettingError
@@ -103,12 +104,18 @@ class CatalogAdapters:
             raise ValueError(str(found))
         return found
 
+    def places(self) -> dict[str, str]:
+        """Places of the adapters that were found, by the names that requests have: places without passwords."""
+        return {redact(one.place): one.place for one in self.known.values() if isinstance(one, Known)}
+
 
 class Switch:
     """Adapters of a replica's pipeline: loaded when a request first names them, switched for each batch."""
 
-    def __init__(self, pipe: Any) -> None:
-        self.pipe, self.bytes = pipe, dict[str, int]()  # size of the file of each adapter that was loaded, by name
+    def __init__(self, pipe: Any, places: Mapping[str, str] | None = None) -> None:
+        """places: of adapters, by their names in requests; a name that is not there is itself a place."""
+        self.pipe, self.places = pipe, places or {}
+        self.bytes = dict[str, int]()  # size of the file of each adapter that was loaded, by name
 
     def use(self, asked: Sequence[Lora]) -> list[LoraFacts]:
         """Let these adapters act, and no others; returns their entries for sidecars. Raises ValueError.
@@ -129,7 +136,7 @@ class Switch:
 
     def load(self, one: Lora, name: str) -> None:
         """Load an adapter. Raises ValueError if its file is not the one that was asked for."""
-        self.pipe.load_lora_weights(models.resolve_lora(one["name"]), name)
+        self.pipe.load_lora_weights(models.resolve_lora(self.places.get(one["name"], one["name"])), name)
         self.bytes[name] = self.pipe.loras[name].path.stat().st_size
         if (found := self.pipe.loras[name].fingerprint) != one["fingerprint"]:
             self.pipe.delete_adapters(name)

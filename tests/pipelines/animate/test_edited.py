@@ -168,7 +168,7 @@ def test_edited_rows_have_the_defaults_of_edit_video(config: AnimateConfig, fold
 def test_a_plan_keeps_edited_rows_together_and_knows_of_them(config: AnimateConfig, folder: Path) -> None:
     flags = unset(config, dct_init=False, dct_timestep=985)  # so that nothing else tells them apart
     catalog(flags, *({"seed": number, "video": "right.mp4" if number % 2 else ""} for number in range(6)))
-    (chunk,) = plan.tasks(flags, resolve(flags).model)
+    (chunk,) = plan.tasks(flags, model := resolve(flags).model, plan.Filler(flags, model))
     assert chunk["source_video"].is_null().to_pylist() == [True] * 3 + [False] * 3
     assert plan.write(flags, resolve(flags).model, f"{flags.output}/catalog").edited
     catalog(flags, {})
