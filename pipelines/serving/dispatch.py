@@ -100,7 +100,7 @@ class Dispatcher:
                     message = f"{gone[0]} is no longer served"
                     await asyncio.to_thread(self.store.fail, job.id, None, "server_error", message, self.settings.ttl_s)
                 else:
-                    work = work_of(job.request, 1 + job.request.get("extend", 0))
+                    work = work_of(job.request)
                     async with self.turns[job.model].turn(job.owner, again, work, self.priority(job.owner)):
                         facts = await self.animate[job.model](job.id, shape_of(job.request))
             except Exception as error:  # the replica died, or there is none: Ray raises many types for that

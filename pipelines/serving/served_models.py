@@ -68,7 +68,7 @@ def complete(asked: VideoRequest, served: Served, limits: Limits) -> Request:
     if (steps := full["num_inference_steps"]) > limits.max_steps:
         field = "num_inference_steps" if asked.speed is None else "speed"
         raise ApiError(422, f"{field}: {steps} steps are more than {limits.max_steps}", field)
-    check_work(dict(full), limits.max_work, 1 + asked.extend)
+    check_work({**full, "extend": asked.extend}, limits.max_work)
     frames = full["num_frames"]
     total = played(frames + asked.extend * (frames - 1), asked.loop)
     made = {**full, **({"lora": loras} if loras else {}), **chosen(asked), "fps": frames_a_second(asked, total)}
@@ -88,19 +88,26 @@ def played(frames: int, loop: bool) -> int:
     return 2 * frames - 2 if loop else frames
 
 
-def work_of(full: Mapping[str, Any], clips: int = 1) -> int:
-    """Work of a video: pixels x frames x steps. full: a complete request. clips: how many are sampled."""
-    return int(full["width"] * full["height"] * full["num_frames"] * full["num_inference_steps"] * clips)
+def clips_of(asked: Mapping[str, Any]) -> int:
+    """Number of clips that a complete request samples. To edit a video, inverting it takes as many steps as a clip."""
+    is_edit = "video_digest" in asked and "extend" not in asked
+    return 2 if is_edit else 1 + int(asked.get("extend", 0))
 
 
-def check_work(full: dict[str, Any], most: int, clips: int = 1) -> None:
-    """Refuse a video that would occupy a replica for too long. clips: how many are sampled. Raises ApiError (422)."""
-    width, height, frames, steps = (full[name] for name in ("width", "height", "num_frames", "num_inference_steps"))
-    if (work := work_of(full, clips)) > most:
+def work_of(asked: Mapping[str, Any]) -> int:
+    """Work of a complete request, for its limit and for turns between keys: pixels x frames x steps of its clips."""
+    steps = asked["num_inference_steps"] * clips_of(asked)
+    return int(asked["width"] * asked["height"] * asked["num_frames"] * steps)
+
+
+def check_work(asked: Mapping[str, Any], most: int) -> None:
+    """Refuse a video that would occupy a replica for too long. asked: a complete request. Raises ApiError (422)."""
+    width, height, frames, steps = (asked[name] for name in ("width", "height", "num_frames", "num_inference_steps"))
+    if (work := work_of(asked)) > most:
         raise ApiError(
             422,
-            f"size: {width}x{height} pixels x {frames * clips} frames x {steps} steps are {work:,}, and at most "
-            f"{most:,} are taken; ask for a smaller size, fewer frames or fewer steps",
+            f"size: {width}x{height} pixels x {frames * clips_of(asked)} frames x {steps} steps are {work:,}, and at "
+            f"most {most:,} are taken; ask for a smaller size, fewer frames or fewer steps",
             "size",
         )
 

@@ -6,7 +6,7 @@ so that a replica opens no uploaded video.
 
 import hashlib
 import math
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from cinemo.sidecar import Request
 from cinemo.videowrite import check_fps
@@ -72,10 +72,9 @@ async def prepare(
         if given:
             raise ApiError(422, f"{field}: {why}; leave it out", field)
     made, inputs = await (extended if source.extends else edited)(asked, source, served, limits, reader)
-    facts = {"video_digest": hashlib.sha256(source.video).hexdigest()}
     if source.job is not None:
-        facts["source_video_id"] = source.job.id
-    return cast(Request, {**made, **facts}), inputs
+        made = {**made, "source_video_id": source.job.id}
+    return made, inputs
 
 
 async def animated(
@@ -85,7 +84,7 @@ async def animated(
     made = complete(asked, served, limits)
     size = await reader.size(source.image)
     made = request.fitted(made, *size)
-    check_work(dict(made), limits.max_work, 1 + asked.extend)
+    check_work(made, limits.max_work)
     if source.reference is not None:
         if "motion_bucket" in asked.model_fields_set:
             raise ApiError(422, f"motion_bucket: is measured in {REFERENCE}; give one of the two", "motion_bucket")
@@ -112,7 +111,8 @@ async def edited(
         usual["guidance_scale"] = served.card.guidance
     missing = {name: value for name, value in usual.items() if name not in asked.model_fields_set}
     made = await of_aspect(complete(asked.model_copy(update=missing), served, limits), source.video, reader)
-    check_work(dict(made), limits.max_work, 2)  # inversion takes as many steps again
+    made = {**made, "video_digest": hashlib.sha256(source.video).hexdigest()}
+    check_work(made, limits.max_work)
     size = made["height"], made["width"]
     if source.image:
         await reader.size(source.image, size)
@@ -144,9 +144,10 @@ async def extended(
     clips = math.ceil(more / clip)
     if clips > MAX_CLIPS:
         raise ApiError(422, f"seconds: at most {MAX_CLIPS * clip / fps:.3g} can be added at once", "seconds")
-    check_work(dict(made), limits.max_work, clips)
+    made = {**made, "video_digest": hashlib.sha256(source.video).hexdigest(), "extend": clips - 1}
+    check_work(made, limits.max_work)
     total = played(len(frames) + more, asked.loop)
-    return {**made, "fps": fps, "extend": clips - 1, "total_frames": total}, Inputs(b"", frames)
+    return {**made, "fps": fps, "total_frames": total}, Inputs(b"", frames)
 
 
 async def of_aspect(made: Request, video: bytes, reader: UploadReader) -> Request:

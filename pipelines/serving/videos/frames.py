@@ -12,6 +12,7 @@ from cinemo.image import fit_pixels, read_image
 from cinemo.latents import encode_pixels
 from cinemo.sidecar import Request
 from pipelines.animate import request
+from pipelines.serving.served_models import clips_of
 from pipelines.serving.videos.inputs import Inputs
 
 OnStep = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]  # CinemoPipeline's callback_on_step_end
@@ -19,8 +20,7 @@ OnStep = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]  # CinemoPipe
 
 def num_steps(asked: Request) -> int:
     """Number of steps that a request takes, of denoising and of inversion."""
-    edited = "video_digest" in asked and "extend" not in asked
-    return asked["num_inference_steps"] * (2 if edited else 1 + asked.get("extend", 0))
+    return asked["num_inference_steps"] * clips_of(asked)
 
 
 def make(
