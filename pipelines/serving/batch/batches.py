@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import sqlalchemy as sa
@@ -17,6 +17,7 @@ from pipelines.serving.settings import ServeSettings
 ACTIVE = ("validating", "in_progress", "cancelling")
 MOST_ACTIVE = 20  # batches of an owner
 TAKEN_AT_ONCE = 8
+READ_AT_ONCE = 500  # outcomes of lines, of a few KB each
 
 
 class Counts(BaseModel):
@@ -141,9 +142,19 @@ class Batches:
         self.database.change(change)
 
     def lines(self, batch_id: str) -> list[Line]:
-        """The lines of a batch that were sent, in order."""
-        query = sa.select(*(lines.c[name] for name in Line._fields)).where(lines.c.batch == batch_id)
+        """The lines of a batch that were sent, in order; the outcome of one that has ended is "", to save memory."""
+        ended = sa.case((lines.c.outcome.is_not(None), ""), else_=sa.null())
+        query = sa.select(lines.c.number, lines.c.job, ended, lines.c.ok).where(lines.c.batch == batch_id)
         return [Line(*row) for row in self.database.all(query.order_by(lines.c.number))]
+
+    def outcomes(self, batch_id: str, ok: int) -> Iterator[str]:
+        """Yield the outcomes of a batch that belong into its output (ok: 1) or its errors (0), in order."""
+        after = -1
+        mine = sa.select(lines.c.number, lines.c.outcome).where(lines.c.batch == batch_id, lines.c.ok == ok)
+        query = mine.where(lines.c.outcome.is_not(None)).order_by(lines.c.number).limit(READ_AT_ONCE)
+        while rows := self.database.all(query.where(lines.c.number > after)):
+            yield from (row.outcome for row in rows)
+            after = rows[-1].number
 
     def record(self, batch_id: str, line: Line) -> None:
         """Store a line, in place of what is stored of it."""

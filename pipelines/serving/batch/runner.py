@@ -5,9 +5,9 @@ Everything that it knows is in the database: when this process dies, another one
 
 import asyncio
 import hashlib
-import io
 import json
 import logging
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
@@ -194,14 +194,16 @@ class Run:
 
     def _write(self, status: str) -> None:
         """Write the output and the errors, and end the batch."""
-        known, written = self.runner.batches.lines(self.batch.id), {}
+        written = dict[str, str]()
         for column, ok in (("output_file_id", 1), ("error_file_id", 0)):
-            outcomes = [line.outcome for line in known if line.outcome and line.ok == ok]
-            if outcomes:
-                file_id = f"file_{hashlib.sha256(f'{self.batch.id} {column}'.encode()).hexdigest()[:32]}"
-                name, data = f"{self.batch.id}-{column.partition('_')[0]}.jsonl", "\n".join(outcomes) + "\n"
-                self.runner.files.add(file_id, self.owner, name, "batch_output", io.BytesIO(data.encode()))
-                written[column] = file_id
+            with tempfile.TemporaryFile() as file:  # the results of 50,000 lines would take much memory
+                for line in self.runner.batches.outcomes(self.batch.id, ok):
+                    file.write(line.encode() + b"\n")
+                if file.tell():
+                    file_id = f"file_{hashlib.sha256(f'{self.batch.id} {column}'.encode()).hexdigest()[:32]}"
+                    name = f"{self.batch.id}-{column.partition('_')[0]}.jsonl"
+                    self.runner.files.add(file_id, self.owner, name, "batch_output", file)
+                    written[column] = file_id
         self._finish(status, **written, total=len(self.spans), completed=self.completed, failed=self.failed)
 
     def _finish(self, status: str, **values: Any) -> None:
