@@ -106,10 +106,13 @@ class Service:
         fields: of schema.VideoRequest, and videos (dialect.translate). extends: continue the video, instead of editing
         it. request_id: of the HTTP request.
         """
+        has_loras = "lora" in fields
         fields, source = await self._source(dict(fields), image, owner, extends)
         asked = schema.VideoRequest.model_validate(fields)
         webhook = webhooks.url_of_job(self.settings, asked.webhook_url)
         served = self.model(asked.model or next(iter(self.models)))
+        if source.job is not None and not has_loras:
+            sources.check_inherited(source.job, served)
         reader = uploads.checker(self.settings.limits.max_pixels)
         has_video = source.video is not None or source.reference is not None
         async with self.with_video if has_video else contextlib.nullcontext():

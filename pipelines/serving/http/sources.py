@@ -56,6 +56,21 @@ def inherited(job: Job, fields: dict[str, Any], extends: bool) -> dict[str, Any]
     return {**own, **fields}
 
 
+def check_inherited(job: Job, served: Served) -> None:
+    """Check that a model has the adapters that a request takes over from the job whose video it edits or extends.
+
+    Raises ApiError (422), naming the field that the client sent, or may send.
+    """
+    for one in job.request.get("lora", []):
+        if served.loras.get(one["name"]) is not None:
+            continue
+        made_with = f"{job.id} was made with the adapter {one['name']}"
+        if served.name == job.model:
+            raise ApiError(422, f"lora: {made_with}, which is no longer served; send lora empty", "lora")
+        remedy = f"send lora empty, or leave out model for {job.model}"
+        raise ApiError(422, f"model: {made_with}, which does not fit {served.name}; {remedy}", "model")
+
+
 async def prepare(
     asked: VideoRequest, source: Source, served: Served, limits: Limits, reader: UploadReader
 ) -> tuple[Request, Inputs]:
