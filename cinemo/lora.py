@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,7 +125,7 @@ def read_metadata(file: str | os.PathLike[str]) -> dict[str, str]:
         with safe_open(file, framework="numpy") as opened:
             return opened.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"lora {file} cannot be read: {first_line(error)}") from error
+        raise ValueError(f"lora {file} cannot be read: {first_line(error)}; download or export it again") from error
 
 
 def read_adapter_card(file: str | os.PathLike[str]) -> AdapterCard:
@@ -133,14 +133,16 @@ def read_adapter_card(file: str | os.PathLike[str]) -> AdapterCard:
     text = read_metadata(file).get(CARD_KEY)
     if text is None:
         return AdapterCard()
+    remedy = "export it again"
     try:
         raw = json.loads(text)
         if raw.get("format_version") != FORMAT_VERSION:
-            raise ValueError(f"format_version {raw.get('format_version')} is not {FORMAT_VERSION}; upgrade cinemo")
+            remedy = "upgrade cinemo"
+            raise ValueError(f"format_version {raw.get('format_version')} is not {FORMAT_VERSION}")
         raw["sizes"] = [(int(height), int(width)) for height, width in raw["sizes"]] if raw.get("sizes") else None
         return AdapterCard(**raw)
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"lora {file} has a card that cannot be used: {error}") from error
+        raise ValueError(f"lora {file} has a card that cannot be used: {error}; {remedy}") from error
 
 
 def read(place: str | os.PathLike[str]) -> Adapter:
@@ -251,7 +253,7 @@ def attach(unet: Any, adapter: Adapter, name: str) -> None:
         log.setLevel(logging.ERROR)  # it warns that the other adapters' weights are missing; check_fits checked these
         unet.load_lora_adapter(adapter.state, prefix="unet", adapter_name=name, metadata=metadata)
     except (TypeError, ValueError, RuntimeError, KeyError) as error:
-        raise ValueError(f"lora {adapter.path} cannot be loaded: {first_line(error)}") from error
+        raise ValueError(f"lora {adapter.path} cannot be loaded: {first_line(error)}; export it again") from error
     finally:
         log.setLevel(before)
     set_weights(unet, {name: 1.0})
@@ -303,12 +305,15 @@ def names(unet: Any) -> list[str]:
     return list(getattr(unet, "peft_config", {}))
 
 
+def check_loaded(unet: Any, wanted: Iterable[str]) -> None:
+    """Raise ValueError for the name of an adapter that a U-Net does not have."""
+    for name in set(wanted) - set(names(unet)):
+        raise ValueError(f"adapter {name!r} is not loaded; attach it (loaded: {', '.join(names(unet)) or 'none'})")
+
+
 def set_weights(unet: Any, weights: Mapping[str, float]) -> None:
     """Make these adapters, with these weights, the only active ones; {} turns all off. Raises ValueError."""
-    unknown = [name for name in weights if name not in names(unet)]
-    if unknown:
-        there = ", ".join(names(unet)) or "none"
-        raise ValueError(f"adapter {unknown[0]!r} is not loaded; there are: {there}")
+    check_loaded(unet, weights)
     for layer in layers_of(unet):
         layer.enable_adapters(bool(weights))
         layer.set_adapter(list(weights), inference_mode=True)
@@ -318,8 +323,7 @@ def set_weights(unet: Any, weights: Mapping[str, float]) -> None:
 
 def detach(unet: Any, name: str | None = None) -> None:
     """Remove an adapter (None: all). With the last one gone, the U-Net has its own layers again. Raises ValueError."""
-    if name is not None and name not in names(unet):
-        raise ValueError(f"adapter {name!r} is not loaded; there are: {', '.join(names(unet)) or 'none'}")
+    check_loaded(unet, [] if name is None else [name])
     if name is not None and len(names(unet)) > 1:
         unet.delete_adapters(name)
     elif names(unet):

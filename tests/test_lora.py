@@ -106,6 +106,8 @@ def test_bad_arguments_and_files_are_refused_in_one_sentence(file: Path, tmp_pat
     (tmp_path / "unet" / "config.json").write_text("{}")
     newer = tmp_path / "newer.safetensors"
     save_file(adapter.state, newer, metadata={"cinemo": '{"format_version": 2}'})
+    odd = tmp_path / "odd.safetensors"
+    save_file(adapter.state, odd, metadata={"cinemo": "[]"})
     wide, extra = dict(adapter.state), dict(adapter.state)
     wide[Q], extra["text_encoder.x.lora_A.weight"] = torch.zeros(4, 7), torch.zeros(4, 7)
     alone = {key: value for key, value in adapter.state.items() if key != Q}
@@ -117,8 +119,11 @@ def test_bad_arguments_and_files_are_refused_in_one_sentence(file: Path, tmp_pat
         (lambda: lora.find(tmp_path), r"holds no pytorch_lora_weights.safetensors; pass"),
         (lambda: lora.find(text), r"notes.txt is not a .safetensors file; pass"),
         (lambda: lora.find(tmp_path / "none"), r"none is neither a file, nor a folder, nor a repository .* check"),
-        (lambda: lora.read(other), r"other.safetensors cannot be read: "),
+        (lambda: lora.read(other), r"other.safetensors cannot be read: .*; download or export it again$"),
         (lambda: lora.read(newer), r"card that cannot be used: format_version 2 is not 1; upgrade cinemo"),
+        (lambda: lora.read(odd), r"odd.safetensors has a card that cannot be used: .*; export it again$"),
+        (lambda: lora.attach(make_unet(), replace(adapter, config={**adapter.config, "r": "four"}), "a"),
+         r"cannot be loaded: .*; export it again$"),
         (lambda: lora.attach(unet, replace(adapter, state={}), "a"), r"holds no weights"),
         (lambda: lora.attach(unet, replace(adapter, state=wide), "a"), r"to_q.lora_A.weight is \(4, 7\), and should"),
         (lambda: lora.attach(unet, replace(adapter, state=extra), "a"), r"text_encoder.x.* is no LoRA weight of a U"),
@@ -126,8 +131,8 @@ def test_bad_arguments_and_files_are_refused_in_one_sentence(file: Path, tmp_pat
         (lambda: lora.attach(unet, replace(adapter, state=half), "a"), r"to_q.lora_A.* without its lora_B.weight"),
         (lambda: lora.find("x" * 300), r"is neither a file, nor a folder, nor a repository .* check"),
         (lambda: lora.attach(unet, replace(adapter, state=elsewhere), "a"), r"nowhere.lora_A.* there is no such layer"),
-        (lambda: lora.set_weights(unet, {"a": 1.0}), r"adapter 'a' is not loaded; there are: none"),
-        (lambda: lora.detach(unet, "a"), r"adapter 'a' is not loaded; there are: none"),
+        (lambda: lora.set_weights(unet, {"a": 1.0}), r"adapter 'a' is not loaded; attach it \(loaded: none\)$"),
+        (lambda: lora.detach(unet, "a"), r"adapter 'a' is not loaded; attach it \(loaded: none\)$"),
         (lambda: lora.check_base(CARD, tmp_path, "mine", "spin/"),
          rf"lora spin/ was trained on builtin:tiny with the U-Net bbbbbbbbbbbb, but mine has the U-Net "
          rf"{fingerprint(tmp_path / 'unet')[:12]}; use it with"),
@@ -140,3 +145,5 @@ def test_bad_arguments_and_files_are_refused_in_one_sentence(file: Path, tmp_pat
     lora.attach(unet, adapter, "a")
     with pytest.raises(ValueError, match=r"adapter name 'a' is taken; detach"):
         lora.attach(unet, adapter, "a")
+    with pytest.raises(ValueError, match=r"adapter 'b' is not loaded; attach it \(loaded: a\)$"):
+        lora.detach(unet, "b")
