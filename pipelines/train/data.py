@@ -6,7 +6,7 @@ Importing this module loads neither torch nor DeepSpeed.
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cinemo import checkpoint
 from pipelines import sources
@@ -20,6 +20,13 @@ from pipelines.train.config import TrainConfig
 
 if TYPE_CHECKING:  # seconds to import, and `--help` does not need it
     from cinemo.unet import CinemoUNet
+
+
+class Dataset(NamedTuple):
+    """A dataset as workers open it. bucket_weights: of dataset.json; None: clips are not balanced."""
+
+    index_uri: str
+    bucket_weights: list[float] | None
 
 
 def is_stream(uri: str) -> bool:
@@ -92,8 +99,8 @@ def share_cpus(cpus: float, workers: int, encoders: int | None) -> tuple[float, 
 def start(config: TrainConfig, output: str) -> Any:
     """Prepare the source of clips, on the driver; returns what `open_clips` takes.
 
-    The URI of a dataset's index, which is made below the output if the dataset has none; for videos, an actor that
-    makes clips (stream.py). Raises ValueError when the dataset's files are not those that it was finished with.
+    A Dataset, whose index is made below the output if it has none; for videos, an actor that makes clips (stream.py).
+    Raises ValueError when the dataset's files are not those that it was finished with.
     """
     if not is_stream(config.dataset):
         found = index.find(config.dataset, describe(config), storage.join(output, "index"), to_stderr)
@@ -103,7 +110,8 @@ def start(config: TrainConfig, output: str) -> Any:
                 f"warning: {left_out} of {len(clips)} clips are not trained on, because their shapes have fewer clips "
                 f"than --total-batch {config.total_batch}; lower it, or prepare with fewer --sizes"
             )
-        return found
+        weights = reader.read_description(config.dataset)["bucket_weights"] if config.balance_buckets else None
+        return Dataset(found, weights)
     import ray
 
     from pipelines.train.stream import Stream
@@ -121,11 +129,9 @@ def start(config: TrainConfig, output: str) -> Any:
 
 def open_clips(config: TrainConfig, source: Any) -> reader.Clips:
     """Open the clips on a worker. source: what `start` returned on the driver."""
-    if isinstance(source, str):
-        clips = reader.ClipReader(config.dataset, config.validation_share, source)
-        if not config.balance_buckets:
-            return clips
-        return BalancedClips(clips, reader.read_description(config.dataset)["bucket_weights"])
+    if isinstance(source, Dataset):
+        clips = reader.ClipReader(config.dataset, config.validation_share, source.index_uri)
+        return clips if source.bucket_weights is None else BalancedClips(clips, source.bucket_weights)
     from pipelines.train.stream import StreamReader
 
     return StreamReader(source)
