@@ -5,12 +5,14 @@ where diffusers keeps it, and the card: base model, trigger words, lineage. Only
 weights import torch, diffusers and peft.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 import logging
 import math
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -71,13 +73,11 @@ class Adapter:
 
 def parse_option(value: str) -> tuple[str, float]:
     """Split PATH[:weight], as --lora takes it; the weight is 1 by default. Raises ValueError."""
-    place, colon, text = value.rpartition(":")
-    try:
-        weight = float(text)
-    except ValueError:  # no weight, but a name such as models:/NAME@ALIAS
-        place, colon, weight = value, ":", 1.0
-    if not colon:
-        place, weight = value, 1.0
+    place, weight = value, 1.0
+    before, colon, after = value.rpartition(":")
+    if colon and not re.search(r"https?://([^/@]*@)?[^/:@]+$", before):  # else a port: models:/NAME#http://host:5000
+        with contextlib.suppress(ValueError):  # no number, but models:/NAME@ALIAS
+            place, weight = before, float(after)
     if not place or not math.isfinite(weight):
         raise ValueError(f"lora {value[:100]!r} should be PATH or PATH:weight, such as lora/:0.8, with a finite weight")
     return place, weight
