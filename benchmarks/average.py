@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.timing import compare, ratio, report
 from cinemo import checkpoint
 from cinemo.residual import training_loss
+from pipelines.core import models
 from pipelines.train.engine import AdamWithAverage
 
 
@@ -29,7 +30,7 @@ def make_step(decay: float) -> Callable[[], None]:
     card = checkpoint.read_card(source)
     assert card.sizes is not None
     assert card.lengths is not None
-    cells = [side // 8 for side in card.sizes[0]]  # the VAE's factor
+    cells = [side // models.factor(source) for side in card.sizes[0]]
     latents = torch.randn(4, channels, card.lengths[0], *cells, generator=generator)
     noise = torch.randn(4, channels, card.lengths[0] - 1, *cells, generator=generator)
     text = torch.randn(4, 77, width, generator=generator)

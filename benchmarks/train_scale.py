@@ -65,7 +65,7 @@ def open_index(folder: str) -> None:
     ready, cpu = time.perf_counter(), time.process_time()
     assert all(int(column[:: 4096 // column.itemsize].sum()) >= 0 for column in clips.index[:4])  # touches all pages
     found = {"open": opened - began, "order": ready - opened, "private_mb": anonymous_mb() - before, "cpu": cpu}
-    print(json.dumps({**found, "mapped_mb": sum(column.nbytes for column in clips.index) / 1e6}), flush=True)
+    print(json.dumps({**found, "mapped_mb": sum(c.nbytes for c in clips.index if c is not None) / 1e6}), flush=True)
     sys.stdin.read()  # the other worker maps the same pages meanwhile
 
 

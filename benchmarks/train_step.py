@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cinemo import checkpoint
 from cinemo.residual import training_loss
+from pipelines.core import models
 from pipelines.train import data
 from pipelines.train.config import TrainConfig
 from pipelines.train.engine import start_engine, take_step
@@ -39,7 +40,7 @@ def batch_of(source: Path) -> tuple[torch.Tensor, ...]:
     assert card.sizes is not None
     assert card.lengths is not None
     channels, frames = config["in_channels"], card.lengths[0]
-    cells = [side // 8 for side in card.sizes[0]]  # the VAE's factor
+    cells = [side // models.factor(source) for side in card.sizes[0]]
     return (
         torch.randn(BATCH, channels, frames, *cells, generator=draw),
         torch.randn(BATCH, 77, config["cross_attention_dim"], generator=draw),
