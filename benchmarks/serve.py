@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def started_service() -> Iterator[httpx.Client]:
-    """Run the service with the built-in model on a Ray of its own; yields a client of it."""
+    """Run the service with the built-in model on a Ray cluster of its own; yields an HTTP client."""
     from ray import serve
 
     from pipelines.serving.deploy import build
@@ -86,7 +86,7 @@ def post(client: httpx.Client, url: str, photo: bytes, settings: dict[str, Any])
 
 
 def time_videos(client: httpx.Client, photo: bytes, settings: dict[str, Any], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each video by the service and by a direct call of the pipeline, side by side."""
+    """Measure the seconds of videos by the service and by direct calls of the pipeline, side by side."""
     from cinemo import CinemoPipeline
 
     pipe = CinemoPipeline.from_pretrained("builtin:tiny")
@@ -102,7 +102,7 @@ def time_videos(client: httpx.Client, photo: bytes, settings: dict[str, Any], re
 
 
 def time_posts(client: httpx.Client, photo: bytes, settings: dict[str, Any]) -> list[float]:
-    """Seconds of each of POSTS requests while the replica makes a long video. Exits if that ends before them."""
+    """Measure the seconds of each of POSTS requests while the replica makes a long video; exits if it ends first."""
     long = post(client, "/v1/videos", photo, settings | {"num_inference_steps": 100}).json()["id"]
 
     def status() -> str:

@@ -74,8 +74,8 @@ class Adapter:
 def parse_option(value: str) -> tuple[str, float]:
     """Split PATH[:weight], as --lora takes it; the weight is 1 by default. Raises ValueError."""
     place, weight = value, 1.0
-    before, colon, after = value.rpartition(":")
-    if colon and not re.search(r"https?://([^/@]*@)?[^/:@]+$", before):  # else a port: models:/NAME#http://host:5000
+    before, colon, after = value.rpartition(":")  # of models:/NAME#http://host:5000, a port
+    if colon and not (after.isdecimal() and re.search(r"https?://([^/@]*@)?[^/:@]+$", before)):
         with contextlib.suppress(ValueError):  # no number, but models:/NAME@ALIAS
             place, weight = before, float(after)
     if not place or not math.isfinite(weight):

@@ -166,9 +166,9 @@ class CinemoPipeline(LoraLoaderMixin, DiffusionPipeline):
     def check_frame_size(
         self, height: int | None, width: int | None, image_latents: Tensor | None = None
     ) -> tuple[int, int]:
-        """Find the height and width in pixels: those of image_latents (..., h, w), or else as requested.
+        """Return the height and width in pixels: those of image_latents (..., h, w), or else those requested.
 
-        None is the model's first trained size. Raises ValueError for a size that the model does not take.
+        None requests the model's first trained size. Raises ValueError for a size that the model does not take.
         """
         factor = checkpoint.vae_factor(self.vae.config)
         if image_latents is not None:
@@ -178,9 +178,10 @@ class CinemoPipeline(LoraLoaderMixin, DiffusionPipeline):
     def prepare_image(
         self, photos: Sequence[Any] | None, height: int, width: int, image_latents: Tensor | None, fit: str
     ) -> tuple[Tensor | None, Tensor]:
-        """Fit the photos, if there are any, and encode them, unless there are image_latents (B, C, 1, h, w).
+        """Fit the photos to height x width, and encode them unless image_latents (B, C, 1, h, w) are given.
 
-        Returns pixels (B, 3, H, W) or None, and image latents with the U-Net's device and dtype. Raises ValueError.
+        photos: None if there are only image_latents. Returns pixels (B, 3, H, W), None without photos, and image
+        latents with the U-Net's device and dtype. Raises ValueError.
         """
         pixels, exact = None, image_latents is not None
         if photos is not None:
@@ -192,7 +193,7 @@ class CinemoPipeline(LoraLoaderMixin, DiffusionPipeline):
     def encode_prompt(
         self, prompt: str | Sequence[str], negative_prompt: str | Sequence[str] | None, batch: int
     ) -> Tensor:
-        """Encode one prompt or B. Returns (B, T, D), or with negative prompts, which come first, (2 B, T, D)."""
+        """Encode prompts as one tensor, unlike diffusers: (B, T, D), or (2 B, T, D) with the negative prompts first."""
         prompts = [str(p) for p in spread("prompt", prompt, batch)]
         if negative_prompt is not None:
             prompts = [str(p) for p in spread("negative_prompt", negative_prompt, batch)] + prompts
@@ -206,10 +207,10 @@ class CinemoPipeline(LoraLoaderMixin, DiffusionPipeline):
         refinement: tuple[int, float, str] | None,
         latents: Tensor | None,
     ) -> Tensor:
-        """Draw the initial noise and refine it with the image (DCTInit), unless there are latents (B, C, F, h, w).
+        """Draw the initial noise and refine it with the image (DCTInit), unless latents (B, C, F, h, w) are given.
 
-        image_latents: (B, C, 1, h, w). refinement: timestep, cutoff and transform, or None. Returns (B, C, F, h, w), on
-        the device and in the dtype of image_latents.
+        image_latents: (B, C, 1, h, w). frames: F. refinement: DCTInit's timestep, cutoff and transform; None: do not
+        refine. Returns (B, C, F, h, w), on the device and in the dtype of image_latents.
         """
         if latents is None:
             latents = draw_noise(image_latents, frames, seeds)
@@ -222,7 +223,7 @@ class CinemoPipeline(LoraLoaderMixin, DiffusionPipeline):
     def make_on_step(
         self, bar: Any, callback: Callable[..., dict[str, Any]] | None, image_latents: Tensor, pixels: Tensor | None
     ) -> Callable[[int, Any, Tensor, Tensor], Tensor]:
-        """Make the function that `denoise` calls after each step: it moves the bar and calls callback_on_step_end."""
+        """Make the function that `denoise` calls after each step: it advances the bar and calls the callback."""
 
         def on_step(step: int, timestep: Any, latents: Tensor, denoised: Tensor) -> Tensor:
             bar.update()
@@ -236,7 +237,7 @@ class CinemoPipeline(LoraLoaderMixin, DiffusionPipeline):
     def make_frames(
         self, image_latents: Tensor, residuals: Tensor, pixels: Tensor | None, output_type: str, chunk_size: int
     ) -> Any:
-        """Decode image + residuals, chunk_size frames at a time; returns the frames for output_type."""
+        """Make the output: residuals for output_type "latent", else decoded frames. chunk_size: frames per VAE call."""
         if output_type == "latent":
             return residuals
         frames = decode_latents(self.vae, join(image_latents, residuals), chunk_size, pixels)

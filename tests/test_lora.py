@@ -88,6 +88,8 @@ def test_a_file_of_another_tool_has_an_empty_card_and_its_rank_as_alpha(trained:
         ("models:/spin/3#http://me:pass@host:5000", ("models:/spin/3#http://me:pass@host:5000", 1.0)),
         ("models:/spin/3#https://host:5000:0.8", ("models:/spin/3#https://host:5000", 0.8)),
         ("models:/spin/3#http://host/mlflow:0.8", ("models:/spin/3#http://host/mlflow", 0.8)),
+        ("models:/spin/3#https://host:0.8", ("models:/spin/3#https://host", 0.8)),
+        ("models:/spin/3#http://me:pass@host:1.0", ("models:/spin/3#http://me:pass@host", 1.0)),
     ],
 )
 def test_a_weight_follows_the_last_colon(value: str, expected: tuple[str, float]) -> None:

@@ -17,7 +17,7 @@ def source_files() -> Iterator[Path]:
 
 
 def lines_of(function: FUNCTION) -> int:
-    """Lines from `def` to the end, without the docstring: of CinemoPipeline's call, it is a third."""
+    """Count the lines from `def` to the end, without the docstring, which may be a third of them."""
     first = function.body[0]
     has_docstring = ast.get_docstring(function) is not None
     docstring = (first.end_lineno or 0) - first.lineno + 1 if has_docstring else 0

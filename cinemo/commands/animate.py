@@ -158,17 +158,17 @@ def measure(video: Path, settings: dict[str, Any]) -> int:
     return bucket
 
 
-def read_buckets(text: str | None, other_clips: bool = False) -> list[int]:
+def read_buckets(text: str | None, has_conflict: bool = False) -> list[int]:
     """Parse "0,5,10" as [0, 5, 10], and None as []. Raises ValueError.
 
-    other_clips: whether another flag says how many clips are made, or with which bucket, which --sweep excludes.
+    has_conflict: whether a flag is given that --sweep excludes: --extend, --loop or --reference-video.
     """
     from cinemo.motion import UNIFORM_MOTION, motion_id
 
     if text is None:
         return []
-    if other_clips:
-        raise ValueError("--sweep is one clip a bucket; leave out --extend, --loop and --reference-video")
+    if has_conflict:
+        raise ValueError("--sweep makes one clip for each bucket; leave out --extend, --loop and --reference-video")
     try:
         buckets = [int(part) for part in text.split(",")]
     except ValueError:

@@ -99,10 +99,10 @@ def check_steps(image: Path | None, first_frame: Path | None) -> None:
 def read_frames(
     pipe: Any, video: Path, start: int, interval: int, num_frames: int, height: int | None, width: int | None
 ) -> tuple["np.ndarray", int]:
-    """Read the clip whose motion is taken, uint8 (N, H, W, 3), and the distance between its frames.
+    """Read the clip whose motion is taken: (uint8 (N, H, W, 3), distance between its frames in frames of the video).
 
-    Without a height and width, its size is that of the model's sizes whose aspect is nearest to the video's. Raises
-    ValueError for a size that the model does not take, and VideoError.
+    Without height and width, it gets the model's size whose aspect is nearest to the video's. Raises ValueError for a
+    size that the model does not take, and VideoError.
     """
     from cinemo.image import fitting_size
     from cinemo.video import load_clip, shown_size
@@ -115,7 +115,7 @@ def read_frames(
 
 
 def write_first_frame(path: Path, frame: "np.ndarray", name: str) -> None:
-    """Write the frame to edit, uint8 (H, W, 3), as PNG. name: which frame it is."""
+    """Write the frame to edit, uint8 (H, W, 3), as PNG, and print what to do next. name: of the frame, to print."""
     from PIL import Image
 
     from cinemo.sheet import write_sheet
@@ -125,7 +125,7 @@ def write_first_frame(path: Path, frame: "np.ndarray", name: str) -> None:
 
 
 def note_inversion(model: str, pipe: Any) -> None:
-    """Print a note if the model is one whose inversion keeps little of the motion."""
+    """Print a note if inversion with this model keeps little of a video's motion."""
     from cinemo.checkpoint import inversion_note
 
     if note := inversion_note(model, pipe.scheduler):
@@ -145,8 +145,8 @@ def write_edited(
 ) -> None:
     """Give the edited image the motion of the frames, and write the video.
 
-    prompts: what the result and what the video shows. motion_bucket: None for what the frames measure.
-    settings: further arguments of cinemo.editing.edit_video. taken: which frames they are.
+    prompts: of the result and of the source video (None: the same). motion_bucket: None to measure it in the frames.
+    settings: further arguments of cinemo.editing.edit_video. taken: description of the frames, to print.
     """
     from cinemo.editing import edit_video
     from cinemo.motion import motion_bucket as measure_bucket

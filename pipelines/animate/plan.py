@@ -36,7 +36,7 @@ class Plan(NamedTuple):
     """The tasks. files: those of OUT/catalog, and how many rows each has. keys: of all rows, hashed and sorted.
 
     rows: the index of each of these rows in the catalog. edited: whether some row has a source video.
-    loras: places of adapters, by their names in requests, which lack passwords.
+    loras: where to load each adapter from, by its name in requests: the same place without passwords.
     """
 
     files: dict[str, int]

@@ -105,7 +105,7 @@ class CatalogAdapters:
         return found
 
     def places(self) -> dict[str, str]:
-        """Places of the adapters that were found, by the names that requests have: places without passwords."""
+        """Map the adapters' names in requests, which are places without passwords, to the places to load them from."""
         return {redact(one.place): one.place for one in self.known.values() if isinstance(one, Known)}
 
 
@@ -113,7 +113,7 @@ class Switch:
     """Adapters of a replica's pipeline: loaded when a request first names them, switched for each batch."""
 
     def __init__(self, pipe: Any, places: Mapping[str, str] | None = None) -> None:
-        """places: of adapters, by their names in requests; a name that is not there is itself a place."""
+        """places: where to load adapters from, by their names in requests; any other name is itself a place."""
         self.pipe, self.places = pipe, places or {}
         self.bytes = dict[str, int]()  # size of the file of each adapter that was loaded, by name
 

@@ -114,16 +114,16 @@ def run(job: Job) -> dict[str, Any]:
         files, wanted = manifest.write(videos, out.place("videos"), records.names_of)
         for line in tally.warnings():
             to_stderr(line)
-        written, seconds = finish_clips(job, out, held, files, wanted)
+        written, sums = finish_clips(job, out, held, files, wanted)
         made = describe(job, written)
         held.confirm()
         if not config.score_only:  # what is not trained on needs no index
             index.update(out.uri, made)
         storage.put_json(out.place(out.last), made)
         took = time.monotonic() - began
-        summary = summarize(job, made, tally.counts(), seconds, took, log.run_id)
+        summary = summarize(job, made, tally.counts(), sums, took, log.run_id)
         log_results(log, made, summary["clips_per_second"], took)
-        if seconds or not storage.exists(out.place("summary.json")):  # a finished job changes no file
+        if sums or not storage.exists(out.place("summary.json")):  # a finished job changes no file
             run = clips.in_sandbox(config.clip_timeout)
             for name, picture in pictures(written, run).items():
                 out.show(name, picture, log)
@@ -138,16 +138,16 @@ def run(job: Job) -> dict[str, Any]:
 def finish_clips(
     job: Job, out: Output, held: lease.Lease, files: dict[str, int], wanted: np.ndarray
 ) -> tuple[parts.Survey, Counter[str]]:
-    """Make the clips that are missing, and leave each clip in one file.
+    """Make the clips that are missing, drop those that are stored twice, and merge small files.
 
-    files, wanted: the manifest's files and names of videos (manifest.write). Returns what the output then has, and the
-    numbers and seconds of `work`, which are empty if nothing was missing. Raises RuntimeError if a video left no row.
+    files, wanted: the manifest's files, and the hashes of its videos' names (manifest.write). Returns a survey of the
+    output and the sums of `work`, which are empty if nothing was missing. Raises RuntimeError if a video left no row.
     """
     written = parts.survey(out.uri)
     if out.is_finished and hashing.is_among(wanted, written.videos).all():
         return written, Counter()
     out.claim(job.identity)
-    seconds = work(job, manifest.slices(files), written, len(wanted))
+    sums = work(job, manifest.slices(files), written, len(wanted))
     written = parts.survey(out.uri)
     held.confirm()
     if len(np.unique(written.keys)) < len(written.keys):
@@ -156,20 +156,20 @@ def finish_clips(
     if lost := len(wanted) - int(hashing.is_among(wanted, written.videos).sum()):
         raise RuntimeError(f"{lost} videos left no row in {out.uri}; is it the same place on every node?")
     merge_files(out.uri)
-    return written, seconds
+    return written, sums
 
 
 def summarize(
     job: Job,
     made: Mapping[str, Any],
     source: Mapping[str, Any],
-    seconds: Mapping[str, float],
+    sums: Mapping[str, float],
     took: float,
     run_id: str | None,
 ) -> dict[str, Any]:
     """Make the job's summary. made: dataset.json. source: counts of the source's rows.
 
-    seconds: numbers and seconds of `work`. took: seconds of the job.
+    sums: numbers of clips and rejects, and seconds of every stage, from `work`. took: seconds of the job.
     """
     counts = made["counts"]
     rejects = sum(counts["rejects"].values())
@@ -182,8 +182,8 @@ def summarize(
         **({"shapes": made["shapes"]} if "shapes" in made else {}),
         "bucket_histogram": made["bucket_histogram"],
         "fingerprint": made["fingerprint"],
-        "new_clips": seconds["clips"],
-        "clips_per_second": measure_speeds(seconds, took),
+        "new_clips": sums["clips"],
+        "clips_per_second": measure_speeds(sums, took),
         "run_id": run_id,
         "seconds": round(took, 2),
     }

@@ -98,8 +98,8 @@ def build(settings: ServeSettings) -> serve.Application:
 def find_models(settings: ServeSettings) -> tuple[dict[str, str], dict[str, str]]:
     """Find the models and the LoRA adapters, each as name -> place that is valid in every process.
 
-    Raises ValueError for a model that does not exist, and for an adapter that fits none of the models: now, rather than
-    by replicas that die one after another.
+    Raises ValueError for a model that does not exist and for an adapter that fits no model: otherwise replicas would
+    die of it, one after another.
     """
     served, loras = (
         {name: models.absolute(place, settings.tracking_uri, settings.place) for name, place in places.items()}
@@ -114,7 +114,7 @@ def find_models(settings: ServeSettings) -> tuple[dict[str, str], dict[str, str]
 
 
 def animator_deployment(replicas: Replicas, number: int) -> serve.Deployment:
-    """The deployment of one model, which is the number-th of those served."""
+    """Define the deployment of the replicas of one model. number: of the model, from 0, for the deployment's name."""
     return serve.deployment(Animator).options(
         name=f"animator-{number}",
         autoscaling_config={
@@ -138,7 +138,7 @@ def animator_deployment(replicas: Replicas, number: int) -> serve.Deployment:
 
 
 def ingress_deployment(settings: ServeSettings) -> serve.Deployment:
-    """The deployment that answers HTTP."""
+    """Define the deployment that answers HTTP."""
     return serve.deployment(serve.ingress()(Ingress)).options(
         name="ingress",
         num_replicas=settings.ingress_replicas,

@@ -213,8 +213,10 @@ class Animator:
             logger.exception("attempts were not released")
 
     def _may_begin(self, job: Job) -> bool:
-        if (lora := self.adapters.missing(job.request)) is not None:  # of a newer, or an older, configuration
-            logger.warning("lora %s is not served here; the job goes back", lora, extra={"job": job.id})
+        # An ingress of an older or newer configuration may send what this replica lacks: deployments have numbers.
+        missing = job.model if job.model != self.name else self.adapters.missing(job.request)
+        if missing is not None:
+            logger.warning("%s is not served here; the job goes back", missing, extra={"job": job.id})
             self.store.release(job.id, self.replica)
             return False
         if job.lone_deaths < LONE_DEATHS and job.deaths < self.settings.max_attempts:

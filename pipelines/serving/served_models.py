@@ -89,13 +89,13 @@ def played(frames: int, loop: bool) -> int:
 
 
 def clips_of(asked: Mapping[str, Any]) -> int:
-    """Number of clips that a complete request samples. To edit a video, inverting it takes as many steps as a clip."""
+    """Number of clips that a complete request counts as: 2 for an edit, whose inversion takes as many steps again."""
     is_edit = "video_digest" in asked and "extend" not in asked
     return 2 if is_edit else 1 + int(asked.get("extend", 0))
 
 
 def work_of(asked: Mapping[str, Any]) -> int:
-    """Work of a complete request, for its limit and for turns between keys: pixels x frames x steps of its clips."""
+    """Work of a complete request, for limits.max_work and turns between keys: pixels x frames x steps x clips."""
     steps = asked["num_inference_steps"] * clips_of(asked)
     return int(asked["width"] * asked["height"] * asked["num_frames"] * steps)
 

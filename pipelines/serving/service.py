@@ -112,7 +112,7 @@ class Service:
         webhook = webhooks.url_of_job(self.settings, asked.webhook_url)
         served = self.model(asked.model or next(iter(self.models)))
         if source.job is not None and not has_loras:
-            sources.check_inherited(source.job, served)
+            sources.check_inherited(source.job, served, self.models.get(source.job.model))
         reader = uploads.checker(self.settings.limits.max_pixels)
         has_video = source.video is not None or source.reference is not None
         async with self.with_video if has_video else contextlib.nullcontext():

@@ -22,8 +22,8 @@ if TYPE_CHECKING:  # seconds to import, and `--help` does not need it
     from cinemo.unet import CinemoUNet
 
 
-class Dataset(NamedTuple):
-    """A dataset as workers open it. bucket_weights: of dataset.json; None: clips are not balanced."""
+class PreparedDataset(NamedTuple):
+    """What workers need to open a dataset, found by the driver. bucket_weights: None if clips are not balanced."""
 
     index_uri: str
     bucket_weights: list[float] | None
@@ -99,8 +99,8 @@ def share_cpus(cpus: float, workers: int, encoders: int | None) -> tuple[float, 
 def start(config: TrainConfig, output: str) -> Any:
     """Prepare the source of clips, on the driver; returns what `open_clips` takes.
 
-    A Dataset, whose index is made below the output if it has none; for videos, an actor that makes clips (stream.py).
-    Raises ValueError when the dataset's files are not those that it was finished with.
+    For a dataset, a PreparedDataset, whose index is made below the output if the dataset has none; for videos, an actor
+    that makes clips (stream.py). Raises ValueError when the dataset's files are not those that it was finished with.
     """
     if not is_stream(config.dataset):
         found = index.find(config.dataset, describe(config), storage.join(output, "index"), to_stderr)
@@ -111,7 +111,7 @@ def start(config: TrainConfig, output: str) -> Any:
                 f"than --total-batch {config.total_batch}; lower it, or prepare with fewer --sizes"
             )
         weights = reader.read_description(config.dataset)["bucket_weights"] if config.balance_buckets else None
-        return Dataset(found, weights)
+        return PreparedDataset(found, weights)
     import ray
 
     from pipelines.train.stream import Stream
@@ -129,7 +129,7 @@ def start(config: TrainConfig, output: str) -> Any:
 
 def open_clips(config: TrainConfig, source: Any) -> reader.Clips:
     """Open the clips on a worker. source: what `start` returned on the driver."""
-    if isinstance(source, Dataset):
+    if isinstance(source, PreparedDataset):
         clips = reader.ClipReader(config.dataset, config.validation_share, source.index_uri)
         return clips if source.bucket_weights is None else BalancedClips(clips, source.bucket_weights)
     from pipelines.train.stream import StreamReader

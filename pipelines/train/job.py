@@ -293,7 +293,7 @@ def fit(config: TrainConfig, output: str, log: tracking.Log) -> dict[str, Any]:
         try:
             result = trainer.fit().return_value
         finally:
-            if not isinstance(source, data.Dataset):
+            if not isinstance(source, data.PreparedDataset):
                 ray.kill(source)
     if "stopped" in result:
         raise StopTraining(result["stopped"])

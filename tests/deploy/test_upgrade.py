@@ -107,7 +107,7 @@ def test_requests_go_on_while_replicas_with_the_new_version_come(
     given, file, sidecars = application["args"], tmp_path / "serve.yaml", tmp_path / "out" / "videos"
     given |= {"output": str(tmp_path / "out"), "tracking_uri": uri, "page": False}
     given["replicas"] |= {"num_cpus": 0.5, "max_replicas": 1, "drain_s": 60}
-    given["limits"]["max_queue"] = 10_000  # however long the machine takes to start a replica
+    given["limits"]["max_queue"] = 10_000  # so that it is not full, however long a replica takes to start
 
     def deploy(model: str) -> None:
         given["model"] = model

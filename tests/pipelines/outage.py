@@ -52,7 +52,7 @@ class Outage:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Passes a request on to the S3 server, unless the outage of its server makes it fail."""
+    """Passes requests on to the S3 server, unless an outage makes them fail."""
 
     server: "Server"
     protocol_version = "HTTP/1.1"

@@ -17,7 +17,7 @@ from pipelines.serving.settings import ServeSettings
 ACTIVE = ("validating", "in_progress", "cancelling")
 MOST_ACTIVE = 20  # batches of an owner
 TAKEN_AT_ONCE = 8
-READ_AT_ONCE = 500  # outcomes of lines, of a few KB each
+READ_AT_ONCE = 500  # outcomes that are read from the database at a time, a few KB each
 
 
 class Counts(BaseModel):
@@ -142,13 +142,13 @@ class Batches:
         self.database.change(change)
 
     def lines(self, batch_id: str) -> list[Line]:
-        """The lines of a batch that were sent, in order; the outcome of one that has ended is "", to save memory."""
+        """Read the lines that were sent, in order. To save memory, "" stands for an outcome (see `outcomes`)."""
         ended = sa.case((lines.c.outcome.is_not(None), ""), else_=sa.null())
         query = sa.select(lines.c.number, lines.c.job, ended, lines.c.ok).where(lines.c.batch == batch_id)
         return [Line(*row) for row in self.database.all(query.order_by(lines.c.number))]
 
     def outcomes(self, batch_id: str, ok: int) -> Iterator[str]:
-        """Yield the outcomes of a batch that belong into its output (ok: 1) or its errors (0), in order."""
+        """Yield the outcomes that belong in a batch's output (ok: 1) or in its errors (0), in order of the lines."""
         after = -1
         mine = sa.select(lines.c.number, lines.c.outcome).where(lines.c.batch == batch_id, lines.c.ok == ok)
         query = mine.where(lines.c.outcome.is_not(None)).order_by(lines.c.number).limit(READ_AT_ONCE)

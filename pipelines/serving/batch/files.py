@@ -158,7 +158,7 @@ class Files:
         return [to_object(row) for row in rows[:limit]], len(rows) > limit
 
     def open(self, file_id: str, owner: str) -> tuple[int, Generator[bytes, None, None]]:
-        """Open a file: (its size in bytes, its content in parts, to be closed). Raises ApiError (404, 429, 503)."""
+        """Open a file: (size in bytes, generator of parts; the caller closes it). Raises ApiError (404, 429, 503)."""
         size, parts = self.find(file_id, owner).bytes, self._parts(file_id, owner)
         next(parts)
         return size, parts

@@ -74,7 +74,7 @@ class BatchPage(BaseModel):
 
 
 class Download(StreamingResponse):
-    """Response with a file's content. However it ends, the file is closed, and its place among the transfers free."""
+    """A file as a response. However it ends, the file is closed and its place among the transfers is freed."""
 
     def __init__(self, parts: Generator[bytes, None, None], size: int) -> None:
         self.parts = parts

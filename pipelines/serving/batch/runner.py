@@ -195,10 +195,13 @@ class Run:
     def _write(self, status: str) -> None:
         """Write the output and the errors, and end the batch."""
         written = dict[str, str]()
-        for column, ok in (("output_file_id", 1), ("error_file_id", 0)):
+        for column, ok, expected in (("output_file_id", 1, self.completed), ("error_file_id", 0, self.failed)):
             with tempfile.TemporaryFile() as file:  # the results of 50,000 lines would take much memory
+                count = 0
                 for line in self.runner.batches.outcomes(self.batch.id, ok):
-                    file.write(line.encode() + b"\n")
+                    count += file.write(line.encode() + b"\n") > 0
+                if count != expected:  # another process has ended the batch meanwhile, and deleted its lines
+                    raise RuntimeError(f"{count} outcomes of {expected} are in the database")
                 if file.tell():
                     file_id = f"file_{hashlib.sha256(f'{self.batch.id} {column}'.encode()).hexdigest()[:32]}"
                     name = f"{self.batch.id}-{column.partition('_')[0]}.jsonl"

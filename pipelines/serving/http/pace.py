@@ -1,4 +1,4 @@
-"""Limits the time that a client may take over its part of a transfer, so that nobody holds a place without using it."""
+"""Time limits for reading and sending bodies, so that a client that stalls loses its place among the transfers."""
 
 import asyncio
 import logging
@@ -10,12 +10,12 @@ from pipelines.serving.http.errors import ApiError
 
 logger = logging.getLogger("ray.serve")
 
-PART = 1 << 20  # bytes, at least as many as any response sends at once
-PART_S = 60.0  # seconds in which a client takes or sends PART bytes: 17 KB a second
+PART = 1 << 20  # bytes; no file is sent in larger parts
+PART_S = 60.0  # most seconds that a client may take over PART bytes: 17 KB a second
 
 
 class SendLimit:
-    """Middleware: end a response when its client has not taken what was sent for PART_S seconds."""
+    """Middleware: end a response when its client takes longer than PART_S seconds to receive one part of it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -38,7 +38,7 @@ class SendLimit:
         except TimeoutError:
             if not is_late:
                 raise
-            logger.warning("a response was cut off: its client took nothing for %g s", PART_S)
+            logger.warning("a response was cut off: its client did not receive a part of it in %g s", PART_S)
 
 
 async def received(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -52,7 +52,7 @@ async def received(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         except StopAsyncIteration:
             return
         except TimeoutError:
-            message = f"the body arrives too slowly: {PART:,} bytes take more than {PART_S:g} s; send it again"
+            message = f"the body arrives too slowly: less than {PART:,} bytes in {PART_S:g} s; send it again"
             raise ApiError(408, message) from None
         yield part
         size += len(part)

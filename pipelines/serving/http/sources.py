@@ -56,10 +56,11 @@ def inherited(job: Job, fields: dict[str, Any], extends: bool) -> dict[str, Any]
     return {**own, **fields}
 
 
-def check_inherited(job: Job, served: Served) -> None:
+def check_inherited(job: Job, served: Served, own: Served | None) -> None:
     """Check that a model has the adapters that a request takes over from the job whose video it edits or extends.
 
-    Raises ApiError (422), naming the field that the client sent, or may send.
+    own: the model of the job, if it is still served. Raises ApiError (422) about the field to change: `model`, or
+    `lora` if the model is the video's.
     """
     for one in job.request.get("lora", []):
         if served.loras.get(one["name"]) is not None:
@@ -67,8 +68,10 @@ def check_inherited(job: Job, served: Served) -> None:
         made_with = f"{job.id} was made with the adapter {one['name']}"
         if served.name == job.model:
             raise ApiError(422, f"lora: {made_with}, which is no longer served; send lora empty", "lora")
-        remedy = f"send lora empty, or leave out model for {job.model}"
-        raise ApiError(422, f"model: {made_with}, which does not fit {served.name}; {remedy}", "model")
+        remedy = "send lora empty"
+        if own is not None and own.loras.get(one["name"]) is not None:
+            remedy += f", or leave out model to use {job.model}"
+        raise ApiError(422, f"model: {made_with}, which is not served for {served.name}; {remedy}", "model")
 
 
 async def prepare(

@@ -48,7 +48,7 @@ def test_no_output_holds_the_password_of_a_registry(
     folders = {"base": checkpoint, **adapters}
     registries = ["http://user:Pa55-one@registry/mlflow", "http://user:Pa55-two@registry/mlflow"]
     placed = {f"models:/{name}/1#{uri}": folders[name] for name in folders for uri in registries}
-    monkeypatch.setattr(models, "fetch", placed.__getitem__)  # downloads, with the password
+    monkeypatch.setattr(models, "fetch", placed.__getitem__)  # in place of a download, which needs the password
     write_photo(tmp_path / "a.png", 0)
     summaries, contents = [], []
     for uri in registries:
@@ -64,7 +64,7 @@ def test_no_output_holds_the_password_of_a_registry(
         summaries.append(animate.run(animate.resolve(config)))
         contents.append(stored(tmp_path / "out"))
     assert summaries[0]["counts"] | {"rejects": 0} == {"rows": 3, "listed": 2, "videos": 2, "rejected": 1, "rejects": 0}
-    assert contents[0] == contents[1]  # another password is no other job
+    assert contents[0] == contents[1]  # with a new password, nothing is made again
     assert {path.suffix for path in contents[0]} >= {".parquet", ".json", ".html", ".mp4"}
     assert [path for path, text in contents[0].items() if "Pa55" in text] == []
     assert any("models:/ink/1#http://***@registry" in text for text in contents[0].values())

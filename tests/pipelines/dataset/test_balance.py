@@ -72,7 +72,7 @@ def test_training_draws_by_the_weights_of_the_dataset_and_holds_out_the_same_cli
     config = TrainConfig(dataset=str(dataset), output="b", validation_share=share, balance_buckets=True)
     source = data.start(config, str(tmp_path / "run"))
     (dataset / "dataset.json").write_text(json.dumps({**described, "bucket_weights": None}))
-    clips = data.open_clips(config, source)  # as the job began, also by a worker that is started again
+    clips = data.open_clips(config, source)  # as a restarted worker does: with the weights of the job's start
     assert {of_position[position] for position in clips.positions(8, 0, 3)} == {rarest}
     assert clips.held_out(5) == plain.held_out(5)
     assert clips[0].clip_id == plain[0].clip_id

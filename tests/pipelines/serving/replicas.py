@@ -14,13 +14,13 @@ from tests.pipelines.serving.in_process import png
 
 
 def make_animator(small: str, loras: dict[str, str], output: Path) -> Animator:
-    """A replica of the small model, in this process, whose batches have up to four videos."""
+    """Make a replica of the small model, in this process, whose batches have up to four videos."""
     settings = ServeSettings(model=small, loras=loras, output=str(output), replicas=Replicas(max_batch=4))
     return Animator(settings.model_dump(), "small", small)
 
 
 def keep(animator: Animator, name: str, **asked: Any) -> Job:
-    """A job in the animator's store."""
+    """Create a job in the animator's store. asked: fields of the request."""
     served = served_models.look_up("small", animator.settings.model, animator.settings.loras)
     wanted = schema.VideoRequest(**{"prompt": "", "size": "96x64", **asked})
     request = served_models.complete(wanted, served, Limits(max_steps=900))

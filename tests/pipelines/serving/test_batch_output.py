@@ -1,4 +1,4 @@
-"""The output of a large batch is written in parts, and is there completely or not at all."""
+"""The output of a large batch is written in parts, and is stored whole or not at all."""
 
 import tracemalloc
 from pathlib import Path

@@ -34,8 +34,8 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "POLL_S", 0.05)
 
 
-def test_openais_client_sends_a_batch_and_reads_its_results(tmp_path: Path, url: str) -> None:
-    settings = ServeSettings(output=str(tmp_path), store=url, page=False, lease_s=1)
+def test_openais_client_sends_a_batch_and_reads_its_results(tmp_path: Path, database_url: str) -> None:
+    settings = ServeSettings(output=str(tmp_path), store=database_url, page=False, lease_s=1)
     with listening(application(settings, Stub(settings))) as address:
         client = OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
         wrong = {"prompt": "a cat", "input_reference": "http://example.com/a.png"}
@@ -127,12 +127,12 @@ def test_a_file_is_received_and_sent_in_parts_and_few_at_a_time(tmp_path: Path) 
 
 def test_quotas_hold_for_requests_at_the_same_moment(
     tmp_path: Path,
-    url: str,
+    database_url: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(batches, "MOST_ACTIVE", 3)
-    settings = ServeSettings(output=str(tmp_path), limits=Limits(max_file_bytes=10), store=url)
-    database, together = Store(url).database, threading.Barrier(8)
+    settings = ServeSettings(output=str(tmp_path), limits=Limits(max_file_bytes=10), store=database_url)
+    database, together = Store(database_url).database, threading.Barrier(8)
     stored, known = files.Files(settings, database), batches.Batches(settings, database)
 
     def both(number: int) -> tuple[bool, bool]:

@@ -1,4 +1,4 @@
-"""A database that is of an older version, away, hangs, or has another clock; in SQLite and in a real PostgreSQL."""
+"""Databases of an older version, or with another clock, or that are down or hang: SQLite and a real PostgreSQL."""
 
 import signal
 import threading
@@ -15,10 +15,10 @@ from pipelines.serving.store import Store
 from tests.pipelines.serving.jobs import job, keep
 
 
-def test_a_database_of_the_version_before_is_brought_up_to_date_and_keeps_its_jobs(url: str) -> None:
-    keep(Store(url), job(1))
-    engine = sa.create_engine(url)
-    with engine.begin() as connection:  # as it was
+def test_a_database_of_the_version_before_is_brought_up_to_date_and_keeps_its_jobs(database_url: str) -> None:
+    keep(Store(database_url), job(1))
+    engine = sa.create_engine(database_url)
+    with engine.begin() as connection:  # undo what the newer version changed
         blob = "BLOB" if engine.dialect.name == "sqlite" else "BYTEA"
         connection.exec_driver_sql(f"ALTER TABLE cinemo_jobs_2 ADD COLUMN image {blob}")
         connection.exec_driver_sql("UPDATE cinemo_jobs_2 SET image = (SELECT image FROM cinemo_images_1)")
@@ -30,7 +30,7 @@ def test_a_database_of_the_version_before_is_brought_up_to_date_and_keeps_its_jo
         connection.exec_driver_sql("CREATE INDEX cinemo_jobs_2_open ON cinemo_jobs_2 (status, lease_until)")
         connection.exec_driver_sql("DROP TABLE cinemo_ingresses_1")
     with ThreadPoolExecutor(4) as processes:
-        upgraded, *_ = processes.map(Store, [url] * 4)
+        upgraded, *_ = processes.map(Store, [database_url] * 4)
     found = upgraded.claim("video_0001", "r", 60, alone=False)
     assert found is not None
     assert (found[0].request, found[0].deaths, found[1]) == (job(1).request, 0, b"image")
@@ -67,7 +67,7 @@ def test_a_database_that_hangs_is_taken_to_be_away_until_it_answers(
     keep(store, job())
 
     def signal_all(number: int) -> None:
-        """To the server and its backends: stopped, they keep their sockets open, and answer nothing."""
+        """Signal the server and its backends. While they are stopped, their sockets stay open, and nothing answers."""
         server = psutil.Process(postgres.server.pid)
         for process in (server, *server.children(recursive=True)):
             process.send_signal(number)

@@ -1,4 +1,4 @@
-"""A video that is made from another one takes over its adapters, unless the request or its model excludes them."""
+"""A video made from another one takes over its adapters; where the model lacks them, the refusal says what to do."""
 
 import dataclasses
 import shutil
@@ -45,8 +45,8 @@ def test_an_adapter_that_does_not_fit_the_requested_model_is_refused_with_a_reme
             refused = client.post(f"/v1/videos{path}", json={**fields, "model": "other"})
             assert (refused.status_code, refused.json()["error"]["param"]) == (422, "model")
             assert refused.json()["error"]["message"] == (
-                f"model: {made} was made with the adapter ink, which does not fit other; send lora empty, or leave out "
-                "model for small"
+                f"model: {made} was made with the adapter ink, which is not served for other; send lora empty, or "
+                "leave out model to use small"
             )
             for remedy, lora in (({}, "ink:0.5"), ({"model": "other", "lora": ""}, None)):
                 answer = client.post(f"/v1/videos{path}", json={**fields, **remedy})

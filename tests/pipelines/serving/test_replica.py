@@ -101,11 +101,15 @@ def test_requests_with_other_adapters_get_the_videos_of_a_pipeline_that_has_thei
     assert "loras" not in plain
 
 
-def test_a_job_whose_adapter_a_replica_of_another_configuration_lacks_goes_back(
-    animator: Animator, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("what", ["model", "adapter"])
+def test_a_job_whose_model_or_adapter_a_replica_of_another_configuration_lacks_goes_back(
+    animator: Animator, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    job = keep(animator, "gone", lora="ink")
-    monkeypatch.delitem(animator.adapters.places, "ink")
+    job = keep(animator, f"gone-{what}", lora="ink")
+    if what == "model":
+        monkeypatch.setattr(animator, "name", "other")
+    else:
+        monkeypatch.delitem(animator.adapters.places, "ink")
     animate(animator, job)
     waits = animator.store.get(job.id)
     assert waits is not None

@@ -1,4 +1,4 @@
-"""A replica whose device, database or storage fails gives its jobs back; and its health."""
+"""A replica whose device, database or storage fails gives its jobs back. Also tests its health check."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ def animator(small: str, loras: dict[str, str], tmp_path_factory: pytest.TempPat
 def test_a_device_that_computes_nothing_fails_no_job_and_its_replica_is_replaced(
     animator: Animator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An illegal access stays for as long as the process lives; each job failed within milliseconds."""
+    """After an illegal access a process computes nothing any more, and each job that it got failed at once."""
 
     def fault(*arguments: Any, **settings: Any) -> Any:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
@@ -49,7 +49,7 @@ def test_a_device_that_computes_nothing_fails_no_job_and_its_replica_is_replaced
 
 
 def test_the_health_of_an_idle_replica_is_a_tiny_computation_that_waits_for_no_animation(animator: Animator) -> None:
-    """It was an animation: of a full-size model on CPUs, minutes, for which Serve does not wait."""
+    """The check was an animation, which takes a full-size model on CPUs minutes: longer than Serve waits."""
     with busy(animator):
         animator.last_sign_of_life = before = animator.last_sign_of_life - 1000
         asyncio.run(asyncio.wait_for(animator.check_health(), 30))
@@ -69,7 +69,7 @@ def test_a_step_may_take_as_long_as_this_model_needs(animator: Animator, monkeyp
 def test_a_job_whose_database_stays_away_is_given_back_and_the_replica_works_on(
     animator: Animator, monkeypatch: pytest.MonkeyPatch, away_at: list[str]
 ) -> None:
-    """The caller hears that it is not finished, and gives it to a replica again; it would wait for ever otherwise."""
+    """The caller is told that the job is not finished, and sends it again; otherwise it would wait for ever."""
 
     def away(*arguments: Any) -> Any:
         raise OperationalError("SELECT", {}, Exception("no route to host"))
@@ -90,7 +90,7 @@ def test_a_job_whose_database_stays_away_is_given_back_and_the_replica_works_on(
 
 @contextlib.contextmanager
 def storage_away(animator: Animator) -> Iterator[None]:
-    """A file stands where the folder of videos should be, so that every write is an OSError."""
+    """Put a file where the folder of videos should be, so that every write raises OSError."""
     folder = Path(animator.videos)
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder.rename(folder.with_name("aside"))

@@ -67,8 +67,8 @@ def test_a_key_gives_the_first_job_and_refuses_another_request(store: Store) -> 
     assert (found.id, is_new) == (other.id, True)
 
 
-def test_the_queue_is_bounded_for_all_and_for_each_however_many_come_at_once(url: str) -> None:
-    stores = [Store(url) for _ in range(4)]  # as of four processes
+def test_the_queue_is_bounded_for_all_and_for_each_however_many_come_at_once(database_url: str) -> None:
+    stores = [Store(database_url) for _ in range(4)]  # as of four processes
     kept: list[str] = []
     full: list[str] = []
 
@@ -98,10 +98,10 @@ def test_the_queue_is_bounded_for_all_and_for_each_however_many_come_at_once(url
 
 
 def test_a_long_queue_is_not_counted_for_every_job_until_it_is_nearly_full(
-    url: str, monkeypatch: pytest.MonkeyPatch
+    database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stores, "LONG_QUEUE", 10)
-    store, statements = Store(url), list[str]()
+    store, statements = Store(database_url), list[str]()
     sa.event.listen(store.database.engine, "before_cursor_execute", lambda *given: statements.append(given[2]))
 
     def counts(number: int) -> bool:
@@ -119,14 +119,14 @@ def test_a_long_queue_is_not_counted_for_every_job_until_it_is_nearly_full(
         store.create(job(21), b"image", 20, 20)
 
 
-def test_what_nobody_watches_is_taken_by_one_of_many(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(url)
+def test_what_nobody_watches_is_taken_by_one_of_many(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(database_url)
     keep(store, *(job(number, lease_owner="dead") for number in range(20)), job(50))
     store.renew("first", 60)
     store.renew("dead", -1)
 
     def take(name: str) -> None:
-        of = Store(url)
+        of = Store(database_url)
         of.renew(name, 60)
         while of.take_abandoned(name):
             pass
@@ -138,7 +138,7 @@ def test_what_nobody_watches_is_taken_by_one_of_many(url: str, monkeypatch: pyte
             thread.start()
         for thread in threads:
             thread.join()
-    taken = {f"taker{number}": Store(url).jobs_to_watch(f"taker{number}", ()) for number in range(4)}
+    taken = {f"taker{number}": Store(database_url).jobs_to_watch(f"taker{number}", ()) for number in range(4)}
     assert sorted(one.id for some in taken.values() for one in some) == [f"video_{number:04d}" for number in range(20)]
     assert {one.lease_owner for one in taken["taker0"]} <= {"taker0"}
     assert store.take_abandoned("first") == 0

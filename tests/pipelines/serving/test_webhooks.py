@@ -143,8 +143,8 @@ def test_a_name_that_leads_to_a_private_address_gets_nothing(
     assert receiver.received == []
 
 
-def test_an_event_is_stored_once_and_taken_by_one_process_at_a_time(url: str) -> None:
-    stores = [Store(url) for _ in range(4)]
+def test_an_event_is_stored_once_and_taken_by_one_process_at_a_time(database_url: str) -> None:
+    stores = [Store(database_url) for _ in range(4)]
     keep(stores[0], *(job(number, id=f"video_{number:032x}", webhook="") for number in range(16)), job(99))
     for number in range(16):
         job_id = f"video_{number:032x}"

@@ -1,4 +1,4 @@
-"""The limit of a video's work and the fair turns between keys count the same work, of all kinds of requests."""
+"""The limit of a video's work and the fair turns between keys count the same work, for all kinds of requests."""
 
 import time
 from pathlib import Path
