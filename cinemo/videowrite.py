@@ -13,10 +13,22 @@ from PIL import Image
 
 from cinemo import credentials, provenance
 
-# Encoder, its options, and the container's, by ending. A crf of 18 is visually lossless in H.264, one of 24 about as
-# good in VP9. bitexact: without it a WebM gets a random id, and equal videos would give other files.
+
+def x264_options() -> dict[str, str]:
+    """Options of libx264 with which equal frames give equal files, on any machine. A crf of 18 is visually lossless.
+
+    Threads that share a picture race, and threads that take one each give other files for other numbers of them. Its
+    AVX-512 code (macroblock tree) gives one of several files for pictures of some widths, as that of AVX2 does not.
+    """
+    cpuinfo = Path("/proc/cpuinfo")
+    has_avx512 = cpuinfo.exists() and "avx512" in cpuinfo.read_text()
+    return {"crf": "18", "threads": "1", **({"x264-params": "asm=AVX2"} if has_avx512 else {})}
+
+
+# Encoder, its options, and the container's, by ending. A crf of 24 is in VP9 about as good as 18 in H.264. bitexact:
+# without it a WebM gets a random id, and equal videos would give other files.
 CODECS = {
-    ".mp4": ("libx264", {"crf": "18"}, {"movflags": "+faststart"}),
+    ".mp4": ("libx264", x264_options(), {"movflags": "+faststart"}),
     ".webm": ("libvpx-vp9", {"crf": "24", "b": "0", "cpu-used": "4"}, {"fflags": "+bitexact"}),
 }
 HD_LINES = 720

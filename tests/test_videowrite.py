@@ -29,6 +29,21 @@ def test_every_format_and_odd_sizes_are_written(tmp_path: Path, suffix: str, sha
     assert [p.name for p in path.parent.iterdir()] == [path.name]  # nothing temporary is left
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".webm", ".gif", ".webp"])
+def test_equal_frames_give_equal_files(tmp_path: Path, suffix: str) -> None:
+    """With several threads, and with AVX-512, x264 wrote one of several files."""
+    draw = np.random.default_rng(0)
+    blocks = draw.integers(0, 256, (8, 12, 3)).repeat(8, 0).repeat(8, 1)
+    moved = np.stack([np.roll(blocks, 3 * k, 1) for k in range(4)])
+    frames = (moved + draw.integers(-20, 20, moved.shape)).clip(0, 255).astype(np.uint8)
+    files = set()
+    for k in range(60 if suffix == ".mp4" else 5):
+        np.full(1 << (10 + k % 12), k, np.uint8)  # the memory that an encoder gets has other contents every time
+        write_video(tmp_path / f"same{suffix}", frames, 8)
+        files.add((tmp_path / f"same{suffix}").read_bytes())
+    assert len(files) == 1
+
+
 @pytest.mark.parametrize(
     ("name", "fps", "words"),
     [
