@@ -32,6 +32,7 @@ from timing import Ratio, report
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from pipelines.serving.deploy import exempt_from_collection
 from pipelines.serving.jobs import tables
 from pipelines.serving.settings import Limits, ServeSettings
 from pipelines.serving.store import Store
@@ -113,6 +114,8 @@ def serve(settings: ServeSettings, port: int, statements: Any) -> None:
         statements.value += 1
 
     app = application(settings, Hanging(settings))
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    exempt_from_collection()
     sa.event.listen(app.state.service.store.database.engine, "before_cursor_execute", count)
     uvicorn.run(app, port=port, log_level="error")
 
@@ -156,15 +159,15 @@ def streams(options: argparse.Namespace, folder: Path) -> int:
     store = options.store or server.new_database()  # type: ignore[union-attr]
     settings = ServeSettings(output=str(folder / "out"), store=store, page=False, limits=LIMITS)
     port, statements, may_poll, busy = free_port(), *(context.Value("q", 0) for _ in range(3))
-    address, taken = f"http://127.0.0.1:{port}", list[float]()
+    address, taken, over = f"http://127.0.0.1:{port}", list[float](), threading.Event()
     ingress = context.Process(target=serve, args=(settings, port, statements), daemon=True)
-    clients = None
+    clients = steps = None
     try:
         ingress.start()
         wait_until(lambda: answers(address))
         with httpx.Client(base_url=address, timeout=60) as client:
             ids = [post(client) for _ in range(STREAMS)]
-            steps = threading.Thread(target=advance, args=(settings, ids), daemon=True)
+            steps = threading.Thread(target=advance, args=(settings, ids, over))
             idle = rate(statements, options.seconds)
             clients = context.Process(target=load, args=(address, ids, may_poll, busy), daemon=True)
             clients.start()
@@ -179,9 +182,13 @@ def streams(options: argparse.Namespace, folder: Path) -> int:
                 post(client)
                 taken.append(time.perf_counter() - began)
     finally:
+        over.set()
         for process in (ingress, clients):
             if process is not None:
-                process.terminate()
+                process.kill()  # event streams would keep the ingress up
+                process.join()
+        if steps is not None:
+            steps.join()
         if server is not None:
             server.kill()
     taken.sort()
@@ -193,14 +200,15 @@ def streams(options: argparse.Namespace, folder: Path) -> int:
     return report(name, spread, p99 < MOST_POST_S, **facts)
 
 
-def advance(settings: ServeSettings, ids: Sequence[str]) -> None:
-    """Report steps of all jobs, as their replicas would."""
+def advance(settings: ServeSettings, ids: Sequence[str], over: threading.Event) -> None:
+    """Report steps of all jobs, as their replicas would, until `over` is set."""
     store = Store(settings.store_url)
     for job_id in ids:
         store.claim(job_id, "stub", 3600, alone=True)
-    for step in range(10_000):
+    for step in itertools.count():
+        if over.wait(1 / len(ids)):
+            return
         store.advance(ids[step % len(ids)], 1, step // len(ids) % 100, 3600)
-        time.sleep(1 / len(ids))
 
 
 def rate(counter: Any, seconds: float) -> float:

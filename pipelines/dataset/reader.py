@@ -1,13 +1,13 @@
 """A prepared dataset, as training reads it: its description, the videos held out, and clips by position and in order.
 
 Single clips are read from Parquet when they are needed, and found through the index (index.py), so that a worker's
-memory hardly grows with the dataset. The order depends on (seed, epoch) alone: not on files, workers or speed.
+memory hardly grows with the dataset. Their order (order.py) depends on neither files, workers nor speed.
 """
 
 import functools
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from pipelines.core import hashing, storage
 from pipelines.core.patience import patient
 from pipelines.dataset import index, records
+from pipelines.dataset.order import DRAWN_UP_TO, EpochOrder
 from pipelines.dataset.schedule import ShapeSchedule
 
 _COLUMNS = ("clip_id", "caption", "bucket", "first_frame")  # read of a clip besides its tensors
@@ -159,13 +160,19 @@ class ClipReader:
 
     can_be_read_ahead = True
 
-    def __init__(self, uri: str, share: float = 0.0, index_uri: str | None = None) -> None:
-        """uri: the dataset. share: part of its videos to hold out. index_uri: its index; None: one is made now."""
+    def __init__(
+        self, uri: str, share: float = 0.0, index_uri: str | None = None, drawn_up_to: int = DRAWN_UP_TO
+    ) -> None:
+        """uri: the dataset. share: part of its videos to hold out. index_uri: its index; None: one is made now.
+
+        drawn_up_to: of EpochOrder.
+        """
         self.folder = index.data_folder(uri)
         self.index = index.build(uri, index.files_of(uri)) if index_uri is None else index.load(index_uri)
         self.order = HeldOutLast(self.index.split < _held_out_below(share))
         self._shapes = _numbered(self.index.shape)
-        self._groups = None if self._shapes is None else self._split(self._shapes)
+        self._epochs = EpochOrder(len(self), drawn_up_to)
+        self._groups = None if self._shapes is None else self._split(self._shapes, drawn_up_to)
         # Holds the row groups of a few steps. More would not help: clips of one group are rarely read together.
         self._schedule = functools.lru_cache(maxsize=1)(self._schedule_of)
         self._group = functools.lru_cache(maxsize=32)(_read_group)
@@ -181,11 +188,10 @@ class ClipReader:
         """Positions of the clips to train on, for each shape: int32 (n,), rising."""
         return [group.positions for group in self._groups or []] or [np.arange(len(self), dtype=np.int32)]
 
-    def _split(self, shapes: np.ndarray) -> list["_Group"]:
+    def _split(self, shapes: np.ndarray, drawn_up_to: int) -> list["_Group"]:
         trained_on = np.delete(shapes, self.order.held_out)
         found = (np.flatnonzero(trained_on == shape).astype(np.int32) for shape in range(shapes.max() + 1))
-        # Each shape has a cache of its own, because steps of different shapes alternate.
-        return [_Group(positions, functools.lru_cache(maxsize=2)(_permute)) for positions in found]
+        return [_Group(positions, EpochOrder(len(positions), drawn_up_to)) for positions in found]
 
     def shape_index(self, number: int) -> int:
         """Index of the shape of clip `number`; 0 where all clips have one shape."""
@@ -206,11 +212,10 @@ class ClipReader:
     def positions(self, total_batch: int, seed: int, step: int) -> list[int]:
         """Positions of the clips of a step's whole batch, over all workers."""
         if self._groups is None:
-            return batch_positions(len(self), total_batch, seed, step)
+            return self._epochs.batch(total_batch, seed, step)
         shape, earlier = self._schedule(total_batch).at(seed, step)
-        positions, permutation = self._groups[shape]
-        places = batch_positions(len(positions), total_batch, seed, earlier, permutation)
-        return positions[places].tolist()
+        positions, epochs = self._groups[shape]
+        return positions[epochs.batch(total_batch, seed, earlier)].tolist()
 
     def _schedule_of(self, total_batch: int) -> ShapeSchedule:
         return ShapeSchedule(weights_of_shapes([len(group) for group in self.groups()], total_batch))
@@ -241,7 +246,7 @@ class ClipReader:
 
 class _Group(NamedTuple):
     positions: np.ndarray  # int32 (n,), of the clips of a shape
-    permutation: Callable[[int, int, int], np.ndarray]  # (count, seed, epoch) -> int32 (count,)
+    epochs: EpochOrder  # of their numbers within the group
 
 
 def _numbered(shapes: np.ndarray | None) -> np.ndarray | None:
@@ -288,23 +293,6 @@ def _tensor(table: pa.Table, name: str, row: int) -> np.ndarray:
     return column.to_numpy_ndarray()[0].astype(np.float32)
 
 
-def batch_positions(
-    count: int,
-    total_batch: int,
-    seed: int,
-    step: int,
-    permutation: Callable[[int, int, int], np.ndarray] | None = None,
-) -> list[int]:
-    """Positions of the clips of one step's whole batch, over all workers; steps count from 0.
-
-    Each epoch is a permutation of all clips by (seed, epoch); a batch may extend into the next epoch. permutation:
-    computes one, int32 (count,), from (count, seed, epoch); default: one that caches two of them.
-    """
-    permutation = permutation or _permutation
-    places = range(step * total_batch, (step + 1) * total_batch)
-    return [int(permutation(count, seed, place // count)[place % count]) for place in places]
-
-
 def micro_batches(batch: Sequence[int], rank: int, world_size: int, size: int) -> list[list[int]]:
     """Positions that one worker takes of a step's batch: a list of `size` for each gradient accumulation step.
 
@@ -312,11 +300,3 @@ def micro_batches(batch: Sequence[int], rank: int, world_size: int, size: int) -
     """
     starts = range(0, len(batch), world_size * size)
     return [list(batch[start + rank * size : start + (rank + 1) * size]) for start in starts]
-
-
-def _permute(count: int, seed: int, epoch: int) -> np.ndarray:
-    # 40 MB for ten million clips, half of what numpy returns; numpy shuffles 8-byte integers faster.
-    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(count).astype(np.int32)
-
-
-_permutation = functools.lru_cache(maxsize=2)(_permute)

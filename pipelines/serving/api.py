@@ -234,7 +234,7 @@ async def events(service: Shared, job: FoundJob) -> AsyncIterator[ServerSentEven
             yield ServerSentEvent(raw_data=newer.model_dump_json(), event="preview")
         if not last.is_open:
             return
-        last = await service.next_state(job.id)
+        last = await service.followed.get(job.id)
     yield ServerSentEvent(raw_data=schema.DeletedVideo(id=job.id).model_dump_json(), event="deleted")
 
 

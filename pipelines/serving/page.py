@@ -173,7 +173,7 @@ class Page:
         yield {self.job_id: job_id, self.video: None, self.first: None, self.before: photo, self.status: line(job)}
         shown = None
         while job is not None and job.is_open:
-            job = await self.service.next_state(job_id)
+            job = await self.service.followed.get(job_id)
             changes: dict[Any, Any] = {self.status: line(job)}
             if job is not None and (newest := schema.to_preview(job)) is not None and newest.b64_json != shown:
                 shown = newest.b64_json

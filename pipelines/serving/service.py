@@ -10,7 +10,6 @@ import json
 import logging
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from pipelines.serving.http import dialect, keys, sources, uploads
 from pipelines.serving.http.errors import ApiError
 from pipelines.serving.http.links import Links
 from pipelines.serving.jobs.ids import new_id
+from pipelines.serving.lookups import Lookups
 from pipelines.serving.served_models import Served
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Job, OtherRequestError, QueueFullError, Store
@@ -35,7 +35,7 @@ from pipelines.serving.videos import inputs, results
 logger = logging.getLogger("ray.serve")
 
 COPY_KEPT_S = 60.0  # a response that is being sent keeps its file open, so may take longer
-POLL_S = 0.2  # seconds between two queries for the jobs of all event streams
+FOLLOW_S, GET_S = 0.2, 0.02  # seconds between two queries for the jobs of all event streams, and of all requests
 
 
 class Service:
@@ -63,8 +63,7 @@ class Service:
         }
         self.links = Links(settings)
         self.began = int(time.time())
-        self.followed: Counter[str] = Counter()  # jobs of event streams, with the number of streams
-        self.next_poll: asyncio.Task[dict[str, Job]] | None = None
+        self.followed, self.requested = Lookups(store, FOLLOW_S), Lookups(store, GET_S)
         secret = webhook_secret or webhooks.secret_from_environment(settings)
         self.outbox = webhooks.Outbox(settings, store.database, secret)
         self.files, self.batches = Files(settings, store.database), Batches(settings, store.database)
@@ -191,27 +190,12 @@ class Service:
         """Find a job of this owner. Raises ApiError (404) for one that was deleted, has expired or never existed."""
         if "\0" in job_id:  # PostgreSQL refuses such text
             raise ApiError(404, "a video of this id does not exist", "video_id", "video_not_found")
-        if (job := await asyncio.to_thread(self.store.get, job_id, owner)) is not None:
+        job = await self.requested.get(job_id)
+        if job is not None and job.owner == owner:
             return job
         if await asyncio.to_thread(self.store.is_gone, job_id, owner):
             raise ApiError(404, f"video {job_id} was deleted or has expired", "video_id", "video_gone")
         raise ApiError(404, f"video {job_id[:80]} does not exist", "video_id", "video_not_found")
-
-    async def next_state(self, job_id: str) -> Job | None:
-        """Wait POLL_S seconds, and get a job of any owner; None if it is gone. One query serves all that wait."""
-        self.followed[job_id] += 1
-        try:
-            if self.next_poll is None or self.next_poll.done():
-                self.next_poll = asyncio.create_task(self._poll())
-            return (await asyncio.shield(self.next_poll)).get(job_id)
-        finally:
-            self.followed[job_id] -= 1
-
-    async def _poll(self) -> dict[str, Job]:
-        await asyncio.sleep(POLL_S)
-        self.next_poll = None  # whoever comes now waits for the next one
-        self.followed = +self.followed
-        return {job.id: job for job in await asyncio.to_thread(self.store.get_all, list(self.followed))}
 
     async def delete(self, job_id: str, owner: str) -> None:
         """Delete a job and its files; a replica that works on it stops at the next step. Raises ApiError like find."""

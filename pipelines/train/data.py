@@ -14,6 +14,7 @@ from pipelines.core import models, storage
 from pipelines.core.progress import to_stderr
 from pipelines.dataset import index, manifest, reader
 from pipelines.dataset.balance import BalancedClips
+from pipelines.dataset.order import ALWAYS_DRAWN, DRAWN_UP_TO
 from pipelines.prepare import flow
 from pipelines.prepare.config import ExtractConfig
 from pipelines.train.config import TrainConfig
@@ -23,9 +24,13 @@ if TYPE_CHECKING:  # seconds to import, and `--help` does not need it
 
 
 class PreparedDataset(NamedTuple):
-    """What workers need to open a dataset, found by the driver. bucket_weights: None if clips are not balanced."""
+    """What workers need to open a dataset, found by the driver.
+
+    drawn_up_to: of order.EpochOrder. bucket_weights: None if clips are not balanced.
+    """
 
     index_uri: str
+    drawn_up_to: int
     bucket_weights: list[float] | None
 
 
@@ -111,7 +116,7 @@ def start(config: TrainConfig, output: str) -> Any:
                 f"than --total-batch {config.total_batch}; lower it, or prepare with fewer --sizes"
             )
         weights = reader.read_description(config.dataset)["bucket_weights"] if config.balance_buckets else None
-        return PreparedDataset(found, weights)
+        return PreparedDataset(found, drawn_up_to(output), weights)
     import ray
 
     from pipelines.train.stream import Stream
@@ -127,10 +132,16 @@ def start(config: TrainConfig, output: str) -> Any:
     return actor.remote(settings, files, hashes_of, config.validation_clips, config.total_batch, config.seed)
 
 
+def drawn_up_to(output: str) -> int:
+    """Number of clips up to which this run draws its order (order.EpochOrder): that with which it began."""
+    begun = storage.read_json(storage.join(output, "settings.json"))
+    return DRAWN_UP_TO if begun is None else begun.get("drawn_up_to", ALWAYS_DRAWN)
+
+
 def open_clips(config: TrainConfig, source: Any) -> reader.Clips:
     """Open the clips on a worker. source: what `start` returned on the driver."""
     if isinstance(source, PreparedDataset):
-        clips = reader.ClipReader(config.dataset, config.validation_share, source.index_uri)
+        clips = reader.ClipReader(config.dataset, config.validation_share, source.index_uri, source.drawn_up_to)
         return clips if source.bucket_weights is None else BalancedClips(clips, source.bucket_weights)
     from pipelines.train.stream import StreamReader
 

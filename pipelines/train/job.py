@@ -89,6 +89,7 @@ def identity(config: TrainConfig, description: dict[str, Any]) -> dict[str, Any]
         settings |= {f"stream.{name}": value for name, value in description.items() if name in fields}
     settings["init"] = models.plain(config.init)
     settings["dataset"] = description["fingerprint"]
+    settings["drawn_up_to"] = data.drawn_up_to(config.output)
     settings["components"] = models.fingerprint(data.directory(config))
     return settings
 
@@ -111,6 +112,7 @@ def resolve(config: TrainConfig) -> Job:
     check_dataset(config, description)
     job = Job(config, description, identity(config, description))
     defaults = {name: TrainConfig.model_fields[name].default for name in LATER}
+    defaults["drawn_up_to"] = job.identity["drawn_up_to"]
     Output(config.output).check(job.identity, defaults=defaults)
     if config.init.startswith("lavie:") and not Path(config.init.removeprefix("lavie:")).is_file():
         raise ValueError(f"--init {config.init} names no file; give lavie:PATH with the path of lavie_base.pt")

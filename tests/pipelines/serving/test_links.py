@@ -95,7 +95,7 @@ def test_an_image_is_fetched_from_allowed_places_and_from_nowhere_else(
 
 def test_redirects_end(tmp_path: Path, server: Receiver) -> None:
     server.answer = lambda path: (302, {"location": "/photos/again"}, b"")
-    settings = settings_for(server, tmp_path)
+    settings = settings_for(server, tmp_path, image_urls={"allow": [f"{server.address}/photos/"]})
     with serve(settings, Stub(settings)) as client:
         fields = {"prompt": "", "input_reference": f"{server.address}/photos/again"}
         assert "more than 3 redirects" in client.post("/v1/videos", json=fields).json()["error"]["message"]

@@ -32,7 +32,7 @@ from tests.pipelines.serving.service import deployed, processes, send, until, wa
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]
 
-NUM_JOBS = 80
+NUM_JOBS = int(os.environ.get("NUM_JOBS", "80"))  # NUM_JOBS=200 in the environment for more
 SECRET = "whsec_" + base64.b64encode(bytes(32)).decode()
 LIMIT = 20
 SMALL = {"num_inference_steps": "8"}

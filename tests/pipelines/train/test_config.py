@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from pipelines.dataset import reader
+from pipelines.dataset import order, reader
 from pipelines.prepare import flow
 from pipelines.prepare.config import ExtractConfig
 from pipelines.train import data
@@ -141,10 +141,11 @@ def test_a_run_of_an_earlier_version_was_made_with_the_defaults_of_later_flags(
 ) -> None:
     config = train_config.model_copy(update={"output": str(tmp_path)})
     settings = {**train.resolve(config).identity}
-    for name in train.LATER:
+    assert settings["drawn_up_to"] == order.DRAWN_UP_TO
+    for name in (*train.LATER, "drawn_up_to"):
         del settings[name]
     (tmp_path / "settings.json").write_text(json.dumps(settings))
-    train.resolve(config)
+    assert train.resolve(config).identity["drawn_up_to"] == order.ALWAYS_DRAWN  # the clips come in the order of before
     for name, value, flag in (("weight_decay", 0.1, "--weight-decay"), ("noise_offset", 0.1, "--noise-offset")):
         with pytest.raises(ValueError, match=rf"{flag}: .* was made with {name} 0.0, this job has 0.1"):
             train.resolve(config.model_copy(update={name: value}))
