@@ -32,7 +32,7 @@ from timing import Ratio, report
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipelines.serving.deploy import exempt_from_collection
+from cinemo.garbage import exempt_from_collections
 from pipelines.serving.jobs import tables
 from pipelines.serving.settings import Limits, ServeSettings
 from pipelines.serving.store import Store
@@ -115,7 +115,7 @@ def serve(settings: ServeSettings, port: int, statements: Any) -> None:
 
     app = application(settings, Hanging(settings))
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    exempt_from_collection()
+    exempt_from_collections()
     sa.event.listen(app.state.service.store.database.engine, "before_cursor_execute", count)
     uvicorn.run(app, port=port, log_level="error")
 

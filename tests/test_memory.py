@@ -1,9 +1,12 @@
 """Freed memory stays with the process: no page is faulted in twice. The largest size is the program's own."""
 
+import gc
 import subprocess
 import sys
 
 import pytest
+
+from cinemo.garbage import without_collections
 
 FAULTS = """
 import resource, sys
@@ -55,6 +58,19 @@ def test_blocks_that_were_freed_are_given_back_although_others_lie_behind_them()
 
     assert kept("give back") < 16 << 20
     assert kept("default") > 100 << 20
+
+
+def test_a_block_without_collections_exempts_what_it_made_and_leaves_them_on_even_when_it_fails() -> None:
+    before = gc.get_freeze_count()
+    with without_collections():
+        assert not gc.isenabled()
+        made = [[number] for number in range(1000)]
+    assert gc.isenabled()
+    assert gc.get_freeze_count() >= before + len(made)
+    with pytest.raises(KeyError), without_collections():
+        raise KeyError
+    assert gc.isenabled()
+    gc.unfreeze()
 
 
 def test_the_largest_size_is_the_programs_own_and_not_that_of_the_one_that_started_it() -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from cinemo.garbage import without_collections
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -39,6 +41,7 @@ DtypeOption = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(
 LARGE_BYTES = 2**30  # of weights: with more, saving memory matters more than the time that allocating it takes
 
 
+@without_collections()
 def load(
     model: str, device: str, dtype: str = "float32", vae: str = "auto", loras: Sequence[str] | None = None
 ) -> "CinemoPipeline":

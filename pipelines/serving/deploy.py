@@ -1,7 +1,6 @@
 """The Ray Serve application: one deployment for each model, and the ingress that answers HTTP."""
 
 import asyncio
-import gc
 import logging
 from importlib.util import find_spec
 from typing import Any
@@ -10,6 +9,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from cinemo.garbage import exempt_from_collections
 from pipelines.core import models, storage
 from pipelines.serving import served_models, webhooks
 from pipelines.serving.api import create_app
@@ -57,7 +57,7 @@ class Ingress:
             from pipelines.serving import page
 
             page.mount(app, service)
-        exempt_from_collection()
+        exempt_from_collections()
         return app
 
     def ended(self, job: Job, facts: dict[str, Any]) -> None:
@@ -77,15 +77,6 @@ class Ingress:
             except Exception:
                 logger.info("not ready yet", extra={"model": name})
         return sorted(set(self.animators) - self.answered)
-
-
-def exempt_from_collection() -> None:
-    """Exempt all objects of this process so far, 700,000 of libraries, from garbage collections.
-
-    A collection of them all would stop every request for half a second, again and again.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 def build(settings: ServeSettings) -> serve.Application:

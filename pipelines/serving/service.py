@@ -167,7 +167,9 @@ class Service:
         if isinstance(video, str):
             job = await self.find(video, owner)
             path = await self.file(job, "video")
-            video, fields = await asyncio.to_thread(path.read_bytes), sources.inherited(job, fields, extends)
+            video, model = await asyncio.to_thread(path.read_bytes), fields.get("model", job.model)
+            served = self.models.get(self.settings.aliases.get(model, model))
+            fields = sources.inherited(job, fields, extends, served)
         return fields, sources.Source(image, video, reference, job, extends)
 
     def model(self, name: str) -> Served:

@@ -41,14 +41,21 @@ class Source(NamedTuple):
         return b"".join(hashlib.sha256(file).digest() for file in files)
 
 
-def inherited(job: Job, fields: dict[str, Any], extends: bool) -> dict[str, Any]:
-    """Complete the fields of a request by those of the job whose video it edits or extends."""
+def inherited(job: Job, fields: dict[str, Any], extends: bool, served: Served | None) -> dict[str, Any]:
+    """Complete the fields of a request by those of the job whose video it edits or extends.
+
+    served: the requested model, if it is served. A size or length that it does not have stays open.
+    """
     made: dict[str, Any] = {
         "model": job.model,
         **job.request,
         "size": f"{job.request['width']}x{job.request['height']}",
     }
     own = {name: made[name] for name in INHERITED if name in made}
+    if served is not None and served.card.sizes and (made["height"], made["width"]) not in served.card.sizes:
+        del own["size"]
+    if served is not None and served.card.lengths and made["num_frames"] not in served.card.lengths:
+        del own["num_frames"]
     if loras := requested_adapters.text_of(job.request):
         own["lora"] = loras
     if "seconds" in fields and not extends:  # sets another fps
