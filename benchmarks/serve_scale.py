@@ -26,6 +26,7 @@ from timing import Ratio, report
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from cinemo.garbage import exempt_from_collections
 from pipelines.serving.api import create_app
 from pipelines.serving.dispatch import Dispatcher
 from pipelines.serving.metrics import Metrics
@@ -70,6 +71,7 @@ def serve(settings: ServeSettings, port: int, renewals: Any) -> None:
     store.renew = timed  # type: ignore[method-assign]
     dispatcher = Dispatcher(settings, store, {name: animate})
     service = Service(settings, store, dispatcher, {name: look_up(name, name)})
+    exempt_from_collections()
     uvicorn.run(create_app(service, Metrics(), ready), port=port, log_level="error")
 
 
