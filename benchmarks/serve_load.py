@@ -185,7 +185,7 @@ def streams(options: argparse.Namespace, folder: Path) -> int:
         over.set()
         for process in (ingress, clients):
             if process is not None:
-                process.kill()  # event streams would keep the ingress up
+                process.kill()  # terminate() would let the ingress wait for its event streams to end
                 process.join()
         if steps is not None:
             steps.join()

@@ -1,6 +1,7 @@
-"""Python's garbage collections, which search every object of the process, and stop all threads meanwhile.
+"""Control of Python's garbage collector: a full collection searches all objects, and stops all threads meanwhile.
 
-torch, transformers and diffusers make 700,000 objects that live to the end: half a second of each full collection.
+torch, transformers and diffusers make 700,000 objects that live as long as the process. Searching them takes half a
+second in each full collection.
 """
 
 import gc
@@ -9,16 +10,16 @@ from contextlib import contextmanager
 
 
 def exempt_from_collections() -> None:
-    """Exempt all objects that exist from later collections."""
+    """Collect garbage once, then exempt every object that exists now from later collections."""
     gc.collect()
     gc.freeze()
 
 
 @contextmanager
 def without_collections() -> Iterator[None]:
-    """Run a block that imports and loads much without collections, and exempt all that it leaves from later ones.
+    """Switch collections off during a block, then exempt every object that exists from later ones.
 
-    The collections would take a quarter of the time of the imports.
+    For blocks that import and load much: collections would take a quarter of the time of the imports.
     """
     gc.disable()
     try:

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, NamedTuple
 import av
 from av.stream import Discard, Disposition
 
-from cinemo import animation
+from cinemo import animated_images
 from cinemo.videotimes import FrameTimes, frame_times
 
 # Suffixes of the files that count as videos in a folder. WebP is not among them: most WebP files are photos, so only
@@ -94,7 +94,7 @@ def open_video(source: Source) -> Iterator[OpenVideo]:
     """
     name = name_of(source)
     with open_container(source, name, max_pixels=str(MAX_FRAME_PIXELS)) as container:
-        if container.format.name not in animation.KINDS:
+        if container.format.name not in animated_images.KINDS:
             yield prepare(source, name, container)
             return
     unpacked = unpack(source, name, container.format.name)
@@ -229,12 +229,12 @@ def unpack(source: Source, name: str, kind: str) -> BinaryIO:
         file = source
         file.seek(0)
     try:
-        count, width, height = animation.look(file)
+        count, width, height = animated_images.look(file)
         if count == 1:
             raise VideoError("no_video", f"{name} is a still image ({kind}), not a video")
         if width * height > MAX_FRAME_PIXELS or count * width * height > MAX_ANIMATION_PIXELS:
             raise VideoError("too_large", f"video {name} has {count} frames of {width} x {height}: too many for memory")
-        return animation.to_matroska(file)
+        return animated_images.to_matroska(file)
     except VideoError:
         raise
     except Exception as error:  # Pillow's readers raise many kinds

@@ -28,7 +28,7 @@ LEAVES = (
     "residual.py",
     "dctinit.py",
     "hdr.py",
-    "animation.py",
+    "animated_images.py",
     "videotimes.py",
     "provenance.py",
     "imagefile.py",

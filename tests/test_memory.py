@@ -60,7 +60,7 @@ def test_blocks_that_were_freed_are_given_back_although_others_lie_behind_them()
     assert kept("default") > 100 << 20
 
 
-def test_a_block_without_collections_exempts_what_it_made_and_leaves_them_on_even_when_it_fails() -> None:
+def test_collections_are_on_again_after_a_block_that_fails_and_skip_what_a_block_made() -> None:
     before = gc.get_freeze_count()
     with without_collections():
         assert not gc.isenabled()

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipelines.dataset.reader import Clip, ClipReader, weights_of_shapes
-from pipelines.dataset.schedule import ShapeSchedule
+from pipelines.dataset.shape_order import ShapeSchedule
 
 
 class Group(NamedTuple):

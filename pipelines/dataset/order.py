@@ -1,8 +1,9 @@
-"""The order in which training takes the clips of a dataset: each epoch is a permutation of all, by (seed, epoch) alone.
+"""The order in which training takes a dataset's clips: each epoch is a permutation of all, by (seed, epoch) alone.
 
-The permutation of a small dataset is drawn. That of ten million clips would take 0.6 s and 40 MB in every worker, so
-permutations of large datasets are computed clip by clip: a Feistel network permutes the numbers below a power of four,
-and is applied again to results that are too large (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
+numpy draws the whole permutation of a small dataset. That of ten million clips would take 0.6 s and 40 MB in every
+worker, so permutations of large datasets are computed clip by clip: a Feistel network permutes the numbers
+below a power of four, and is applied again to results that are too large (Black and Rogaway, "Ciphers with
+Arbitrary Finite Domains", 2002).
 """
 
 import functools
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 DRAWN_UP_TO = 1 << 16  # clips; the permutations of more are computed
-ALWAYS_DRAWN = 1 << 62  # instead of it, in runs that development versions began
+ALWAYS_DRAWN = 1 << 62  # takes the place of DRAWN_UP_TO in runs that began before orders were computed
 ROUNDS = 8
 
 
@@ -21,7 +22,7 @@ class EpochOrder:
     def __init__(self, count: int, drawn_up_to: int = DRAWN_UP_TO) -> None:
         """drawn_up_to: largest count whose permutations are drawn."""
         self.count, self.is_drawn = count, count <= drawn_up_to
-        self.half_bits = max(1, -(-int(count - 1).bit_length() // 2))  # of the numbers that the network permutes
+        self.half_bits = max(1, -(-int(count - 1).bit_length() // 2))  # bits of each half of the Feistel network
         self._draw = functools.lru_cache(maxsize=2)(self._permutation)  # two: a batch may extend into the next epoch
 
     def batch(self, total_batch: int, seed: int, step: int) -> list[int]:
@@ -41,7 +42,7 @@ class EpochOrder:
         return numbers
 
     def _permutation(self, seed: int, epoch: int) -> np.ndarray:
-        # int32: 40 MB for ten million clips, half of what numpy returns; numpy shuffles 8-byte integers faster.
+        # Converted to int32 (40 MB for ten million clips) only afterwards, because numpy shuffles int64 faster.
         return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(self.count).astype(np.int32)
 
     def _encrypt(self, numbers: np.ndarray, keys: Sequence[np.uint64] | np.ndarray) -> np.ndarray:
@@ -54,7 +55,7 @@ class EpochOrder:
 
 
 def _mix(words: np.ndarray) -> np.ndarray:
-    """Mix the bits of 64-bit words, as MurmurHash3 ends: uint64 (n,)."""
+    """Mix the bits of 64-bit words with the finalizer of MurmurHash3: uint64 (n,)."""
     for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
         words = (words ^ (words >> np.uint64(33))) * np.uint64(factor)
     return words ^ (words >> np.uint64(33))

@@ -1,7 +1,7 @@
 """A prepared dataset, as training reads it: its description, the videos held out, and clips by position and in order.
 
 Single clips are read from Parquet when they are needed, and found through the index (index.py), so that a worker's
-memory hardly grows with the dataset. Their order (order.py) depends on neither files, workers nor speed.
+memory hardly grows with the dataset. Their order (order.py) does not depend on files, workers or speed.
 """
 
 import functools
@@ -19,7 +19,7 @@ from pipelines.core import hashing, storage
 from pipelines.core.patience import patient
 from pipelines.dataset import index, records
 from pipelines.dataset.order import DRAWN_UP_TO, EpochOrder
-from pipelines.dataset.schedule import ShapeSchedule
+from pipelines.dataset.shape_order import ShapeSchedule
 
 _COLUMNS = ("clip_id", "caption", "bucket", "first_frame")  # read of a clip besides its tensors
 _TENSORS = ("latents", "text_embeds")
@@ -165,7 +165,7 @@ class ClipReader:
     ) -> None:
         """uri: the dataset. share: part of its videos to hold out. index_uri: its index; None: one is made now.
 
-        drawn_up_to: of EpochOrder.
+        drawn_up_to: passed to EpochOrder.
         """
         self.folder = index.data_folder(uri)
         self.index = index.build(uri, index.files_of(uri)) if index_uri is None else index.load(index_uri)
@@ -246,7 +246,7 @@ class ClipReader:
 
 class _Group(NamedTuple):
     positions: np.ndarray  # int32 (n,), of the clips of a shape
-    epochs: EpochOrder  # of their numbers within the group
+    epochs: EpochOrder  # order of the indices of `positions`
 
 
 def _numbered(shapes: np.ndarray | None) -> np.ndarray | None:

@@ -17,10 +17,10 @@ from ray.exceptions import ActorDiedError
 from pipelines.animate.request import shape_of
 from pipelines.core import storage
 from pipelines.serving.jobs.turns import Turns
-from pipelines.serving.served_models import work_of
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import MAX_ROWS, Death, Job, Store
 from pipelines.serving.videos import results
+from pipelines.serving.videos.requests import work_of
 
 logger = logging.getLogger("ray.serve")
 

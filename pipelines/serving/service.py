@@ -22,11 +22,11 @@ from pipelines.serving.batch.batches import Batches
 from pipelines.serving.batch.files import Files
 from pipelines.serving.batch.runner import Runner
 from pipelines.serving.dispatch import Dispatcher
-from pipelines.serving.http import dialect, keys, sources, uploads
+from pipelines.serving.http import dialect, keys, request_files, uploads
 from pipelines.serving.http.errors import ApiError
 from pipelines.serving.http.links import Links
 from pipelines.serving.jobs.ids import new_id
-from pipelines.serving.lookups import Lookups
+from pipelines.serving.polling import SharedQuery
 from pipelines.serving.served_models import Served
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Job, OtherRequestError, QueueFullError, Store
@@ -35,7 +35,7 @@ from pipelines.serving.videos import inputs, results
 logger = logging.getLogger("ray.serve")
 
 COPY_KEPT_S = 60.0  # a response that is being sent keeps its file open, so may take longer
-FOLLOW_S, GET_S = 0.2, 0.02  # seconds between two queries for the jobs of all event streams, and of all requests
+FOLLOW_S, GET_S = 0.2, 0.02  # least seconds between two queries: for event streams and the page, for other requests
 
 
 class Service:
@@ -63,7 +63,7 @@ class Service:
         }
         self.links = Links(settings)
         self.began = int(time.time())
-        self.followed, self.requested = Lookups(store, FOLLOW_S), Lookups(store, GET_S)
+        self.followed, self.requested = SharedQuery(store, FOLLOW_S), SharedQuery(store, GET_S)
         secret = webhook_secret or webhooks.secret_from_environment(settings)
         self.outbox = webhooks.Outbox(settings, store.database, secret)
         self.files, self.batches = Files(settings, store.database), Batches(settings, store.database)
@@ -111,11 +111,11 @@ class Service:
         webhook = webhooks.url_of_job(self.settings, asked.webhook_url)
         served = self.model(asked.model or next(iter(self.models)))
         if source.job is not None and not has_loras:
-            sources.check_inherited(source.job, served, self.models.get(source.job.model))
+            request_files.check_inherited(source.job, served, self.models.get(source.job.model))
         reader = uploads.checker(self.settings.limits.max_pixels)
         has_video = source.video is not None or source.reference is not None
         async with self.with_video if has_video else contextlib.nullcontext():
-            request, made_from = await sources.prepare(asked, source, served, self.settings.limits, reader)
+            request, made_from = await request_files.prepare(asked, source, served, self.settings.limits, reader)
             stored = await asyncio.to_thread(inputs.pack, made_from)
         if request_id is not None:
             request = {**request, "request_id": request_id}
@@ -157,7 +157,7 @@ class Service:
 
     async def _source(
         self, fields: dict[str, Any], image: bytes, owner: str, extends: bool
-    ) -> tuple[dict[str, Any], sources.Source]:
+    ) -> tuple[dict[str, Any], request_files.Source]:
         """Take the videos out of the fields: (the other fields, the files). Raises ApiError.
 
         What an edit or an extension of this service's own video leaves open is as in that video.
@@ -169,8 +169,8 @@ class Service:
             path = await self.file(job, "video")
             video, model = await asyncio.to_thread(path.read_bytes), fields.get("model", job.model)
             served = self.models.get(self.settings.aliases.get(model, model))
-            fields = sources.inherited(job, fields, extends, served)
-        return fields, sources.Source(image, video, reference, job, extends)
+            fields = request_files.inherited(job, fields, extends, served)
+        return fields, request_files.Source(image, video, reference, job, extends)
 
     def model(self, name: str) -> Served:
         """The model that is served under a name or an alias. Raises ApiError (404)."""

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from pipelines.serving.jobs import events, tables
+from pipelines.serving.jobs import tables, webhook_events
 from pipelines.serving.jobs.database import Database, locked
 from pipelines.serving.jobs.ids import time_of
 from pipelines.serving.jobs.job import OPEN, Job, from_row, to_row
@@ -296,7 +296,7 @@ class Store:
                 connection.execute(images.delete().where(images.c.id == job_id))
                 if row.webhook is not None:
                     kind = f"video.{values['status']}"
-                    events.add(connection, self.database.now, kind, job_id, row.webhook, row.owner)
+                    webhook_events.add(connection, self.database.now, kind, job_id, row.webhook, row.owner)
                 return True
 
         return self.database.patiently(end)

@@ -16,9 +16,9 @@ from standardwebhooks import Webhook
 
 from pipelines.serving.http import outbound
 from pipelines.serving.http.errors import ApiError
-from pipelines.serving.jobs import events
+from pipelines.serving.jobs import webhook_events
 from pipelines.serving.jobs.database import Database
-from pipelines.serving.jobs.events import Event
+from pipelines.serving.jobs.webhook_events import Event
 from pipelines.serving.settings import ServeSettings
 
 logger = logging.getLogger("ray.serve")
@@ -89,7 +89,7 @@ class Outbox:
                 if free:
                     retry_s, of_owners = self.settings.webhooks.retry_s, Counter(self.running.values())
                     bounds = (free, retry_s, AT_ONCE_OF_OWNER, of_owners)
-                    due = await asyncio.to_thread(events.take_due, self.database, *bounds)
+                    due = await asyncio.to_thread(webhook_events.take_due, self.database, *bounds)
             except Exception:
                 logger.exception("webhooks wait for the database")
             for event in due:
@@ -107,10 +107,10 @@ class Outbox:
             if problem := await self._post(event):
                 logger.warning("webhook not delivered, try %d: %s", event.tries, problem, extra=facts)
                 give_up_s = self.settings.webhooks.give_up_s
-                if await asyncio.to_thread(events.give_up, self.database, event.id, give_up_s):
+                if await asyncio.to_thread(webhook_events.give_up, self.database, event.id, give_up_s):
                     logger.error("webhook given up after %d tries", event.tries, extra=facts)
             else:
-                await asyncio.to_thread(events.delivered, self.database, event.id)
+                await asyncio.to_thread(webhook_events.delivered, self.database, event.id)
         except Exception:  # of the database: the event is delivered again
             logger.exception("the delivery of a webhook was not recorded", extra=facts)
 

@@ -8,8 +8,8 @@ A uri is absolute, so that every local file has one uri. A video, or a segment o
 once, with its first caption. A video without a caption gets the empty prompt. An error in one row is stored in its
 `fault`, which names file and line, and becomes a reject; an error of the whole source is a ValueError.
 
-folder.py, manifests.py (with tables.py and columns.py) and webdataset.py read the kinds of sources; segments.py parses
-times, places.py opens files, media.py videos. catalogs.py reads catalogs, images.py their images.
+folder.py, video_lists.py (with tables.py and columns.py) and webdataset.py read the kinds of sources; segments.py
+parses times, places.py opens files, media.py videos. catalogs.py reads catalogs, images.py their images.
 """
 
 import itertools
@@ -23,7 +23,7 @@ from pipelines.core import storage
 from pipelines.core.hashing import Seen
 from pipelines.core.patience import limited
 from pipelines.dataset.records import SEGMENT
-from pipelines.sources import folder, manifests, places, tables, webdataset
+from pipelines.sources import folder, places, tables, video_lists, webdataset
 from pipelines.sources.media import open_video
 from pipelines.sources.rows import Row, Tally, named, or_fault
 
@@ -106,7 +106,7 @@ def _rows(source: str, uri_column: str | None, caption_column: str | None, tally
         return
     for index, file in enumerate(files):
         is_tar = kind == ".tar"
-        found = webdataset.rows(file, tally) if is_tar else manifests.rows(file, uri_column, caption_column, tally)
+        found = webdataset.rows(file, tally) if is_tar else video_lists.rows(file, uri_column, caption_column, tally)
         # `check` has found one shard that can be read, so the first need not be that one.
         yield from or_fault(found, index == 0 and not is_tar, partial(Row, file, ""))
 

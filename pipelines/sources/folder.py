@@ -13,7 +13,7 @@ from typing import TypeVar
 from cinemo.video import ANIMATED_WEBP, VIDEO_SUFFIXES, is_animated_webp
 from pipelines.core import storage
 from pipelines.core.patience import StorageError, is_fault, retried
-from pipelines.sources import columns, manifests, places, tables, textfiles
+from pipelines.sources import columns, places, tables, textfiles, video_lists
 from pipelines.sources.rows import Row, Tally, captioned, or_fault, row
 
 VIDEOS = "videos"
@@ -77,13 +77,13 @@ def rows(folder: str, uri_column: str | None, caption_column: str | None, tally:
     asked = (uri_column, caption_column)
     listed = storage.join(folder, CAPTIONS)
     if places.is_file(listed):
-        yield from manifests.rows(listed, *asked, tally)
+        yield from video_lists.rows(listed, *asked, tally)
     elif any(asked) and not any(metadata(names) for _, name, names in itertools.islice(walk(folder), 1)):
         raise ValueError(f"it is a folder without {CAPTIONS}, and has no columns; leave out the names of columns")
 
     def lists(place: str, names: Names) -> Iterator[Row]:
         for uri in metadata_of(place, names, columns.VIDEO, "--uri-column", uri_column, tally):
-            found = manifests.rows(uri, *asked, tally)
+            found = video_lists.rows(uri, *asked, tally)
             yield from or_fault(found, place == folder, partial(Row, uri, "", listed=True))
         if pair := _prompts(names):
             broken = partial(Row, storage.join(place, pair[0]), "", listed=True)
@@ -166,7 +166,7 @@ def _pairs(place: str, videos: str, prompts: str, tally: Tally) -> Iterator[Row]
             yield Row(f"{uris[0]}#line-{number}", "", f"{where} names no video", listed=True)
             continue
         try:
-            yield row(manifests.file_of(name, place, where), prompt, f"{prompts} line {number}", tally, listed=True)
+            yield row(video_lists.file_of(name, place, where), prompt, f"{prompts} line {number}", tally, listed=True)
         except ValueError as error:
             yield Row(f"{uris[0]}#line-{number}", "", str(error), listed=True)
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # seconds to import, and `--help` does not need it
 class PreparedDataset(NamedTuple):
     """What workers need to open a dataset, found by the driver.
 
-    drawn_up_to: of order.EpochOrder. bucket_weights: None if clips are not balanced.
+    drawn_up_to: passed to order.EpochOrder. bucket_weights: None if clips are not balanced.
     """
 
     index_uri: str
@@ -133,7 +133,7 @@ def start(config: TrainConfig, output: str) -> Any:
 
 
 def drawn_up_to(output: str) -> int:
-    """Number of clips up to which this run draws its order (order.EpochOrder): that with which it began."""
+    """Largest number of clips whose order this run draws (order.EpochOrder): the one with which it began."""
     begun = storage.read_json(storage.join(output, "settings.json"))
     return DRAWN_UP_TO if begun is None else begun.get("drawn_up_to", ALWAYS_DRAWN)
 

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from pydantic import BaseModel, Field
 
 from pipelines.serving.http.errors import ApiError
-from pipelines.serving.jobs import events
+from pipelines.serving.jobs import webhook_events
 from pipelines.serving.jobs.database import Database, locked
 from pipelines.serving.jobs.tables import batches, jobs, lines
 from pipelines.serving.settings import ServeSettings
@@ -175,7 +175,7 @@ class Batches:
                 connection.execute(jobs.update().where(jobs.c.id.in_(made)).values(expires_at=until))
                 connection.execute(lines.delete().where(lines.c.batch == batch_id))
                 if self.settings.webhooks.url is not None:
-                    events.add(connection, self.database.now, f"batch.{status}", batch_id, "", "")
+                    webhook_events.add(connection, self.database.now, f"batch.{status}", batch_id, "", "")
 
     def delete_expired(self) -> None:
         """Delete batches that have ended and expired."""

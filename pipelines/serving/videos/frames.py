@@ -12,8 +12,8 @@ from cinemo.image import fit_pixels, read_image
 from cinemo.latents import encode_pixels
 from cinemo.sidecar import Request
 from pipelines.animate import request
-from pipelines.serving.served_models import clips_of
 from pipelines.serving.videos.inputs import Inputs
+from pipelines.serving.videos.requests import clips_of
 
 OnStep = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]  # CinemoPipeline's callback_on_step_end
 

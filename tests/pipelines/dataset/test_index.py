@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pipelines.core import storage
 from pipelines.dataset import index, reader
 from pipelines.dataset.balance import BalancedClips
-from pipelines.dataset.schedule import BLOCK
+from pipelines.dataset.shape_order import BLOCK
 from tests.pipelines.conftest import rows
 from tests.pipelines.train.validation_reference import share_of
 

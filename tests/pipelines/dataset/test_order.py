@@ -1,4 +1,4 @@
-"""The order of training: every clip once an epoch, drawn or computed."""
+"""The order of clips in training, drawn or computed: each epoch takes every clip once."""
 
 import numpy as np
 import pytest
@@ -30,11 +30,11 @@ def test_a_computed_order_looks_drawn(count: int) -> None:
     epochs = [np.array(EpochOrder(count).batch(count, seed, step)) for seed, step in ((0, 0), (0, 1), (1, 0))]
     for number, one in enumerate(epochs):
         others = [np.arange(count), *(epochs[:number])]
-        for other in others:  # no order resembles another: correlations of drawn ones are 1 / sqrt(count) in size
+        for other in others:  # two drawn orders would have a correlation of about 1 / sqrt(count)
             assert abs(np.corrcoef(one, other)[0, 1]) < 5 / np.sqrt(count)
-            assert (one == other).sum() < 10  # of drawn ones: Poisson with mean 1
+            assert (one == other).sum() < 10  # in drawn orders: Poisson with mean 1
         neighbours = np.corrcoef(one[1:], one[:-1])[0, 1]
         assert abs(neighbours) < 5 / np.sqrt(count)
-        # Batches of consecutive places are spread evenly: chi-squared of 64 ranges in the first 6,400 places.
+        # The first 6,400 places hold numbers from everywhere: chi-squared test with 64 ranges of numbers.
         spread = np.bincount(one[:6400] * 64 // count, minlength=64)
         assert ((spread - 100) ** 2 / 100).sum() < 63 + 5 * np.sqrt(2 * 63)

@@ -10,6 +10,7 @@ from pipelines.serving import schema, served_models
 from pipelines.serving.replica import Animator
 from pipelines.serving.settings import Limits, Replicas, ServeSettings
 from pipelines.serving.store import Job
+from pipelines.serving.videos.requests import complete
 from tests.pipelines.serving.in_process import png
 
 
@@ -23,7 +24,7 @@ def keep(animator: Animator, name: str, **asked: Any) -> Job:
     """Create a job in the animator's store. asked: fields of the request."""
     served = served_models.look_up("small", animator.settings.model, animator.settings.loras)
     wanted = schema.VideoRequest(**{"prompt": "", "size": "96x64", **asked})
-    request = served_models.complete(wanted, served, Limits(max_steps=900))
+    request = complete(wanted, served, Limits(max_steps=900))
     now = time.time()
     job = Job(
         id=f"video_{name}", owner="me", model="small", request=request, lease_owner="me", created_at=now,

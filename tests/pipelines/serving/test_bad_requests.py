@@ -10,10 +10,10 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from pipelines.serving import served_models
 from pipelines.serving.http import uploads
 from pipelines.serving.http.errors import ApiError
 from pipelines.serving.settings import Limits
+from pipelines.serving.videos.requests import check_work
 from tests.pipelines.serving.in_process import png, send, wait
 
 FIELD = Path(__file__).parents[2] / "field"
@@ -152,13 +152,11 @@ def test_images_are_decoded_in_another_process_with_bounded_memory_two_at_a_time
 
 def test_pixels_frames_and_steps_together_are_bounded() -> None:
     paper = {"width": 512, "height": 320, "num_frames": 16, "num_inference_steps": 50}
-    served_models.check_work(paper, Limits().max_work)
+    check_work(paper, Limits().max_work)
     with pytest.raises(
         ApiError, match=r"^size: 4096x4096 pixels x 64 frames x 100 steps are 107,374,182,400, and"
     ) as caught:
-        served_models.check_work(
-            {"width": 4096, "height": 4096, "num_frames": 64, "num_inference_steps": 100}, Limits().max_work
-        )
+        check_work({"width": 4096, "height": 4096, "num_frames": 64, "num_inference_steps": 100}, Limits().max_work)
     assert caught.value.status == 422
 
 

@@ -13,10 +13,11 @@ from ray.exceptions import ActorDiedError
 
 from pipelines.serving.dispatch import Dispatcher
 from pipelines.serving.schema import VideoRequest
-from pipelines.serving.served_models import complete, look_up
+from pipelines.serving.served_models import look_up
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Job, Store
 from pipelines.serving.videos import results
+from pipelines.serving.videos.requests import complete
 
 FILES = dict.fromkeys(results.ENDINGS, b"{}")
 

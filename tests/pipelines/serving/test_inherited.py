@@ -56,11 +56,11 @@ def test_an_adapter_that_does_not_fit_the_requested_model_is_refused_with_a_reme
         card = dataclasses.replace(found["other"].card, sizes=[(96, 64), (80, 80)], lengths=[8])
         service.models = {**found, "other": dataclasses.replace(found["other"], card=card)}
         fields = {"prompt": "x", "num_inference_steps": "2", "lora": ""}
-        for model, size, frames in (("small", "96x64", 4), ("other", "80x80", 8)):  # the nearest in aspect
+        for model, size, frames in (("small", "96x64", 4), ("other", "80x80", 8)):  # the size nearest in aspect ratio
             made_of_it = client.post(f"/v1/videos/{made}/remix", json={**fields, "model": model}).json()
             assert (made_of_it["size"], made_of_it["num_frames"]) == (size, frames)
         given = client.post(f"/v1/videos/{made}/remix", json={**fields, "model": "other", "size": "96x64"})
-        assert (given.status_code, given.json()["error"]["param"]) == (422, "size")  # what was asked for is refused
+        assert (given.status_code, given.json()["error"]["param"]) == (422, "size")  # a size in the request is refused
         service.models = {**found, "small": dataclasses.replace(found["small"], loras={})}
         refused = client.post(f"/v1/videos/{made}/remix", json={"prompt": "x"})
         assert (refused.status_code, refused.json()["error"]["param"]) == (422, "lora")

@@ -20,7 +20,7 @@ from openai import OpenAI
 
 from pipelines.serving import deploy, webhooks
 from pipelines.serving.dispatch import Dispatcher
-from pipelines.serving.jobs import events, tables
+from pipelines.serving.jobs import tables, webhook_events
 from pipelines.serving.replica import Animator
 from pipelines.serving.settings import Limits, Replicas, ServeSettings, Webhooks
 from pipelines.serving.store import OPEN, Store
@@ -32,7 +32,7 @@ from tests.pipelines.serving.service import deployed, processes, send, until, wa
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]
 
-NUM_JOBS = int(os.environ.get("NUM_JOBS", "80"))  # NUM_JOBS=200 in the environment for more
+NUM_JOBS = int(os.environ.get("NUM_JOBS", "80"))  # set NUM_JOBS=200 in the environment for a longer test
 SECRET = "whsec_" + base64.b64encode(bytes(32)).decode()
 LIMIT = 20
 SMALL = {"num_inference_steps": "8"}
@@ -232,7 +232,7 @@ def test_eighty_jobs_outlive_kills_and_a_database_and_a_storage_that_are_away_an
     def all_are_told() -> bool:
         # After so many tries the next one would be minutes away, also that of an event which finds the receiver busy.
         store.database.change(tables.events.update().where(is_late).values(next_at=0.0))
-        return events.count(store.database) == 0
+        return webhook_events.count(store.database) == 0
 
     until(all_are_told)
     openai = OpenAI(api_key="none", webhook_secret=SECRET)

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from pipelines.serving import store as stores
 from pipelines.serving.jobs import tables
-from pipelines.serving.lookups import Lookups
+from pipelines.serving.polling import SharedQuery
 from pipelines.serving.store import OtherRequestError, QueueFullError, Store
 from tests.pipelines.serving.jobs import job, keep
 
@@ -239,29 +239,29 @@ def test_deleted_and_expired_jobs_are_gone_and_known_to_have_been(store: Store) 
     assert store.counts() == {"queued": 1}
 
 
-def test_one_query_serves_all_who_ask_and_sees_what_was_stored_before_they_asked(database_url: str) -> None:
+def test_one_query_serves_all_who_ask_before_it_begins(database_url: str) -> None:
     store, statements = Store(database_url), list[str]()
     keep(store, job(1))
     keep(store, job(2))
     sa.event.listen(store.database.engine, "before_cursor_execute", lambda *given: statements.append(given[2]))
 
     async def ask() -> None:
-        lookups = Lookups(store, pause_s=0.2)
-        assert await lookups.get("video_0003") is None  # the first is not kept waiting
+        query = SharedQuery(store, pause_s=0.2)
+        assert await query.get("video_0003") is None  # the first query begins at once
         statements.clear()
-        clients = [asyncio.create_task(lookups.get(f"video_000{number % 3 + 1}")) for number in range(60)]
-        clients[0].cancel()  # a client that disconnects takes no other along
+        clients = [asyncio.create_task(query.get(f"video_000{number % 3 + 1}")) for number in range(60)]
+        clients[0].cancel()  # a client that disconnects does not cancel the others
         await asyncio.sleep(0)
         keep(store, job(3))
         found = await asyncio.gather(*clients[1:])
         assert {one.id for one in found if one is not None} == {"video_0001", "video_0002", "video_0003"}
-        assert sum("SELECT" in statement and "jobs" in statement for statement in statements) <= 3  # two are keep's
+        assert sum("SELECT" in statement and "jobs" in statement for statement in statements) <= 3  # keep runs two
 
         store.delete("video_0001", "me")
-        assert await lookups.get("video_0001") is None
+        assert await query.get("video_0001") is None
         tables.jobs.drop(store.database.engine)
         store.database.patience = 0.1
-        failed = await asyncio.gather(*(lookups.get("video_0002") for _ in range(9)), return_exceptions=True)
+        failed = await asyncio.gather(*(query.get("video_0002") for _ in range(9)), return_exceptions=True)
         assert all(isinstance(one, sa.exc.DBAPIError) for one in failed)
 
     asyncio.run(ask())

@@ -17,9 +17,9 @@ from openai import InvalidWebhookSignatureError, OpenAI
 from pydantic import ValidationError
 
 from pipelines.serving import webhooks
-from pipelines.serving.jobs import events
-from pipelines.serving.jobs.events import Event
+from pipelines.serving.jobs import webhook_events
 from pipelines.serving.jobs.tables import events as table
+from pipelines.serving.jobs.webhook_events import Event
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Store
 from tests.pipelines.serving.in_process import Stub, send, serve, wait
@@ -67,7 +67,7 @@ def test_what_ended_while_receiver_and_service_were_away_is_delivered_and_openai
     receiver.answer = lambda path: (500 if len(receiver.received) < 2 else 204, {}, b"")
     receiver.start()
     with serve(settings, Stub(settings)):  # the service was stopped in between
-        until(lambda: events.count(outbox) == 0)
+        until(lambda: webhook_events.count(outbox) == 0)
     accepted = [one for one in receiver.received if one.status == 204]
     openai = OpenAI(api_key="none", webhook_secret=SECRET)
     unwrapped = [openai.webhooks.unwrap(one.body, one.headers) for one in accepted]
@@ -153,11 +153,11 @@ def test_an_event_is_stored_once_and_taken_by_one_process_at_a_time(database_url
             assert stores[0].complete(job_id, 1, {}, ttl_s=100)
         assert not stores[0].fail(job_id, None, "cancelled", "too late", ttl_s=100)
     assert stores[0].fail("video_0099", None, "cancelled", "nobody is told", ttl_s=100)
-    assert events.count(stores[0].database) == 16
+    assert webhook_events.count(stores[0].database) == 16
 
     def take(number: int) -> list[Event]:
         taken = list[Event]()
-        while some := events.take_due(stores[number].database, 3, 60):
+        while some := webhook_events.take_due(stores[number].database, 3, 60):
             taken += some
         return taken
 
@@ -174,15 +174,15 @@ def test_pauses_double_up_to_an_hour_and_an_old_event_is_given_up(store: Store) 
     for _ in range(14):
         with store.database.transaction() as connection:
             connection.execute(table.update().values(next_at=0.0))
-        (event,) = events.take_due(store.database, 9, 2.0)
+        (event,) = webhook_events.take_due(store.database, 9, 2.0)
         row = store.database.first(sa.select(table.c.next_at - store.database.now))
         pauses.append(round(row[0]))
     assert pauses[:3] == [2, 4, 8]
-    assert pauses[-1] == events.LONGEST_PAUSE_S == 3600
+    assert pauses[-1] == webhook_events.LONGEST_PAUSE_S == 3600
     assert (event.url, event.type, event.tries) == ("https://example.com/", "video.failed", 14)
-    assert not events.give_up(store.database, event.id, 1000)
-    assert events.give_up(store.database, event.id, -1)
-    assert events.count(store.database) == 0
+    assert not webhook_events.give_up(store.database, event.id, 1000)
+    assert webhook_events.give_up(store.database, event.id, -1)
+    assert webhook_events.count(store.database) == 0
 
 
 def test_settings_that_cannot_work_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

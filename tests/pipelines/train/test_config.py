@@ -145,7 +145,7 @@ def test_a_run_of_an_earlier_version_was_made_with_the_defaults_of_later_flags(
     for name in (*train.LATER, "drawn_up_to"):
         del settings[name]
     (tmp_path / "settings.json").write_text(json.dumps(settings))
-    assert train.resolve(config).identity["drawn_up_to"] == order.ALWAYS_DRAWN  # the clips come in the order of before
+    assert train.resolve(config).identity["drawn_up_to"] == order.ALWAYS_DRAWN  # the clips keep their order
     for name, value, flag in (("weight_decay", 0.1, "--weight-decay"), ("noise_offset", 0.1, "--noise-offset")):
         with pytest.raises(ValueError, match=rf"{flag}: .* was made with {name} 0.0, this job has 0.1"):
             train.resolve(config.model_copy(update={name: value}))

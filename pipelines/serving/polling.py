@@ -6,8 +6,8 @@ import time
 from pipelines.serving.store import Job, Store
 
 
-class Lookups:
-    """Gets jobs of any owner, in one event loop. Two queries begin at least `pause_s` seconds apart."""
+class SharedQuery:
+    """Lookups of jobs of any owner, in one event loop. Two queries begin at least `pause_s` seconds apart."""
 
     def __init__(self, store: Store, pause_s: float) -> None:
         self.store, self.pause_s = store, pause_s
@@ -16,7 +16,10 @@ class Lookups:
         self.began, self.one = float("-inf"), asyncio.Lock()
 
     async def get(self, job_id: str) -> Job | None:
-        """Get a job as it is now or later; None if there is none. Raises an error of the database to all who wait."""
+        """Get a job by a query that begins after this call; None if there is none.
+
+        If the query fails, all that wait for it get the error of the database.
+        """
         self.asked.add(job_id)
         if self.next is None:
             self.next = asyncio.create_task(self._query())
@@ -26,5 +29,5 @@ class Lookups:
         async with self.one:
             await asyncio.sleep(self.began + self.pause_s - time.monotonic())
             self.began = time.monotonic()
-            ids, self.asked, self.next = self.asked, set(), None  # who asks from here on waits for the next query
+            ids, self.asked, self.next = self.asked, set(), None  # calls from here on wait for the next query
             return {job.id: job for job in await asyncio.to_thread(self.store.get_all, list(ids))}

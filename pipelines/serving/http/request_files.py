@@ -15,10 +15,11 @@ from pipelines.serving.http.dialect import IMAGE, REFERENCE
 from pipelines.serving.http.errors import ApiError
 from pipelines.serving.http.uploads import UploadReader
 from pipelines.serving.schema import VideoRequest
-from pipelines.serving.served_models import Served, check_work, complete, played
+from pipelines.serving.served_models import Served
 from pipelines.serving.settings import Limits
 from pipelines.serving.store import Job
 from pipelines.serving.videos.inputs import Inputs
+from pipelines.serving.videos.requests import check_work, complete, played
 
 MAX_CLIPS = 32  # most clips that an extension adds
 INHERITED = ("model", "size", "num_frames", "fps", "motion_bucket", "negative_prompt", "format")
@@ -44,7 +45,7 @@ class Source(NamedTuple):
 def inherited(job: Job, fields: dict[str, Any], extends: bool, served: Served | None) -> dict[str, Any]:
     """Complete the fields of a request by those of the job whose video it edits or extends.
 
-    served: the requested model, if it is served. A size or length that it does not have stays open.
+    served: the requested model; None if it is not served. A size or length that it does not have is not inherited.
     """
     made: dict[str, Any] = {
         "model": job.model,
