@@ -187,7 +187,7 @@ def streams(options: argparse.Namespace, folder: Path) -> int:
             if process is not None:
                 process.kill()  # terminate() would let the ingress wait for its event streams to end
                 process.join()
-        if steps is not None:
+        if steps is not None and steps.ident is not None:
             steps.join()
         if server is not None:
             server.kill()

@@ -21,9 +21,11 @@ def without_collections() -> Iterator[None]:
 
     For blocks that import and load much: collections would take a quarter of the time of the imports.
     """
+    was_on = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
-        gc.enable()
+        if was_on:
+            gc.enable()

@@ -21,8 +21,9 @@ class SharedQuery:
         If the query fails, all that wait for it get the error of the database.
         """
         self.asked.add(job_id)
-        if self.next is None:
+        if self.next is None or self.next.done():
             self.next = asyncio.create_task(self._query())
+            self.next.add_done_callback(lambda done: done.cancelled() or done.exception())  # although all have left
         return (await asyncio.shield(self.next)).get(job_id)
 
     async def _query(self) -> dict[str, Job]:

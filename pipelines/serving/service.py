@@ -35,6 +35,7 @@ from pipelines.serving.videos import inputs, results
 logger = logging.getLogger("ray.serve")
 
 COPY_KEPT_S = 60.0  # a response that is being sent keeps its file open, so may take longer
+MAX_ID = 128  # characters
 FOLLOW_S, GET_S = 0.2, 0.02  # least seconds between two queries: for event streams and the page, for other requests
 
 
@@ -167,7 +168,7 @@ class Service:
         if isinstance(video, str):
             job = await self.find(video, owner)
             path = await self.file(job, "video")
-            video, model = await asyncio.to_thread(path.read_bytes), fields.get("model", job.model)
+            video, model = await asyncio.to_thread(path.read_bytes), str(fields.get("model", job.model))
             served = self.models.get(self.settings.aliases.get(model, model))
             fields = request_files.inherited(job, fields, extends, served)
         return fields, request_files.Source(image, video, reference, job, extends)
@@ -190,7 +191,8 @@ class Service:
 
     async def find(self, job_id: str, owner: str) -> Job:
         """Find a job of this owner. Raises ApiError (404) for one that was deleted, has expired or never existed."""
-        if "\0" in job_id:  # PostgreSQL refuses such text
+        # Databases refuse text such as \0 or half a surrogate pair, and the query is shared with other clients.
+        if not (job_id.isascii() and job_id.isprintable() and len(job_id) <= MAX_ID):
             raise ApiError(404, "a video of this id does not exist", "video_id", "video_not_found")
         job = await self.requested.get(job_id)
         if job is not None and job.owner == owner:

@@ -13,6 +13,7 @@ while it was alone, or settings.max_attempts deaths in all (replica.py).
 import json
 import time
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -114,8 +115,11 @@ class Store:
 
     def get_all(self, job_ids: Sequence[str]) -> list[Job]:
         """Get jobs of any owner, the oldest first; those that do not exist are left out."""
-        query = sa.select(jobs).where(jobs.c.id.in_(job_ids)).order_by(jobs.c.created_at)
-        return [from_row(row) for row in self.database.patiently(lambda: self.database.all(query))] if job_ids else []
+        rows: list[Any] = []
+        for first in range(0, len(job_ids), MAX_ROWS):  # because databases limit the parameters of a query
+            query = sa.select(jobs).where(jobs.c.id.in_(job_ids[first : first + MAX_ROWS]))
+            rows += self.database.patiently(partial(self.database.all, query))
+        return [from_row(row) for row in sorted(rows, key=lambda row: row.created_at)]
 
     def is_gone(self, job_id: str, owner: str) -> bool:
         """Whether a job of this owner was deleted or has expired."""

@@ -45,7 +45,8 @@ class Source(NamedTuple):
 def inherited(job: Job, fields: dict[str, Any], extends: bool, served: Served | None) -> dict[str, Any]:
     """Complete the fields of a request by those of the job whose video it edits or extends.
 
-    served: the requested model; None if it is not served. A size or length that it does not have is not inherited.
+    served: the requested model; None if it is not served. In place of a size or length that it does not have, it gets
+    the size nearest in aspect, and the next smaller length.
     """
     made: dict[str, Any] = {
         "model": job.model,
@@ -55,8 +56,8 @@ def inherited(job: Job, fields: dict[str, Any], extends: bool, served: Served | 
     own = {name: made[name] for name in INHERITED if name in made}
     if served is not None and served.card.sizes and (made["height"], made["width"]) not in served.card.sizes:
         del own["size"]
-    if served is not None and served.card.lengths and made["num_frames"] not in served.card.lengths:
-        del own["num_frames"]
+    if served is not None and (lengths := served.card.lengths) and made["num_frames"] not in lengths:
+        own["num_frames"] = max((length for length in lengths if length < made["num_frames"]), default=None)
     if loras := requested_adapters.text_of(job.request):
         own["lora"] = loras
     if "seconds" in fields and not extends:  # sets another fps

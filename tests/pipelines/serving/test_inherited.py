@@ -1,6 +1,7 @@
 """A video made from another one takes over its adapters; where the model lacks them, the refusal says what to do."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -53,14 +54,18 @@ def test_an_adapter_that_does_not_fit_the_requested_model_is_refused_with_a_reme
                 assert (answer.status_code, answer.json().get("lora")) == (200, lora), (path, remedy, answer.text)
             form = client.post(f"/v1/videos{path}", data={**fields, "model": "other", "lora": ""}, files={"x": b"x"})
             assert form.status_code == 200, form.text
-        card = dataclasses.replace(found["other"].card, sizes=[(96, 64), (80, 80)], lengths=[8])
+        card = dataclasses.replace(found["other"].card, sizes=[(96, 64), (80, 80)], lengths=[16, 2])
         service.models = {**found, "other": dataclasses.replace(found["other"], card=card)}
         fields = {"prompt": "x", "num_inference_steps": "2", "lora": ""}
-        for model, size, frames in (("small", "96x64", 4), ("other", "80x80", 8)):  # the size nearest in aspect ratio
+        for model, size, frames in (("small", "96x64", 4), ("other", "80x80", 2)):  # nearest in aspect; next in length
             made_of_it = client.post(f"/v1/videos/{made}/remix", json={**fields, "model": model}).json()
             assert (made_of_it["size"], made_of_it["num_frames"]) == (size, frames)
         given = client.post(f"/v1/videos/{made}/remix", json={**fields, "model": "other", "size": "96x64"})
         assert (given.status_code, given.json()["error"]["param"]) == (422, "size")  # a size in the request is refused
+        for bad, status in (({"video": {"id": "video_\ud800"}}, 404), ({"video": made, "model": []}, 422)):
+            body = json.dumps({"prompt": "x", **bad})  # httpx itself cannot encode half a surrogate pair
+            answer = client.post("/v1/videos/edits", content=body, headers={"content-type": "application/json"})
+            assert answer.status_code == status, answer.text
         service.models = {**found, "small": dataclasses.replace(found["small"], loras={})}
         refused = client.post(f"/v1/videos/{made}/remix", json={"prompt": "x"})
         assert (refused.status_code, refused.json()["error"]["param"]) == (422, "lora")

@@ -250,8 +250,8 @@ def test_one_query_serves_all_who_ask_before_it_begins(database_url: str) -> Non
         assert await query.get("video_0003") is None  # the first query begins at once
         statements.clear()
         clients = [asyncio.create_task(query.get(f"video_000{number % 3 + 1}")) for number in range(60)]
-        clients[0].cancel()  # a client that disconnects does not cancel the others
         await asyncio.sleep(0)
+        clients[0].cancel()  # a client that disconnects does not cancel the others
         keep(store, job(3))
         found = await asyncio.gather(*clients[1:])
         assert {one.id for one in found if one is not None} == {"video_0001", "video_0002", "video_0003"}
