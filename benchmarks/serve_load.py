@@ -29,6 +29,7 @@ import httpx
 import numpy as np
 import sqlalchemy as sa
 from timing import Ratio, report
+from train_scale import slow_storage
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -230,15 +231,12 @@ class Writer(Stub):
 
 def disk(options: argparse.Namespace, folder: Path) -> int:
     """Measure what is left of videos that were made, downloaded from a bucket and deleted."""
-    from moto.server import ThreadedMotoServer
+    with slow_storage(delay=0):
+        return made_and_deleted(options, folder)
 
-    s3 = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    s3.start()
-    os.environ |= dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "benchmark")
-    os.environ |= {
-        "AWS_ENDPOINT_URL": "http://{}:{}".format(*s3.get_host_and_port()),
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
+
+def made_and_deleted(options: argparse.Namespace, folder: Path) -> int:
+    """Make, download and delete videos one after another, and compare what bucket, disk and database hold."""
     import boto3
 
     bucket, local, database = boto3.resource("s3").create_bucket(Bucket="videos"), folder / "tmp", folder / "jobs.db"
@@ -256,14 +254,14 @@ def disk(options: argparse.Namespace, folder: Path) -> int:
             before, most = sizes(), (0, 0)
             for number in range(options.videos):
                 job_id = post(client)
-                wait_until(lambda job_id=job_id: client.get(f"/v1/videos/{job_id}").json()["status"] == "completed")
+                while client.get(f"/v1/videos/{job_id}").json()["status"] != "completed":
+                    time.sleep(0.1)
                 client.get(f"/v1/videos/{job_id}/content").raise_for_status()
                 most = max(most, sizes()) if number % 10 == 0 else most
                 client.delete(f"/v1/videos/{job_id}").raise_for_status()
             after = sizes()
     finally:
         tempfile.tempdir = None
-        s3.stop()
     left = sum(after) - sum(before)
     facts = {"bytes_of_one": sum(most) - sum(before), "bytes_left": left}
     facts |= {"rows_left": rows(settings), "tombstones": options.videos}
