@@ -6,6 +6,7 @@ Writes files of the jobs' size into a temporary folder. Minutes for 10 million r
 """
 
 import argparse
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,6 +17,8 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines.animate import listing
 from pipelines.animate.flow import CLAIMED, Ledger

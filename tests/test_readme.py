@@ -46,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.timeout(1200)  # five jobs; 600 s were too few on a machine at half speed beside the test of eighty jobs
+@pytest.mark.timeout(1200)  # it runs five jobs, which took 620 s beside another long test
 @pytest.mark.ray
 @pytest.mark.long
 def test_the_commands_run_as_they_stand_there(folder: Path) -> None:

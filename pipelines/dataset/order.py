@@ -7,7 +7,6 @@ Arbitrary Finite Domains", 2002).
 """
 
 import functools
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -22,7 +21,7 @@ class EpochOrder:
     def __init__(self, count: int, drawn_up_to: int = DRAWN_UP_TO) -> None:
         """drawn_up_to: largest count whose permutations are drawn."""
         self.count, self.is_drawn = count, count <= drawn_up_to
-        self.half_bits = max(1, -(-int(count - 1).bit_length() // 2))  # bits of each half of the Feistel network
+        self.half_bits = max(1, -(-(count - 1).bit_length() // 2))  # bits of each half of the Feistel network
         self._draw = functools.lru_cache(maxsize=2)(self._permutation)  # two: a batch may extend into the next epoch
 
     def batch(self, total_batch: int, seed: int, step: int) -> list[int]:
@@ -45,8 +44,8 @@ class EpochOrder:
         # Converted to int32 (40 MB for ten million clips) only afterwards, because numpy shuffles int64 faster.
         return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(self.count).astype(np.int32)
 
-    def _encrypt(self, numbers: np.ndarray, keys: Sequence[np.uint64] | np.ndarray) -> np.ndarray:
-        """Permute the numbers below 4 ** half_bits: uint64 (n,)."""
+    def _encrypt(self, numbers: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """Permute the numbers below 4 ** half_bits: uint64 (n,). keys: uint64 (ROUNDS,)."""
         bits, mask = np.uint64(self.half_bits), np.uint64((1 << self.half_bits) - 1)
         left, right = numbers >> bits, numbers & mask
         for key in keys:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # seconds to import, and `--help` does not need it
 
 
 class PreparedDataset(NamedTuple):
-    """What workers need to open a dataset, found by the driver.
+    """Facts that the driver finds about a dataset, and that workers need to open it.
 
     drawn_up_to: passed to order.EpochOrder. bucket_weights: None if clips are not balanced.
     """
