@@ -11,7 +11,7 @@ from PIL import Image
 from cinemo.video import write_video
 from pipelines import sources
 from tests.pipelines.sources.conftest import Listed
-from tests.pipelines.sources.test_manifests import write
+from tests.pipelines.sources.test_video_lists import write
 
 
 def captions(rows: list[dict[str, str]]) -> dict[str, str]:
