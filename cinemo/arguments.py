@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from cinemo.card import DEFAULT_SIZE
+from cinemo.card import DEFAULT_SIZE, ModelCard
 from cinemo.motion import motion_id
 
 MAX_FRAMES = 64
@@ -29,11 +29,12 @@ def spread(name: str, value: Any, batch: int) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value] * batch
 
 
-def motion_ids(bucket: Any, raw: Any, mapping: dict[str, Any], batch: int) -> list[float]:
-    """Motion id that the U-Net gets for each sample: `raw` where given, else the bucket's by the model's mapping."""
+def motion_ids(bucket: Any, raw: Any, card: ModelCard, batch: int) -> list[float]:
+    """Motion id that the U-Net gets for each sample: `raw` if given, else that of `bucket` or of the default bucket."""
     if raw is not None:
         return [float(value) for value in spread("raw_motion_id", raw, batch)]
-    return [float(motion_id(value, mapping)) for value in spread("motion_bucket", bucket, batch)]
+    buckets = spread("motion_bucket", card.bucket if bucket is None else bucket, batch)
+    return [float(motion_id(value, card.motion)) for value in buckets]
 
 
 def check_size(

@@ -21,7 +21,7 @@ class ModelCard:
     motion: dict[str, Any] = field(default_factory=lambda: dict(UNIFORM_MOTION))
     sizes: list[tuple[int, int]] | None = None  # trained (height, width), pixels; the first is the default
     lengths: list[int] | None = None  # trained numbers of frames; the first is the default
-    sampling: dict[str, float] = field(default_factory=dict)  # the best num_inference_steps and guidance_scale
+    sampling: dict[str, float] = field(default_factory=dict)  # its best num_inference_steps, guidance_scale, ...
     prompts: list[str] | None = None  # examples of what it was trained to animate
     lineage: dict[str, Any] = field(default_factory=dict)  # dataset fingerprint, run id, code version, ...
     format_version: int = FORMAT_VERSION
@@ -50,6 +50,11 @@ class ModelCard:
     def guidance(self) -> float:
         """Guidance scale that suits the model; the official 7.5 if the card names none."""
         return float(self.sampling.get("guidance_scale", 7.5))
+
+    @property
+    def bucket(self) -> int:
+        """Motion bucket that suits the model; 10, the middle, if the card names none."""
+        return int(self.sampling.get("motion_bucket", 10))
 
 
 def read_card(directory: str | os.PathLike[str]) -> ModelCard:

@@ -90,7 +90,7 @@ class CinemoPipeline(LoraLoaderMixin, DiffusionPipeline):
         image: Any,
         prompt: str | Sequence[str],
         negative_prompt: str | Sequence[str] = "",
-        motion_bucket: int | Sequence[int] = 10,
+        motion_bucket: int | Sequence[int] | None = None,
         raw_motion_id: float | Sequence[float] | None = None,
         num_frames: int = 16,
         height: int | None = None,
@@ -117,7 +117,7 @@ class CinemoPipeline(LoraLoaderMixin, DiffusionPipeline):
 
         image: path, bytes, PIL image or uint8 (H, W, 3); fitted to height x width (default: the model's first trained
         size) as fit says, "crop" or "pad" (cinemo.image.fit_pixels).
-        motion_bucket: 0 (still) to 19; raw_motion_id bypasses the model's mapping.
+        motion_bucket: 0 (still) to 19, None: the model's default; raw_motion_id bypasses the model's mapping.
         guidance_scale: 1 or less skips the negative prompt. dct_cutoff, dct_timestep: DCTInit's p and tau.
         image_latents (B, C, 1, h, w), scaled, replace encoding (image may then be None, unless the decoder moves it);
         latents (B, C, F, h, w) replace the initial noise and DCTInit, and fix the number of frames.
@@ -135,7 +135,7 @@ class CinemoPipeline(LoraLoaderMixin, DiffusionPipeline):
         settings = (prompt, negative_prompt, motion_bucket, raw_motion_id, guidance_scale, seed)
         batch = batch_size(image, *settings, image_latents, latents)
         seeds = spread("seed", seed, batch)
-        ids = motion_ids(motion_bucket, raw_motion_id, self.card.motion, batch)
+        ids = motion_ids(motion_bucket, raw_motion_id, self.card, batch)
         num_frames = num_frames if latents is None else latents.shape[2] + 1
         height, width = self.check_frame_size(height, width, image_latents)
         check_length(num_frames, self.card.lengths)
@@ -248,7 +248,7 @@ class CinemoPipeline(LoraLoaderMixin, DiffusionPipeline):
         self,
         video_frames: np.ndarray | None,
         prompt: str | Sequence[str],
-        motion_bucket: int | Sequence[int] = 10,
+        motion_bucket: int | Sequence[int] | None = None,
         raw_motion_id: float | Sequence[float] | None = None,
         num_inference_steps: int = 50,
         image_latents: Tensor | None = None,
@@ -273,7 +273,7 @@ class CinemoPipeline(LoraLoaderMixin, DiffusionPipeline):
         self.check_frame_size(None, None, latents)
         check_length(latents.shape[2] + 1, self.card.lengths)
         check_settings(num_inference_steps, 0, "latent", 1, self.scheduler)
-        ids = motion_ids(motion_bucket, raw_motion_id, self.card.motion, batch)
+        ids = motion_ids(motion_bucket, raw_motion_id, self.card, batch)
         text = self.encode_prompt(prompt, None, batch)
         device, dtype = self._execution_device, self.unet.dtype
         residuals, image_latents = latents.to(device, dtype), image_latents.to(device, dtype)

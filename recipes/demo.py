@@ -187,8 +187,8 @@ def animate(
             continue
         pipe = CinemoPipeline.from_pretrained(name)
         used = SAMPLING | pipe.card.sampling | ({} if steps is None else {"num_inference_steps": steps})
-        size = {"height": SIZE[0], "width": SIZE[1]}
-        clips = pipe([read_image(photo)] * len(buckets), prompt, motion_bucket=list(buckets), **size, **used).frames
+        settings = {**used, "motion_bucket": list(buckets), "height": SIZE[0], "width": SIZE[1]}
+        clips = pipe([read_image(photo)] * len(buckets), prompt, **settings).frames
         for bucket, clip in zip(buckets, clips, strict=True):
             measured = motion_bucket(motion_score(clip))
             rows.append((f'{when} training: "{prompt}", motion bucket {bucket} requested, {measured} measured', clip))

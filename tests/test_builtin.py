@@ -85,8 +85,10 @@ def test_it_goes_where_the_prompt_says_and_begins_with_the_photo(pipe):
 
 @pytest.mark.parametrize("size", SIZES[1:])
 def test_it_animates_at_every_size_of_its_card(pipe, size):
-    out = pipe(photo("rocket.jpg"), "the camera pans up", height=size[0], width=size[1], num_inference_steps=1)
-    assert out.frames.shape == (1, 16, *size, 3)
+    wish = {"height": size[0], "width": size[1], "num_inference_steps": 1}
+    frames = pipe(photo("rocket.jpg"), "the camera pans up", **wish).frames
+    assert frames.shape == (1, 16, *size, 3)
+    assert np.array_equal(frames, pipe(photo("rocket.jpg"), "the camera pans up", motion_bucket=6, **wish).frames)
 
 
 def test_bucket_zero_is_still(pipe):

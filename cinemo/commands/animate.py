@@ -12,7 +12,7 @@ from cinemo.presets import SCHEDULERS, SPEEDS, Speed
 Fit = Literal["crop", "pad", "auto"]  # crop and pad are also in cinemo.image.FITS, which loads numpy
 ImageArgument = Annotated[Path, typer.Argument(help="the photo: JPEG, PNG, WebP, ...; HEIC with pillow-heif")]
 PromptOption = Annotated[str, typer.Option(help="what should happen; may be empty")]
-BucketOption = Annotated[int, typer.Option(help="motion intensity: 0 (still) to 19")]
+BucketOption = Annotated[int | None, typer.Option(help="motion: 0 (still) to 19; default: the model's, or 10")]
 ReferenceOption = Annotated[Path | None, typer.Option(help="take the motion bucket that is measured in this video")]
 SweepOption = Annotated[
     str | None, typer.Option(help="several motion buckets, such as 0,5,10,15,19: a video each, and a sheet (.png)")
@@ -55,7 +55,7 @@ def animate(
     prompt: PromptOption,
     output: common.OutputOption = Path("out.mp4"),
     model: common.ModelOption = "builtin:tiny",
-    motion_bucket: BucketOption = 10,
+    motion_bucket: BucketOption = None,
     reference_video: ReferenceOption = None,
     sweep: SweepOption = None,
     extend: ExtendOption = 0,
@@ -103,6 +103,8 @@ def animate(
     settings |= fitted(pipe, photo, fit, height, width) | sampler
     if reference_video is not None:
         motion_bucket = measure(reference_video, settings)
+    elif motion_bucket is None:
+        motion_bucket = pipe.card.bucket
     if buckets:
         write_sweep(pipe, photo, prompt, buckets, settings, output, fps)
     else:

@@ -62,7 +62,7 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
         [], description="LoRA adapters of the model, PATH[:weight]: a folder that training wrote, a file, a hub id, "
         "models:/...; several are separated by commas",
     )  # fmt: skip
-    motion_bucket: int = Field(10, ge=0, le=19, description="motion: 0 (still) to 19")
+    motion_bucket: int | None = Field(None, ge=0, le=19, description="motion: 0 (still) to 19; default: the model's")
     dct_init: bool = Field(True, description="refine the initial noise with the image's low frequencies (DCTInit)")
     dct_cutoff: float = Field(0.23, ge=0, le=1, description="share of the frequencies that DCTInit takes")
     dct_timestep: int = Field(975, ge=0, le=999, description="noise level of the image in DCTInit")
@@ -111,7 +111,8 @@ def complete(asked: Settings, prompt: str, model: Facts, ending: str = ".mp4") -
         "seed": asked.seed or 0,
         "num_inference_steps": steps,
         "guidance_scale": card.guidance if asked.guidance_scale is None else asked.guidance_scale,
-        **asked.model_dump(include={"motion_bucket", "dct_init", "dct_cutoff", "dct_timestep"}),
+        "motion_bucket": card.bucket if asked.motion_bucket is None else asked.motion_bucket,
+        **asked.model_dump(include={"dct_init", "dct_cutoff", "dct_timestep"}),
         **({"fit": "pad"} if asked.fit == "pad" else {}),
         # One size leaves no choice. Earlier versions stored it with fit pad or auto; so do we, to keep these ids.
         **({"sizes": card.sizes} if is_open and card.sizes and (len(card.sizes) > 1 or asked.fit != "crop") else {}),

@@ -6,6 +6,7 @@ storage itself are retried (patience.py).
 """
 
 import contextlib
+import functools
 import json
 import os
 import posixpath
@@ -28,6 +29,7 @@ from pipelines.core.patience import patient, retried
 _SCANNED = 64  # files read at a time; after a fault, all of them are read again
 _COPIED = 16 << 20  # bytes requested at a time; each request waits for the storage
 _WRITTEN = 1 << 20  # bytes written at a time
+_PLAIN_S3 = re.compile(r"s3://([\w.-]+)(/[\w.=-]+)*", re.ASCII)  # URL whose path needs no decoding
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}", re.DOTALL)  # temporary name under which `put` writes a file
 
 
@@ -120,9 +122,18 @@ def filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     if is_local(uri):
         return pyarrow.fs.LocalFileSystem(), absolute(uri)
     try:
+        if plain := _PLAIN_S3.fullmatch(uri):
+            environment = tuple(item for item in os.environ.items() if item[0].startswith("AWS_"))
+            return _s3(plain[1], environment, os.getpid()), uri.removeprefix("s3://")
         return pyarrow.fs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ValueError(f"cannot open {uri}: {error}; use a local path, s3://, gs:// or hdfs://") from error
+
+
+@functools.lru_cache(16)
+def _s3(bucket: str, environment: tuple[tuple[str, str], ...], process: int) -> pyarrow.fs.S3FileSystem:
+    """Client of a bucket. One is kept, as making it takes longer than most transfers; but not beyond a fork."""
+    return pyarrow.fs.FileSystem.from_uri(f"s3://{bucket}")[0]
 
 
 def put(uri: str, data: bytes | memoryview) -> None:

@@ -260,6 +260,7 @@ def to_model(served: Served, began: int) -> schema.Model:
         lengths=served.card.lengths,
         num_inference_steps=served.card.steps,
         guidance_scale=served.card.guidance,
+        motion_bucket=served.card.bucket,
         prompts=served.card.prompts,
         loras=[
             schema.Adapter(id=name, trigger_words=known.card.trigger_words or None)

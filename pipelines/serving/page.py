@@ -93,7 +93,9 @@ class Page:
         sizes = list(dict.fromkeys(f"{width}x{height}" for each in known for height, width in each))
         self.image = gr.Image(type="filepath", image_mode=None, label="Photo", elem_id="photo", sources=["upload"])
         self.prompt = gr.Textbox(label="What should happen", value=EXAMPLES[0][1], elem_id="prompt")
-        self.motion = gr.Slider(0, 19, value=10, step=1, label="Motion (0 still, 19 the most)", elem_id="motion")
+        self.motion = gr.Slider(
+            0, 19, value=default.card.bucket, step=1, label="Motion (0 still, 19 the most)", elem_id="motion"
+        )
         self.seed = gr.Number(label="Seed (-1: random)", value=-1, precision=0, minimum=-1, elem_id="seed")
         with gr.Accordion("Advanced", open=False):
             self.advanced = [

@@ -136,6 +136,7 @@ class Model(BaseModel):
     lengths: list[int] | None = Field(description="numbers of frames that it takes; null: 2 to 64")
     num_inference_steps: int = Field(description="default")
     guidance_scale: float = Field(description="default")
+    motion_bucket: int = Field(description="default")
     prompts: list[str] | None = Field(description="examples of what it was trained to animate")
     loras: list[Adapter] = Field([], description="its LoRA adapters")
 

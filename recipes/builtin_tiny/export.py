@@ -19,7 +19,7 @@ from recipes.builtin_tiny.text import write_tokenizer
 from recipes.builtin_tiny.train import SCHEDULER, load_trained
 
 PROMPTS = ["the camera zooms in", "the camera pans left", "the camera rotates clockwise", "clouds drift to the left"]
-SAMPLING = {"num_inference_steps": 2, "guidance_scale": 1.0}
+SAMPLING = {"num_inference_steps": 2, "guidance_scale": 1.0, "motion_bucket": 6}
 
 
 def make_card(samples: int) -> ModelCard:

@@ -113,7 +113,7 @@ async def animated(
     made = request.fitted(made, *size)
     check_work(made, limits.max_work)
     if source.reference is not None:
-        if "motion_bucket" in asked.model_fields_set:
+        if asked.motion_bucket is not None:
             raise ApiError(422, f"motion_bucket: is measured in {REFERENCE}; give one of the two", "motion_bucket")
         shape = made["height"], made["width"]
         made = {**made, "motion_bucket": await reader.bucket(source.reference, made["num_frames"], shape)}
@@ -144,7 +144,7 @@ async def edited(
     if source.image:
         await reader.size(source.image, size)
     frames, bucket = await reader.clip(source.video, made["num_frames"], size)
-    if "motion_bucket" not in asked.model_fields_set:
+    if asked.motion_bucket is None:
         made = {**made, "motion_bucket": bucket}
     shown = asked.source_prompt or (source.job.request["prompt"] if source.job is not None else asked.prompt)
     if shown != asked.prompt:

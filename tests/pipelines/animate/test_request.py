@@ -20,7 +20,8 @@ def test_the_models_card_fills_in_what_is_left_open(tiny: models.Facts) -> None:
     full = request.complete(request.Settings(), "x", tiny)
     assert (full["height"], full["width"], full["num_frames"]) == (320, 512, 16)
     assert (full["num_inference_steps"], full["guidance_scale"]) == (tiny.card.steps, tiny.card.guidance)
-    assert (tiny.card.steps, tiny.card.guidance) != (50, 7.5)  # what is taken where a card says nothing
+    assert full["motion_bucket"] == tiny.card.bucket
+    assert (tiny.card.steps, tiny.card.guidance, tiny.card.bucket) != (50, 7.5, 10)  # taken where a card says nothing
     assert (full["seed"], full["fps"], full["prompt"]) == (0, 8.0, "x")
 
 

@@ -2,8 +2,10 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.fs
 import pytest
 
 from pipelines.core import storage
@@ -117,3 +119,12 @@ def test_a_folder_comes_back_from_where_it_was_uploaded(tmp_path: Path) -> None:
     (tmp_path / "a" / "part" / "file.bin").rename(tmp_path / "a" / "new.bin")
     storage.upload(tmp_path / "a", str(tmp_path / "there"))
     assert [path.name for path in (tmp_path / "there").rglob("*") if path.is_file()] == ["new.bin"]
+
+
+def test_a_bucket_keeps_its_client_until_its_credentials_change(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = storage.filesystem("s3://videos")[0]
+    for uri in ("s3://videos", "s3://videos/", "s3://videos/a//b", "s3://videos/a=1/b_c-d.mp4", "s3://videos/a%20b"):
+        assert storage.filesystem(uri) == pyarrow.fs.FileSystem.from_uri(uri)
+    assert storage.filesystem("s3://videos/a.mp4")[0] is client
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+    assert storage.filesystem("s3://videos/a.mp4")[0] is not client

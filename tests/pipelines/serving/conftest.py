@@ -140,7 +140,7 @@ def small(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A model directory whose videos take a moment: 4 or 8 frames of 96x64, 64x96, in 2 steps; trained on nothing."""
     model = tmp_path_factory.mktemp("model") / "small"
     shutil.copytree(checkpoint, model)
-    sampling = {"num_inference_steps": 2, "guidance_scale": 1.4}
+    sampling = {"num_inference_steps": 2, "guidance_scale": 1.4, "motion_bucket": 7}
     write_card(
         model, ModelCard(sizes=[(64, 96), (96, 64)], lengths=[4, 8], sampling=sampling, lineage={"recipe": "a test"})
     )
