@@ -12,7 +12,7 @@ import numpy as np
 from skimage.metrics import peak_signal_noise_ratio
 
 from cinemo import CinemoPipeline
-from cinemo.presets import SCHEDULERS
+from cinemo.samplers import SCHEDULERS
 from cinemo.synthetic.images import HELD_OUT_PHOTOS, photo
 
 REFERENCE = 100  # steps of DDIM

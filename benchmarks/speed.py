@@ -29,7 +29,7 @@ from cinemo.metrics import psnr
 from cinemo.metrics.frames import first_frame_fidelity
 from cinemo.metrics.statistics import motion_fidelity
 from cinemo.motion import motion_bucket, motion_score
-from cinemo.presets import SPEEDS
+from cinemo.samplers import SPEEDS
 from cinemo.synthetic.images import HELD_OUT_PHOTOS, photo
 
 GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "golden"

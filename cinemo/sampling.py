@@ -1,4 +1,4 @@
-"""Denoising: classifier-free guidance and the loop over timesteps. The names of schedulers are in cinemo/presets.py."""
+"""Denoising: classifier-free guidance and the loop over timesteps. The samplers are listed in cinemo/samplers.py."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -7,7 +7,7 @@ import diffusers
 import torch
 from torch import Tensor
 
-from cinemo.presets import SCHEDULERS
+from cinemo.samplers import SCHEDULERS
 
 
 class Guidance(NamedTuple):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cinemo import CinemoPipeline
 from cinemo.checkpoint import load_scheduler
-from cinemo.presets import SCHEDULERS, SPEEDS
+from cinemo.samplers import SCHEDULERS, SPEEDS
 from cinemo.sampling import Guidance, denoise, make_scheduler, rescaled
 from cinemo.synthetic.images import photo
 

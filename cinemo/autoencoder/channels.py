@@ -53,6 +53,12 @@ def to_code(pixels: Tensor) -> Tensor:
     return torch.cat([luma, F.pixel_unshuffle(F.avg_pool2d(ycc[:, 1:], CELL // CHROMA), CHROMA)], 1)
 
 
+def fit_code(pixels: Tensor) -> Tensor:
+    """Code whose picture is nearer to the pixels than that of their means, by one step of iterative refinement."""
+    code = to_code(pixels)
+    return code + to_code(pixels - from_code(code, *pixels.shape[-2:]))
+
+
 def from_code(code: Tensor, height: int, width: int) -> Tensor:
     """Make a smooth picture that has nearly these means: (N, 24, h, w) -> (N, 3, H, W)."""
     parts = F.pixel_shuffle(code[:, : LUMA**2], LUMA), F.pixel_shuffle(code[:, LUMA**2 :], CHROMA)

@@ -56,7 +56,7 @@ class AutoencoderMotion(ModelMixin, ConfigMixin):
         residuals = first.new_zeros(len(camera), ch.CHANNELS, *first.shape[-2:])
         residuals[:, ch.PACE.start :] = ch.motion_channels(camera, local)
         moved = self.decode_motion(residuals, pixels[0].float())
-        residuals[:, ch.CODE] = ch.away_from_zero(ch.to_code(pixels[1:] - moved) * ch.CHANGE, ch.CODE_ZONE)
+        residuals[:, ch.CODE] = ch.away_from_zero(ch.fit_code(pixels[1:] - moved) * ch.CHANGE, ch.CODE_ZONE)
         return torch.cat([first, first + residuals])
 
     @torch.no_grad()

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, cast
 import typer
 
 from cinemo.commands import common
-from cinemo.presets import SCHEDULERS, SPEEDS, Speed
+from cinemo.samplers import SCHEDULERS, SPEEDS, Speed
 
 Fit = Literal["crop", "pad", "auto"]  # crop and pad are also in cinemo.image.FITS, which loads numpy
 ImageArgument = Annotated[Path, typer.Argument(help="the photo: JPEG, PNG, WebP, ...; HEIC with pillow-heif")]

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BaseModel, BeforeValidator, Field
 
 from cinemo.image import cut_away, fitting_size
-from cinemo.presets import SPEEDS, Speed
+from cinemo.samplers import SPEEDS, Speed
 from cinemo.sidecar import Request
 from pipelines.core.models import Facts
 

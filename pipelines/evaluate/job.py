@@ -144,7 +144,7 @@ def resolve(config: EvaluateConfig) -> Job:
 def fits(facts: models.Facts, config: EvaluateConfig, size: tuple[int, int]) -> None:
     """Raise ValueError when a Cinemo model does not support the comparison's size, length or samplers."""
     from cinemo.arguments import check_length, check_size
-    from cinemo.presets import SCHEDULERS
+    from cinemo.samplers import SCHEDULERS
 
     check_size(*size, facts.factor, facts.card.sizes)
     check_length(config.num_frames, facts.card.lengths)

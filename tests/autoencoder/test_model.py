@@ -52,6 +52,14 @@ def test_motion_channels_and_fields_are_inverse():
     assert not back[small].any()
 
 
+def test_a_fitted_code_is_nearer_to_the_pixels_than_their_means():
+    pixels = coffee()[None]
+    plain, fitted = (ch.from_code(code, 160, 256) for code in (ch.to_code(pixels), ch.fit_code(pixels)))
+    assert (fitted - pixels).square().mean() < 0.96 * (plain - pixels).square().mean()
+    means = [(ch.to_code(made - pixels)).square().mean() for made in (plain, fitted)]
+    assert means[1] < means[0] / 4
+
+
 def test_noise_in_the_local_channels_and_the_code_moves_nothing(vae):
     image = coffee()
     first = vae.encode_image(image[None])

@@ -1,4 +1,4 @@
-"""Schedulers by name and settings by speed; add either here. Does not import torch, because `--help` lists them."""
+"""Samplers by name, and settings by speed; add either here. Does not import torch, because `--help` lists them."""
 
 from typing import Any, Literal
 
