@@ -1,11 +1,9 @@
 """Flags of the animate job: catalog, output, model and replicas, and defaults for rows of the catalog."""
 
-from typing import Literal
-
 from pydantic import Field, model_validator
 
 from pipelines.animate import request
-from pipelines.animate.request import Text
+from pipelines.animate.request import Text, VideoFormat
 from pipelines.core.precision import AUTO, Precision, of_replica
 
 
@@ -24,7 +22,7 @@ class AnimateConfig(request.Settings, frozen=True):
     )
     prompt: Text | None = Field(None, description="what should happen, for rows without a prompt; may be empty")
     limit: int | None = Field(None, ge=1, description="rows of the catalog, from its beginning; default: all")
-    format: Literal["mp4", "webm", "gif", "webp"] = Field("mp4", description="kind of video file")
+    format: VideoFormat = Field("mp4", description="kind of video file")
     precision: Precision = Field("auto", description=AUTO)
     min_replicas: int = Field(1, ge=1, description="replicas of the model at least")
     max_replicas: int | None = Field(

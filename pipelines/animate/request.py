@@ -11,6 +11,7 @@ from cinemo.sidecar import Request
 from pipelines.core.models import Facts
 
 MAX_SEED = 2**63 - 1
+VideoFormat = Literal["mp4", "webm", "gif", "webp"]  # of the catalog's videos and the service's
 FPS = 8.0  # default
 
 

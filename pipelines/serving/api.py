@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
@@ -15,6 +15,7 @@ from fastapi.responses import FileResponse, RedirectResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 import cinemo
+from pipelines.animate.request import VideoFormat
 from pipelines.serving import schema
 from pipelines.serving.batch import routes
 from pipelines.serving.http import body, dialect, errors, guard, pace
@@ -30,7 +31,7 @@ from pipelines.serving.videos import results
 MAX_REQUEST_ID = 128  # characters that are kept
 Variant = Literal["video", "thumbnail", "spritesheet"]
 ANIMATED = schema.request_body(dialect.IMAGE, dialect.REFERENCE, dialect.VIDEO)
-VIDEO_TYPES = ("video/mp4", "video/webm", "image/gif", "image/webp")
+VIDEO_TYPES = [results.MEDIA[f".{kind}"] for kind in get_args(VideoFormat)]
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 CONTENT: dict[int | str, dict[str, Any]] = {
     200: {"content": dict.fromkeys(results.MEDIA.values(), BINARY)},

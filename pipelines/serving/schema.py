@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, WithJsonSchema
 
 from pipelines.animate import request, requested_adapters
-from pipelines.animate.request import Text
+from pipelines.animate.request import Text, VideoFormat
 from pipelines.serving.store import Job
 
 FILES = {  # that come beside the fields of a request
@@ -35,7 +35,7 @@ class VideoRequest(request.Settings, frozen=True):
     )  # fmt: skip
     extend: int = Field(0, ge=0, le=31, description="further clips, each from the last frame of the one before")
     loop: bool = Field(False, description="forward and back again, so that it repeats seamlessly")
-    format: Literal["mp4", "webm", "gif", "webp"] = Field("mp4", description="kind of video file")
+    format: VideoFormat = Field("mp4", description="kind of video file")
     preview: bool = Field(False, description="send small pictures of the unfinished video in its events")
     source_prompt: Text | None = Field(
         None, max_length=2000, description="what the video to edit shows; default: its own prompt, else prompt"
@@ -75,7 +75,7 @@ class Video(BaseModel):
     lora: str | None = Field(None, description="adapters that act, NAME:weight, separated by commas")
     extend: int = Field(0, description="further clips")
     loop: bool = False
-    format: Literal["mp4", "webm", "gif", "webp"] = "mp4"
+    format: VideoFormat = "mp4"
     seed: int
     motion_bucket: int = Field(description="asked for: 0 (still) to 19")
     measured_motion_bucket: int | None = Field(None, description="measured in the finished video")

@@ -29,7 +29,7 @@ MEDIA = {
     ".webp": "image/webp",
     ".jpg": "image/jpeg",
 }
-NAME = re.compile(r"(?P<id>video_\w+)-(?P<attempt>\d+)(\.video)?\.(mp4|webm|gif|webp|jpg|json)")
+NAME = re.compile(rf"(?P<id>video_\w+)-(?P<attempt>\d+)({'|'.join(map(re.escape, ENDINGS.values()))})")
 
 
 def name(job_id: str, attempt: int, variant: str) -> str:
