@@ -30,7 +30,7 @@ def spread(name: str, value: Any, batch: int) -> list[Any]:
 
 
 def motion_ids(bucket: Any, raw: Any, card: ModelCard, batch: int) -> list[float]:
-    """Motion id that the U-Net gets for each sample: `raw` if given, else that of `bucket` or of the default bucket."""
+    """Motion id that the U-Net gets for each sample: `raw`, else that of `bucket`, else that of the card's bucket."""
     if raw is not None:
         return [float(value) for value in spread("raw_motion_id", raw, batch)]
     buckets = spread("motion_bucket", card.bucket if bucket is None else bucket, batch)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cinemo.errors import redact
-from cinemo.motion import OFFICIAL_MOTION, UNIFORM_MOTION
+from cinemo.motion import OFFICIAL_MOTION, UNIFORM_MOTION, motion_id
 
 CARD_NAME = "cinemo.json"
 FORMAT_VERSION = 1
@@ -21,7 +21,7 @@ class ModelCard:
     motion: dict[str, Any] = field(default_factory=lambda: dict(UNIFORM_MOTION))
     sizes: list[tuple[int, int]] | None = None  # trained (height, width), pixels; the first is the default
     lengths: list[int] | None = None  # trained numbers of frames; the first is the default
-    sampling: dict[str, float] = field(default_factory=dict)  # its best num_inference_steps, guidance_scale, ...
+    sampling: dict[str, float] = field(default_factory=dict)  # best num_inference_steps, guidance_scale, motion_bucket
     prompts: list[str] | None = None  # examples of what it was trained to animate
     lineage: dict[str, Any] = field(default_factory=dict)  # dataset fingerprint, run id, code version, ...
     format_version: int = FORMAT_VERSION
@@ -67,8 +67,11 @@ def read_card(directory: str | os.PathLike[str]) -> ModelCard:
         if raw.get("format_version") != FORMAT_VERSION:
             raise ValueError(f"format_version {raw.get('format_version')} is not {FORMAT_VERSION}; upgrade cinemo")
         raw["sizes"] = [(int(height), int(width)) for height, width in raw["sizes"]] if raw.get("sizes") else None
-        return ModelCard(**raw)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        card = ModelCard(**raw)
+        bucket: Any = card.sampling.get("motion_bucket", card.bucket)
+        motion_id(bucket, UNIFORM_MOTION)  # raises ValueError for what is no bucket
+        return card
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path} cannot be used: {error}") from error
 
 

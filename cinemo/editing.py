@@ -12,6 +12,7 @@ import torch
 from diffusers import DDIMInverseScheduler
 from torch import Tensor
 
+from cinemo import motion
 from cinemo.arguments import check_settings, check_video
 from cinemo.dctinit import dct_init as refine_noise
 from cinemo.image import check_aspect, fit_pixels, read_image
@@ -111,21 +112,23 @@ def edit_video(
 
     frames: the video, at a size and length that the model takes. image: its first frame after editing, with the
     video's aspect ratio; anything that read_image takes. prompt: for the result; source_prompt: for the video, the
-    same when None. guidance_scale: 1 keeps the video's motion exactly; more follows the prompt instead. dct_init: put
-    the edited image's low frequencies into the inverted noise. settings: as CinemoPipeline's. Raises ValueError.
+    same when None. motion_bucket: of both; measured in the video when None. guidance_scale: 1 keeps the video's motion
+    exactly; more follows the prompt instead. dct_init: put the edited image's low frequencies into the inverted noise.
+    settings: as CinemoPipeline's. Raises ValueError.
     """
     edited, frames = read_image(image), check_video(frames)
+    bucket = motion.motion_bucket(motion.motion_score(frames)) if motion_bucket is None else motion_bucket
     height, width = frames.shape[1:3]
     check_aspect(edited, height, width)
     check_settings(num_inference_steps, dct_timestep, "np", 1, pipe.scheduler)
     source = prompt if source_prompt is None else source_prompt
     image_latents = encode_pixels(pipe.vae, fit_pixels(edited, height, width, exact=True))[:, :, None]
     dct = (dct_init, dct_cutoff, dct_timestep)
-    noise = inverted_noise(pipe, frames[None], image_latents, source, motion_bucket, num_inference_steps, *dct)
+    noise = inverted_noise(pipe, frames[None], image_latents, source, bucket, num_inference_steps, *dct)
     output = pipe(
         edited,
         prompt,
-        motion_bucket=motion_bucket,
+        motion_bucket=bucket,
         height=height,
         width=width,
         num_inference_steps=num_inference_steps,
@@ -143,7 +146,7 @@ def inverted_noise(
     frames: np.ndarray,
     image_latents: Tensor,
     source_prompt: str | Sequence[str],
-    motion_bucket: int | Sequence[int] | None,
+    motion_bucket: int | Sequence[int],
     num_inference_steps: int,
     dct_init: bool = False,
     dct_cutoff: float = 0.23,

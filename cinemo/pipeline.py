@@ -124,7 +124,7 @@ class CinemoPipeline(LoraLoaderMixin, DiffusionPipeline):
         decode_chunk_size: frames per VAE call.
         callback_on_step_end(pipeline, step, timestep, values) may return a dict with new "latents". values: "latents",
         "denoised" (the latents without their predicted noise), "image_latents", and "pixels" (B, 3, H, W) or None.
-        scheduler: a name in cinemo.sampling.SCHEDULERS; None is the model's own, DDIM. guidance_rescale: 0..1, after
+        scheduler: a name in cinemo.samplers.SCHEDULERS; None is the model's own, DDIM. guidance_rescale: 0..1, after
         Lin et al. (arXiv 2305.08891). guidance_interval: begin and end of the guided steps, as shares of all steps.
         dct_transform: "fft" is the other variant of Fig. 3. cache_interval: number of steps that
         share the features of the U-Net's deeper blocks (DeepCache); 1 is exact.

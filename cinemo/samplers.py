@@ -1,4 +1,4 @@
-"""Samplers by name, and settings by speed; add either here. Does not import torch, because `--help` lists them."""
+"""The samplers and speeds that can be requested; add others here. Imports no torch, because `--help` lists them."""
 
 from typing import Any, Literal
 

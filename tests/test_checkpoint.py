@@ -10,7 +10,16 @@ import torch
 from diffusers import DDIMScheduler
 
 from cinemo import checkpoint as model_directory
-from cinemo.checkpoint import ModelCard, describe, export_model, fingerprint, load_scheduler, read_card, resolve
+from cinemo.checkpoint import (
+    ModelCard,
+    describe,
+    export_model,
+    fingerprint,
+    load_scheduler,
+    read_card,
+    resolve,
+    write_card,
+)
 from cinemo.motion import OFFICIAL_MOTION, UNIFORM_MOTION
 from cinemo.unet import CinemoUNet
 from tests.tiny import TINY
@@ -43,6 +52,13 @@ def test_an_exported_model_is_complete_and_keeps_its_card(checkpoint: Path, tmp_
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in unet.state_dict().items())
     assert load_scheduler(out).config.beta_schedule == "linear"  # as trained, not as the source's file says
     assert sorted(p.name for p in out.parent.iterdir()) == ["model"]
+
+
+@pytest.mark.parametrize("bucket", [25, -1, 3.5, True, None, "x", float("inf")])
+def test_a_card_whose_default_is_no_bucket_is_refused_by_the_name_of_its_file(bucket: Any, tmp_path: Path) -> None:
+    write_card(tmp_path, ModelCard(sampling={"motion_bucket": bucket}))
+    with pytest.raises(ValueError, match=f"{tmp_path}/cinemo.json cannot be used"):
+        read_card(tmp_path)
 
 
 def test_an_export_says_what_its_unet_predicts(checkpoint: Path, tmp_path: Path) -> None:

@@ -219,6 +219,8 @@ def test_a_sweep_writes_a_video_for_each_bucket_and_a_sheet(
     refused(cinemo("animate", photo, "--prompt", "x", *model, "--sweep", "0,x"), "--sweep 0,x is no list")
     refused(cinemo("animate", photo, "--prompt", "x", *model, "--sweep", "0,20"), "motion_bucket 20 is outside")
     refused(cinemo("animate", photo, "--prompt", "x", *model, "--sweep", "0", "--loop"), "leave out --extend")
+    both = ("--sweep", "0", "--motion-bucket", 3)
+    refused(cinemo("animate", photo, "--prompt", "x", *model, *both), "all set the motion; give one")
 
 
 def test_a_chain_loops_with_the_reference_s_motion(

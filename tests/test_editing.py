@@ -11,6 +11,7 @@ from skimage.metrics import peak_signal_noise_ratio
 from cinemo import CinemoPipeline
 from cinemo.editing import edit_video
 from cinemo.latents import decode_latents, encode_frames, to_pixels
+from cinemo.motion import motion_bucket, motion_score
 from cinemo.synthetic import make_clip
 
 
@@ -70,6 +71,9 @@ def test_an_edited_frame_gets_the_motion_and_dctinit_has_a_say(pipe: CinemoPipel
     assert plain.shape == frames.shape
     assert not np.array_equal(plain[1:], refined[1:])
     assert np.array_equal(plain[0], refined[0])
+    measured = wish | {"motion_bucket": motion_bucket(motion_score(frames))}
+    usual = edit_video(pipe, frames, 255 - frames[0], "x", num_inference_steps=2)
+    assert np.array_equal(usual, edit_video(pipe, frames, 255 - frames[0], "x", **measured))
 
 
 def test_what_cannot_be_edited_is_refused_in_one_sentence(pipe: CinemoPipeline) -> None:

@@ -53,10 +53,12 @@ def to_code(pixels: Tensor) -> Tensor:
     return torch.cat([luma, F.pixel_unshuffle(F.avg_pool2d(ycc[:, 1:], CELL // CHROMA), CHROMA)], 1)
 
 
-def fit_code(pixels: Tensor) -> Tensor:
-    """Code whose picture is nearer to the pixels than that of their means, by one step of iterative refinement."""
+def fit_code(pixels: Tensor, refinements: int) -> Tensor:
+    """Like to_code, but from_code of the result is nearer to the pixels: what is missing there is encoded and added."""
     code = to_code(pixels)
-    return code + to_code(pixels - from_code(code, *pixels.shape[-2:]))
+    for _ in range(refinements):
+        code = code + to_code(pixels - from_code(code, *pixels.shape[-2:]))
+    return code
 
 
 def from_code(code: Tensor, height: int, width: int) -> Tensor:

@@ -26,7 +26,14 @@ class AutoencoderMotion(ModelMixin, ConfigMixin):
     """Encodes clips as displacements and a code; decodes them by moving the photo. Has no trained weights."""
 
     @register_to_config
-    def __init__(self, cell: int = ch.CELL, latent_channels: int = ch.CHANNELS, scaling_factor: float = 1.0) -> None:
+    def __init__(
+        self,
+        cell: int = ch.CELL,
+        latent_channels: int = ch.CHANNELS,
+        scaling_factor: float = 1.0,
+        code_refinements: int = 0,
+    ) -> None:
+        """code_refinements: how often the code of a clip is refined; 0 in models of earlier versions."""
         super().__init__()
         if (cell, latent_channels) != (ch.CELL, ch.CHANNELS):
             raise ValueError(
@@ -55,8 +62,10 @@ class AutoencoderMotion(ModelMixin, ConfigMixin):
         camera, local = split_motion(pixels.float())
         residuals = first.new_zeros(len(camera), ch.CHANNELS, *first.shape[-2:])
         residuals[:, ch.PACE.start :] = ch.motion_channels(camera, local)
-        moved = self.decode_motion(residuals, pixels[0].float())
-        residuals[:, ch.CODE] = ch.away_from_zero(ch.fit_code(pixels[1:] - moved) * ch.CHANGE, ch.CODE_ZONE)
+        moved, refinements = self.decode_motion(residuals, pixels[0].float()), self.config["code_refinements"]
+        residuals[:, ch.CODE] = ch.away_from_zero(
+            ch.fit_code(pixels[1:] - moved, refinements) * ch.CHANGE, ch.CODE_ZONE
+        )
         return torch.cat([first, first + residuals])
 
     @torch.no_grad()

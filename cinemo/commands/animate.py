@@ -12,7 +12,7 @@ from cinemo.samplers import SCHEDULERS, SPEEDS, Speed
 Fit = Literal["crop", "pad", "auto"]  # crop and pad are also in cinemo.image.FITS, which loads numpy
 ImageArgument = Annotated[Path, typer.Argument(help="the photo: JPEG, PNG, WebP, ...; HEIC with pillow-heif")]
 PromptOption = Annotated[str, typer.Option(help="what should happen; may be empty")]
-BucketOption = Annotated[int | None, typer.Option(help="motion: 0 (still) to 19; default: the model's, or 10")]
+BucketOption = Annotated[int | None, typer.Option(help="how much moves, 0 (still) to 19; default: the model's, or 10")]
 ReferenceOption = Annotated[Path | None, typer.Option(help="take the motion bucket that is measured in this video")]
 SweepOption = Annotated[
     str | None, typer.Option(help="several motion buckets, such as 0,5,10,15,19: a video each, and a sheet (.png)")
@@ -86,6 +86,8 @@ def animate(
     from cinemo.video import check_output
 
     check_output(output, fps)
+    if motion_bucket is not None and (reference_video or sweep):
+        raise ValueError("--motion-bucket, --reference-video and --sweep all set the motion; give one of them")
     buckets = read_buckets(sweep, bool(extend or loop or reference_video))
     sampler = read_sampler(steps, speed, scheduler, guidance_interval)
     photo = read_image(image)

@@ -123,16 +123,24 @@ def filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
         return pyarrow.fs.LocalFileSystem(), absolute(uri)
     try:
         if plain := _PLAIN_S3.fullmatch(uri):
-            environment = tuple(item for item in os.environ.items() if item[0].startswith("AWS_"))
-            return _s3(plain[1], environment, os.getpid()), uri.removeprefix("s3://")
+            return _s3(plain[1], _aws_settings(), os.getpid()), uri.removeprefix("s3://")
         return pyarrow.fs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise ValueError(f"cannot open {uri}: {error}; use a local path, s3://, gs:// or hdfs://") from error
 
 
+def _aws_settings() -> tuple[object, ...]:
+    """What a client is made from: environment variables, and times of the last change of files of credentials."""
+    found: list[object] = [(name, os.environ.get(name)) for name in list(os.environ) if name.startswith("AWS_")]
+    for variable, usual in (("AWS_SHARED_CREDENTIALS_FILE", "credentials"), ("AWS_CONFIG_FILE", "config")):
+        with contextlib.suppress(OSError):
+            found.append(os.stat(os.environ.get(variable) or os.path.expanduser(f"~/.aws/{usual}")).st_mtime_ns)
+    return tuple(found)
+
+
 @functools.lru_cache(16)
-def _s3(bucket: str, environment: tuple[tuple[str, str], ...], process: int) -> pyarrow.fs.S3FileSystem:
-    """Client of a bucket. One is kept, as making it takes longer than most transfers; but not beyond a fork."""
+def _s3(bucket: str, settings: tuple[object, ...], process: int) -> pyarrow.fs.FileSystem:
+    """Client of a bucket, kept because making one takes longer than most transfers. A forked process makes its own."""
     return pyarrow.fs.FileSystem.from_uri(f"s3://{bucket}")[0]
 
 

@@ -98,13 +98,16 @@ class Page:
         )
         self.seed = gr.Number(label="Seed (-1: random)", value=-1, precision=0, minimum=-1, elem_id="seed")
         with gr.Accordion("Advanced", open=False):
+            self.model = gr.Dropdown(list(self.service.models), value=default.name, label="Model")
+            self.steps = gr.Slider(1, limits.max_steps, value=default.card.steps, step=1, label="Denoising steps")
+            self.guidance = gr.Slider(0, 20, value=default.card.guidance, step=0.5, label="Guidance scale")
             self.advanced = [
-                gr.Dropdown(list(self.service.models), value=default.name, label="Model"),
+                self.model,
                 gr.Dropdown(["auto", *sizes], value="auto", label="Size (auto: nearest to the photo's aspect)"),
                 gr.Dropdown(["crop", "pad"], value="crop", label="A photo of another aspect"),
                 gr.Textbox(label="What should not happen"),
-                gr.Slider(1, limits.max_steps, value=default.card.steps, step=1, label="Denoising steps"),
-                gr.Slider(0, 20, value=default.card.guidance, step=0.5, label="Guidance scale"),
+                self.steps,
+                self.guidance,
                 gr.Slider(1, 30, value=8, step=1, label="Frames a second"),
                 gr.Checkbox(True, label="DCTInit: refine the initial noise with the photo"),
                 gr.Slider(0, 1, value=0.23, step=0.01, label="DCTInit: share of low frequencies"),
@@ -142,9 +145,17 @@ class Page:
             [self.job_id, self.status, self.preview, self.video, self.before, self.first, self.history, self.shown_ids],
             concurrency_limit=None, show_progress="hidden", **private,
         )  # fmt: skip
+        usual = [self.motion, self.steps, self.guidance]
+        self.model.change(self.usual_settings, [self.model], usual, show_progress="hidden", **private)
         self.cancel_button.click(self.cancel, [self.job_id], None, concurrency_limit=None, **private)
         self.blocks.load(self.list_history, None, [self.history, self.shown_ids], **private)
         self.history.select(self.open, [self.shown_ids], [self.video, self.first, self.status], **private)
+
+    def usual_settings(self, model: str) -> dict[Any, Any]:
+        """Set motion, steps and guidance to those of a model's card."""
+        card = self.service.models[model].card
+        steps = min(card.steps, self.service.settings.limits.max_steps)
+        return {self.motion: card.bucket, self.steps: steps, self.guidance: card.guidance}
 
     async def animate(
         self, request: gr.Request, photo: str | None, prompt: str, bucket: int, seed: float | None, *advanced: Any

@@ -122,6 +122,7 @@ class Service:
             request = {**request, "request_id": request_id}
         now = int(time.time() * 1000) / 1000  # as in the id
         given = asked.model_dump(exclude=None if asked.lora else {"lora"})  # without: as earlier versions stored it
+        given |= {"motion_bucket": 10} if asked.motion_bucket is None else {}  # as well
         digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode() + source.digest()).hexdigest()
         job = Job(
             id=new_id(now), owner=owner, model=served.name, request=request, lease_owner=self.dispatcher.name,

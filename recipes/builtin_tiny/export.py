@@ -36,7 +36,7 @@ def write_model(out: Path, directory: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     write_tokenizer(aside / "tokenizer")
-    for name, part in (("vae", AutoencoderMotion()), ("text_encoder", text_encoder), ("unet", unet)):
+    for name, part in (("vae", AutoencoderMotion(code_refinements=1)), ("text_encoder", text_encoder), ("unet", unet)):
         part.half().save_pretrained(aside / name)
     DDIMScheduler(**SCHEDULER).save_pretrained(aside / "scheduler")
     write_card(aside, make_card(samples))

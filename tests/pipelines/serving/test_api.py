@@ -172,6 +172,8 @@ def test_a_key_gives_the_first_video_again_and_another_request_a_conflict(client
     assert first.json()["id"] == second.json()["id"]
     other = send(client, headers=key, seed="8")
     assert (other.status_code, other.json()["error"]["param"]) == (409, "Idempotency-Key")
+    key = {"Idempotency-Key": "order 18"}  # earlier versions stored bucket 10 for a request without one
+    assert send(client, headers=key, motion_bucket="10").json()["id"] == send(client, headers=key).json()["id"]
 
 
 def test_a_synchronous_request_with_a_key_is_repeated_and_gives_the_first_video(client: TestClient, idle: None) -> None:

@@ -78,3 +78,11 @@ def test_a_photo_is_animated_and_plays_and_another_is_cancelled(
     asked = [entry["message"] for entry in browser.get_log("performance") if "requestWillBeSent" in entry["message"]]
     outside = [message for message in asked if '"url":"http' in message and f'"url":"{address}' not in message]
     assert not outside, outside
+
+
+def test_another_model_brings_its_motion_steps_and_guidance(settings: ServeSettings, animator: Animator) -> None:
+    from pipelines.serving.page import Page
+
+    page = Page(application(settings, animator).state.service)
+    [name] = settings.served
+    assert page.usual_settings(name) == {page.motion: 7, page.steps: 2, page.guidance: 1.4}
