@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cinemo import checkpoint, credentials, lora, provenance
+from cinemo import checkpoint, content_credentials, lora, provenance
 from cinemo.sidecar import Sidecar
 
 DATASET_NAME = "dataset.json"
@@ -52,7 +52,7 @@ def trace(place: str) -> Node:
 def of_media(path: Path) -> Node:
     """Lineage of a video or picture: its marks, and what its sidecar says. Raises ValueError if it has neither."""
     mark = provenance.read_mark(path) if path.is_file() else None
-    signed = credentials.read(path) if path.is_file() else None
+    signed = content_credentials.read(path) if path.is_file() else None
     facts = {"marked as": mark} if mark else {}
     facts |= {"Content Credentials": signed} if signed else {}
     sidecar = path.with_suffix(".json")

@@ -48,6 +48,7 @@ def mark(path: str | os.PathLike[str], source: str = GENERATED) -> None:
         start = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
         data = data[:start] + b"!\xff\x0bXMP DataXMP" + xmp + GIF_TRAILER + data[start:]
     else:
+        assert file.suffix == ".webp", file
         if data[12:16] != b"VP8X":  # a single frame has no extended header
             with Image.open(file) as picture:
                 size = b"".join((side - 1).to_bytes(3, "little") for side in picture.size)

@@ -11,7 +11,7 @@ import numpy as np
 from av.video.reformatter import ColorRange
 from PIL import Image
 
-from cinemo import credentials, provenance
+from cinemo import content_credentials, provenance
 
 
 def x264_options() -> dict[str, str]:
@@ -41,7 +41,7 @@ def write_video(
     """Write frames as .mp4 (H.264, plays while loading), .webm (VP9), .gif or .webp, by the path's ending.
 
     frames: uint8 (N, H, W, 3), RGB; an odd height or width gets one repeated row or column in mp4 and webm. source: the
-    digital source type that the file is marked with, and signed for if a certificate is set (cinemo/credentials.py).
+    digital source type that the file is marked with, and signed for if a certificate is set (content_credentials.py).
     The file appears complete or not at all. Raises ValueError for other arrays, endings, or an fps outside 1..240
     (GIF 50, WebP 90).
     """
@@ -55,7 +55,7 @@ def write_video(
     try:
         WRITERS[path.suffix.lower()](aside, frames, fps)
         provenance.mark(aside, source)
-        credentials.sign(Path(aside), source)
+        content_credentials.sign(Path(aside), source)
         os.chmod(aside, 0o644)  # mkstemp makes it private
         os.replace(aside, path)
     finally:

@@ -12,7 +12,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from cinemo.autoencoder import channels as ch
-from cinemo.autoencoder.flow import affine_field, displacements, fit_affine, is_inside
+from cinemo.autoencoder.optical_flow import affine_field, displacements, fit_affine, is_inside
 from cinemo.autoencoder.warp import continued, upsample, warp
 
 DEGREE = 3  # of the polynomial in time that the camera's path is fitted with

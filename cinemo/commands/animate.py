@@ -38,7 +38,7 @@ RescaleOption = Annotated[float, typer.Option(help="0..1; 0.7 calms the contrast
 IntervalOption = Annotated[
     tuple[float, float], typer.Option(help="share of the steps in which guidance acts, from first to last")
 ]
-FramesOption = Annotated[int, typer.Option(help="frames, the photo included")]
+FramesOption = Annotated[int | None, typer.Option(help="frames, the photo included; default: the model's, or 16")]
 FitOption = Annotated[
     Fit,
     typer.Option(
@@ -68,7 +68,7 @@ def animate(
     guidance_rescale: RescaleOption = 0.0,
     guidance_interval: IntervalOption = (0.0, 1.0),
     negative_prompt: common.NegativeOption = "",
-    num_frames: FramesOption = 16,
+    num_frames: FramesOption = None,
     height: common.HeightOption = None,
     width: common.WidthOption = None,
     fit: FitOption = "crop",
@@ -96,7 +96,7 @@ def animate(
     settings: dict[str, Any] = {
         "seed": seed,
         "negative_prompt": negative_prompt,
-        "num_frames": num_frames,
+        "num_frames": num_frames or pipe.card.length,
         "num_inference_steps": pipe.card.steps,
         "guidance_scale": pipe.card.guidance if guidance_scale is None else guidance_scale,
         "guidance_rescale": guidance_rescale,

@@ -26,7 +26,7 @@ ModelOption = Annotated[
 ]
 StartOption = Annotated[int, typer.Option(help="first frame taken from the video")]
 IntervalOption = Annotated[int, typer.Option(help="distance between frames; less where a video is short")]
-FramesOption = Annotated[int, typer.Option(help="frames taken")]
+FramesOption = Annotated[int | None, typer.Option(help="frames taken; default: the model's, or 16")]
 BucketOption = Annotated[int | None, typer.Option(help="0 to 19; default: what the video measures")]
 StepsOption = Annotated[int | None, typer.Option(help="denoising steps; default: the model's, but at least 25")]
 GuidanceOption = Annotated[
@@ -46,7 +46,7 @@ def edit(
     model: ModelOption = "builtin:tiny",
     start: StartOption = 0,
     interval: IntervalOption = 3,
-    num_frames: FramesOption = 16,
+    num_frames: FramesOption = None,
     motion_bucket: BucketOption = None,
     steps: StepsOption = None,
     guidance_scale: GuidanceOption = 1.0,
@@ -71,7 +71,7 @@ def edit(
     edited = None if image is None else read_image(image)
     pipe = common.load(model, device, dtype, vae, lora)
     common.note_trigger_words(pipe, prompt)
-    frames, step = read_frames(pipe, video, start, interval, num_frames, height, width)
+    frames, step = read_frames(pipe, video, start, interval, num_frames or pipe.card.length, height, width)
     if first_frame is not None:
         write_first_frame(first_frame, frames[0], f"frame {start} of {video}")
         return
@@ -84,7 +84,7 @@ def edit(
         "dct_timestep": dct_timestep,
     }
     note_inversion(model, pipe)
-    taken = f"frames {start}..{start + step * (num_frames - 1)} by {step} of {video}"
+    taken = f"frames {start}..{start + step * (len(frames) - 1)} by {step} of {video}"
     write_edited(pipe, frames, edited, (prompt, source_prompt), motion_bucket, settings, output, fps, taken)
 
 

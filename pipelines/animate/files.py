@@ -49,7 +49,7 @@ def kept(output: str, name: str) -> np.ndarray | None:
 def write(row: Mapping[str, Any], output: str, ending: str) -> dict[str, Any]:
     """Write the files of a row with frames; returns the row without frames, with `made` and its sidecar as facts.
 
-    Returns a reject row if encoding fails. Raises OSError when the storage fails, which is not the row's fault.
+    Returns a reject row if encoding fails. Raises OSError when storage or temporary folder fail: not the row's fault.
     """
     facts, name = json.loads(row["facts"]), row["id"]
     request = facts["request"]
@@ -62,6 +62,8 @@ def write(row: Mapping[str, Any], output: str, ending: str) -> dict[str, Any]:
         facts |= videos.measured(frames)
         facts["file"] = {"bytes": len(data[ending]), "sha256": hashlib.sha256(data[ending]).hexdigest()}
         facts["timings"]["encode_seconds"] = round(time.perf_counter() - began, 4)
+    except OSError:
+        raise
     except Exception as error:
         return reject(row, "write", Reason.FAILED, f"{type(error).__name__}: {error}")
     data[".json"] = storage.json_bytes(facts)

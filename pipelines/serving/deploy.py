@@ -8,13 +8,14 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ReplicaState
 
 from cinemo.garbage import exempt_from_collections
 from pipelines.core import models, storage
 from pipelines.serving import served_models, webhooks
 from pipelines.serving.api import create_app
 from pipelines.serving.dispatch import Dispatcher
-from pipelines.serving.http import keys
+from pipelines.serving.http import api_keys
 from pipelines.serving.metrics import Metrics, Tracker
 from pipelines.serving.replica import Animator
 from pipelines.serving.service import Service
@@ -45,7 +46,8 @@ class Ingress:
         self.store = Store(self.settings.store_url)
         self.metrics = Metrics()
         self.tracker = Tracker(self.settings) if self.settings.track else None
-        self.answered: set[str] = set()
+        self.waited_for = set(animators) if self.settings.replicas.min_replicas else set()  # models without a replica
+        self.search: asyncio.Task[None] | None = None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve, once, after the constructor."""
@@ -67,23 +69,29 @@ class Ingress:
             self.tracker.ended(job)
 
     async def not_ready(self) -> list[str]:
-        """Names of models that should have a replica but have none that responds."""
-        if not self.settings.replicas.min_replicas:
-            return []
-        for name in set(self.animators) - self.answered:
-            try:
-                await asyncio.wait_for(self.animators[name].ready.remote(), timeout=2)
-                self.answered.add(name)
-            except Exception:
-                logger.info("not ready yet", extra={"model": name})
-        return sorted(set(self.animators) - self.answered)
+        """Names of models that should have a replica, none of which this process has seen running."""
+        if self.waited_for:
+            if self.search is None or self.search.done():
+                self.search = asyncio.create_task(asyncio.to_thread(self.find_replicas))
+            await asyncio.wait([self.search], timeout=2)
+        return sorted(self.waited_for)
+
+    def find_replicas(self) -> None:
+        """Ask Serve's controller which models have a running replica. A replica's answer could wait behind videos."""
+        try:
+            deployments = serve.status().applications[serve.get_replica_context().app_name].deployments
+        except Exception as error:
+            logger.info("the controller does not answer: %s", error)
+            return
+        running = {name for name, found in deployments.items() if ReplicaState.RUNNING in found.replica_states}
+        self.waited_for = {name for name in self.waited_for if self.animators[name].deployment_name not in running}
 
 
 def build(settings: ServeSettings) -> serve.Application:
     """Build the application for `serve run` and `serve deploy`. Raises ValueError for a model that does not exist."""
-    known_keys = keys.from_environment(settings)
+    known_keys = api_keys.from_environment(settings)
     if settings.keys_file is not None:
-        keys.from_file(settings.keys_file)  # report what is wrong in it now
+        api_keys.from_file(settings.keys_file)  # report what is wrong in it now
     webhook_secret = webhooks.secret_from_environment(settings)
     served, loras = find_models(settings)
     keys_file = settings.keys_file and storage.absolute(settings.keys_file)

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import ray
@@ -28,6 +28,8 @@ from pipelines.serving.store import Death, Job, Store
 from pipelines.serving.videos import frames, inputs, results
 from pipelines.serving.videos.progress import Progress, StoppedError
 from pipelines.serving.videos.served_adapters import ServedAdapters
+
+T = TypeVar("T")
 
 logger = logging.getLogger("ray.serve")
 
@@ -120,10 +122,6 @@ class Animator:
             self.worker = asyncio.create_task(self._work())
         return await asyncio.shield(self.sent[job_id].done)
 
-    async def ready(self) -> bool:
-        """Return True: Serve calls it only once the model is loaded."""
-        return True
-
     async def _work(self) -> None:
         while self.waiting:
             # The oldest job, and later ones of the same shape.
@@ -160,7 +158,7 @@ class Animator:
         again: list[str] = []  # jobs to be tried alone
         try:
             if not self.storage_works:  # claim and animate nothing that could not be stored
-                self._store_patiently(results.check_writable, self.videos)
+                self._patiently(results.check_writable, self.videos)
             lease, alone = self.settings.lease_s, len(job_ids) == 1
             claims = (self.store.claim(job_id, self.replica, lease, alone) for job_id in job_ids)
             claimed.extend((job, image) for job, image in filter(None, claims) if self._may_begin(job))
@@ -259,7 +257,8 @@ class Animator:
 
         The files are kept in memory while the storage is unavailable. Raises StorageAwayError after PATIENCE_S.
         """
-        facts, files = results.encode(
+        facts, files = self._patiently(
+            results.encode,
             video,
             {
                 "id": job.id,
@@ -274,7 +273,7 @@ class Animator:
                 "timings": timings,
             },
         )
-        self._store_patiently(results.write, self.videos, job.id, job.attempt, files)
+        self._patiently(results.write, self.videos, job.id, job.attempt, files)
         result = {name: facts[name] for name in ("motion_score", "motion_bucket", "model_fingerprint", "timings")}
         if not self.store.complete(job.id, job.attempt, result, self.settings.ttl_s):
             results.remove(self.videos, job.id, job.attempt)
@@ -283,8 +282,8 @@ class Animator:
         logger.info("completed", extra={"job": job.id, "seconds": timings["animate_seconds"], **request_id(job)})
         return {**result, "batch": batch, "gpu_memory_bytes": memory}
 
-    def _store_patiently(self, write: Callable[..., None], *arguments: Any) -> None:
-        """Call `write`, retrying while the storage is unavailable. Raises StorageAwayError after PATIENCE_S."""
+    def _patiently(self, write: Callable[..., T], *arguments: Any) -> T:
+        """Call `write` until storage or temporary folder are available. Raises StorageAwayError after PATIENCE_S."""
         patiently = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(OSError),
             wait=tenacity.wait_exponential_jitter(initial=0.2, max=10.0),
@@ -293,8 +292,9 @@ class Animator:
             reraise=True,
         )
         try:
-            patiently(write, *arguments)
+            written = patiently(write, *arguments)
             self.storage_works = True
+            return written
         except OSError as error:
             self.storage_works = False
             raise StorageAwayError(f"{self.videos} accepted no file in {PATIENCE_S:.0f} s") from error

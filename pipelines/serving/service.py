@@ -22,7 +22,7 @@ from pipelines.serving.batch.batches import Batches
 from pipelines.serving.batch.files import Files
 from pipelines.serving.batch.runner import Runner
 from pipelines.serving.dispatch import Dispatcher
-from pipelines.serving.http import dialect, keys, request_files, uploads
+from pipelines.serving.http import api_keys, dialect, request_files, uploads
 from pipelines.serving.http.errors import ApiError
 from pipelines.serving.http.links import Links
 from pipelines.serving.jobs.ids import new_id
@@ -57,7 +57,7 @@ class Service:
         """
         self.settings, self.store, self.dispatcher, self.models = settings, store, dispatcher, models
         self.videos = storage.join(settings.place, "videos")
-        self.keys = keys.Keys(settings, list(known_keys) or keys.from_environment(settings))
+        self.keys = api_keys.Keys(settings, list(known_keys) or api_keys.from_environment(settings))
         dispatcher.priority = self.keys.priority
         dispatcher.loras = {
             name: {lora for lora, known in served.loras.items() if known is not None} for name, served in models.items()
@@ -121,8 +121,9 @@ class Service:
         if request_id is not None:
             request = {**request, "request_id": request_id}
         now = int(time.time() * 1000) / 1000  # as in the id
-        given = asked.model_dump(exclude=None if asked.lora else {"lora"})  # without: as earlier versions stored it
-        given |= {"motion_bucket": 10} if asked.motion_bucket is None else {}  # as well
+        # Digests stay those of earlier versions: without an empty lora, and with 10 for a missing bucket.
+        given = asked.model_dump(exclude=None if asked.lora else {"lora"})
+        given |= {"motion_bucket": 10} if asked.motion_bucket is None else {}
         digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode() + source.digest()).hexdigest()
         job = Job(
             id=new_id(now), owner=owner, model=served.name, request=request, lease_owner=self.dispatcher.name,

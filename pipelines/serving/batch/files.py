@@ -12,8 +12,8 @@ import sqlalchemy as sa
 from pydantic import BaseModel
 
 from pipelines.core import storage
+from pipelines.serving.http.api_keys import EVERYONE
 from pipelines.serving.http.errors import ApiError
-from pipelines.serving.http.keys import EVERYONE
 from pipelines.serving.jobs.database import Database
 from pipelines.serving.jobs.tables import batches, files
 from pipelines.serving.settings import ServeSettings

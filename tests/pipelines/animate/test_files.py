@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,14 @@ def test_a_video_that_cannot_be_encoded_is_a_reject_and_its_latents_stay(
     np.testing.assert_array_equal(files.kept(str(tmp_path), "a"), latents)
 
 
-def test_a_storage_that_fails_is_no_fault_of_the_row(tmp_path: Path, moving_frames: np.ndarray) -> None:
+def test_a_storage_or_temporary_folder_that_fails_is_no_fault_of_the_row(
+    tmp_path: Path, moving_frames: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "videos").write_text("a file where a folder should be")
     with pytest.raises(OSError, match="videos"):
+        files.write(row(moving_frames[:6]), str(tmp_path), ".mp4")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(OSError, match="gone"):
         files.write(row(moving_frames[:6]), str(tmp_path), ".mp4")
 
 

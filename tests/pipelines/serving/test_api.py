@@ -18,10 +18,11 @@ from PIL import Image
 
 from cinemo.video import sample_clip
 from pipelines.serving import service
-from pipelines.serving.http import keys
+from pipelines.serving.http import api_keys
 from pipelines.serving.replica import Animator
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.store import Store
+from tests.browser import until
 from tests.pipelines.serving.in_process import FAST, application, busy, listening, png, send, serve, wait, watch
 
 
@@ -261,8 +262,8 @@ def test_each_key_sees_its_own_videos_only(
 def test_a_service_that_requires_keys_does_not_start_without(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CINEMO_API_KEYS", " , ")
     with pytest.raises(ValueError, match="require_keys: CINEMO_API_KEYS is empty; set it"):
-        keys.from_environment(ServeSettings(require_keys=True))
-    assert keys.from_environment(ServeSettings()) == []
+        api_keys.from_environment(ServeSettings(require_keys=True))
+    assert api_keys.from_environment(ServeSettings()) == []
 
 
 def test_the_page_is_behind_the_keys_and_within_the_limits(
@@ -295,13 +296,12 @@ def test_numbers_of_answers_steps_and_videos_are_recorded(
     for name, method in (("requests", "inc"), ("videos", "inc"), ("step", "observe"), ("result", "observe")):
         monkeypatch.setattr(getattr(metrics, name), method, lambda *_, name=name, tags=None: seen.append((name, tags)))
     wait(client, send(client, num_inference_steps="1").json()["id"])
-    assert {"step", "result"} <= {name for name, _ in seen}
+    until(lambda: {"step", "result"} <= {name for name, _ in seen})  # recorded after the database has the video
     assert ("requests", {"method": "POST", "route": "/v1/videos", "status": "200"}) in seen
     assert ("videos", {"model": "small", "outcome": "completed"}) in seen
-    deadline = time.monotonic() + 30  # a count is used for some seconds
-    while 'cinemo_jobs{status="completed"} 1' not in client.get("/metrics").text:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(
+        lambda: 'cinemo_jobs{status="completed"} 1' in client.get("/metrics").text
+    )  # counts are kept a while
     assert client.get("/health/ready").json()["jobs"]["completed"] == 1
 
 

@@ -9,8 +9,8 @@ import yaml
 from fastapi.testclient import TestClient
 from pydantic import ValidationError
 
-from pipelines.serving.http import keys
-from pipelines.serving.http.keys import Keys, digest, from_environment, from_file
+from pipelines.serving.http import api_keys
+from pipelines.serving.http.api_keys import Keys, digest, from_environment, from_file
 from pipelines.serving.settings import Limits, ServeSettings
 from tests.pipelines.serving.in_process import Stub, application, send, serve
 
@@ -30,7 +30,7 @@ def bearer(key: str) -> dict[str, str]:
 def test_keys_change_without_a_restart_and_a_new_key_of_a_name_sees_its_videos(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(keys, "READ_EVERY_S", 0.05)
+    monkeypatch.setattr(api_keys, "READ_EVERY_S", 0.05)
     path = tmp_path / "keys.yaml"
     settings = ServeSettings(output=str(tmp_path / "out"), keys_file=str(path), page=False)
     write(path, entry("anna", "old"))
@@ -68,6 +68,13 @@ def test_keys_change_without_a_restart_and_a_new_key_of_a_name_sees_its_videos(
         assert client.get("/v1/videos").status_code == 401
 
 
+def test_a_new_key_gets_the_videos_of_a_leaked_one_of_the_environment(tmp_path: Path) -> None:
+    leaked, path = digest("leaked"), tmp_path / "keys.yaml"
+    write(path, entry(leaked[:32], "new"))
+    before = Keys(ServeSettings(), [leaked]).owner("Bearer leaked")
+    assert Keys(ServeSettings(keys_file=str(path)), []).owner("Bearer new") == before
+
+
 def test_quotas_of_open_videos_and_of_a_minute_are_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "keys.yaml"
     write(
@@ -91,7 +98,7 @@ def test_quotas_of_open_videos_and_of_a_minute_are_by_name(tmp_path: Path, monke
         wrong = send(client, b"no image", headers=bearer("d"))
         assert wrong.status_code == 422
         assert len(service.keys.recent["cleo"]) == 2  # refused requests count, too
-        monkeypatch.setattr(keys, "MINUTE_S", 0.0)
+        monkeypatch.setattr(api_keys, "MINUTE_S", 0.0)
         assert send(client, headers=bearer("b")).status_code == 200
 
 
@@ -100,7 +107,7 @@ def test_several_ingresses_allow_a_part_each(tmp_path: Path) -> None:
     known = Keys(settings, [digest("a"), digest("b")])
     for _ in range(3):
         known.count("owner")
-    with pytest.raises(keys.ApiError):
+    with pytest.raises(api_keys.ApiError):
         known.count("owner")
     known.count("another")
     assert (known.owners, known.max_open("owner")) == (2, 50)

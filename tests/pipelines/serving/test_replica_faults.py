@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +103,20 @@ def storage_away(animator: Animator) -> Iterator[None]:
         aside.rename(folder)
 
 
-def test_frames_wait_for_a_storage_that_is_away(animator: Animator, monkeypatch: pytest.MonkeyPatch) -> None:
-    job, over, waits = keep(animator, "storage"), contextlib.ExitStack(), []
-    over.enter_context(storage_away(animator))
+@contextlib.contextmanager
+def temporary_folder_away(animator: Animator) -> Iterator[None]:
+    """Let temporary files have a folder that does not exist."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", f"{animator.videos}/gone")
+        yield
+
+
+@pytest.mark.parametrize("away", [storage_away, temporary_folder_away])
+def test_frames_wait_for_a_storage_or_a_temporary_folder_that_is_away(
+    animator: Animator, monkeypatch: pytest.MonkeyPatch, away: Callable[..., Any]
+) -> None:
+    job, over, waits = keep(animator, away.__name__), contextlib.ExitStack(), []
+    over.enter_context(away(animator))
 
     def come_back(state: Any) -> None:
         waits.extend(animator.running)

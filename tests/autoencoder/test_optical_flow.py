@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cinemo.autoencoder.flow import affine_field, displacements, fit_affine, lucas_kanade
+from cinemo.autoencoder.optical_flow import affine_field, displacements, fit_affine, lucas_kanade
 from cinemo.autoencoder.warp import continued, pixel_grid, warp
 from cinemo.image import fit_pixels
 from cinemo.synthetic.images import photo
