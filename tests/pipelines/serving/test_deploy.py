@@ -142,6 +142,25 @@ def check_watched(client: httpx.Client, video_id: str) -> None:
     assert until(lambda: any("from-a-client" in path.read_text() for path in logs.glob("proxy*.log")))
 
 
+def test_an_ingress_that_starts_while_all_replicas_are_busy_is_ready(client: httpx.Client) -> None:
+    """A call to a replica would wait behind its videos, and the load balancer would leave the ingress out."""
+    ids = [send(client, extend="31") for _ in range(3)]  # one more than are sent to one replica
+    until(lambda: client.get(f"/v1/videos/{ids[0]}").json()["status"] == "in_progress")
+    [ingress] = [one for one in ray.util.list_named_actors(all_namespaces=True) if "#ingress#" in one["name"]]
+    ray.kill(ray.get_actor(**ingress), no_restart=True)
+    until(lambda: not [one for one in ray.util.list_named_actors(all_namespaces=True) if one == ingress])
+
+    def is_ready() -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return client.get("/health/ready").status_code == 200
+        return False
+
+    until(is_ready, 30)
+    assert {client.get(f"/v1/videos/{one}").json()["status"] for one in ids} <= {"queued", "in_progress"}
+    for one in ids:
+        client.delete(f"/v1/videos/{one}").raise_for_status()
+
+
 def test_a_client_that_leaves_cancels_its_synchronous_video(client: httpx.Client, address: str) -> None:
     def newest() -> dict[str, Any]:
         return next(iter(client.get("/v1/videos?limit=1").json()["data"]), {})
