@@ -299,9 +299,7 @@ def test_numbers_of_answers_steps_and_videos_are_recorded(
     until(lambda: {"step", "result"} <= {name for name, _ in seen})  # recorded after the database has the video
     assert ("requests", {"method": "POST", "route": "/v1/videos", "status": "200"}) in seen
     assert ("videos", {"model": "small", "outcome": "completed"}) in seen
-    until(
-        lambda: 'cinemo_jobs{status="completed"} 1' in client.get("/metrics").text
-    )  # counts are kept a while
+    until(lambda: 'cinemo_jobs{status="completed"} 1' in client.get("/metrics").text)  # counts are kept a while
     assert client.get("/health/ready").json()["jobs"]["completed"] == 1
 
 
