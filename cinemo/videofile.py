@@ -7,6 +7,7 @@ from fractions import Fraction
 from typing import Any, BinaryIO, NamedTuple
 
 import av
+import numpy as np
 from av.stream import Discard, Disposition
 
 from cinemo import animated_images
@@ -65,7 +66,7 @@ class OpenVideo(NamedTuple):
 
 
 class VideoInfo(NamedTuple):
-    """Facts known without decoding: the number of frames shown, their measured average rate, and their size.
+    """Facts known without decoding: the number of frames shown, their measured average rate, their size and times.
 
     Width and height are as coded, before any rotation.
     """
@@ -74,16 +75,19 @@ class VideoInfo(NamedTuple):
     fps: float
     width: int
     height: int
+    seconds: np.ndarray | None = None  # from the first frame to each, float64; only where the frame rate varies
 
 
 def probe(source: Source) -> VideoInfo:
-    """Read frame count, frames per second and size (pixels) from the timestamps and the container.
+    """Read frame count, frames per second, size (pixels) and uneven times from the timestamps and the container.
 
     source: a path or a seekable binary file object, which is read from its beginning and stays open.
     Raises VideoError.
     """
     with open_video(source) as video:
-        return VideoInfo(video.times.count, float(video.times.rate), video.stream.width, video.stream.height)
+        times, stream = video.times, video.stream
+        seconds = None if times.uneven is None else (times.uneven - times.origin) * float(stream.time_base)
+        return VideoInfo(times.count, float(times.rate), stream.width, stream.height, seconds)
 
 
 @contextmanager

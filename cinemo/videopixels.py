@@ -48,12 +48,29 @@ def render_all(
             alpha = alpha_scaler.reformat(frame, format="rgba", **shape).to_ndarray()[..., 3:]
             rgb = over_white(rgb, alpha)
         top, left = (full_height - height) // 2, (full_width - width) // 2
-        yield np.ascontiguousarray(np.rot90(rgb[top : top + height, left : left + width], turns))
+        rgb = rgb[top : top + height, left : left + width]
+        yield np.ascontiguousarray(np.rot90(rgb[::-1] if is_mirrored(frame) else rgb, turns))
 
 
 def turns_of(frame: Any) -> int:
-    """Quarter turns to the left that make a frame upright: 0 to 3."""
-    return round(getattr(frame, "rotation", 0) / 90) % 4
+    """Quarter turns to the left that make a frame upright: 0 to 3.
+
+    They turn the frame's rows to where its display matrix puts them; a mirrored frame is first put upside down.
+    """
+    degrees = getattr(frame, "rotation", 0)
+    return round(degrees / 90) % 4 if abs(degrees) <= 180 else 0  # beyond: not a number, of a matrix without a picture
+
+
+def is_mirrored(frame: Any) -> bool:
+    """Whether a frame is shown mirrored: its display matrix has a negative determinant."""
+    try:
+        stored = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV shows no data of a frame that has a kind unknown to it, like Exif
+        return False
+    if stored is None:
+        return False
+    a, b, _, c, d = np.frombuffer(stored, np.int32)[:5].tolist()
+    return bool(a * d < b * c)
 
 
 def is_turned(frame: Any) -> bool:

@@ -65,7 +65,7 @@ def test_animate_writes_a_video_and_says_what_it_measured(photo: Path, checkpoin
     command += ["--height", "64", "--width", "96", "--steps", "2", "--output", "a/b.mp4"]
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path, env=os.environ)
     assert result.returncode == 0, result.stderr
-    assert probe(tmp_path / "a" / "b.mp4") == (16, 8.0, 96, 64)
+    assert probe(tmp_path / "a" / "b.mp4")[:4] == (16, 8.0, 96, 64)
     assert "measured motion bucket" in result.stdout
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["b.mp4"]
 
@@ -75,7 +75,7 @@ def test_a_portrait_becomes_a_portrait(cinemo: Command, photo: Path, tmp_path: P
         image.rotate(90, expand=True).save(tmp_path / "tall.png")
     result = cinemo("animate", tmp_path / "tall.png", "--prompt", "", "--steps", 1, "--output", tmp_path / "tall.mp4")
     assert result.code == 0, result.err
-    assert probe(tmp_path / "tall.mp4")[2:] == (320, 512)
+    assert probe(tmp_path / "tall.mp4")[2:4] == (320, 512)
 
 
 def test_a_word_is_said_where_more_than_a_third_of_the_photo_is_cut_away(

@@ -1,6 +1,8 @@
 """What a frame looks like when it is shown: interlaced, anamorphic, HDR, rotated and transparent ones."""
 
+import io
 import struct
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from PIL import Image
 
 from cinemo import hdr
-from cinemo.video import load_clip, sample_clip
+from cinemo.video import load_clip, sample_clip, shown_size
 from tests.videos import corners, encode, quadrants
 
 CORNERS = corners(quadrants())
@@ -184,19 +186,65 @@ def test_a_transparent_webp_is_over_white(tmp_path: Path) -> None:
     assert np.abs(np.subtract(got, [CORNERS[0], CORNERS[0], *CORNERS[2:]])).max() <= 1
 
 
-@pytest.mark.parametrize(
-    ("matrix", "order"),
-    [((0, 1, -1, 0), (2, 0, 3, 1)), ((-1, 0, 0, -1), (3, 2, 1, 0)), ((0, -1, 1, 0), (1, 3, 0, 2))],
-    ids=["90 clockwise", "180", "90 counterclockwise"],
-)
-def test_rotated_pictures_stand_upright(tmp_path: Path, matrix: tuple[int, ...], order: tuple[int, ...]) -> None:
-    path = encode(tmp_path / "phone.mp4", [quadrants()] * 3, options={"crf": "1"})
+def with_display_matrix(path: Path, matrix: tuple[int, ...]) -> Path:
+    """Change the display matrix (a, b, c, d) of an MP4 file's one track: (p, q) is shown at (ap + cq, bp + dq)."""
     data = bytearray(path.read_bytes())
-    at = data.index(b"tkhd") + 44  # the track's display matrix, 16.16 fixed point, in rows of three
+    at = data.index(b"tkhd") + 44  # 16.16 fixed point, in rows of three
     a, b, c, d = (n * 65536 for n in matrix)
     struct.pack_into(">6i", data, at, a, b, 0, c, d, 0)
     path.write_bytes(data)
+    return path
+
+
+def shown_by(matrix: tuple[int, ...]) -> list[list[int]]:
+    """The colours of the four corners, row by row, after each has gone where the matrix puts it."""
+    a, b, c, d = matrix
+    places = [(-1, -1), (1, -1), (-1, 1), (1, 1)]  # to the right and down, from the centre
+    moved = {(a * p + c * q, b * p + d * q): colour for (p, q), colour in zip(places, CORNERS, strict=True)}
+    return [moved[place] for place in places]
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [(1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0),
+     (-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, 1, 0), (0, -1, -1, 0)],
+    ids=["upright", "90 right", "180", "90 left", "left-right", "upside down", "transposed", "transposed otherwise"],
+)  # fmt: skip
+@pytest.mark.parametrize("options", [{}, {"x264-params": "tff=1"}], ids=["progressive", "interlaced"])
+def test_rotated_and_mirrored_pictures_are_shown_as_their_matrix_says(
+    tmp_path: Path, matrix: tuple[int, ...], options: dict[str, str]
+) -> None:
+    path = encode(tmp_path / "phone.mp4", [quadrants()] * 3, options={"crf": "1", **options})
+    with_display_matrix(path, matrix)
+    assert shown_size(path) == ((96, 64) if matrix[0] == 0 else (64, 96))
     for size in (None, (40, 40)):
         picture = sample_clip(path, 0, 1, 2, size)[1]
-        assert picture.shape[:2] == (size or ((96, 64) if matrix[0] == 0 else (64, 96)))
-        assert np.abs(np.subtract(corners(picture), [CORNERS[k] for k in order])).max() <= 4
+        assert picture.shape[:2] == (size or shown_size(path))
+        assert np.abs(np.subtract(corners(picture), shown_by(matrix))).max() <= 4
+
+
+@pytest.mark.parametrize("matrix", [(0, 0, 0, 0), (0, 1, 0, 1)])
+def test_a_matrix_that_leaves_no_picture_is_ignored(tmp_path: Path, matrix: tuple[int, ...]) -> None:
+    path = with_display_matrix(encode(tmp_path / "odd.mp4", [quadrants()] * 3, options={"crf": "1"}), matrix)
+    assert shown_size(path) == (64, 96)
+    assert np.abs(np.subtract(corners(sample_clip(path, 0, 1, 2)[1]), CORNERS)).max() <= 4
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_data_beside_a_frame_that_pyav_does_not_know_hides_no_rotation(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation  # FFmpeg makes it a display matrix, and keeps the rest beside it
+    exif[271] = "camera"
+    photo = io.BytesIO()
+    Image.fromarray(quadrants()).save(photo, "JPEG", quality=95, exif=exif)
+    path = tmp_path / "camera.mkv"
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("mjpeg", rate=24)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuvj420p"
+        for k in range(3):
+            packet = av.Packet(photo.getvalue())
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, k, k, Fraction(1, 24)
+            packet.is_keyframe = True
+            container.mux(packet)
+    expected = shown_by((0, 1, -1, 0)) if orientation == 6 else CORNERS
+    assert np.abs(np.subtract(corners(sample_clip(path, 0, 1, 2)[1]), expected)).max() <= 4

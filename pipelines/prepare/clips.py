@@ -71,7 +71,7 @@ def directly(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def probe_video(uri: str) -> VideoInfo:
-    """Probe a video, local or remote: number of frames, frame rate, size. Raises VideoError."""
+    """Probe a video, local or remote: number of frames, frame rate, size, uneven times. Raises VideoError."""
     with sources.open_video(uri) as video:
         return probe(video)
 
@@ -123,7 +123,7 @@ def make_spans(
         return [reject(row, "probe", Reason.TOO_SMALL, too_small)]
     frames, name = range(info.num_frames), records.name_of(row)
     if row["segment"]:
-        frames = segments.frames_of(row["segment"], info.fps, info.num_frames)
+        frames = segments.frames_of(row["segment"], info.fps, info.num_frames, info.seconds)
     length = shapes.choose_length(len(frames), sampling.min_interval, sampling.lengths)
     shape = {"num_frames": length, "height": size[0], "width": size[1]}
     spans: dict[int, Row] = {}
@@ -173,7 +173,7 @@ def _too_short(sampling: SamplingConfig, info: VideoInfo, frames: range, segment
     """Message that says why no clip fits in these frames of a video."""
     shortest = sampling.lengths[0]
     needed = (shortest - 1) * sampling.min_interval + 1
-    if segment and not frames:
+    if segment and frames.start == info.num_frames:
         return (
             f"the segment {segment} begins after the end of the video ({info.num_frames} frames, {info.fps:g} fps); "
             "of videos that are cut already, remove start and end from the list"

@@ -8,6 +8,8 @@ import math
 import re
 from typing import Any
 
+import numpy as np
+
 _CLOCK = re.compile(r"(?:(\d+):)?([0-5]?\d):([0-5]?\d(?:[.,]\d*)?)")
 _NUMBER = re.compile(r"(\d+(?:[.,]\d*)?|[.,]\d+)( ?s)?")
 _TEXT = re.compile(r"(?P<unit>t|frames)=(?P<start>[\d.]+)(?:,(?P<end>[\d.]+))?")
@@ -60,13 +62,21 @@ def _shown(number: float) -> str:
     return f"{number:.6f}".rstrip("0").rstrip(".")
 
 
-def frames_of(text: str, fps: float, video_frames: int) -> range:
-    """The frames of a video within a segment; empty when it begins after the end of the video."""
+def frames_of(text: str, fps: float, video_frames: int, seconds: np.ndarray | None = None) -> range:
+    """The frames of a video within a segment; empty, from its number of frames on, when it begins after the end.
+
+    seconds: from the first frame to each, sorted, where the frame rate varies; else frames are `fps` to the second.
+    """
     found = _TEXT.fullmatch(text)
     assert found, text
-    rate = 1.0 if found["unit"] == "frames" else fps
-    # The first frame shown at or after a time, with a tolerance of a thousandth of a frame for rounding.
-    first, end = (
-        math.ceil(float(found[name]) * rate - 1e-3) if found[name] else video_frames for name in ("start", "end")
-    )
+
+    def number(time: float) -> int:
+        """The first frame shown at or after a time."""
+        if found["unit"] == "t" and seconds is not None:
+            # A millisecond earlier, because containers and lists round or cut times, to milliseconds at worst.
+            return int(np.searchsorted(seconds, time - 1e-3))
+        rate = 1.0 if found["unit"] == "frames" else fps
+        return math.ceil(time * rate - 1e-3)  # with a tolerance of a thousandth of a frame for rounding
+
+    first, end = (number(float(found[name])) if found[name] else video_frames for name in ("start", "end"))
     return range(min(first, video_frames), min(end, video_frames))

@@ -20,6 +20,7 @@ from pipelines.core.output import Reason
 from pipelines.dataset import records
 from pipelines.prepare import clips
 from pipelines.prepare.config import SamplingConfig
+from pipelines.sources import segments
 from tests.videos import encode, numbered
 
 SIZE = (32, 48)
@@ -76,6 +77,35 @@ def test_clips_of_a_segment_lie_within_it(moving_video: Path, segment: str, fram
     assert not {row["clip_id"] for row in rows} & {row["clip_id"] for row in other}
 
 
+def test_a_segment_in_seconds_of_a_video_whose_frame_rate_varies_has_the_frames_shown_then(tmp_path: Path) -> None:
+    times = [*range(48), *range(48, 144, 8)]  # two seconds at 24 a second, four at three: 60 frames, 10 a second
+    path = encode(tmp_path / "phone.mkv", numbered(60), "ffv1", "bgr0", times=times)
+    sampling = SamplingConfig(num_frames=4, clips_per_video=50, min_interval=1)
+    video = {"uri": str(path), "caption": "x", "fault": None}
+    for segment, frames in (
+        ("t=0.5,1.5", range(12, 36)),
+        ("t=1.666667,3.333", range(40, 52)),  # containers round times, and lists do: 40 and 80 ticks
+        ("t=3", range(51, 60)),
+        ("frames=7,31", range(7, 31)),
+    ):
+        rows = clips.make_spans({**video, "segment": segment}, sampling, [SIZE], clips.in_sandbox(60))
+        shown = {row["start_frame"] + row["interval"] * k for row in rows for k in range(4)}
+        assert (min(shown), max(shown)) == (frames.start, frames.stop - 1)
+
+
+def test_the_seconds_of_frames_decide_where_a_segment_is_cut() -> None:
+    seconds = np.concatenate([np.arange(1800) / 60, 30 + np.arange(60) / 2])  # 31 frames a second, on average
+    for text, frames in (
+        ("t=30,40", range(1800, 1820)),
+        ("t=0,30", range(1800)),
+        ("t=59.6,60", range(1860, 1860)),
+        ("t=40.1,40.4", range(1821, 1821)),
+        ("t=99", range(1860, 1860)),
+        ("frames=30,40", range(30, 40)),
+    ):
+        assert segments.frames_of(text, 31, 1860, seconds) == frames
+
+
 def test_a_video_without_a_segment_has_the_ids_that_outputs_of_before_there_were_segments_hold() -> None:
     sampling = SamplingConfig(num_frames=4, clips_per_video=2)
     video = {"uri": "/v.mp4", "caption": "x", "fault": None}
@@ -96,6 +126,13 @@ def test_a_segment_without_room_for_a_clip_says_which() -> None:
         (row,) = clips.make_spans(asked, SamplingConfig(), [SIZE], lambda *_: VideoInfo(48, 24.0, 64, 64))
         assert (row["reason"], row["segment"]) == ("too_short", segment)
         assert row["message"].startswith(message)
+
+
+def test_a_segment_between_two_frames_is_not_said_to_be_after_the_end() -> None:
+    info = VideoInfo(48, 0.8, 64, 64, np.concatenate([np.arange(47) / 24, [60.0]]))  # the last but one for a minute
+    asked = {"uri": "/v.mp4", "caption": "x", "fault": None, "segment": "t=10,20"}
+    (row,) = clips.make_spans(asked, SamplingConfig(), [SIZE], lambda *_: info)
+    assert row["message"] == "0 frames in the segment t=10,20; 16 at interval 3 need 46"
 
 
 def test_decoded_rows_hold_the_frames_and_their_mean_ssim(moving_video: Path) -> None:
