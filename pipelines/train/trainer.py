@@ -108,10 +108,18 @@ class Trainer:
         self.uploads = Uploads(output)
 
     def setup(self) -> None:
-        """Load the last checkpoint, go to the clip that comes next, and choose the clips to validate on."""
+        """Load the last checkpoint, go to the clip that comes next, and choose the clips to validate on.
+
+        Raises StopTraining when the checkpoint is of a later step than the last one to take.
+        """
         config = self.config
         state = restore_checkpoint(self.engine, self.optimizer, config, self.world_size)
         self.first_step, self.bad_steps = state.get("steps", 0), state.get("bad_steps", [])
+        if self.first_step > config.max_steps:
+            raise StopTraining(
+                f"--max-steps {config.max_steps}: this run has taken {self.first_step} steps, and earlier weights are "
+                "not kept; give at least as many, or another --output"
+            )
         if self.rank == 0:
             self.clips.begin(self.first_step * config.total_batch, state.get("cursor"))
         torch.distributed.barrier()
@@ -132,7 +140,7 @@ class Trainer:
     def run(self) -> dict[str, Any]:
         """Train to the last step and export the model. Returns rank 0's summary, {} on the others.
 
-        Raises StopTraining after more than max_bad_steps steps without a finite loss and gradient.
+        Raises StopTraining after more than max_bad_steps steps without a finite loss and gradient, and as `setup` does.
         """
         config = self.config
         self.setup()

@@ -1,4 +1,4 @@
-"""What a worker does after a bad step, without Ray and DeepSpeed's engine."""
+"""What a worker does before its first step and after a bad one, without Ray and DeepSpeed's engine."""
 
 import math
 from typing import Any
@@ -18,6 +18,17 @@ def worker(**settings: Any) -> trainer.Trainer:
     made.rank, made.world_size = 1, 2
     made.losses, made.bad_steps, made.unread = [], [], []
     return made
+
+
+def test_a_run_that_has_taken_more_steps_than_are_asked_for_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no weights of an earlier step, and must not give the last ones its name."""
+    monkeypatch.setattr(trainer, "restore_checkpoint", lambda *_: {"steps": 100})
+    sentence = (
+        "^--max-steps 50: this run has taken 100 steps, and earlier weights are not kept; "
+        "give at least as many, or another --output$"
+    )
+    with pytest.raises(trainer.StopTraining, match=sentence):
+        worker(max_steps=50).setup()
 
 
 def test_a_bad_step_names_its_clips_when_no_worker_can_read_them_again(monkeypatch: pytest.MonkeyPatch) -> None:
