@@ -57,6 +57,11 @@ class Survey:
         """Sorted hashes of the names of finished videos: those with all their clips, or rejected as a whole."""
         return np.union1d(self.videos[self.rows_of >= clips_per_video], self.whole)
 
+    @property
+    def has_duplicates(self) -> bool:
+        """Whether a row is there twice, or a clip and its reject; `finished` would count both."""
+        return bool((self.keys[1:] == self.keys[:-1]).any())
+
 
 def survey(output: str) -> Survey:
     """Survey OUT/data and OUT/rejects; pixels and latents are not read."""
@@ -113,18 +118,26 @@ def write(rows: Sequence[Mapping[str, Any]], output: str, by_shape: bool = False
 
 
 def drop_duplicates(output: str) -> None:
-    """Keep one of each row. A worker that outlives its killed driver can write a clip that the rerun writes too."""
+    """Keep one of each row, and no reject of a clip that is there.
+
+    A worker that outlives its killed driver can write a clip that the rerun writes too.
+    """
+    seen = np.empty(0, np.uint64)  # of both folders: a clip, which comes first, takes precedence over its reject
+    rewritten: set[str] = set()  # what is left of a file may have the name of one that comes later, and replace it
     for folder in _FOLDERS:
-        seen = np.empty(0, np.uint64)
         for uri in storage.list_files(storage.join(output, folder), (".parquet",)):
+            if uri in rewritten:
+                continue
             named = keys_of(storage.read_tables(uri, [uri], _KEY))
-            fresh = ~hashing.is_among(named, seen)
+            fresh = np.zeros(len(named), bool)
+            fresh[np.unique(named, return_index=True)[1]] = True
+            fresh &= ~hashing.is_among(named, seen)
             seen = np.union1d(seen, named)
             if fresh.all():
                 continue
             if fresh.any():
                 kept = storage.read_tables(uri, [uri]).take(np.flatnonzero(fresh))
-                _write(kept, storage.parent(uri))
+                rewritten.add(_write(kept, storage.parent(uri)))
             storage.remove(uri)
 
 
@@ -156,7 +169,7 @@ def merge(output: str, uris: Sequence[str]) -> list[str]:
     return list(uris)
 
 
-def _write(table: pa.Table, folder: str) -> None:
+def _write(table: pa.Table, folder: str) -> str:
     named = np.sort(keys_of(table))
     rows_per_group = max(1, _ROW_GROUP_BYTES * table.num_rows // max(1, table.nbytes))
-    write_part(table, folder, named.tobytes(), rows_per_group)
+    return write_part(table, folder, named.tobytes(), rows_per_group)

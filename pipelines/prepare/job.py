@@ -2,7 +2,7 @@
 
 Exactly once: a part is written whole and named by the ids in it, and the contents of parts and rejects are read before
 anything is decoded. So the same command finishes a job that was killed at any moment, and a finished job changes no
-file. A reject is a result: delete OUT/rejects to try them again.
+file. A reject is a result: delete OUT/rejects and OUT/dataset.json to try them again.
 """
 
 import contextlib
@@ -147,16 +147,22 @@ def finish_clips(
     if out.is_finished and hashing.is_among(wanted, written.videos).all():
         return written, Counter()
     out.claim(job.identity)
+    written = keep_once(out, held, written)  # a row that is there twice would stand for one that is missing
     sums = work(job, manifest.slices(files), written, len(wanted))
-    written = parts.survey(out.uri)
-    held.confirm()
-    if len(np.unique(written.keys)) < len(written.keys):
-        parts.drop_duplicates(out.uri)
-        written = parts.survey(out.uri)
+    written = keep_once(out, held, parts.survey(out.uri))
     if lost := len(wanted) - int(hashing.is_among(wanted, written.videos).sum()):
         raise RuntimeError(f"{lost} videos left no row in {out.uri}; is it the same place on every node?")
     merge_files(out.uri)
     return written, sums
+
+
+def keep_once(out: Output, held: lease.Lease, written: parts.Survey) -> parts.Survey:
+    """Drop the rows that a survey found twice; returns a survey of what is left."""
+    held.confirm()
+    if not written.has_duplicates:
+        return written
+    parts.drop_duplicates(out.uri)
+    return parts.survey(out.uri)
 
 
 def summarize(

@@ -256,7 +256,8 @@ def read_result(config: TrainConfig) -> dict[str, Any] | None:
 def fit(config: TrainConfig, output: str, log: tracking.Log) -> dict[str, Any]:
     """Run the workers to the last step; returns rank 0's summary.
 
-    Raises StopTraining after too many bad steps, and Ray Train's error after more than max_failures failures.
+    Raises StopTraining after too many bad steps, or when more than max_steps are taken already, and Ray Train's error
+    after more than max_failures failures.
     """
     import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig

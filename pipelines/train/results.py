@@ -30,7 +30,6 @@ class StepTensors(NamedTuple):
     grad_norm: torch.Tensor
     learning_rate: float
     data_wait_share: float
-    positions: Sequence[int]  # of the whole batch
     clip_losses: list[tuple[list[str], torch.Tensor]]  # ids and losses of this worker's clips, by accumulation step
 
 
@@ -45,6 +44,14 @@ def non_finite_clips(step: StepTensors) -> list[str]:
     """Ids of this worker's clips without a finite loss, at a step that has been read."""
     pairs = (zip(ids, losses.tolist(), strict=False) for ids, losses in step.clip_losses)
     return [clip_id for pair in pairs for clip_id, loss in pair if not math.isfinite(loss)]
+
+
+def clips_to_look_at(step: StepTensors) -> list[str]:
+    """Ids of all workers' clips without a finite loss at a step that has been read, else of its whole batch.
+
+    Every worker has to call it. The clips are not read again: a stream has dropped those of earlier steps.
+    """
+    return gather_ids(non_finite_clips(step)) or gather_ids([name for names, _ in step.clip_losses for name in names])
 
 
 def gather_ids(own: list[str]) -> list[str]:

@@ -34,7 +34,7 @@ from pipelines.train.export import SHOWN, export, show_samples
 from pipelines.train.losses import read_losses, read_rows, write_rows
 from pipelines.train.preemption import Preemption
 from pipelines.train.prefetch import Prefetch
-from pipelines.train.results import StepResult, StepTensors, gather_ids, learning_rate, non_finite_clips, read
+from pipelines.train.results import StepResult, StepTensors, clips_to_look_at, learning_rate, read
 from pipelines.train.state import restore_checkpoint, save_checkpoint
 from pipelines.train.uploads import Uploads
 
@@ -108,10 +108,18 @@ class Trainer:
         self.uploads = Uploads(output)
 
     def setup(self) -> None:
-        """Load the last checkpoint, go to the clip that comes next, and choose the clips to validate on."""
+        """Load the last checkpoint, go to the clip that comes next, and choose the clips to validate on.
+
+        Raises StopTraining when the checkpoint is of a later step than the last one to take.
+        """
         config = self.config
         state = restore_checkpoint(self.engine, self.optimizer, config, self.world_size)
         self.first_step, self.bad_steps = state.get("steps", 0), state.get("bad_steps", [])
+        if self.first_step > config.max_steps:
+            raise StopTraining(
+                f"--max-steps {config.max_steps}: this run has taken {self.first_step} steps, and earlier weights are "
+                "not kept; give at least as many, or another --output"
+            )
         if self.rank == 0:
             self.clips.begin(self.first_step * config.total_batch, state.get("cursor"))
         torch.distributed.barrier()
@@ -132,7 +140,7 @@ class Trainer:
     def run(self) -> dict[str, Any]:
         """Train to the last step and export the model. Returns rank 0's summary, {} on the others.
 
-        Raises StopTraining after more than max_bad_steps steps without a finite loss and gradient.
+        Raises StopTraining after more than max_bad_steps steps without a finite loss and gradient, and as `setup` does.
         """
         config = self.config
         self.setup()
@@ -181,7 +189,7 @@ class Trainer:
             own_losses.append(([clip.clip_id for clip in batch[: len(micro_batch)]], clip_losses.detach()))
         torch.distributed.all_reduce(loss)
         waited = data_wait / (time.perf_counter() - began)
-        return StepTensors(step + 1, loss, grad_norm, rate, waited, positions, own_losses)
+        return StepTensors(step + 1, loss, grad_norm, rate, waited, own_losses)
 
     def read_steps(self) -> None:
         """Read the numbers of the last steps, and log them; every worker calls it. Raises StopTraining."""
@@ -190,7 +198,7 @@ class Trainer:
             # fp16 skips a step now and then to find its loss scale: there, only the loss has to be finite.
             has_norm = math.isfinite(result.grad_norm) or self.config.precision == "fp16"
             if not (math.isfinite(result.loss) and has_norm):
-                self.add_bad_step(tensors.step, tensors.positions, non_finite_clips(tensors))
+                self.add_bad_step(tensors.step, clips_to_look_at(tensors))
             if self.rank == 0:
                 self.log_step(tensors.step, result)
         self.unread = []
@@ -219,24 +227,12 @@ class Trainer:
         """Loss of each clip (B,), from the inputs that batch.py makes of clips; weighted with a min_snr_gamma."""
         latents, text, motion_ids, timesteps, noise = (tensor.to(self.device, non_blocking=True) for tensor in inputs)
         return training_loss(
-            self.unet,
-            latents,
-            text,
-            motion_ids,
-            timesteps,
-            noise,
-            self.alphas_cumprod,
-            self.prediction_type,
-            "none",
+            self.unet, latents, text, motion_ids, timesteps, noise, self.alphas_cumprod, self.prediction_type, "none",
             min_snr_gamma=min_snr_gamma,
-        )
+        )  # fmt: skip
 
-    def add_bad_step(self, step: int, positions: Sequence[int], non_finite: list[str]) -> None:
-        """Record a step that changed nothing, with its clips; every worker calls it. Raises StopTraining.
-
-        non_finite: ids of this worker's clips without a finite loss. Where no worker has one, the whole batch is named.
-        """
-        clips = gather_ids(non_finite) or [self.clips[position].clip_id for position in positions]
+    def add_bad_step(self, step: int, clips: list[str]) -> None:
+        """Record a step that changed nothing, with the ids of its clips. Raises StopTraining."""
         self.bad_steps.append({"step": step, "clips": clips})
         if len(self.bad_steps) > self.config.max_bad_steps:
             raise StopTraining(

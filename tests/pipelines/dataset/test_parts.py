@@ -66,6 +66,34 @@ def test_rows_that_are_there_twice_are_kept_once(tmp_path: Path) -> None:
     assert len(np.unique(found.keys)) == 4
 
 
+def test_what_is_left_of_one_file_may_have_the_name_of_another(tmp_path: Path) -> None:
+    """A driver died, its worker wrote two clips as a part, and the rerun had them in others; whatever their order."""
+    for number in range(0, 36, 3):
+        output, rows = str(tmp_path / str(number)), [clip(number + more) for more in range(3)]
+        for part in (rows[1:], rows[:2], rows[2:]):
+            parts.write(part, output)
+        parts.drop_duplicates(output)
+        found = parts.survey(output)
+        assert (found.clips, found.has_duplicates) == (3, False)
+        assert found.keys.tolist() == sorted(parts.keys(rows).tolist())
+
+
+def test_a_row_that_is_twice_in_one_file_is_kept_once(tmp_path: Path) -> None:
+    parts.write([clip(0), clip(1), clip(0)], str(tmp_path))
+    parts.drop_duplicates(str(tmp_path))
+    assert parts.survey(str(tmp_path)).keys.tolist() == sorted(parts.keys([clip(0), clip(1)]).tolist())
+
+
+def test_a_clip_outdoes_its_reject(tmp_path: Path) -> None:
+    """A worker that outlived its driver gave up a clip that the rerun then made."""
+    output, other = str(tmp_path), reject("/a", 1, "corrupt")
+    parts.write([clip(0), reject("/a", 0, "timeout"), other, reject("/a", None, "missing")], output)
+    assert parts.survey(output).has_duplicates
+    parts.drop_duplicates(output)
+    found = parts.survey(output)
+    assert (found.clips, dict(found.reasons), found.has_duplicates) == (1, {"corrupt": 1, "missing": 1}, False)
+
+
 def test_segments_of_a_video_are_apart_and_parts_of_before_there_were_any_count(tmp_path: Path) -> None:
     output = str(tmp_path)
     rows = [clip(0), clip(0) | {"segment": "t=0,1"}, clip(0) | {"segment": "t=1,2"}, reject("/a", None, "corrupt")]

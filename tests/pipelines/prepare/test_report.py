@@ -1,12 +1,22 @@
-"""What people see at the end: counts that are readable, buckets that are thin, pictures that open."""
+"""What a job does around its dataflow: rows that are there twice, and what people see at the end.
+
+Counts that are readable, buckets that are thin, pictures that open.
+"""
 
 import io
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pytest
 from PIL import Image
 
-from pipelines.dataset import parts
+from pipelines.core import hashing, lease
+from pipelines.core.output import Output
+from pipelines.dataset import manifest, parts
 from pipelines.prepare import clips, job
+from pipelines.prepare.config import PrepareConfig
 from tests.pipelines.dataset.test_parts import clip
 
 
@@ -42,3 +52,28 @@ def test_pictures_show_a_clip_of_each_bucket_and_leave_out_a_video_that_is_gone(
     sheet = Image.open(io.BytesIO(found["bucket_sheet.png"]))
     assert sheet.height == 6 + (22 + 128 + 6) + (22 + 192 + 6)
     assert Image.open(io.BytesIO(found["bucket_histogram.png"])).width > 400
+
+
+def test_a_clip_that_is_there_twice_does_not_stand_for_one_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver was killed before it dropped the rows that its rerun had written, too."""
+    out = Output(str(tmp_path / "ds"), "dataset.json")
+    files, wanted = manifest.write([pa.table({"uri": ["/a"], "caption": [""]})], out.place("videos"))
+    config = PrepareConfig(input="/videos", output=out.uri, clips_per_video=3)
+    rows = [clip(0), clip(1), clip(2)]
+    for part in (rows[:1], rows[:2]):
+        parts.write(part, out.uri)
+    found: list[parts.Survey] = []
+
+    def work(job: job.Job, slices: Any, written: parts.Survey, videos: int) -> Counter[str]:
+        found.append(written)
+        if not hashing.is_among(wanted, written.finished(config.clips_per_video)).any():
+            parts.write(rows[2:], out.uri)
+        return Counter({"clips": 1})
+
+    monkeypatch.setattr(job, "work", work)
+    with lease.hold(out.uri) as held:
+        made, _ = job.finish_clips(job.Job(config, [(2, 16, 16)], {}), out, held, files, wanted)
+    assert found[0].clips == 2
+    assert made.keys.tolist() == sorted(parts.keys(rows).tolist())

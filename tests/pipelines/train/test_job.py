@@ -245,18 +245,27 @@ def check_refusals(config: TrainConfig) -> None:
         train.resolve(config.model_copy(update={"seed": 1}))
     with pytest.raises(ValueError, match=r"--validation-share: .* with validation_share 0\.\d+, this job has 0\.0"):
         train.resolve(config.model_copy(update={"validation_share": 0.0}))
+    before = weights_written(config)
+    with pytest.raises(StopTraining, match=rf"^--max-steps {LAST - 1}: this run has taken {LAST} steps, and earlier"):
+        train.run(train.resolve(config.model_copy(update={"max_steps": LAST - 1, "zero_stage": 2})))
+    assert weights_written(config) == before
 
 
 def check_stop(config: TrainConfig, reference: Reference) -> None:
     """With one bad step more than allowed, the run stops at once, and what is there stays there."""
-    whole = faults.written(Path(config.output))
-    before = {name: when for name, when in whole.items() if name.endswith((".pt", ".safetensors"))}
+    before = weights_written(config)
     so_far = sum(step <= LAST for step in reference.bad)
     changes = {"max_steps": 2 * LAST, "max_bad_steps": so_far, "zero_stage": 2, "checkpoint_every": 2 * LAST}
     sentence = rf"step {reference.bad[so_far]} has no finite loss .* look at the clips {reference.spoiled_clip}, or"
     with pytest.raises(StopTraining, match=sentence):
         train.run(train.resolve(config.model_copy(update=changes)))
-    assert before.items() <= faults.written(Path(config.output)).items()
+    assert before.items() <= weights_written(config).items()
+
+
+def weights_written(config: TrainConfig) -> dict[str, int]:
+    """When each file of weights in the checkpoints and in the model was written, by name."""
+    found = faults.written(Path(config.output))
+    return {name: when for name, when in found.items() if name.endswith((".pt", ".safetensors"))}
 
 
 def test_low_precision_checkpointing_offload_and_own_settings_train_alike(

@@ -52,7 +52,7 @@ def test_a_rate_ends_at_its_minimum_and_stays_there(schedule: str) -> None:
 def test_steps_are_read_together_and_bad_clips_are_named() -> None:
     def taken(step: int, *losses: float) -> results.StepTensors:
         own = [(["a", "b"], torch.tensor(losses[:2])), (["c"], torch.tensor(losses[2:]))]
-        return results.StepTensors(step, torch.tensor(losses).mean(), torch.tensor(2.0 * step), 1e-3, 0.5, [7], own)
+        return results.StepTensors(step, torch.tensor(losses).mean(), torch.tensor(2.0 * step), 1e-3, 0.5, own)
 
     steps = [taken(1, 1.0, 2.0, 3.0), taken(2, 1.0, math.nan, math.inf)]
     (first, good), (second, bad) = results.read(steps)
