@@ -4,7 +4,8 @@ Defines the stages and their resources; clips.py does the work on one clip. The 
 training consumes them directly.
 """
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pyarrow as pa
 from cinemo import checkpoint
 from cinemo.motion import SCORE_DEFINITION
 from cinemo.video import SAMPLING_VERSION
-from pipelines.core import hashing, models
+from pipelines.core import hashing, models, storage
 from pipelines.dataset import manifest, parts, records
 from pipelines.prepare import clips, shapes
 from pipelines.prepare.config import ExtractConfig, SamplingConfig
@@ -24,6 +25,7 @@ if TYPE_CHECKING:  # seconds to import, and `--help` does not need it
 
 ASPECT_BUCKETS = 5  # default of --aspect-buckets
 DECODER_CPUS, ENCODER_CPUS = 0.5, 0.4  # CPUs that Ray sets aside for each decoder and each encoder, without GPUs
+COLUMNS = ("uri_column", "caption_column")  # flags that choose what is read of a table
 NOTHING = np.empty(0, np.uint64)  # no hashes
 
 
@@ -149,6 +151,7 @@ def identity(config: ExtractConfig) -> dict[str, Any]:
     several: dict[str, Any] = {} if len(sizes) == 1 else {"sizes": ",".join(f"{w}x{h}" for h, w in sizes)}
     limit = clips.enlargement_limit(config, sizes)
     several |= {} if limit is None else {"max_enlargement": limit}
+    several |= config.model_dump(include={*COLUMNS}, exclude_none=True)
     kinds = {"score_only", "store_posterior", "embed_text"}
     vae = None if config.score_only else models.fingerprint(directory / checkpoint.vae_name(directory))
     return {
@@ -162,3 +165,24 @@ def identity(config: ExtractConfig) -> dict[str, Any]:
         "vae_fingerprint": vae,
         "text_fingerprint": models.fingerprint(directory / "text_encoder") if config.embed_text else None,
     }
+
+
+def columns_of(made_with: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The flags of COLUMNS in an identity, None where it lacks one: given or not, they are compared."""
+    return {prefix + name: made_with.get(prefix + name) for name in COLUMNS}
+
+
+def check_columns(output: str, asked: Mapping[str, Any]) -> None:
+    """Refuse a column that the output's settings do not name. asked: from `columns_of`. Raises ValueError.
+
+    Earlier versions never stored these flags, so such an output was made without the flag, or by an earlier version
+    with it. Nothing in it tells which; if it was the former, going on would mix two columns without a word.
+    """
+    stored = storage.read_json(storage.join(output, "settings.json"))
+    for name, value in asked.items():
+        if stored is not None and value is not None and name not in stored:
+            raise ValueError(
+                f"--{name.replace('_', '-')} {value}: {output} was made without this flag, or by an earlier version, "
+                "which did not store it; leave it out, give another --output or, if it was made with the same flag, "
+                f"add {json.dumps(name)}: {json.dumps(value)} to its settings.json"
+            )

@@ -50,9 +50,12 @@ def resolve(config: PrepareConfig) -> Job:
     config = placed(config)
     sources.check(config.input, config.uri_column, config.caption_column)
     job = Job(config, flow.clip_shapes(config), identity(config))
-    # An output that was made without a limit does not name it; None makes `check` compare it all the same.
-    asked = {**job.identity, "max_enlargement": job.identity.get("max_enlargement")}
-    Output(config.output).check(asked, {"vae_fingerprint": "--model", "text_fingerprint": "--model"})
+    # An output that was made without a limit or a column does not name it; None makes `check` compare it all the same.
+    columns = flow.columns_of(job.identity)
+    asked = {**job.identity, "max_enlargement": job.identity.get("max_enlargement"), **columns}
+    flags = {"vae_fingerprint": "--model", "text_fingerprint": "--model"}
+    Output(config.output).check(asked, flags, defaults=columns)
+    flow.check_columns(config.output, columns)
     return job
 
 

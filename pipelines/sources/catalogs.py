@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from cinemo.image import IMAGE_SUFFIXES
 from pipelines.core import storage
 from pipelines.core.patience import limited
-from pipelines.sources import cells, columns, folder, images, places, tables, video_lists, webdataset
+from pipelines.sources import cells, columns, folder, images, late, places, tables, video_lists, webdataset
 from pipelines.sources.rows import Tally, is_utf8, named, or_fault
 
 # Settings that a row may have, and the names of their columns: fields of animate's request.Settings and, as `video`,
@@ -161,11 +161,8 @@ def _folder(uri: str, asked: tuple[str | None, str | None, str | None], tally: T
 
 def _table(uri: str, image_column: str | None, prompt_column: str | None, video_column: str | None) -> Iterator[Entry]:
     name, place = storage.base_name(uri), storage.parent(uri)
-    found = tables.columns(uri)
-    try:
-        image, kept = _columns(found, image_column, {"prompt": prompt_column, "video": video_column})
-    except ValueError as error:
-        raise ValueError(f"{name} {error}") from None
+    chooser = _chooser(uri, image_column, {"prompt": prompt_column, "video": video_column})
+    image, kept = chooser.first
     embedded = cells.holds_bytes(uri, image)
     if "video" in kept and cells.holds_bytes(uri, kept["video"]):
         raise ValueError(
@@ -176,6 +173,11 @@ def _table(uri: str, image_column: str | None, prompt_column: str | None, video_
         here, at = f"{uri}#{where.replace(' ', '-')}", f"{name} {where}"
         if isinstance(record, str):
             yield Entry(here, {}, record if tables.is_damage(where) else f"{at}: {record}")
+            continue
+        try:
+            image, kept = chooser.choice(record)
+        except ValueError as error:
+            yield Entry(here, {}, f"{at}: {error}")
             continue
         settings = {setting: record.get(column) for setting, column in kept.items()}
         settings = {setting: value for setting, value in settings.items() if not _is_empty(value)}
@@ -189,6 +191,19 @@ def _table(uri: str, image_column: str | None, prompt_column: str | None, video_
             yield Entry(here, {}, str(error))
         else:
             yield Entry(image_uri, settings)
+
+
+def _chooser(uri: str, asked: str | None, flags: dict[str, str | None]) -> late.Chooser[tuple[str, dict[str, str]]]:
+    """Choose the columns of a table, and of its records. Arguments and errors are those of `_columns`."""
+
+    def choose(found: list[str]) -> tuple[str, dict[str, str]]:
+        try:
+            return _columns(found, asked, flags)
+        except ValueError as error:
+            raise ValueError(f"{storage.base_name(uri)} {error}") from None
+
+    usual = (columns.IMAGE, *ROW_SETTINGS.values())
+    return late.Chooser(tables.columns(uri), choose, usual, (asked, *flags.values()))
 
 
 def _columns(found: list[str], asked: str | None, flags: dict[str, str | None]) -> tuple[str, dict[str, str]]:

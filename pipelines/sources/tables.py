@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pipelines.core import storage
 from pipelines.sources import places, textfiles
 
-_HEAD = 100  # JSON lines read to learn the columns, because a line may lack some
+_HEAD = 100  # JSON lines read to learn the columns, because a line may lack some; late.py is for those that follow
 
 Record = dict[str, Any] | str  # a row, or a message about a broken one
 Records = Iterator[tuple[str, Record]]  # each with its place in the file, such as "line 3"
@@ -31,7 +31,10 @@ def kind(uri: str) -> str | None:
 
 
 def columns(uri: str) -> list[str]:
-    """Read the names of a table's columns. Raises ValueError when it cannot be read, OSError when storage fails."""
+    """Read the names of a table's columns; of JSON, those in its first records.
+
+    Raises ValueError when it cannot be read, OSError when storage fails.
+    """
     suffix = _suffix(uri)
     try:
         return _READERS[suffix][0](uri)

@@ -9,9 +9,13 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from pipelines.core import storage
-from pipelines.sources import cells, columns, places, segments, tables
+from pipelines.sources import cells, columns, late, places, segments, tables
 from pipelines.sources.rows import Row, Tally, is_utf8, row
 
+_USUAL = (  # names of the columns that are read
+    columns.VIDEO, columns.CAPTION, (("page_dir", "videoid"),),
+    *(groups for kinds in columns.SEGMENTS.values() for groups in kinds),
+)  # fmt: skip
 WINDOWS = re.compile(r"[A-Za-z]:\\|\\\\")  # start of an absolute Windows path
 
 
@@ -19,7 +23,8 @@ class Columns(NamedTuple):
     """The columns to read.
 
     webvid: a contentUrl on the web stands for the downloaded file page_dir/videoid.mp4. embedded: cells hold videos.
-    start, end: both columns or both None, in this unit. is_length: end holds the length of a segment.
+    start, end: both columns or both None, in this unit. is_length: end holds the length of a segment. lone: without
+    them, a column of one and the name of the other, which is missing.
     """
 
     uri: str
@@ -30,6 +35,7 @@ class Columns(NamedTuple):
     end: str | None = None
     unit: str = "seconds"
     is_length: bool = False
+    lone: tuple[str, str] | None = None
 
     def names(self) -> list[str]:
         """The columns whose values are needed, each once. Embedded videos are not read."""
@@ -44,24 +50,44 @@ def rows(uri: str, uri_column: str | None, caption_column: str | None, tally: Ta
     Raises ValueError when the list cannot be read at all or lacks a column; OSError when storage fails.
     """
     name, folder = storage.base_name(uri), storage.parent(uri)
-    chosen = choose(uri, tables.columns(uri), uri_column, caption_column, tally)
-    for number, (place, record) in enumerate(tables.records(uri, chosen.names())):
+    found = tables.columns(uri)
+    chooser = late.Chooser(
+        found, lambda names: choose(uri, names, uri_column, caption_column), _USUAL, (uri_column, caption_column)
+    )
+    lone, has_captions = chooser.first.lone, chooser.first.caption is not None
+    for number, (place, record) in enumerate(tables.records(uri, chooser.first.names())):
         here = f"{uri}#{place.replace(' ', '-')}"
         where = f"{name} {place}"
         if isinstance(record, str):
             yield Row(here, "", record if tables.is_damage(place) else f"{where}: {record}", listed=True)
             continue
         try:
+            chosen = _chosen(chooser, record, where)
             named = cells.uri_of(uri, chosen.uri, number) if chosen.embedded else _video(record, folder, where, chosen)
             segment = _segment(record, where, chosen)
         except ValueError as error:
             yield Row(here, "", str(error), listed=True)
             continue
         caption = record.get(chosen.caption) if chosen.caption else None
+        lone, has_captions = lone or chosen.lone, has_captions or chosen.caption is not None
         yield row(named, caption, where, tally, segment, listed=True)
+    # Said at the end, because columns may begin late; and once, however many spellings they have.
+    if lone:
+        tally.note(f"{name} has the column {lone[0]} and none for the {lone[1]} of a segment; whole videos are taken")
+    if not has_captions:
+        shown = columns.listed(found)
+        tally.note(f"{name} has no column for the caption; found are {shown}; name it with --caption-column")
 
 
-def choose(uri: str, found: list[str], uri_column: str | None, caption_column: str | None, tally: Tally) -> Columns:
+def _chosen(chooser: late.Chooser[Columns], record: dict[str, Any], where: str) -> Columns:
+    """The columns of a record. Raises ValueError."""
+    try:
+        return chooser.choice(record)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def choose(uri: str, found: list[str], uri_column: str | None, caption_column: str | None) -> Columns:
     """Choose the columns of the video, its caption and its segment. Raises ValueError that lists the columns found."""
     name, shown = storage.base_name(uri), columns.listed(found)
     try:
@@ -76,29 +102,27 @@ def choose(uri: str, found: list[str], uri_column: str | None, caption_column: s
         usual = (("name",), *columns.CAPTION) if webvid else columns.CAPTION
         caption = columns.pick(found if caption_column else rest, caption_column, usual, "the caption",
                                "--caption-column")  # fmt: skip
-        times = _segment_columns(rest, name, tally)
+        times = _segment_columns(rest)
     except ValueError as error:
         raise ValueError(f"{name} {error}") from None
-    if caption is None:
-        tally.note(f"{name} has no column for the caption; found are {shown}; name it with --caption-column")
     embedded = cells.holds_bytes(uri, video)
     # A user who names contentUrl explicitly means the address.
     downloaded = webvid and uri_column is None and {"page_dir", "videoid"} <= set(found)
     return Columns(video, caption, downloaded, embedded, *times)
 
 
-def _segment_columns(found: list[str], name: str, tally: Tally) -> tuple[str | None, str | None, str, bool]:
-    """Find the columns of start and end (None without segments), their unit, and whether the second is a length."""
+def _segment_columns(found: list[str]) -> tuple[str | None, str | None, str, bool, tuple[str, str] | None]:
+    """Find the fields of Columns that describe segments, from `start` on."""
+    lone = None
     for unit, (starts, ends, lengths) in columns.SEGMENTS.items():
         start = columns.find(found, starts, "the start of a segment", "")
         end = columns.find(found, ends, "the end of a segment", "")
         length = columns.find(found, lengths, "the length of a segment", "") if start and not end else None
         if start and (end or length):
-            return start, end or length, unit, not end
+            return start, end or length, unit, not end, None
         if start or end:
-            lone, other = (start, "end") if start else (end, "start")
-            tally.note(f"{name} has the column {lone} and none for the {other} of a segment; whole videos are taken")
-    return None, None, "seconds", False
+            lone = (start, "end") if start else (end or "", "start")
+    return None, None, "seconds", False, lone
 
 
 def _video(record: dict[str, Any], folder: str, where: str, chosen: Columns) -> str:

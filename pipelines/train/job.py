@@ -18,6 +18,7 @@ from pipelines.core import lease, models, plots, storage, tracking
 from pipelines.core.output import Output
 from pipelines.core.progress import to_stderr
 from pipelines.dataset import reader
+from pipelines.prepare import flow
 from pipelines.prepare.config import ExtractConfig
 from pipelines.train import data
 from pipelines.train.config import TrainConfig
@@ -113,7 +114,9 @@ def resolve(config: TrainConfig) -> Job:
     job = Job(config, description, identity(config, description))
     defaults = {name: TrainConfig.model_fields[name].default for name in LATER}
     defaults["drawn_up_to"] = job.identity["drawn_up_to"]
-    Output(config.output).check(job.identity, defaults=defaults)
+    columns = flow.columns_of(job.identity, "stream.")
+    Output(config.output).check({**job.identity, **columns}, defaults={**defaults, **columns})
+    flow.check_columns(config.output, columns)
     if config.init.startswith("lavie:") and not Path(config.init.removeprefix("lavie:")).is_file():
         raise ValueError(f"--init {config.init} names no file; give lavie:PATH with the path of lavie_base.pt")
     if config.lora_rank is not None:

@@ -1,5 +1,6 @@
 """Sizes and lengths: what flags mean, which one a video gets, and what is refused."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -137,3 +138,31 @@ def test_other_shapes_do_not_mix_with_what_is_there(
     job.resolve(there)
     with pytest.raises(ValueError, match=f"--{name.replace('_', '-')}: .* was made with {name}"):
         job.resolve(there.model_copy(update=changes))
+
+
+def test_other_columns_do_not_mix_with_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("path,caption,words\na.mp4,x,y\n")
+    plain = PrepareConfig(input=str(tmp_path / "list.csv"), output=str(tmp_path / "ds"), score_only=True)
+    words = plain.model_copy(update={"caption_column": "words"})
+    own = tmp_path / "ds" / "settings.json"
+    own.parent.mkdir()
+    own.write_text(json.dumps(job.resolve(words).identity))
+    assert job.resolve(words).identity["caption_column"] == "words"
+    for value in (None, "caption"):
+        with pytest.raises(
+            ValueError, match=rf"--caption-column: .* with caption_column 'words', this job has {value!r}"
+        ):
+            job.resolve(plain.model_copy(update={"caption_column": value}))
+    # Without the flags, settings are those of earlier versions, which never stored them.
+    own.unlink()
+    own.write_text(json.dumps(job.resolve(plain).identity))
+    assert not {"caption_column", "uri_column"} & set(json.loads(own.read_text()))
+    job.resolve(plain)
+    for flag in ("uri_column", "caption_column"):
+        named = flag.replace("_", "-")
+        with pytest.raises(
+            ValueError, match=rf'--{named} path: .* leave it out, .* add "{flag}": "path" to its settings'
+        ):
+            job.resolve(plain.model_copy(update={flag: "path"}))
+    own.write_text(json.dumps({**json.loads(own.read_text()), "caption_column": "words"}))  # the remedy
+    job.resolve(words)

@@ -261,3 +261,31 @@ def test_a_catalog_is_read_as_other_programs_write_it(tmp_path: Path) -> None:
     path.write_text("image,caption,text\na.png,b,c\n")
     with pytest.raises(ValueError, match="several columns that may hold the prompt: caption, text; name the right one"):
         catalogs.check(str(path), None, None, None)
+
+
+def test_columns_that_begin_late_are_read_and_a_second_one_of_a_meaning_is_a_fault(tmp_path: Path) -> None:
+    late: list[dict[str, Any]] = [
+        {"image": "a.png", "seed": 3, "Motion Bucket": 7, "lora": "ink", "short_caption": "it moves"},
+        {"image": "a.png", "video": "v.mp4", "prompt": "up", "caption": "not this"},
+        {"image": "a.png", "photo": "b.png"},
+        {"image": "a.png", "photo": None, "steps": 5},
+        {"image": "a.png"},
+    ]
+    records = [{"image": "a.png"}] * 150 + late
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, records)))
+    found = list(catalogs.entries(str(tmp_path / "c.jsonl")))[150:]
+    assert [entry.settings for entry in found] == [
+        {"prompt": "it moves", "motion_bucket": 7, "seed": 3, "lora": "ink"},
+        {"prompt": "up", "video": str(tmp_path / "v.mp4")},
+        {},
+        {"num_inference_steps": 5},
+        {},
+    ]
+    assert [entry.fault for entry in found] == [
+        None,
+        None,
+        "c.jsonl line 153: with its photo, c.jsonl has several columns that may hold the image: image, photo; name the "
+        "right one with --image-column",
+        None,
+        None,
+    ]

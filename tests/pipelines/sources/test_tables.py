@@ -1,15 +1,18 @@
-"""Tables as other programs and people write them: encodings, delimiters, quotes that never close, arrays of JSON."""
+"""Tables as programs and people write them: encodings, delimiters, quotes that never close, JSON, late columns."""
 
 import csv
 import gzip
 import io
 import json
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines import sources
 from pipelines.sources import textfiles
 from tests.pipelines.sources.conftest import Listed
 
@@ -130,3 +133,66 @@ def test_an_array_of_json_may_be_one_line_but_no_record_is_without_end(tmp_path:
     (tmp_path / "list.json").write_text('[{"video": "a.mp4"}, {"video": "' + "b" * (40 << 20))
     with pytest.raises(ValueError, match="a line has more than 16,777,216 characters"):
         listed(tmp_path / "list.json")
+
+
+HEAD = [{"path": f"{number}.mp4"} for number in range(150)]  # more than the records read to learn the columns
+
+
+def rows_after(tmp_path: Path, *late: dict[str, Any], tally: sources.Tally | None = None) -> list[dict[str, Any]]:
+    """What a list gives for these records, which come after HEAD."""
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, [*HEAD, *late])))
+    tables = sources.iter_videos(str(tmp_path / "list.jsonl"), tally=tally)
+    rows = [{"segment": None, **row} for table in tables for row in table.to_pylist()]
+    assert [row["fault"] for row in rows[: len(HEAD)]] == [None] * len(HEAD)
+    return rows[len(HEAD) :]
+
+
+def test_columns_that_begin_late_are_read(tmp_path: Path) -> None:
+    tally = sources.Tally()
+    late = [
+        {"path": "a.mp4", "Caption": "a dog"},
+        {"path": "b.mp4", "title": "a cat", "blip2_caption": "a bird"},
+        {"path": "c.mp4", "start": 1, "end": 2},
+        {"path": "c.mp4", "start_ms": 2000, "duration_ms": 500, "text": "again"},
+        {"contentUrl": "https://host/7.mp4", "videoid": "7", "page_dir": "p", "name": "a fish"},
+        {"path": "d.mp4"},
+    ]
+    rows = rows_after(tmp_path, *late, tally=tally)
+    assert [(Path(row["uri"]).name, row["caption"], row["segment"], row["fault"]) for row in rows] == [
+        ("a.mp4", "a dog", None, None),
+        ("b.mp4", "a bird", None, None),
+        ("c.mp4", "", "t=1,2", None),
+        ("c.mp4", "again", "t=2,2.5", None),
+        ("7.mp4", "a fish", None, None),
+        ("d.mp4", "", None, None),
+    ]
+    assert (tally.captioned, tally.segments, tally.notes) == (4, 2, [])
+
+
+def test_a_late_column_of_a_meaning_that_another_has_is_a_fault_of_its_row(tmp_path: Path) -> None:
+    lines = [{"path": "a.mp4", "text": "a", "caption": "b"}, {"path": "b.mp4", "text": "c", "caption": ""}]
+    assert [(row["caption"], row["fault"]) for row in rows_after(tmp_path, *lines)] == [
+        ("", "list.jsonl line 151: with its text, caption, list.jsonl has several columns that may hold the caption: "
+             "text, caption; name the right one with --caption-column"),
+        ("c", None),
+    ]  # fmt: skip
+
+
+def test_a_late_start_without_an_end_is_noted_once_whatever_its_spellings(tmp_path: Path) -> None:
+    tally = sources.Tally()
+    late = [{"path": f"s{number}.mp4", "start" + "." * number: 1} for number in range(60)]
+    assert {row["fault"] for row in rows_after(tmp_path, *late, tally=tally)} == {None}
+    assert tally.notes == [
+        "list.jsonl has the column start and none for the end of a segment; whole videos are taken",
+        "list.jsonl has no column for the caption; found are path; name it with --caption-column",
+    ]
+
+
+def test_hostile_names_of_late_columns_cost_little(tmp_path: Path) -> None:
+    many = {f"{number}_caption": "x" for number in range(100_000)}
+    late = [{"path": "a.mp4", **many}, {"path": "b.mp4", "x" * 100_000 + "caption": "y", "\ud800caption": "z"}]
+    began = time.monotonic()
+    first, second = rows_after(tmp_path, *late, *({"path": f"c{n}.mp4", f"other{n}": "x"} for n in range(20_000)))[:2]
+    assert time.monotonic() - began < 10
+    assert first["fault"].startswith("list.jsonl line 151: it has more than 100 columns with usual names")
+    assert (second["caption"], second["fault"]) == ("", None)

@@ -15,7 +15,7 @@ from pipelines.train import data
 from pipelines.train import job as train
 from pipelines.train.config import TrainConfig
 from pipelines.train.deepspeed_config import check_deepspeed, deepspeed_config, gradient_accumulation
-from tests.pipelines.conftest import rows
+from tests.pipelines.conftest import SMALL, rows
 from tests.pipelines.train.plain import small_config
 from tests.pipelines.train.validation_reference import held_out_rows, share_of
 
@@ -149,6 +149,27 @@ def test_a_run_of_an_earlier_version_was_made_with_the_defaults_of_later_flags(
     for name, value, flag in (("weight_decay", 0.1, "--weight-decay"), ("noise_offset", 0.1, "--noise-offset")):
         with pytest.raises(ValueError, match=rf"{flag}: .* was made with {name} 0.0, this job has 0.1"):
             train.resolve(config.model_copy(update={name: value}))
+
+
+def test_a_run_from_videos_keeps_its_columns(train_config: TrainConfig, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("path,caption,words\na.mp4,x,y\n")
+    own = tmp_path / "run" / "settings.json"
+    own.parent.mkdir()
+    changes = {"dataset": str(tmp_path / "list.csv"), "output": str(own.parent), "stream": ExtractConfig(**SMALL)}
+    plain = train_config.model_copy(update=changes)
+    words = plain.model_copy(update={"stream": ExtractConfig(**SMALL, caption_column="words")})
+    before = train.resolve(plain).identity
+    assert not [name for name in before if name.endswith("_column")]
+    own.write_text(json.dumps(before))
+    train.resolve(plain)
+    with pytest.raises(ValueError, match=r'--stream.caption-column words: .* add "stream.caption_column": "words" to'):
+        train.resolve(words)
+    own.write_text(json.dumps({**before, "stream.caption_column": "words"}))  # the remedy
+    train.resolve(words)
+    with pytest.raises(
+        ValueError, match=r"--stream.caption-column: .* stream.caption_column 'words', this job has None"
+    ):
+        train.resolve(plain)
 
 
 def test_a_falling_rate_keeps_its_steps_when_a_run_is_made_longer(train_config: TrainConfig, tmp_path: Path) -> None:

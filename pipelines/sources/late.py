@@ -1,0 +1,65 @@
+"""Columns that begin late: names in a record of JSON that the first records of its table lack.
+
+The columns of JSON are learned from its first records (tables.py), because a table may have millions. A later record
+may bring others. Its columns are then chosen again, for this record alone, so that nothing in it is silently ignored,
+and what a record means does not depend on others that came before it.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from typing import Any, Generic, TypeVar
+
+from pipelines.sources import columns
+from pipelines.sources.rows import is_utf8
+
+Choice = TypeVar("Choice")
+
+# Bounds on what names that somebody made up can cost.
+_LONGEST = 200  # characters of a name: longer ones are not usual names
+_MOST = 100  # late columns of a record
+_REMEMBERED = 64  # choices that are not made again
+
+
+class Chooser(Generic[Choice]):
+    """Chooses the columns of each record of a table. first: the choice for records without late columns."""
+
+    def __init__(
+        self,
+        found: Sequence[str],
+        choose: Callable[[list[str]], Choice],
+        usual: Iterable[columns.Groups],
+        asked: Iterable[str | None],
+    ) -> None:
+        """Choose for the columns found. Raises ValueError like `choose`.
+
+        usual, asked: usual names, and those that flags give; a late column of another name has no meaning.
+        """
+        self.first = choose([*found])
+        self._again = lru_cache(_REMEMBERED)(lambda late: choose([*found, *late]))
+        self._found = frozenset(found)
+        names = [name for groups in usual for group in groups for name in group]
+        names += [name for name in asked if name is not None]
+        self._names = {columns.plain(name) for name in names if not name.startswith("*")}
+        self._endings = tuple(columns.plain(name) for name in names if name.startswith("*"))
+
+    def choice(self, record: dict[str, Any]) -> Choice:
+        """Choose for a record. Raises ValueError when its late columns leave no choice."""
+        if self._found.issuperset(record):
+            return self.first
+        late = tuple(itertools.islice((name for name in record if self._is_late(name, record[name])), _MOST + 1))
+        if len(late) > _MOST:
+            raise ValueError(f"it has more than {_MOST} columns with usual names that the first records lack")
+        if not late:
+            return self.first
+        try:
+            return self._again(late)
+        except ValueError as error:
+            raise ValueError(f"with its {columns.listed(late)}, {error}") from None
+
+    def _is_late(self, name: str, value: Any) -> bool:
+        """Whether a column is late and has a usual name and a value: without one, nothing is lost."""
+        if name in self._found or value is None or value == "" or len(name) > _LONGEST or not is_utf8(name):
+            return False
+        plain = columns.plain(name)
+        return plain in self._names or plain.endswith(self._endings)
