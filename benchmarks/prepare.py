@@ -58,7 +58,7 @@ def plain_loop(videos: Path, output: Path) -> float:
 
     config = PrepareConfig(input=str(videos), output=str(output))
     sizes = flow.frame_sizes(config)
-    encoder = clips.Encoder(config.model, False, False, "cpu")
+    encoder = clips.Encoder(config.model, flow.identity(config), "cpu")
     clips.warm_up()
     began = time.perf_counter()
     rows: list[clips.Row] = []

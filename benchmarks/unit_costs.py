@@ -59,7 +59,7 @@ def measure_clips(model: str, device: str, folder: Path, repeats: int) -> tuple[
     videos = make_videos(folder / "videos", repeats + 1)
     config = ExtractConfig(model=model, clips_per_video=CLIPS_PER_VIDEO)
     sizes = flow.frame_sizes(config)
-    encoder = clips.Encoder(model, False, False, device)
+    encoder = clips.Encoder(model, flow.identity(config), device)
     clips.warm_up()
     decode_s, encode_s, rows = [], [], []
     for path in sorted(videos.iterdir()):

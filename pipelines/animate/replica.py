@@ -47,15 +47,15 @@ class Animator:
     ) -> None:
         """config: after job.placed. facts: for every sidecar. ledger: a flow.Ledger or flow.RemoteLedger.
 
-        loras: as in plan.Plan.
+        loras: as in plan.Plan. Raises ValueError if the model here is not the one whose fingerprint is in the facts.
         """
         if not config.num_gpus:
             keep_freed_memory()  # this process does nothing else, and needs as much for every video
         device = "cuda" if config.num_gpus else "cpu"
         allow_tf32(config.arithmetic != "float32")
-        self.pipe = CinemoPipeline.from_pretrained(
-            models.resolve(config.model), getattr(torch, config.arithmetic), device
-        )
+        directory = models.resolve(config.model)
+        self.pipe = CinemoPipeline.from_pretrained(directory, getattr(torch, config.arithmetic), device)
+        models.check_unchanged(config.model, directory, facts["model_fingerprint"])
         self.pipe.set_progress_bar_config(disable=True)
         self.adapters = requested_adapters.Switch(self.pipe, loras)
         self.batch, self.output, self.facts = config.batch_size, config.output, facts

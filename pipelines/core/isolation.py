@@ -59,24 +59,27 @@ class Sandbox:
         self._warm_up, self._memory = warm_up, memory
         self._child: subprocess.Popen[bytes] | None = None
         self._reaches_storage = False
+        self._number = 0  # of the newest request; a child repeats it when it begins
 
     def call(self, function: Callable[..., Any], *arguments: Any, timeout: float) -> Any:
         """Call function(*arguments) in the child; returns or raises as it does. The child must be able to import it.
 
         timeout: seconds, without starting the child and importing. Raises TimeoutError when the call takes longer,
         StorageError when it is then waiting for a storage, MemoryError when it needs more than a child may take, and
-        DeadChildError when it ends its process or gives no valid answer.
+        DeadChildError when it ends its process, gives no valid answer, or cannot be started.
         """
         if not self._reaches_storage and any(isinstance(one, str) and "://" in one for one in arguments):
             self.close()
             self._reaches_storage = True
-        output = self._begin(pickle.dumps((function, arguments, timeout)))
-        deadline = time.monotonic() + timeout
-        late = not select.select([output], [], [], timeout)[0]
-        if late:
-            assert self._child is not None
-            self._child.send_signal(signal.SIGUSR1)  # if it waits for a storage, it says so
+        self._number += 1
+        request = pickle.dumps((self._number, function, arguments, timeout))
         try:
+            output = self._begin(request)
+            deadline = time.monotonic() + timeout
+            late = not select.select([output], [], [], timeout)[0]
+            if late:
+                assert self._child is not None
+                self._child.send_signal(signal.SIGUSR1)  # if it waits for a storage, it says so
             raised, value = wire.unpack(_receive(output, deadline + late * _GRACE_S))
             if late and not isinstance(value, patience.StorageError):
                 raise TimeoutError
@@ -88,6 +91,9 @@ class Sandbox:
         except (TypeError, ValueError) as error:
             self.close()
             raise DeadChildError(f"gave no valid answer ({error})") from None
+        except BaseException:  # a KeyboardInterrupt too: the next call would read the answer to this one
+            self.close()
+            raise
         if raised:
             raise value
         return value
@@ -120,10 +126,13 @@ class Sandbox:
             try:
                 for message in requests:
                     _send(self._child.stdin.fileno(), [message])
-                _receive(output, time.monotonic() + _START_S)
+                if (begun := wire.unpack(_receive(output, time.monotonic() + _START_S))) != self._number:
+                    raise ValueError(f"to request {begun}, not {self._number}")
                 return output
             except (EOFError, BrokenPipeError):
                 code = self.close()
+            except TimeoutError:
+                raise DeadChildError(f"could not be started: took longer than {_START_S:g} s") from None
         raise DeadChildError(f"could not be started: {_cause(code)}")
 
 
@@ -164,7 +173,10 @@ def _cause(code: int) -> str:
 
 
 def _serve() -> None:
-    """Run the child: warm up, then serve requests from stdin until it closes, with two answers each (begun; done)."""
+    """Run the child: warm up, then serve requests from stdin until it closes.
+
+    Each gets two answers: its number when it begins, then what the function returns or raises.
+    """
     requests, answers = os.dup(0), os.dup(1)
     os.dup2(2, 1)  # what libraries print must not get between the answers
     signal.signal(signal.SIGUSR1, _stop_waiting)
@@ -175,10 +187,10 @@ def _serve() -> None:
     while True:
         try:
             (request,) = _receive(requests, deadline=None)
-            function, arguments, timeout = pickle.loads(request)
+            number, function, arguments, timeout = pickle.loads(request)
         except EOFError:
             return
-        _send(answers, wire.pack(None))
+        _send(answers, wire.pack(number))
         signal.setitimer(signal.ITIMER_REAL, timeout + 5)  # its default action ends even C code, if the parent is gone
         try:
             answer = (False, function(*arguments))

@@ -70,6 +70,19 @@ def _fingerprint(directory: Path, files: frozenset[tuple[Path, int, int]]) -> st
     return checkpoint.fingerprint(directory)
 
 
+def check_unchanged(model: str, directory: Path, recorded: str, part: str = "") -> None:
+    """Check that a MODEL's directory on this node, or a part of it such as vae, has the fingerprint that was recorded.
+
+    To be called after the weights are loaded, so that files that were replaced meanwhile are found too. Raises
+    ValueError.
+    """
+    if (found := fingerprint(directory / part)) != recorded:
+        raise ValueError(
+            f"{f'{part} of ' * bool(part)}model {plain(model)} has fingerprint {found[:12]} here, and {recorded[:12]} "
+            "when the job began; run the job again, with the same files on every node"
+        )
+
+
 def publish(directory: Path, uri: str) -> str:
     """Copy a model directory to a URI; returns its fingerprint. Until the copy is complete, `resolve` refuses it."""
     mark, found = storage.join(uri, checkpoint.INCOMPLETE), fingerprint(directory)

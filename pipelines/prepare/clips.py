@@ -217,7 +217,8 @@ def fault(row: Mapping[str, Any], stage: str, error: Exception) -> Row:
 class Encoder:
     """The VAE (and, on request, the text encoder) of a model directory, loaded once per process."""
 
-    def __init__(self, model: str, embed_text: bool, store_posterior: bool, device: str) -> None:
+    def __init__(self, model: str, made_with: Mapping[str, Any], device: str) -> None:
+        """made_with: flow.identity, from the driver. Raises ValueError if the model here has other fingerprints."""
         import torch
 
         from cinemo import checkpoint
@@ -227,8 +228,12 @@ class Encoder:
         keep_freed_memory()  # this process does nothing else, and needs as much for every clip
         directory = models.resolve(model)
         self.vae = checkpoint.load_vae(directory, dtype=torch.float32, device=device)
-        self.text = checkpoint.load_text(directory, dtype=torch.float32, device=device) if embed_text else None
-        self.store_posterior = store_posterior
+        models.check_unchanged(model, directory, made_with["vae_fingerprint"], checkpoint.vae_name(directory))
+        self.text = None
+        if made_with["embed_text"]:
+            self.text = checkpoint.load_text(directory, dtype=torch.float32, device=device)
+            models.check_unchanged(model, directory, made_with["text_fingerprint"], "text_encoder")
+        self.store_posterior = made_with["store_posterior"]
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
         """Replace frames by latents (posterior mean, scaled, float16); rejects pass through.

@@ -31,6 +31,7 @@ NOTHING = np.empty(0, np.uint64)  # no hashes
 
 def extract(
     config: ExtractConfig,
+    made_with: Mapping[str, Any],
     slices: pa.Table,
     written: np.ndarray,
     finished: np.ndarray,
@@ -39,6 +40,7 @@ def extract(
 ) -> "ray.data.Dataset":
     """Build the lazy dataflow from slices of a manifest to rows of records.ROW: clips with their tensors, and rejects.
 
+    made_with: `identity` when the job began; a model with other fingerprints ends the job.
     written: sorted hashes of rows to skip (parts.keys). finished: sorted hashes of the names (records.name_of) of
     videos or segments that need not be opened. left_out: sorted hashes of uris to skip with all their segments.
     in_order: rows come in the order of the slices, not in that of completion.
@@ -72,7 +74,7 @@ def extract(
     device = "cuda" if config.gpus else "cpu"
     return taken.map_batches(
         clips.Encoder,
-        fn_constructor_args=(config.model, config.embed_text, config.store_posterior, device),
+        fn_constructor_args=(config.model, made_with, device),
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=min(slices.num_rows, config.gpus or config.encoders or cpus)),

@@ -78,7 +78,7 @@ def build(job: Job, slices: pa.Table, written: parts.Survey) -> "ray.data.Datase
     config = job.config
 
     # Steps 1 to 3, in flow.py: spans, clips, latents. Finished videos are not opened.
-    rows = flow.extract(config, slices, written.keys, written.finished(config.clips_per_video))
+    rows = flow.extract(config, job.identity, slices, written.keys, written.finished(config.clips_per_video))
 
     # 4. Parts, each named by its content. Writing mostly waits for storage. Only a few at a time, because each would
     #    start a worker process, which costs more than the part.

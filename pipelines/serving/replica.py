@@ -17,7 +17,7 @@ import ray
 import tenacity
 import torch
 
-from cinemo import CinemoPipeline, checkpoint
+from cinemo import CinemoPipeline
 from cinemo.sidecar import LoraFacts
 from pipelines.animate import request, videos
 from pipelines.core import models, storage
@@ -67,10 +67,12 @@ class Animator:
         self.settings = ServeSettings(**settings)
         replicas, self.name = self.settings.replicas, name
         directory = models.resolve(model)
-        self.fingerprint = checkpoint.fingerprint(directory)
+        self.fingerprint = models.fingerprint(directory)
         device = "cuda" if replicas.num_gpus else "cpu"
         allow_tf32(replicas.arithmetic != "float32")
         self.pipe = CinemoPipeline.from_pretrained(directory, getattr(torch, replicas.arithmetic), device)
+        if models.fingerprint(directory) != self.fingerprint:
+            raise ValueError(f"model {models.plain(model)} was replaced while it was loaded; load it again")
         self.pipe.set_progress_bar_config(disable=True)
         self.adapters = ServedAdapters(self.pipe, self.settings.loras, model)
         self.videos = storage.join(self.settings.place, "videos")

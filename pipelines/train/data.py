@@ -103,11 +103,12 @@ def share_cpus(cpus: float, workers: int, encoders: int | None) -> tuple[float, 
     return share, encoders or max(1, room)
 
 
-def start(config: TrainConfig, output: str) -> Any:
+def start(config: TrainConfig, output: str, description: dict[str, Any] | None = None) -> Any:
     """Prepare the source of clips, on the driver; returns what `open_clips` takes.
 
     For a dataset, a PreparedDataset, whose index is made below the output if the dataset has none; for videos, an actor
     that makes clips (stream.py). Raises ValueError when the dataset's files are not those that it was finished with.
+    description: for videos, from `describe` when the job began.
     """
     if not is_stream(config.dataset):
         found = index.find(config.dataset, describe(config), storage.join(output, "index"), to_stderr)
@@ -131,7 +132,8 @@ def start(config: TrainConfig, output: str) -> Any:
     actor = ray.remote(num_cpus=0, max_restarts=-1)(Stream)
     hashes_of = (hashes[~held_out], hashes[held_out])
     settings = extract_config(config).model_copy(update={"encoders": divide_cpus(config)[1]})
-    return actor.remote(settings, files, hashes_of, config.validation_clips, config.total_batch, config.seed)
+    made_with = description or describe(config)
+    return actor.remote(settings, made_with, files, hashes_of, config.validation_clips, config.total_batch, config.seed)
 
 
 def drawn_up_to(output: str) -> int:

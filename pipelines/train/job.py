@@ -216,7 +216,7 @@ def run(job: Job) -> dict[str, Any]:
         if config.has_model:
             log.came_from("train", tracking.FINGERPRINT, models.fingerprint(data.directory(config)))
         storage.put_json(storage.join(output, "settings.json"), job.identity)
-        result = read_result(config) or fit(config, output, log)
+        result = read_result(config) or fit(job, log)
         held.confirm()
         storage.put_json(storage.join(output, "result.json"), {"steps": config.max_steps, **result})
         losses = read_losses(output)
@@ -256,7 +256,7 @@ def read_result(config: TrainConfig) -> dict[str, Any] | None:
     return result if exported and result is not None and result["steps"] == config.max_steps else None
 
 
-def fit(config: TrainConfig, output: str, log: tracking.Log) -> dict[str, Any]:
+def fit(job: Job, log: tracking.Log) -> dict[str, Any]:
     """Run the workers to the last step; returns rank 0's summary.
 
     Raises StopTraining after too many bad steps, or when more than max_steps are taken already, and Ray Train's error
@@ -268,9 +268,10 @@ def fit(config: TrainConfig, output: str, log: tracking.Log) -> dict[str, Any]:
 
     from pipelines.train.trainer import StopTraining, train_loop
 
+    config, output = job.config, job.config.output
     low, high = config.workers[0], data.most_workers(config)
     reporter = ray.remote(num_cpus=0)(Reporter).remote()
-    source = data.start(config, output)
+    source = data.start(config, output, job.dataset)
     trainer = TorchTrainer(
         train_loop,
         train_loop_config={

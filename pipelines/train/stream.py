@@ -39,19 +39,20 @@ class Stream:
     def __init__(
         self,
         config: ExtractConfig,
+        made_with: dict[str, Any],
         files: dict[str, int],
         videos: tuple[np.ndarray, np.ndarray],
         most_held_out: int,
         batch: int,
         seed: int,
     ) -> None:
-        """files: files of the manifest and their rows. batch: clips of a step.
+        """made_with: as in flow.extract. files: files of the manifest and their rows. batch: clips of a step.
 
         videos: sorted hashes of the uris of the videos to train on, and of those held out. most_held_out: largest
         number of clips made of the videos held out.
         """
         ray.data.DataContext.get_current().enable_progress_bars = False
-        self.config, self.batch, self.seed = config, batch, seed
+        self.config, self.made_with, self.batch, self.seed = config, made_with, batch, seed
         (self.trained_on, self.left_out), self.most_held_out = videos, most_held_out
         self.validation: list[reader.Clip] | None = None
         self.slices = manifest.slices(files, smallest=1, wanted=4096)
@@ -117,7 +118,7 @@ class Stream:
         """Make the clips of the videos held out, in the order of the manifest."""
         if not len(self.left_out):
             return
-        rows = flow.extract(self.config, self.slices, flow.NOTHING, flow.NOTHING, self.trained_on, in_order=True)
+        rows = self._rows(self.slices, self.trained_on)
         for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
             yield from (reader.clip_of_row(row) for row in records.iter_rows(batch) if not row["reason"])
 
@@ -135,7 +136,7 @@ class Stream:
     def _epoch(self, cursor: Cursor) -> Iterator[tuple[reader.Clip, Cursor]]:
         order = np.random.Generator(np.random.PCG64([self.seed, cursor.epoch])).permutation(self.slices.num_rows)
         slices = self.slices.take(order[cursor.place :])
-        rows = flow.extract(self.config, slices, flow.NOTHING, flow.NOTHING, self.left_out, in_order=True)
+        rows = self._rows(slices, self.left_out)
         place, clips, uris = cursor.place, 0, self._uris(slices, 0)
         for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
             for row in records.iter_rows(batch):
@@ -148,6 +149,10 @@ class Stream:
                 clips += 1
                 if place > cursor.place or clips > cursor.clips:
                     yield reader.clip_of_row(row), Cursor(cursor.epoch, place, clips)
+
+    def _rows(self, slices: pa.Table, left_out: np.ndarray) -> "ray.data.Dataset":
+        none = flow.NOTHING
+        return flow.extract(self.config, self.made_with, slices, none, none, left_out, in_order=True)
 
     @staticmethod
     def _uris(slices: pa.Table, place: int) -> set[str]:

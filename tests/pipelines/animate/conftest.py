@@ -14,6 +14,7 @@ from pipelines.animate import files, flow, listing, plan, rows
 from pipelines.animate import job as animate
 from pipelines.animate.config import AnimateConfig
 from pipelines.animate.records import light, table
+from pipelines.core import models
 from pipelines.dataset import manifest
 
 # Few steps, few frames and the fewest cells: a video takes less than a second.
@@ -65,8 +66,7 @@ def make_animator(config: AnimateConfig, ledger: flow.Ledger | None = None) -> A
     from pipelines.animate.replica import Animator
 
     ledger = ledger or flow.Ledger()
-    facts = {"model": config.model, "model_fingerprint": "f" * 64, "model_lineage": {}}
-    return Animator(config, facts, ledger)
+    return Animator(config, flow.model_facts(config, models.look_up(config.model)), ledger)
 
 
 def animate_plain(config: AnimateConfig) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """A replica without Ray: its videos are the pipeline's, whatever their batch, and what fails is one row."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ from cinemo.latents import decode_latents, encode_pixels
 from pipelines.animate import files, flow, replica
 from pipelines.animate.config import AnimateConfig
 from pipelines.animate.records import result, table
+from pipelines.core import models
 from tests.loras import write_adapter
 from tests.pipelines.animate.conftest import frames_of, make_animator, ready, write_catalog
+from tests.pipelines.conftest import export_another
 
 MEASURED = {"motion_score": 0.5, "motion_bucket": 10}  # what writing a video adds to its facts
 
@@ -148,3 +152,32 @@ def test_an_adapter_that_changed_after_the_job_began_is_a_reject(config: Animate
     (bad,) = run(make_animator(config), [row])
     assert bad["reason"] == "failed"
     assert "when the job began; run the job again" in bad["message"]
+
+
+def test_a_model_that_was_replaced_after_the_job_began_makes_no_video(config: AnimateConfig, tmp_path: Path) -> None:
+    shutil.copytree(config.model, tmp_path / "model")
+    config = config.model_copy(update={"model": str(tmp_path / "model")})
+    facts = flow.model_facts(config, models.look_up(config.model))
+    replica.Animator(config, facts, flow.Ledger())
+    export_another(tmp_path / "model" / "vae_temporal_decoder")
+    now = models.fingerprint(tmp_path / "model")
+    sentence = f"model {config.model} has fingerprint {now[:12]} here, and {facts['model_fingerprint'][:12]} when"
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        replica.Animator(config, facts, flow.Ledger())
+
+
+def test_a_model_that_is_replaced_while_it_is_loaded_makes_no_video(
+    config: AnimateConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(config.model, tmp_path / "model")
+    config = config.model_copy(update={"model": str(tmp_path / "model")})
+    facts = flow.model_facts(config, models.look_up(config.model))
+    load = CinemoPipeline.from_pretrained
+
+    def overtaken(directory: Path, *arguments: Any) -> Any:
+        export_another(directory / "vae_temporal_decoder")
+        return load(directory, *arguments)
+
+    monkeypatch.setattr(CinemoPipeline, "from_pretrained", overtaken)
+    with pytest.raises(ValueError, match="run the job again"):
+        replica.Animator(config, facts, flow.Ledger())

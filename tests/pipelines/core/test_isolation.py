@@ -1,6 +1,7 @@
 """A child process that hangs, dies or raises: the caller goes on, and nothing stays behind."""
 
 import contextlib
+import functools
 import json
 import os
 import pickle
@@ -66,6 +67,41 @@ def test_a_child_that_was_killed_while_idle_is_replaced_unseen(sandbox: Sandbox)
     os.kill(first, signal.SIGKILL)
     time.sleep(0.1)
     assert sandbox.call(os.getpid, timeout=30) != first
+
+
+def sleep_the_first_time(mark: Path) -> None:
+    with contextlib.suppress(FileExistsError):
+        mark.touch(exist_ok=False)
+        time.sleep(1)
+
+
+def test_an_answer_of_a_child_that_started_too_slowly_is_not_the_next_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = Sandbox(functools.partial(sleep_the_first_time, tmp_path / "begun"))
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(isolation, "_START_S", 0.2)
+            with pytest.raises(DeadChildError, match=r"not be started.* 0\.2 s"):
+                box.call(abs, -1, timeout=30)
+        assert box.call(abs, -2, timeout=30) == 2
+        assert box.call(abs, -3, timeout=30) == 3
+    finally:
+        box.close()
+
+
+def test_an_answer_to_an_interrupted_call_is_not_the_next_calls(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(isolation.select, "select", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            sandbox.call(abs, -1, timeout=30)
+    assert sandbox.call(abs, -2, timeout=30) == 2
+
+
+def interrupted(*arguments: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_hanging_child_of_a_killed_parent_ends_by_itself() -> None:

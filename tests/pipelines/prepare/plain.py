@@ -17,7 +17,7 @@ def prepare_plain(config: PrepareConfig) -> dict[str, Any]:
     """Write the dataset that `config` names; returns its description (dataset.json)."""
     job = prepare.resolve(config)
     config, sizes = job.config, flow.frame_sizes(job.config)
-    encoder = clips.Encoder(config.model, config.embed_text, config.store_posterior, "cpu")
+    encoder = clips.Encoder(config.model, job.identity, "cpu")
     tables = list(sources.iter_videos(config.input, config.uri_column, config.caption_column))
     manifest.write(tables, storage.join(config.output, "videos"))
     videos = [video for table in tables for video in table.to_pylist()]

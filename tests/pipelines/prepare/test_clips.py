@@ -4,6 +4,7 @@ import itertools
 import math
 import os
 import re
+import shutil
 import signal
 import uuid
 from pathlib import Path
@@ -16,11 +17,13 @@ from pydantic import ValidationError
 from skimage.metrics import structural_similarity
 
 from cinemo.video import VideoError, VideoInfo, sample_clip, write_video
+from pipelines.core import models
 from pipelines.core.output import Reason
 from pipelines.dataset import records
-from pipelines.prepare import clips
-from pipelines.prepare.config import SamplingConfig
+from pipelines.prepare import clips, flow
+from pipelines.prepare.config import ExtractConfig, SamplingConfig
 from pipelines.sources import segments
+from tests.pipelines.conftest import export_another
 from tests.videos import encode, numbered
 
 SIZE = (32, 48)
@@ -207,3 +210,19 @@ def test_a_decoder_that_hangs_or_dies_is_a_reject(tmp_path: Path) -> None:
 def test_an_interval_range_that_is_none_is_refused() -> None:
     with pytest.raises(ValidationError, match="--min-interval 11 is above --max-interval 10"):
         SamplingConfig(min_interval=11)
+
+
+@pytest.mark.parametrize("part", ["vae_temporal_decoder", "text_encoder"])
+def test_a_model_that_was_replaced_after_the_job_began_encodes_no_clip(
+    checkpoint: Path, tmp_path: Path, part: str
+) -> None:
+    model = shutil.copytree(checkpoint, tmp_path / "model")
+    config = ExtractConfig(model=str(model), embed_text=True)
+    made_with = flow.identity(config)
+    clips.Encoder(config.model, made_with, "cpu")
+    before = models.fingerprint(model / part)
+    export_another(model / part)
+    now = models.fingerprint(model / part)
+    sentence = f"{part} of model {model} has fingerprint {now[:12]} here, and {before[:12]} when the job began; run"
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        clips.Encoder(config.model, made_with, "cpu")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from pipelines.animate.request import shape_of
 from pipelines.serving import replica
 from pipelines.serving.replica import Animator
 from pipelines.serving.videos import results
+from tests.pipelines.conftest import export_another
 from tests.pipelines.serving.in_process import busy
 from tests.pipelines.serving.replicas import animate, keep, make_animator
 
@@ -145,3 +147,19 @@ def test_a_job_whose_storage_stays_away_is_given_back_and_nothing_is_animated_un
     kept = animator.store.get_all([job.id, later.id])
     assert [(one.status, one.attempt, one.deaths) for one in kept] == [("queued", 1, 0), ("queued", 0, 0)]
     assert [one["batch"] for one in animate(animator, job, later)] == [2, 2]
+
+
+def test_a_model_that_is_replaced_while_it_is_loaded_does_not_serve(
+    small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = shutil.copytree(small, tmp_path / "model")
+    load = CinemoPipeline.from_pretrained
+
+    def overtaken(directory: Path, *arguments: Any) -> Any:
+        made = load(directory, *arguments)
+        export_another(directory / "vae_temporal_decoder")
+        return made
+
+    monkeypatch.setattr(CinemoPipeline, "from_pretrained", overtaken)
+    with pytest.raises(ValueError, match="was replaced while it was loaded"):
+        make_animator(str(model), {}, tmp_path / "out")
