@@ -228,7 +228,7 @@ def work(job: Job, planned: dict[str, list[dict[str, Any]]]) -> int:
         if not cases:
             continue
         to_stderr(f"evaluate  {models.plain(model)}: {len(cases)} clips")
-        for part in build(job.config, model, cases, job.size, job.loras).iter_rows():
+        for part in build(job, model, cases).iter_rows():
             progress.add(part["rows"])
     return fresh
 
@@ -246,7 +246,15 @@ def rounded(cell: "report.Value") -> list[float | None]:
 class Evaluator:
     """Animates and measures the cases of one model, one at a time, in a process of the pool."""
 
-    def __init__(self, config: EvaluateConfig, model: str, size: tuple[int, int], loras: Sequence[Lora] = ()) -> None:
+    def __init__(
+        self,
+        config: EvaluateConfig,
+        model: str,
+        size: tuple[int, int],
+        loras: Sequence[Lora] = (),
+        fingerprint: str | None = None,
+    ) -> None:
+        """loras, fingerprint: as the job found them; raises ValueError if the files here are others."""
         from pipelines.evaluate import animators, measure
         from pipelines.prepare import clips
 
@@ -254,6 +262,8 @@ class Evaluator:
         self.measure = measure.measure
         self.config, self.size = config, size
         self.animate = None if model == REAL else animators.load(model, config, device)
+        if fingerprint is not None:
+            models.check_unchanged(model, models.resolve(model), fingerprint)
         own = config.model_copy(update={"model": [model]})
         if config.lora and scheme(model) == "cinemo" and find_adapters(own) != list(loras):
             raise ValueError("--lora: an adapter's file has changed since the job began; run the job again")
@@ -275,12 +285,12 @@ def write_block(block: pa.Table, output: str) -> pa.Table:
     return pa.table({"rows": [block.num_rows], "rejects": [block.num_rows - block["reason"].null_count]})
 
 
-def build(
-    config: EvaluateConfig, model: str, cases: list[dict[str, Any]], size: tuple[int, int], loras: Sequence[Lora] = ()
-) -> "ray.data.Dataset":
+def build(job: Job, model: str, cases: list[dict[str, Any]]) -> "ray.data.Dataset":
     """Build the lazy dataflow of one model. Models run one after another: two large ones may not fit at once."""
     import ray.data
 
+    config = job.config
+    fingerprint = job.facts[model].fingerprint if model in job.facts else None
     cpus = int(ray.cluster_resources().get("CPU", 1))
     workers = config.gpus or config.workers or cpus
 
@@ -292,7 +302,7 @@ def build(
     # 2. Read, animate and measure in one process, because frames are large; a fixed pool, because models load slowly.
     measured = waiting.map_batches(
         Evaluator,
-        fn_constructor_args=(config, model, size, loras),
+        fn_constructor_args=(config, model, job.size, job.loras, fingerprint),
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=min(workers, -(-len(cases) // step))),

@@ -1,5 +1,6 @@
 """Other pipelines of diffusers, small and with random weights, and finished videos: all animate alike."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from PIL import Image
 from cinemo.synthetic.images import photo
 from cinemo.video import VideoError, write_video
 from pipelines.evaluate import animators
+from pipelines.evaluate import job as evaluate
 from pipelines.evaluate.config import EvaluateConfig
 from tests.loras import write_adapter
+from tests.pipelines.conftest import export_another
 from tests.pipelines.evaluate import small
 
 
@@ -87,3 +90,15 @@ def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "model_index.json").write_text("{}")
     with pytest.raises(ValueError, match=r"svd:.* cannot be loaded by diffusers"):
         animators.load(f"svd:{tmp_path}", config(), "cpu")
+
+
+def test_a_model_that_was_replaced_after_the_job_began_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(checkpoint, tmp_path / "model")
+    settings: dict[str, Any] = {"height": 64, "width": 64, "num_frames": 10, "num_inference_steps": 1}
+    job = evaluate.resolve(
+        EvaluateConfig(dataset="synthetic:1:pan", output=str(tmp_path / "out"), model=[str(model)], **settings)
+    )
+    [(name, facts)] = job.facts.items()
+    export_another(model / "unet")
+    with pytest.raises(ValueError, match=r"here, and .* when the job began; run the job again"):
+        evaluate.Evaluator(job.config, name, job.size, job.loras, facts.fingerprint)
