@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cinemo.commands.animate import animate
-from cinemo.commands.common import DeviceOption, ModelOption, load
+from cinemo.commands.common import DeviceOption, ModelOption, check_inputs_stay, load
 from cinemo.commands.edit import edit
 
 if TYPE_CHECKING:
@@ -130,6 +130,7 @@ def demo(
 
     if output.suffix.lower() != ".png":
         raise ValueError(f"output {output} must end in .png")
+    check_inputs_stay([output], [image])
     photo = read_image(image) if image is not None else bundled_photo(EXAMPLE_PHOTO)
     pipe = load(model, device)
     prompts = ("the camera pans left", "the camera zooms in", "the camera pans up")

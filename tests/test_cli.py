@@ -219,6 +219,10 @@ def test_a_sweep_writes_a_video_for_each_bucket_and_a_sheet(
     refused(cinemo("animate", photo, "--prompt", "x", *model, "--sweep", "0,x"), "--sweep 0,x is no list")
     refused(cinemo("animate", photo, "--prompt", "x", *model, "--sweep", "0,20"), "motion_bucket 20 is outside")
     refused(cinemo("animate", photo, "--prompt", "x", *model, "--sweep", "0", "--loop"), "leave out --extend")
+    own, before = photo.with_suffix(".mp4"), photo.read_bytes()
+    refused(cinemo("animate", photo, "--prompt", "x", *model, "--sweep", "0", "--output", own), "is an input")
+    refused(cinemo("edit", photo, "--image", photo, "--output", photo.with_suffix(".webp")), "does not exist", 1)
+    assert photo.read_bytes() == before
     both = ("--sweep", "0", "--motion-bucket", 3)
     refused(cinemo("animate", photo, "--prompt", "x", *model, *both), "all set the motion; give one")
 

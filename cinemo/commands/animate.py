@@ -89,6 +89,7 @@ def animate(
     if motion_bucket is not None and (reference_video or sweep):
         raise ValueError("--motion-bucket, --reference-video and --sweep all set the motion; give one of them")
     buckets = read_buckets(sweep, bool(extend or loop or reference_video))
+    common.check_inputs_stay(swept(output, buckets) if buckets else [output], [image, reference_video])
     sampler = read_sampler(steps, speed, scheduler, guidance_interval)
     photo = read_image(image)
     pipe = common.load(model, device, dtype, vae, lora)
@@ -206,6 +207,11 @@ def write_chain(
         typer.echo(f"colour drift from the photo at the end of each clip: {drifts} (CIE Lab; 2.3 is just noticeable)")
 
 
+def swept(output: Path, buckets: list[int]) -> list[Path]:
+    """The files of a sweep: a video for each bucket, and the sheet."""
+    return [*(output.with_stem(f"{output.stem}-{bucket}") for bucket in buckets), output.with_suffix(".png")]
+
+
 def write_sweep(
     pipe: Any, photo: Any, prompt: str, buckets: list[int], settings: dict[str, Any], output: Path, fps: float
 ) -> None:
@@ -215,13 +221,13 @@ def write_sweep(
     from cinemo.video import write_video
 
     rows = []
+    *videos, sheet = swept(output, buckets)
     typer.echo("requested  measured  SSIM")
-    for bucket in buckets:
+    for bucket, video in zip(buckets, videos, strict=True):
         frames = pipe(photo, prompt, motion_bucket=bucket, **settings).frames[0]
-        write_video(output.with_stem(f"{output.stem}-{bucket}"), frames, fps)
+        write_video(video, frames, fps)
         score = motion_score(frames)
         typer.echo(f"{bucket:9d}  {motion_bucket(score):8d}  {score:.3f}")
         rows.append((f"motion bucket {bucket}, measured {motion_bucket(score)}: {prompt}", frames))
-    sheet = output.with_suffix(".png")
     write_sheet(sheet, contact_sheet(rows))
     typer.echo(f"{sheet}: a row for each; the videos are beside it")

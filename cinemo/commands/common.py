@@ -74,6 +74,14 @@ def load(
     return pipe
 
 
+def check_inputs_stay(outputs: Sequence[Path], inputs: Sequence[Path | None]) -> None:
+    """Raise ValueError if writing one of the outputs would replace one of the inputs (None: not given)."""
+    for output in outputs:
+        for path in inputs:
+            if path is not None and path.exists() and output.exists() and output.samefile(path):
+                raise ValueError(f"{output} is an input, and would be replaced; give another --output")
+
+
 def frame_size(pipe: "CinemoPipeline", height: int | None, width: int | None) -> tuple[int, int]:
     """Size (H, W) in pixels to animate at. Raises ValueError for one that the model does not take."""
     from cinemo.arguments import check_size

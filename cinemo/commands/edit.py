@@ -68,6 +68,7 @@ def edit(
 
     check_steps(image, first_frame)
     check_output(output, fps)
+    common.check_inputs_stay([first_frame or output], [video, image])
     edited = None if image is None else read_image(image)
     pipe = common.load(model, device, dtype, vae, lora)
     common.note_trigger_words(pipe, prompt)
@@ -84,8 +85,17 @@ def edit(
         "dct_timestep": dct_timestep,
     }
     note_inversion(model, pipe)
+    note_idle(negative_prompt, guidance_scale, dct_init, (dct_cutoff, dct_timestep))
     taken = f"frames {start}..{start + step * (len(frames) - 1)} by {step} of {video}"
     write_edited(pipe, frames, edited, (prompt, source_prompt), motion_bucket, settings, output, fps, taken)
+
+
+def note_idle(negative_prompt: str, guidance_scale: float, dct_init: bool, dct: tuple[float, int]) -> None:
+    """Print a note on flags that have no effect without others."""
+    if negative_prompt and guidance_scale <= 1:
+        typer.echo("note: --negative-prompt acts only with a --guidance-scale above 1", err=True)
+    if not dct_init and dct != (0.23, 985):
+        typer.echo("note: --dct-cutoff and --dct-timestep act only with --dct-init", err=True)
 
 
 def check_steps(image: Path | None, first_frame: Path | None) -> None:

@@ -105,17 +105,23 @@ def motion_fidelity(requested: Sequence[int], measured: Sequence[float]) -> Moti
 
 
 def bootstrap(
-    count: int, statistic: Callable[[np.ndarray], float], rounds: int = 1000, seed: int = 0
+    count: int,
+    statistic: Callable[[np.ndarray], float],
+    rounds: int = 1000,
+    seed: int = 0,
+    around: float | None = None,
 ) -> tuple[float, float]:
     """95 % confidence interval by the percentile bootstrap (Efron, 1979).
 
     count: number of items. statistic: function of a resample's indices (count,), drawn with replacement. Resamples with
-    the value NaN are left out; if all are, the interval is (NaN, NaN).
+    the value NaN are left out; if all are, the interval is (NaN, NaN). around: the statistic of all items, where it is
+    biased by their number: a resample repeats items, which biases it once more, so resamples are shifted to this mean.
     """
     rng = np.random.default_rng(seed)
     values = np.array([statistic(rng.integers(count, size=count)) for _ in range(rounds)])
     values = values[~np.isnan(values)]
     if not len(values):
         return float("nan"), float("nan")
+    values = values if around is None else values + (around - values.mean())
     low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)

@@ -17,6 +17,7 @@ from cinemo.errors import first_line
 from cinemo.video import ANIMATED_WEBP, VIDEO_SUFFIXES, VideoError, probe, sample_clip
 from pipelines.core import models, storage
 from pipelines.evaluate.config import EvaluateConfig, scheme
+from pipelines.sources import images
 
 
 class AnimationRequest(NamedTuple):
@@ -142,6 +143,14 @@ ARGUMENTS: dict[str, Callable[[AnimationRequest], dict[str, Any]]] = {
         "num_frames": -(-(request.num_frames - 1) // 4) * 4 + 1,
     },
 }
+
+
+def version(model: str) -> str:
+    """What the videos of a MODEL without a fingerprint depend on: its name, and stamps of the files if it is videos."""
+    if scheme(model) != "videos":
+        return model
+    files = storage.list_files(model.partition(":")[2], sum(FINISHED, ()))
+    return "\n".join([model, *map(" ".join, zip(files, images.stamps(files), strict=True))])
 
 
 def finished(place: str) -> Animator:

@@ -99,6 +99,7 @@ def identity(config: EvaluateConfig, loras: Sequence[Lora] = ()) -> dict[str, An
         "height": height,
         "width": width,
         **config.model_dump(include=names),
+        "metrics": config.measured,
         **({"lora": [[one["fingerprint"], one["weight"]] for one in loras]} if loras else {}),
     }
 
@@ -129,7 +130,8 @@ def resolve(config: EvaluateConfig) -> Job:
     facts = {model: models.look_up(model) for model in config.model if scheme(model) == "cinemo"}
     loras = find_adapters(config)
     job = Job(config, frame_size(config), identity(config, loras), cases, facts, loras)
-    Output(config.output).check({"lora": None, **job.identity})  # outputs without adapters do not name them
+    # Outputs without adapters do not name them, nor do those of earlier versions name their metrics.
+    Output(config.output).check({"lora": None, **job.identity}, defaults={"metrics": config.measured})
     for model in config.model:
         if model in facts:
             fits(facts[model], config, job.size)
@@ -156,10 +158,15 @@ def fits(facts: models.Facts, config: EvaluateConfig, size: tuple[int, int]) -> 
 
 def plan(job: Job) -> dict[str, list[dict[str, Any]]]:
     """Map each model, the real clips among them, to its cases under each of its variants, with ids."""
-    shared = json.dumps(job.identity, sort_keys=True)
+    from pipelines.evaluate.animators import version
+
+    # Without the metrics, so that ids of earlier versions stay.
+    shared = json.dumps({name: value for name, value in job.identity.items() if name != "metrics"}, sort_keys=True)
+    marks = {model: version(model) for model in (REAL, *job.config.model)}
+    marks |= {model: facts.fingerprint for model, facts in job.facts.items()}
     planned: dict[str, list[dict[str, Any]]] = {}
     for variant in variants(job.config):
-        mark = job.facts[variant.model].fingerprint if variant.model in job.facts else variant.model
+        mark = marks[variant.model]
         planned.setdefault(variant.model, []).extend(
             {**case, "id": rows.row_id(case, variant.name, mark, shared), "variant": variant} for case in job.cases
         )

@@ -89,6 +89,18 @@ def test_the_interval_of_a_mean_is_the_normal_one() -> None:
     assert np.isnan(statistics.bootstrap(4, lambda rows: float("nan"))[0])
 
 
+def test_the_interval_of_a_distance_between_sets_holds_its_value() -> None:
+    features = np.random.default_rng(0).standard_normal((40, 60))
+    value = statistics.frechet_distance(features, features[:20])
+
+    def of(places: np.ndarray) -> float:
+        return statistics.frechet_distance(features, features[:20][places])
+
+    assert statistics.bootstrap(20, of, 20)[0] > value  # resamples repeat items
+    low, high = statistics.bootstrap(20, of, 20, around=value)
+    assert low < value < high
+
+
 def test_too_few_items_are_refused_and_counted() -> None:
     with pytest.raises(ValueError, match=r"at least 2 generated items, got features \(1, 4\)"):
         statistics.frechet_distance(np.zeros((3, 4)), np.zeros((1, 4)))

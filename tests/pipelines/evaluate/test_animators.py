@@ -10,6 +10,7 @@ from PIL import Image
 
 from cinemo.synthetic.images import photo
 from cinemo.video import VideoError, write_video
+from pipelines.core.output import Output
 from pipelines.evaluate import animators
 from pipelines.evaluate import job as evaluate
 from pipelines.evaluate.config import EvaluateConfig
@@ -102,3 +103,22 @@ def test_a_model_that_was_replaced_after_the_job_began_is_refused(checkpoint: Pa
     export_another(model / "unet")
     with pytest.raises(ValueError, match=r"here, and .* when the job began; run the job again"):
         evaluate.Evaluator(job.config, name, job.size, job.loras, facts.fingerprint)
+
+
+def test_rows_of_finished_videos_and_outputs_depend_on_the_files_and_the_metrics(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "made").mkdir()
+    write_video(tmp_path / "made" / "a.mp4", np.zeros((4, 64, 64, 3), np.uint8), 8)
+    before = animators.version(f"videos:{tmp_path / 'made'}")
+    write_video(tmp_path / "made" / "a.mp4", np.full((4, 64, 64, 3), 200, np.uint8), 8)
+    assert animators.version(f"videos:{tmp_path / 'made'}") != before
+    assert animators.version("svd:a") == "svd:a"
+
+    settings: dict[str, Any] = {"height": 64, "width": 64, "num_frames": 10, "model": [str(checkpoint)]}
+    settings |= {"dataset": "synthetic:1:pan", "output": str(tmp_path / "out")}
+    job = evaluate.resolve(EvaluateConfig(metrics="motion", **settings))
+    Output(job.config.output).claim(job.identity)
+    assert evaluate.resolve(EvaluateConfig(metrics="motion", **settings)) == job
+    with pytest.raises(ValueError, match=r"--metrics: .* was made with metrics"):
+        evaluate.resolve(EvaluateConfig(metrics="motion,smoothness", **settings))
