@@ -65,7 +65,9 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     )  # fmt: skip
     motion_bucket: int | None = Field(None, ge=0, le=19, description="motion: 0 (still) to 19; default: the model's")
     dct_init: bool = Field(True, description="refine the initial noise with the image's low frequencies (DCTInit)")
-    dct_cutoff: float = Field(0.23, ge=0, le=1, description="share of the frequencies that DCTInit takes")
+    dct_cutoff: float = Field(
+        0.23, ge=0, le=1, allow_inf_nan=False, description="share of the frequencies that DCTInit takes"
+    )
     dct_timestep: int = Field(975, ge=0, le=999, description="noise level of the image in DCTInit")
 
 

@@ -74,16 +74,29 @@ class Stream:
         threading.Thread(target=self._fill, args=arguments, daemon=True).start()
 
     def clip(self, number: int) -> reader.Clip:
-        """Return clip `number`; a number below 0 is a clip held out. Only the newest two batches are kept."""
-        if number < 0 and self.validation is not None:
-            return self.validation[-1 - number]
+        """Return clip `number`; a number below 0 is a clip held out. Only the newest two batches are kept.
+
+        Raises RuntimeError for a clip that is gone, and before `begin`.
+        """
+        held_out = self._validation()
+        if number < 0:
+            return held_out[-1 - number]
+        if number < self.next and number not in self.clips:
+            raise RuntimeError(f"clip {number} of the stream is gone; {self.next} is next")
         while number not in self.clips:
             self._next()
         return self.clips[number]
 
     def held_out(self) -> int:
-        """Count the clips held out; after `begin`."""
-        return len(self.validation or [])
+        """Count the clips held out. Raises RuntimeError before `begin`."""
+        return len(self._validation())
+
+    def _validation(self) -> list[reader.Clip]:
+        # Ray starts a lost actor anew, which a worker that called nothing meanwhile does not notice. This error ends
+        # the attempt, and the next one calls `begin`; without it the worker would wait for clips for ever.
+        if self.validation is None or not self.generation:
+            raise RuntimeError("the stream of clips was started anew; training goes on from its last checkpoint")
+        return self.validation
 
     def cursor(self, number: int) -> Cursor:
         """Return the cursor of a clip; the number is at most one past the newest."""

@@ -157,11 +157,14 @@ class Batches:
             after = rows[-1].number
 
     def record(self, batch_id: str, line: Line) -> None:
-        """Store a line, in place of what is stored of it."""
+        """Store a line, in place of what is stored of it. Raises RuntimeError if the batch has ended meanwhile."""
         values = line._asdict()
         change = lines.update().where(lines.c.batch == batch_id, lines.c.number == line.number).values(values)
         with self.database.transaction() as connection:
             if not connection.execute(change).rowcount:
+                active = sa.select(batches.c.id).where(batches.c.id == batch_id, batches.c.status.in_(ACTIVE))
+                if connection.execute(active.with_for_update()).first() is None:  # a line now would never be deleted
+                    raise RuntimeError(f"another process has ended {batch_id}")
                 connection.execute(lines.insert().values(batch=batch_id, **values))
 
     def finish(self, batch_id: str, lease_owner: str, status: str, **values: Any) -> None:

@@ -20,6 +20,7 @@ from pipelines.serving.settings import ServeSettings
 from pipelines.sources import places
 
 FILES_OF_OWNER = 10  # a key may store this many times limits.max_file_bytes
+MOST_FILES = 10_000  # of a key, however small
 MAX_ROWS = 100  # files that are deleted at a time
 PART = 1 << 20  # bytes that are read, and held, at a time
 AT_ONCE, AT_ONCE_OF_OWNER = 32, 4  # uploads and downloads at a time, of a process and of one owner
@@ -104,8 +105,11 @@ class Files:
                 if row := connection.execute(sa.select(files).where(files.c.id == file_id)).first():
                     return row
                 self.database.advisory_lock(connection, f"files of {owner}")
-                stored = sa.select(sa.func.coalesce(sa.func.sum(files.c.bytes), 0)).where(files.c.owner == owner)
-                if purpose == "batch" and connection.execute(stored).scalar_one() + size > most:
+                sums = sa.func.coalesce(sa.func.sum(files.c.bytes), 0), sa.func.count()
+                stored, number = connection.execute(sa.select(*sums).where(files.c.owner == owner)).one()
+                if purpose == "batch" and number >= MOST_FILES:
+                    raise ApiError(413, f"this key has {number:,} files; delete some", "file")
+                if purpose == "batch" and stored + size > most:
                     raise ApiError(413, f"the files of this key have more than {most:,} bytes; delete some", "file")
                 values = {"id": file_id, "owner": owner, "filename": filename, "purpose": purpose, "bytes": size}
                 until = self.database.now + self.settings.file_ttl_s
@@ -195,7 +199,8 @@ class Files:
         """
         is_old = sa.and_(files.c.expires_at < self.database.now, files.c.id.not_in(USED))
         expired = sa.select(files.c.id).where(is_old).limit(MAX_ROWS)
-        self._remove([row.id for row in self.database.all(expired)])
+        while rows := self.database.all(expired):
+            self._remove([row.id for row in rows])
         storage.remove_temporary_files(storage.join(self.settings.place, "files"), TEMPORARY_KEPT_S)
 
     def _remove(self, file_ids: list[str]) -> None:

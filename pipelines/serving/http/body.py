@@ -25,7 +25,7 @@ async def read(request: Request, most: int, name: str = "input_reference") -> di
 
     name: of the field that makes a body too large.
 
-    Raises ApiError: 400 for a body that cannot be read, 413 for one that is too large, 415 for another type, 422 for a
+    Raises ApiError: 400 for a body that cannot be read, 408 for one that stalls, 413 for one that is too large, 415 for another type, 422 for a
     field that is given twice.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -36,10 +36,10 @@ async def read(request: Request, most: int, name: str = "input_reference") -> di
 
 
 async def read_bytes(request: Request, most: int, name: str) -> bytes:
-    """Read the whole body. Raises ApiError (413) as soon as more than `most` bytes have arrived."""
+    """Read the whole body. Raises ApiError: 413 as soon as more than `most` bytes have arrived, 408 (see `pace`)."""
     check_length(request, most, name)
     body = bytearray()
-    async for part in request.stream():
+    async for part in pace.received(request.stream()):
         body += part
         if len(body) > most:
             raise too_large(most, name)

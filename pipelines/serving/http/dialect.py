@@ -18,6 +18,7 @@ VIDEO = "video"  # to edit or to extend
 REFERENCE = "reference_video"  # only its motion bucket is taken
 OTHER_NAMES = {"output_format": "format", "video[id]": VIDEO}
 MAY_BE_EMPTY = ("prompt", "negative_prompt", "lora")
+MOST_FIELDS = 100  # of a request: for each unknown one, names that resemble it are looked for
 
 
 def translate(fields: dict[str, Any], strict: bool) -> tuple[dict[str, Any], bytes, list[str]]:
@@ -28,6 +29,8 @@ def translate(fields: dict[str, Any], strict: bool) -> tuple[dict[str, Any], byt
     refused, if `strict` is set or if it resembles the name of a field. Raises ApiError (422).
     """
     fields = merge_extra(fields)
+    if len(fields) > MOST_FIELDS:
+        raise ApiError(422, f"{len(fields):,} fields are given; at most {MOST_FIELDS} are taken")
     empty = [name for name, value in fields.items() if value is None or (value == "" and name not in MAY_BE_EMPTY)]
     fields = {name: value for name, value in fields.items() if name not in empty}
     for name, own in OTHER_NAMES.items():
@@ -44,11 +47,16 @@ def translate(fields: dict[str, Any], strict: bool) -> tuple[dict[str, Any], byt
     join_size(fields)
     unknown = [name for name in fields if name not in {*VideoRequest.model_fields, VIDEO, REFERENCE}]
     for name in unknown:
-        if strict or (near := difflib.get_close_matches(name, VideoRequest.model_fields, 1, 0.8)):
+        if strict or (near := difflib.get_close_matches(name[:100], VideoRequest.model_fields, 1, 0.8)):
             hint = "" if strict else f"; is {near[0]} meant?"
-            raise ApiError(422, f"{name[:100]}: is not known{hint}", name[:100])
+            raise ApiError(422, f"{shown(name)}: is not known{hint}", shown(name))
         del fields[name]
-    return fields, image, [f"{name[:100]}: is not known here, and was ignored" for name in unknown]
+    return fields, image, [f"{shown(name)}: is not known here, and was ignored" for name in unknown]
+
+
+def shown(name: str) -> str:
+    """A client's name of a field for messages: not long, and without halves of surrogate pairs, which is no UTF-8."""
+    return name[:100].encode(errors="replace").decode()
 
 
 def merge_extra(fields: dict[str, Any]) -> dict[str, Any]:
@@ -56,12 +64,12 @@ def merge_extra(fields: dict[str, Any]) -> dict[str, Any]:
     extra = fields.get("extra_params")
     try:
         extra = json.loads(extra) if isinstance(extra, str) and extra else extra or {}
-    except ValueError:
+    except (ValueError, RecursionError):
         extra = None
     if not isinstance(extra, dict):
         raise ApiError(422, "extra_params: should be a JSON object", "extra_params")
     for name in extra.keys() & fields.keys():
-        raise ApiError(422, f"{name} is given twice, by itself and in extra_params", name)
+        raise ApiError(422, f"{shown(name)} is given twice, by itself and in extra_params", shown(name))
     return {name: value for name, value in (fields | extra).items() if name != "extra_params"}
 
 

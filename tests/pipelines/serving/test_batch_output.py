@@ -4,9 +4,10 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from pipelines.core import storage
-from pipelines.serving.batch.batches import Batches
+from pipelines.serving.batch.batches import Batches, Line
 from pipelines.serving.batch.files import Files, place_of
 from pipelines.serving.batch.runner import Run, Runner
 from pipelines.serving.jobs import tables
@@ -59,3 +60,6 @@ def test_the_output_of_a_large_batch_takes_little_memory_and_appears_whole(
         assert numbers == [number for number in range(LINES) if (number % 3 < 2) == kind]
         assert files.find(file_id, "me").bytes == len(numbers) * (BYTES + 1)
     assert len(list((tmp_path / "files").iterdir())) == 2
+    with pytest.raises(RuntimeError, match="another process has ended batch_1"):  # by a thread that lost the batch
+        batches.record("batch_1", Line(0, "video", "{}", 1))
+    assert not store.database.all(sa.select(tables.lines))

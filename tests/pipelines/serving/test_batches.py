@@ -261,7 +261,9 @@ def test_a_cancelled_batch_ends_its_open_videos_and_keeps_the_others(tmp_path: P
         assert client.post(f"/v1/batches/{batch_id}/cancel").json()["status"] == "cancelled"
 
 
-def test_a_file_that_is_no_batch_and_a_batch_that_is_none_are_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_no_batch_and_a_batch_that_is_none_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     limits = Limits(max_file_bytes=30_000, max_lines=3, max_bytes=20_000)
     settings = ServeSettings(output=str(tmp_path), page=False, lease_s=1, limits=limits)
     small = {"input_reference": "AAAA"}
@@ -303,3 +305,5 @@ def test_a_file_that_is_no_batch_and_a_batch_that_is_none_are_refused(tmp_path: 
             last = upload(client, b"x" * 29_000)
         assert last.status_code == 413
         assert "delete some" in last.json()["error"]["message"]
+        monkeypatch.setattr(files, "MOST_FILES", 3)  # of no bytes, too
+        assert upload(client, b"").json()["error"]["message"].endswith("files; delete some")

@@ -119,6 +119,7 @@ def test_width_and_height_n_and_extra_params_are_understood(client: TestClient, 
         ({"width": 64, "height": 96, "size": "96x64"}, "size"),
         ({"n": 2}, "n"),
         ({"extra_params": "[1]"}, "extra_params"),
+        ({"extra_params": "[" * 100_000}, "extra_params"),
         ({"extra_params": {"prompt": "b"}}, "prompt"),
         ({"motion_buckets": 3}, "motion_buckets"),  # nearly a field: hardly meant to be ignored
     ):
@@ -130,6 +131,10 @@ def test_unknown_fields_are_ignored_and_named_or_refused_where_strict(
     client: TestClient, idle: None, settings: ServeSettings, animator: Animator
 ) -> None:
     assert from_json(client, quality="hd").json()["warnings"] == ["quality: is not known here, and was ignored"]
+    odd = from_json(client, **{"\ud800": 1}).json()["warnings"]  # was stored, and answered 500
+    assert odd == ["?: is not known here, and was ignored"]
+    many = from_json(client, **{f"{number:05}": 0 for number in range(100)})  # each is compared with every field's name
+    assert (many.status_code, "at most 100" in many.json()["error"]["message"]) == (422, True)
     file = ("a.png", png(), "image/png")
     made = client.post("/v1/videos/sync", data={"prompt": "", "style": "x", **FAST}, files={"image": file})
     assert "style" in made.headers["x-warnings"]

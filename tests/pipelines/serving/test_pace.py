@@ -39,7 +39,9 @@ def test_a_client_that_takes_or_sends_nothing_loses_its_place(tmp_path: Path, mo
         reader = connect(address, f"GET /v1/files{content} HTTP/1.1\nHost: a\n\n")
         form = "Content-Type: multipart/form-data; boundary=b\nContent-Length: 1000"
         sender = connect(address, f"POST /v1/files HTTP/1.1\nHost: a\n{form}\n\n--b\n")
-        with reader, sender:
+        body = "Content-Type: application/json\nContent-Length: 1000"
+        staller = connect(address, f"POST /v1/videos HTTP/1.1\nHost: a\n{body}\n\n{{")
+        with reader, sender, staller:
             deadline = time.monotonic() + 30
             while service.files.transfers.total() < 2:
                 assert time.monotonic() < deadline
@@ -51,6 +53,8 @@ def test_a_client_that_takes_or_sends_nothing_loses_its_place(tmp_path: Path, mo
             assert len(answer.content) == SIZE
             sender.settimeout(30)
             assert sender.recv(1 << 16).startswith(b"HTTP/1.1 408")
+            staller.settimeout(30)
+            assert staller.recv(1 << 16).startswith(b"HTTP/1.1 408")
             reader.settimeout(30)
             assert sum(map(len, iter(lambda: reader.recv(1 << 16), b""))) < SIZE
         while service.files.transfers:  # the last download has all its bytes a moment before its file is closed

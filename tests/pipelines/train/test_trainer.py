@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.train import results, trainer
+from pipelines.train import results, stream, trainer
 from pipelines.train.config import TrainConfig
 
 
@@ -50,3 +50,15 @@ def test_a_bad_step_names_its_clips_when_no_worker_can_read_them_again(monkeypat
     made.unread = [taken(4, math.nan, 1.0, math.nan)]
     with pytest.raises(trainer.StopTraining, match=r"^step 4 has no finite loss .* look at the clips b, d, or lower"):
         made.read_steps()
+
+
+def test_a_stream_that_was_started_anew_answers_with_an_error_and_does_not_wait() -> None:
+    """Ray starts a lost actor from its first arguments, which a worker in the middle of a step does not notice."""
+    actor = stream.Stream.__new__(stream.Stream)
+    actor.generation, actor.next, actor.clips, actor.validation = 0, 0, {}, None
+    for call in (lambda: actor.clip(0), lambda: actor.clip(-1), actor.held_out):
+        with pytest.raises(RuntimeError, match="started anew"):
+            call()
+    actor.generation, actor.next, actor.validation = 1, 90, []
+    with pytest.raises(RuntimeError, match="clip 3 of the stream is gone; 90 is next"):
+        actor.clip(3)
