@@ -25,8 +25,8 @@ async def read(request: Request, most: int, name: str = "input_reference") -> di
 
     name: of the field that makes a body too large.
 
-    Raises ApiError: 400 for a body that cannot be read, 408 for one that stalls, 413 for one that is too large, 415 for another type, 422 for a
-    field that is given twice.
+    Raises ApiError: 400 for a body that cannot be read, 408 for one that stalls, 413 for one that is too large, 415 for
+    another type, 422 for a field that is given twice.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type not in ("multipart/form-data", "application/json"):
