@@ -101,17 +101,16 @@ def animate(
         "num_inference_steps": pipe.card.steps,
         "guidance_scale": pipe.card.guidance if guidance_scale is None else guidance_scale,
         "guidance_rescale": guidance_rescale,
+        "motion_bucket": pipe.card.bucket if motion_bucket is None else motion_bucket,
     }
     settings |= {"dct_init": dct_init, "dct_cutoff": dct_cutoff, "dct_timestep": dct_timestep}
     settings |= fitted(pipe, photo, fit, height, width) | sampler
     if reference_video is not None:
-        motion_bucket = measure(reference_video, settings)
-    elif motion_bucket is None:
-        motion_bucket = pipe.card.bucket
+        settings["motion_bucket"] = measure(reference_video, settings)
     if buckets:
         write_sweep(pipe, photo, prompt, buckets, settings, output, fps)
     else:
-        write_chain(pipe, photo, prompt, extend, loop, settings | {"motion_bucket": motion_bucket}, output, fps)
+        write_chain(pipe, photo, prompt, extend, loop, settings, output, fps)
 
 
 def read_sampler(steps: int | None, speed: str | None, scheduler: str, interval: tuple[float, float]) -> dict[str, Any]:
@@ -224,7 +223,7 @@ def write_sweep(
     *videos, sheet = swept(output, buckets)
     typer.echo("requested  measured  SSIM")
     for bucket, video in zip(buckets, videos, strict=True):
-        frames = pipe(photo, prompt, motion_bucket=bucket, **settings).frames[0]
+        frames = pipe(photo, prompt, **settings | {"motion_bucket": bucket}).frames[0]
         write_video(video, frames, fps)
         score = motion_score(frames)
         typer.echo(f"{bucket:9d}  {motion_bucket(score):8d}  {score:.3f}")

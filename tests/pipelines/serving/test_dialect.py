@@ -20,7 +20,8 @@ IN_LINES = "\n".join(BASE64[k : k + 76] for k in range(0, len(BASE64), 76))
 
 
 def from_json(client: TestClient, **fields: Any) -> httpx.Response:
-    return client.post("/v1/videos", json={"prompt": "a cat", "input_reference": BASE64, **FAST, **fields})
+    body = json.dumps({"prompt": "a cat", "input_reference": BASE64, **FAST, **fields})  # ASCII, of any text
+    return client.post("/v1/videos", content=body, headers={"Content-Type": "application/json"})
 
 
 @pytest.mark.parametrize(
