@@ -55,17 +55,17 @@ def render_all(
 def turns_of(frame: Any) -> int:
     """Quarter turns to the left that make a frame upright: 0 to 3.
 
-    They turn the frame's rows to where its display matrix puts them; a mirrored frame is first put upside down.
+    A mirrored frame must be flipped upside down first; these turns then put it as its display matrix says.
     """
     degrees = getattr(frame, "rotation", 0)
-    return round(degrees / 90) % 4 if abs(degrees) <= 180 else 0  # beyond: not a number, of a matrix without a picture
+    return round(degrees / 90) % 4 if abs(degrees) <= 180 else 0  # beyond: NaN as an integer, of a degenerate matrix
 
 
 def is_mirrored(frame: Any) -> bool:
     """Whether a frame is shown mirrored: its display matrix has a negative determinant."""
     try:
         stored = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:  # PyAV shows no data of a frame that has a kind unknown to it, like Exif
+    except ValueError:  # PyAV raises it for all side data if it does not know one kind, such as Exif
         return False
     if stored is None:
         return False

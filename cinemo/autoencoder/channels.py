@@ -54,7 +54,7 @@ def to_code(pixels: Tensor) -> Tensor:
 
 
 def fit_code(pixels: Tensor, refinements: int) -> Tensor:
-    """Like to_code, but from_code of the result is nearer to the pixels: what is missing there is encoded and added."""
+    """Encode like to_code, then correct the code `refinements` times by encoding what from_code still lacks."""
     code = to_code(pixels)
     for _ in range(refinements):
         code = code + to_code(pixels - from_code(code, *pixels.shape[-2:]))

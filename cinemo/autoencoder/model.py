@@ -33,7 +33,7 @@ class AutoencoderMotion(ModelMixin, ConfigMixin):
         scaling_factor: float = 1.0,
         code_refinements: int = 0,
     ) -> None:
-        """code_refinements: how often the code of a clip is refined; 0 in models of earlier versions."""
+        """code_refinements: how often a clip's code is corrected (channels.fit_code); 0 in earlier versions' models."""
         super().__init__()
         if (cell, latent_channels) != (ch.CELL, ch.CHANNELS):
             raise ValueError(

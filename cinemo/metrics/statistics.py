@@ -114,8 +114,9 @@ def bootstrap(
     """95 % confidence interval by the percentile bootstrap (Efron, 1979).
 
     count: number of items. statistic: function of a resample's indices (count,), drawn with replacement. Resamples with
-    the value NaN are left out; if all are, the interval is (NaN, NaN). around: the statistic of all items, where it is
-    biased by their number: a resample repeats items, which biases it once more, so resamples are shifted to this mean.
+    the value NaN are left out; if all are, the interval is (NaN, NaN). around: the statistic of all items, if
+    its bias depends on how many items differ. A resample repeats items, which adds to the bias, so the values are
+    shifted until their mean is `around`.
     """
     rng = np.random.default_rng(seed)
     values = np.array([statistic(rng.integers(count, size=count)) for _ in range(rounds)])

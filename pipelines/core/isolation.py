@@ -127,7 +127,7 @@ class Sandbox:
                 for message in requests:
                     _send(self._child.stdin.fileno(), [message])
                 if (begun := wire.unpack(_receive(output, time.monotonic() + _START_S))) != self._number:
-                    raise ValueError(f"to request {begun}, not {self._number}")
+                    raise ValueError(f"it answers request {begun}, not {self._number}")
                 return output
             except (EOFError, BrokenPipeError):
                 code = self.close()

@@ -130,7 +130,7 @@ def filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
 
 
 def _aws_settings() -> tuple[object, ...]:
-    """What a client is made from: environment variables, and times of the last change of files of credentials."""
+    """Everything that an S3 client is made from: AWS variables, and when the files of credentials last changed."""
     found: list[object] = [(name, os.environ.get(name)) for name in list(os.environ) if name.startswith("AWS_")]
     for variable, usual in (("AWS_SHARED_CREDENTIALS_FILE", "credentials"), ("AWS_CONFIG_FILE", "config")):
         with contextlib.suppress(OSError):

@@ -123,7 +123,7 @@ def drop_duplicates(output: str) -> None:
     A worker that outlives its killed driver can write a clip that the rerun writes too.
     """
     seen = np.empty(0, np.uint64)  # of both folders: a clip, which comes first, takes precedence over its reject
-    rewritten: set[str] = set()  # what is left of a file may have the name of one that comes later, and replace it
+    rewritten: set[str] = set()  # named by their rows, so one may replace a file that comes later in the list
     for folder in _FOLDERS:
         for uri in storage.list_files(storage.join(output, folder), (".parquet",)):
             if uri in rewritten:

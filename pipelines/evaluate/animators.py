@@ -146,7 +146,7 @@ ARGUMENTS: dict[str, Callable[[AnimationRequest], dict[str, Any]]] = {
 
 
 def version(model: str) -> str:
-    """What the videos of a MODEL without a fingerprint depend on: its name, and stamps of the files if it is videos."""
+    """Identify the videos of a MODEL without a fingerprint: by its name and, for videos:PLACE, its files' stamps."""
     if scheme(model) != "videos":
         return model
     files = storage.list_files(model.partition(":")[2], sum(FINISHED, ()))

@@ -130,7 +130,7 @@ def resolve(config: EvaluateConfig) -> Job:
     facts = {model: models.look_up(model) for model in config.model if scheme(model) == "cinemo"}
     loras = find_adapters(config)
     job = Job(config, frame_size(config), identity(config, loras), cases, facts, loras)
-    # Outputs without adapters do not name them, nor do those of earlier versions name their metrics.
+    # Settings of outputs without adapters lack `lora`; those of earlier versions lack `metrics`.
     Output(config.output).check({"lora": None, **job.identity}, defaults={"metrics": config.measured})
     for model in config.model:
         if model in facts:

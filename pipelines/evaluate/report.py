@@ -88,7 +88,7 @@ def fidelity(field: str) -> Callable[[Sequence[Row], Sequence[Row]], float]:
 
 def inception(rows: Sequence[Row], real: Sequence[Row]) -> float:
     each = features(rows, "c3d", 101)
-    # Cases come by name, those of UCF-101 hence by class, and a split of few classes has a low score.
+    # Shuffled: cases are sorted by name, so those of UCF-101 by class, and a split of few classes scores low.
     return statistics.inception_score(np.random.default_rng(0).permutation(each), SPLITS)[0]
 
 

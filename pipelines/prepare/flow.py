@@ -170,15 +170,15 @@ def identity(config: ExtractConfig) -> dict[str, Any]:
 
 
 def columns_of(made_with: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The flags of COLUMNS in an identity, None where it lacks one: given or not, they are compared."""
+    """Values of COLUMNS in an identity, None for a missing one, so that a flag that was left out is compared, too."""
     return {prefix + name: made_with.get(prefix + name) for name in COLUMNS}
 
 
 def check_columns(output: str, asked: Mapping[str, Any]) -> None:
     """Refuse a column that the output's settings do not name. asked: from `columns_of`. Raises ValueError.
 
-    Earlier versions never stored these flags, so such an output was made without the flag, or by an earlier version
-    with it. Nothing in it tells which; if it was the former, going on would mix two columns without a word.
+    Earlier versions never stored these flags. So such an output was made without the flag or, by an earlier version,
+    with it, and nothing in it tells which. In the first case, going on would silently mix rows of two columns.
     """
     stored = storage.read_json(storage.join(output, "settings.json"))
     for name, value in asked.items():

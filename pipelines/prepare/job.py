@@ -150,7 +150,7 @@ def finish_clips(
     if out.is_finished and hashing.is_among(wanted, written.videos).all():
         return written, Counter()
     out.claim(job.identity)
-    written = keep_once(out, held, written)  # a row that is there twice would stand for one that is missing
+    written = keep_once(out, held, written)  # else a row that is there twice would hide a missing one
     sums = work(job, manifest.slices(files), written, len(wanted))
     written = keep_once(out, held, parts.survey(out.uri))
     if lost := len(wanted) - int(hashing.is_among(wanted, written.videos).sum()):

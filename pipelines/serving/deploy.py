@@ -77,7 +77,7 @@ class Ingress:
         return sorted(self.waited_for)
 
     def find_replicas(self) -> None:
-        """Ask Serve's controller which models have a running replica. A replica's answer could wait behind videos."""
+        """Ask Serve's controller which models have a running replica; a call to a replica could wait for its videos."""
         try:
             deployments = serve.status().applications[serve.get_replica_context().app_name].deployments
         except Exception as error:

@@ -121,7 +121,7 @@ class Service:
         if request_id is not None:
             request = {**request, "request_id": request_id}
         now = int(time.time() * 1000) / 1000  # as in the id
-        # Digests stay those of earlier versions: without an empty lora, and with 10 for a missing bucket.
+        # As in earlier versions (no empty lora, bucket 10 if none is given), so that their idempotency keys match.
         given = asked.model_dump(exclude=None if asked.lora else {"lora"})
         given |= {"motion_bucket": 10} if asked.motion_bucket is None else {}
         digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode() + source.digest()).hexdigest()

@@ -63,9 +63,9 @@ def _shown(number: float) -> str:
 
 
 def frames_of(text: str, fps: float, video_frames: int, seconds: np.ndarray | None = None) -> range:
-    """The frames of a video within a segment; empty, from its number of frames on, when it begins after the end.
+    """The frames of a video within a segment; if it begins after the end, empty with `video_frames` as its start.
 
-    seconds: from the first frame to each, sorted, where the frame rate varies; else frames are `fps` to the second.
+    seconds: when each frame is shown, counted from the first, if the frame rate varies; None if it is always `fps`.
     """
     found = _TEXT.fullmatch(text)
     assert found, text

@@ -23,8 +23,8 @@ class Columns(NamedTuple):
     """The columns to read.
 
     webvid: a contentUrl on the web stands for the downloaded file page_dir/videoid.mp4. embedded: cells hold videos.
-    start, end: both columns or both None, in this unit. is_length: end holds the length of a segment. lone: without
-    them, a column of one and the name of the other, which is missing.
+    start, end: both columns or both None, in this unit. is_length: end holds the length of a segment. lone: if only
+    one of the two has a column, that column and the name of the other, `start` or `end`.
     """
 
     uri: str
@@ -71,7 +71,7 @@ def rows(uri: str, uri_column: str | None, caption_column: str | None, tally: Ta
         caption = record.get(chosen.caption) if chosen.caption else None
         lone, has_captions = lone or chosen.lone, has_captions or chosen.caption is not None
         yield row(named, caption, where, tally, segment, listed=True)
-    # Said at the end, because columns may begin late; and once, however many spellings they have.
+    # Noted at the end, because columns may begin late, and once for a list, however often their spelling changes.
     if lone:
         tally.note(f"{name} has the column {lone[0]} and none for the {lone[1]} of a segment; whole videos are taken")
     if not has_captions:

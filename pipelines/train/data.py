@@ -59,7 +59,7 @@ def describe(config: TrainConfig) -> dict[str, Any]:
     if not is_stream(config.dataset):
         return reader.read_description(config.dataset)
     description = {"input": storage.absolute(config.dataset), **flow.identity(extract_config(config))}
-    # Columns are compared by name (job.py); without them, fingerprints are those of runs that earlier versions began.
+    # Without the column flags, which job.py compares, fingerprints equal those of runs that earlier versions began.
     hashed = {name: value for name, value in description.items() if name not in flow.COLUMNS}
     return {**description, "fingerprint": hashlib.sha256(json.dumps(hashed).encode()).hexdigest()}
 

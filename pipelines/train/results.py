@@ -47,9 +47,9 @@ def non_finite_clips(step: StepTensors) -> list[str]:
 
 
 def clips_to_look_at(step: StepTensors) -> list[str]:
-    """Ids of all workers' clips without a finite loss at a step that has been read, else of its whole batch.
+    """Collect, from all workers, the ids of a step's clips without a finite loss; if there is none, of its whole batch.
 
-    Every worker has to call it. The clips are not read again: a stream has dropped those of earlier steps.
+    Every worker has to call it, after `read`. Clips are not read again: a stream has dropped those of earlier steps.
     """
     return gather_ids(non_finite_clips(step)) or gather_ids([name for names, _ in step.clip_losses for name in names])
 

@@ -18,7 +18,7 @@ VIDEO = "video"  # to edit or to extend
 REFERENCE = "reference_video"  # only its motion bucket is taken
 OTHER_NAMES = {"output_format": "format", "video[id]": VIDEO}
 MAY_BE_EMPTY = ("prompt", "negative_prompt", "lora")
-MOST_FIELDS = 100  # of a request: for each unknown one, names that resemble it are looked for
+MOST_FIELDS = 100  # of a request; each unknown one is compared with all known names, which is slow
 
 
 def translate(fields: dict[str, Any], strict: bool) -> tuple[dict[str, Any], bytes, list[str]]:
