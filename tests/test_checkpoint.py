@@ -1,6 +1,7 @@
 """The model directory: finding, loading, identifying, exporting."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def test_an_exported_model_is_complete_and_keeps_its_card(checkpoint: Path, tmp_
 @pytest.mark.parametrize("bucket", [25, -1, 3.5, True, None, "x", float("inf")])
 def test_a_card_whose_default_is_no_bucket_is_refused_by_the_name_of_its_file(bucket: Any, tmp_path: Path) -> None:
     write_card(tmp_path, ModelCard(sampling={"motion_bucket": bucket}))
-    with pytest.raises(ValueError, match=f"{tmp_path}/cinemo.json cannot be used"):
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path}/cinemo.json cannot be used")):
         read_card(tmp_path)
 
 

@@ -97,7 +97,7 @@ def animate(
     settings: dict[str, Any] = {
         "seed": seed,
         "negative_prompt": negative_prompt,
-        "num_frames": num_frames or pipe.card.length,
+        "num_frames": pipe.card.length if num_frames is None else num_frames,
         "num_inference_steps": pipe.card.steps,
         "guidance_scale": pipe.card.guidance if guidance_scale is None else guidance_scale,
         "guidance_rescale": guidance_rescale,

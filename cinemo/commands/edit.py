@@ -72,7 +72,8 @@ def edit(
     edited = None if image is None else read_image(image)
     pipe = common.load(model, device, dtype, vae, lora)
     common.note_trigger_words(pipe, prompt)
-    frames, step = read_frames(pipe, video, start, interval, num_frames or pipe.card.length, height, width)
+    length = pipe.card.length if num_frames is None else num_frames
+    frames, step = read_frames(pipe, video, start, interval, length, height, width)
     if first_frame is not None:
         write_first_frame(first_frame, frames[0], f"frame {start} of {video}")
         return

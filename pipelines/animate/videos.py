@@ -14,7 +14,8 @@ from cinemo import provenance
 from cinemo.motion import motion_bucket, motion_score
 from cinemo.video import sample_clip, write_video
 
-SPRITES = 4  # columns of the spritesheet
+SPRITES = 4  # columns of the spritesheet, or more if it would be higher than a JPEG can be
+MOST_PIXELS = 65_500  # of a JPEG's side, for libjpeg
 
 
 def video(frames: np.ndarray, fps: float, ending: str = ".mp4") -> bytes:
@@ -44,16 +45,22 @@ def thumbnail(frame: np.ndarray, width: int | None = None) -> bytes:
 def spritesheet(frames: np.ndarray) -> bytes:
     """Lay out all frames from left to right and top to bottom, without margins, as JPEG."""
     count, height, width, _ = frames.shape
-    sheet = Image.new("RGB", (SPRITES * width, -(-count // SPRITES) * height))
+    columns = max(SPRITES, -(-count // (MOST_PIXELS // height)))
+    sheet = Image.new("RGB", (columns * width, -(-count // columns) * height))
     for place, frame in enumerate(frames):
-        sheet.paste(Image.fromarray(frame), (place % SPRITES * width, place // SPRITES * height))
+        sheet.paste(Image.fromarray(frame), (place % columns * width, place // columns * height))
     return encoded(sheet, "JPEG")
 
 
 def encoded(picture: Image.Image, kind: str) -> bytes:
-    """Encode a picture. kind: Pillow's name of the format."""
+    """Encode a picture. kind: Pillow's name of the format. Raises ValueError if it cannot."""
     buffer = io.BytesIO()
-    picture.save(buffer, format=kind, quality=85, xmp=provenance.packet())
+    try:
+        picture.save(buffer, format=kind, quality=85, xmp=provenance.packet())
+    except OSError as error:
+        if error.errno is None:  # of Pillow's encoder: it fails each time, unlike a full disk
+            raise ValueError(f"a picture of {picture.width} x {picture.height} pixels: {error}") from error
+        raise
     return buffer.getvalue()
 
 

@@ -3,6 +3,7 @@
 Steps and guidance are each pipeline's defaults unless the job's flags set them.
 """
 
+import hashlib
 import io
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -150,7 +151,8 @@ def version(model: str) -> str:
     if scheme(model) != "videos":
         return model
     files = storage.list_files(model.partition(":")[2], sum(FINISHED, ()))
-    return "\n".join([model, *map(" ".join, zip(files, images.stamps(files), strict=True))])
+    listed = "\n".join(map(" ".join, zip(files, images.stamps(files), strict=True)))
+    return f"{model}\n{hashlib.sha256(listed.encode()).hexdigest()}"
 
 
 def finished(place: str) -> Animator:

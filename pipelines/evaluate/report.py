@@ -155,6 +155,7 @@ def cell(metric: Metric, label: str, rows: Sequence[Row], real: Sequence[Row]) -
         of_set = metric.sets or metric.name == "is"
         rounds, around = (SET_ROUNDS, value) if of_set else (ROUNDS, None)
         low, high = statistics.bootstrap(len(rows), resampled, rounds, around=around)
+        low = max(low, 1.0 if metric.name == "is" else 0.0) if of_set else low  # no distance is below 0
     return Value(label, metric.name, value, low, high, len(rows), "")
 
 

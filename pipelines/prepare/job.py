@@ -254,6 +254,8 @@ def describe(job: Job, written: parts.Survey) -> dict[str, Any]:
     shapes: if the flags allow several, those of the clips with their numbers of clips, the most frequent first.
     """
     made_with = job.identity
+    # Without flags that earlier versions did not store, so that a dataset to which they are added stays the same.
+    hashed = [{name: value for name, value in made_with.items() if name not in flow.COLUMNS}, written.identity]
     rejects = dict(sorted(written.reasons.items()))
     filled = sum(1 for count in written.buckets if count)
     weights = [written.clips / (filled * count) if count else 0.0 for count in written.buckets]
@@ -269,7 +271,7 @@ def describe(job: Job, written: parts.Survey) -> dict[str, Any]:
         **({"shapes": counted_shapes(written)} if len(job.shapes) > 1 else {}),
         "bucket_histogram": written.buckets,
         "bucket_weights": weights if job.config.balance else None,
-        "fingerprint": hashlib.sha256(json.dumps([made_with, written.identity]).encode()).hexdigest(),
+        "fingerprint": hashlib.sha256(json.dumps(hashed).encode()).hexdigest(),
     }
 
 

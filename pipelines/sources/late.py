@@ -8,7 +8,7 @@ and what a record means does not depend on others that came before it.
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from pipelines.sources import columns
 from pipelines.sources.rows import is_utf8
@@ -19,6 +19,10 @@ Choice = TypeVar("Choice")
 _LONGEST = 200  # characters of a name: longer ones are not usual names
 _MOST = 100  # late columns of a record
 _REMEMBERED = 64  # choices that are not made again
+
+
+class _Ambiguous(NamedTuple):
+    message: str  # why there is no choice
 
 
 class Chooser(Generic[Choice]):
@@ -36,8 +40,9 @@ class Chooser(Generic[Choice]):
         usual, asked: usual names, and those that flags give; a late column of another name has no meaning.
         """
         self.first = choose([*found])
-        self._again = lru_cache(_REMEMBERED)(lambda late: choose([*found, *late]))
-        self._found = frozenset(found)
+        self._choose, self._choose_again = choose, lru_cache(_REMEMBERED)(self._again)
+        self._order, self._found = tuple(found), frozenset(found)
+        self._asked = {columns.plain(name) for name in asked if name is not None}
         names = [name for groups in usual for group in groups for name in group]
         names += [name for name in asked if name is not None]
         self._names = {columns.plain(name) for name in names if not name.startswith("*")}
@@ -52,10 +57,18 @@ class Chooser(Generic[Choice]):
             raise ValueError(f"it has more than {_MOST} columns with usual names that the first records lack")
         if not late:
             return self.first
+        # Of the first records' columns, those that this record fills, and those that flags name.
+        own = (name for name in self._order if record.get(name) not in (None, "") or columns.plain(name) in self._asked)
+        chosen = self._choose_again((*own, *late))
+        if isinstance(chosen, _Ambiguous):
+            raise ValueError(f"with its {columns.listed(late)}, {chosen.message}")
+        return chosen
+
+    def _again(self, names: tuple[str, ...]) -> "Choice | _Ambiguous":
         try:
-            return self._again(late)
+            return self._choose([*names])
         except ValueError as error:
-            raise ValueError(f"with its {columns.listed(late)}, {error}") from None
+            return _Ambiguous(str(error))  # remembered like a choice: many records may be alike
 
     def _is_late(self, name: str, value: Any) -> bool:
         """Whether a column is late and has a usual name and a value: without one, nothing is lost."""

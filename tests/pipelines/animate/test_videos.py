@@ -20,6 +20,13 @@ def test_every_kind_of_file_shows_the_frames(moving_frames: np.ndarray, ending: 
         assert peak_signal_noise_ratio(theirs, ours) > decibels
 
 
+def test_a_spritesheet_of_a_long_video_is_no_higher_than_a_jpeg_can_be() -> None:
+    sheet = Image.open(io.BytesIO(videos.spritesheet(np.zeros((960, 320, 16, 3), np.uint8))))
+    assert sheet.size == (5 * 16, 192 * 320)
+    with pytest.raises(ValueError, match="a picture of 16 x 70000 pixels"):
+        videos.encoded(Image.new("RGB", (16, 70_000)), "JPEG")
+
+
 def test_a_spritesheet_has_every_frame_in_its_place(moving_frames: np.ndarray) -> None:
     frames = moving_frames[:6]
     sheet = np.asarray(Image.open(io.BytesIO(videos.spritesheet(frames))))

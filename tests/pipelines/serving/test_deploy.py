@@ -71,6 +71,7 @@ def address(ray_cluster: None, small: str, tmp_path_factory: pytest.TempPathFact
     given["models"] = {given.pop("model"): "builtin:tiny", "small": small}
     given["output"] = str(folder / "out")
     shipped["tracing_config"] = {"enabled": True, "sampling_ratio": 1.0}
+    given["limits"] = given.get("limits", {}) | {"max_work": 10**11}
     given["replicas"] |= {"num_cpus": 0.5, "max_replicas": 1, "drain_s": 5}
     (folder / "config.yaml").write_text(yaml.safe_dump(shipped))
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
@@ -144,7 +145,8 @@ def check_watched(client: httpx.Client, video_id: str) -> None:
 
 def test_an_ingress_that_starts_while_all_replicas_are_busy_is_ready(client: httpx.Client) -> None:
     """A call to a replica would wait behind its videos, and the load balancer would leave the ingress out."""
-    ids = [send(client, extend="31") for _ in range(3)]  # one more than are sent to one replica
+    wish = {"extend": "31", "num_inference_steps": "40"}  # minutes, in which no place at the replica gets free
+    ids = [send(client, **wish) for _ in range(3)]  # one more than are sent to one replica
     until(lambda: client.get(f"/v1/videos/{ids[0]}").json()["status"] == "in_progress")
     [ingress] = [one for one in ray.util.list_named_actors(all_namespaces=True) if "#ingress#" in one["name"]]
     ray.kill(ray.get_actor(**ingress), no_restart=True)
@@ -155,7 +157,7 @@ def test_an_ingress_that_starts_while_all_replicas_are_busy_is_ready(client: htt
             return client.get("/health/ready").status_code == 200
         return False
 
-    until(is_ready, 30)
+    until(is_ready, 100)
     assert {client.get(f"/v1/videos/{one}").json()["status"] for one in ids} <= {"queued", "in_progress"}
     for one in ids:
         client.delete(f"/v1/videos/{one}").raise_for_status()

@@ -178,6 +178,16 @@ def test_a_late_column_of_a_meaning_that_another_has_is_a_fault_of_its_row(tmp_p
     ]  # fmt: skip
 
 
+def test_a_record_with_late_columns_is_read_by_those_that_it_fills(tmp_path: Path, listed: Listed) -> None:
+    """Two lists, one after the other: captions are called text in the first, and title or caption in the second."""
+    head = [{"path": f"{number}.mp4", "text": "x"} for number in range(150)]
+    late = [{"path": "a.mp4", "caption": "a dog"}, {"path": "b.mp4", "title": "a cat", "text": ""}]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, [*head, *late])))
+    assert [(row["caption"], row["fault"]) for row in listed(tmp_path / "list.jsonl")[150:]] == [
+        ("a dog", None), ("a cat", None),
+    ]  # fmt: skip
+
+
 def test_a_late_start_without_an_end_is_noted_once_whatever_its_spellings(tmp_path: Path) -> None:
     tally = sources.Tally()
     late = [{"path": f"s{number}.mp4", "start" + "." * number: 1} for number in range(60)]
@@ -191,8 +201,8 @@ def test_a_late_start_without_an_end_is_noted_once_whatever_its_spellings(tmp_pa
 def test_hostile_names_of_late_columns_cost_little(tmp_path: Path) -> None:
     many = {f"{number}_caption": "x" for number in range(100_000)}
     late = [{"path": "a.mp4", **many}, {"path": "b.mp4", "x" * 100_000 + "caption": "y", "\ud800caption": "z"}]
-    began = time.monotonic()
+    began = time.process_time()
     first, second = rows_after(tmp_path, *late, *({"path": f"c{n}.mp4", f"other{n}": "x"} for n in range(20_000)))[:2]
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
     assert first["fault"].startswith("list.jsonl line 151: it has more than 100 columns with usual names")
     assert (second["caption"], second["fault"]) == ("", None)
