@@ -253,14 +253,13 @@ def describe(job: Job, written: parts.Survey) -> dict[str, Any]:
     clips is 1.
     shapes: if the flags allow several, those of the clips with their numbers of clips, the most frequent first.
     """
-    made_with = job.identity
     # Without flags that earlier versions did not store, so that a dataset to which they are added stays the same.
-    hashed = [{name: value for name, value in made_with.items() if name not in flow.COLUMNS}, written.identity]
+    hashed = [{name: value for name, value in job.identity.items() if name not in flow.COLUMNS}, written.identity]
     rejects = dict(sorted(written.reasons.items()))
     filled = sum(1 for count in written.buckets if count)
     weights = [written.clips / (filled * count) if count else 0.0 for count in written.buckets]
     return {
-        **made_with,
+        **job.identity,
         "counts": {
             "videos": len(written.videos),
             "clips": written.clips,
