@@ -69,7 +69,7 @@ def read_card(directory: str | os.PathLike[str]) -> ModelCard:
         raw["sizes"] = [(int(height), int(width)) for height, width in raw["sizes"]] if raw.get("sizes") else None
         card = ModelCard(**raw)
         bucket: Any = card.sampling.get("motion_bucket", card.bucket)
-        motion_id(bucket, UNIFORM_MOTION)  # raises ValueError for what is no bucket
+        motion_id(bucket, UNIFORM_MOTION)  # raises ValueError outside 0..19
         return card
     except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path} cannot be used: {error}") from error

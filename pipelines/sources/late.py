@@ -22,7 +22,7 @@ _REMEMBERED = 64  # choices that are not made again
 
 
 class _Ambiguous(NamedTuple):
-    message: str  # why there is no choice
+    message: str  # which columns compete, and the remedy
 
 
 class Chooser(Generic[Choice]):

@@ -1,4 +1,4 @@
-"""What a job does around its dataflow: rows that are there twice, and what people see at the end.
+"""The prepare job before and after its dataflow: duplicate rows are dropped, and the report is right.
 
 Counts that are readable, buckets that are thin, pictures that open.
 """

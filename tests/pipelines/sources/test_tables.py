@@ -139,7 +139,7 @@ HEAD = [{"path": f"{number}.mp4"} for number in range(150)]  # more than the rec
 
 
 def rows_after(tmp_path: Path, *late: dict[str, Any], tally: sources.Tally | None = None) -> list[dict[str, Any]]:
-    """What a list gives for these records, which come after HEAD."""
+    """Rows of a list with these records after those of HEAD."""
     (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, [*HEAD, *late])))
     tables = sources.iter_videos(str(tmp_path / "list.jsonl"), tally=tally)
     rows = [{"segment": None, **row} for table in tables for row in table.to_pylist()]

@@ -1,4 +1,4 @@
-"""What a worker does before its first step and after a bad one, without Ray and DeepSpeed's engine."""
+"""A training worker before its first step and after a bad step, without Ray and DeepSpeed."""
 
 import math
 from typing import Any
