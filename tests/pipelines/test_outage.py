@@ -27,6 +27,7 @@ from tests.pipelines.outage import Outage
 from tests.pipelines.prepare.plain import prepare_plain
 from tests.pipelines.train.plain import exported, run_plain, small_config
 from tests.ray_jobs import jobs
+from tests.ray_jobs.nodes import started
 
 SAMPLING = SamplingConfig(num_frames=4)
 
@@ -188,7 +189,7 @@ def test_a_job_on_ray_stops_in_order_and_its_rerun_finishes(
 
 @pytest.mark.ray
 @pytest.mark.long
-def test_a_training_in_a_slow_bucket_killed_while_it_uploads_goes_on_exact_at_another_stage_and_is_registered(
+def test_a_training_that_loses_a_worker_a_node_and_its_driver_while_it_uploads_goes_on_exact_at_another_stage(
     bucket: Any, outage: Outage, prepared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bucket.put(prepared, "videos/dataset", recursive=True)
@@ -200,22 +201,27 @@ def test_a_training_in_a_slow_bucket_killed_while_it_uploads_goes_on_exact_at_an
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
     flags += ["--checkpoint-every=3", "--register=animator@champion"]
     monkeypatch.setenv("CINEMO_CACHE", str(tmp_path / "cache"))
-    # Shards take a second, which is many steps: a kill is always in the middle of an upload.
-    outage.delay = lambda method, path: 1.0 if method == "PUT" and "optim_states" in path else 0.02
+    # Shards take two seconds, which is many steps: a kill is always in the middle of an upload.
+    outage.delay = lambda method, path: 2.0 if method == "PUT" and "optim_states" in path else 0.02
 
-    def start(workers: int, stage: int) -> Any:
-        return jobs.start("train", tmp_path, *flags, f"--num-workers={workers}", f"--zero-stage={stage}")
+    def start(workers: int, stage: int, address: str | None = None) -> Any:
+        sharding = (f"--num-workers={workers}", f"--zero-stage={stage}")
+        return jobs.start("train", tmp_path, *flags, *sharding, address=address)
 
     def uploads(step: int) -> bool:
         bucket.invalidate_cache()
         names = bucket.find(f"videos/run/checkpoints/step_{step:07d}")
         return bool(names) and not any("optim_states" in name for name in names)
 
-    job = start(workers=2, stage=2)
-    jobs.wait_until(job, lambda: uploads(6))
-    jobs.kill_a_trainer(job)
-    jobs.wait_until(job, lambda: not uploads(6))  # the worker group began anew, from step 3 or from nothing
-    jobs.kill_when(job, lambda: uploads(9))
+    with started(tmp_path) as cluster:
+        cluster.have(1)  # and one of the head's: a worker on each
+        job = start(workers=2, stage=2, address=cluster.address)
+        jobs.wait_until(job, lambda: uploads(6))
+        jobs.kill_a_trainer(cluster.process)
+        jobs.wait_until(job, lambda: not uploads(6))  # the worker group began anew, from step 3 or from nothing
+        jobs.wait_until(job, lambda: uploads(9))
+        cluster.lose()
+        jobs.kill(job)
     assert not bucket.exists("videos/run/model")
     outage.fail("slow", 9, ".parquet")
     code, summary, errors = jobs.finish(start(workers=1, stage=3))

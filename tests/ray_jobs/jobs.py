@@ -122,9 +122,9 @@ def kill_node(job: "subprocess.Popen[str]") -> None:
     psutil.wait_procs(node, timeout=30)
 
 
-def kill_a_trainer(job: "subprocess.Popen[str]") -> None:
-    """SIGKILL one of a job's training processes."""
-    processes = psutil.Process(job.pid).children(recursive=True)
+def kill_a_trainer(parent: "subprocess.Popen[str]") -> None:
+    """SIGKILL one of the training processes that a job, or a cluster, has started."""
+    processes = psutil.Process(parent.pid).children(recursive=True)
     [process, *_] = [process for process in processes if "TrainWorker" in process.name()]
     process.kill()
 

@@ -9,7 +9,11 @@ import secrets
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 ANSWER = "cluster: "
 ROOT = Path(__file__).parents[2]
@@ -75,6 +79,19 @@ class Nodes:
             if line.startswith(ANSWER):
                 return line.removeprefix(ANSWER).strip()
         raise RuntimeError(f"the cluster's process ended with {self.process.wait()}")
+
+
+@contextmanager
+def started(folder: Path) -> Iterator[Nodes]:
+    """A head, to which nodes can be added; jobs that start meanwhile have its token."""
+    cluster = Nodes(folder)
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in cluster.environment.items():
+            patched.setenv(name, value)
+        try:
+            yield cluster
+        finally:
+            cluster.shut_down()
 
 
 def main() -> None:

@@ -17,20 +17,15 @@ from pipelines.train.losses import read_losses
 from tests.pipelines.conftest import rows
 from tests.pipelines.prepare.plain import prepare_plain
 from tests.ray_jobs import jobs
-from tests.ray_jobs.nodes import Nodes
+from tests.ray_jobs.nodes import Nodes, started
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    """A head, to which nodes are added, as processes of this machine, that ask for a token; the jobs have it."""
-    cluster = Nodes(tmp_path_factory.mktemp("cluster"))
-    with pytest.MonkeyPatch.context() as patched:
-        for name, value in cluster.environment.items():
-            patched.setenv(name, value)
+    with started(tmp_path_factory.mktemp("cluster")) as cluster:
         yield cluster
-    cluster.shut_down()
 
 
 def lose_a_node(cluster: Nodes, job: Any, begun: Callable[[], object]) -> dict[str, Any]:
