@@ -21,6 +21,7 @@ from cinemo import checkpoint
 from cinemo.memory import peak_rss
 from cinemo.motion import UNIFORM_MOTION
 from cinemo.residual import training_loss
+from cinemo.unet import pack
 from pipelines.core import tracking
 from pipelines.core.precision import allow_tf32
 from pipelines.core.progress import Progress
@@ -245,6 +246,7 @@ class Trainer:
         """Compute the validation losses after so many steps; every worker calls it."""
         batch = self.config.micro_batch
         self.engine.eval()
+        pack.forget(self.engine.module)  # DeepSpeed writes weights through `.data`, which changes no version
         draw = functools.partial(
             validation.draw, embed=self.text_features, motion=self.motion,
             num_train_timesteps=self.num_train_timesteps, trigger_words=self.config.trigger_words,
