@@ -15,6 +15,7 @@ from pipelines.train import data
 from pipelines.train import job as train
 from pipelines.train.config import TrainConfig
 from pipelines.train.deepspeed_config import check_deepspeed, deepspeed_config, gradient_accumulation
+from pipelines.train.state import layout
 from tests.pipelines.conftest import SMALL, rows
 from tests.pipelines.train.plain import small_config
 from tests.pipelines.train.validation_reference import held_out_rows, share_of
@@ -201,6 +202,31 @@ def test_a_deepspeed_file_is_merged_and_all_its_conflicts_are_named_at_once(tmp_
         assert part in message
     with pytest.raises(ValueError, match=r"--deepspeed nowhere.json cannot be read"):
         check_deepspeed(TrainConfig(dataset="a", output="b", deepspeed="nowhere.json"))
+
+
+@pytest.mark.parametrize("name", ["round_robin_gradients", "elastic_checkpoint"])
+def test_deepspeed_settings_that_would_garble_checkpoints_are_refused(tmp_path: Path, name: str) -> None:
+    config = TrainConfig(dataset="a", output="b", deepspeed=str(tmp_path / "own.json"))
+    (tmp_path / "own.json").write_text(json.dumps({"zero_optimization": {name: True}}))
+    with pytest.raises(ValueError, match=rf"own.json: remove zero_optimization.{name} \(this job sets it to False\)"):
+        check_deepspeed(config)
+    (tmp_path / "own.json").write_text(json.dumps({"zero_optimization": {name: False}}))
+    check_deepspeed(config)
+
+
+def test_workers_need_no_deepspeed_file(
+    train_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They run in other directories, perhaps on other machines. Checkpoints of earlier versions keep their layout."""
+    (tmp_path / "own.json").write_text('{"zero_optimization": {"overlap_comm": false}}')
+    config = train_config.model_copy(update={"output": str(tmp_path / "run"), "deepspeed": "own.json"})
+    monkeypatch.chdir(tmp_path)
+    before, resolved = layout(config, 2), train.resolve(config).config
+    monkeypatch.chdir("/")
+    (tmp_path / "own.json").unlink()
+    assert deepspeed_config(resolved, world_size=2)["zero_optimization"] == {"stage": 2, "overlap_comm": False}
+    assert layout(resolved, 2) == before
+    assert train.resolve(resolved).config == resolved
 
 
 @pytest.mark.parametrize("world", range(1, 9))
