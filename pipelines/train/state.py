@@ -83,6 +83,7 @@ def load_checkpoint(
             engine.load_checkpoint(folder, tag=state["layout"], load_module_strict=config.lora_rank is None)
     else:
         load_fragments(engine, optimizer, *read_fragments(folder))
+        restore_loss_scale(engine, folder)
     return state
 
 
@@ -188,6 +189,17 @@ def _member(kind: Any, name: str) -> Any:
 
 
 _WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # read by torch.load; DeepSpeed passes weights_only=False
+
+
+def restore_loss_scale(engine: Any, folder: str | Path) -> None:
+    """Continue with the loss scale of a checkpoint of another layout, if the engine computes in fp16."""
+    own = getattr(engine.optimizer, "loss_scaler", None)
+    if not getattr(own, "dynamic", False):
+        return
+    saved = _load_optimizer(Path(folder) / read_state(folder)["layout"], 0)["loss_scaler"]
+    if saved.dynamic:
+        for name in ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis"):
+            setattr(own, name, getattr(saved, name))
 
 
 def trained_weights(unet: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
