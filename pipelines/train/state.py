@@ -25,7 +25,7 @@ import torch.distributed
 from pipelines.train.config import TrainConfig
 from pipelines.train.deepspeed_config import read_file
 from pipelines.train.engine import AdamWithAverage
-from pipelines.train.uploads import Uploads, not_written
+from pipelines.train.uploads import Uploads, local_copy, not_written
 
 # name of a weight -> "fp32" or a name in its optimizer state -> consecutive fragments of the flat tensor, on the CPU
 Fragments = dict[str, dict[str, list[torch.Tensor]]]
@@ -69,7 +69,7 @@ def restore_checkpoint(engine: Any, optimizer: AdamWithAverage, config: TrainCon
     last = ray.train.get_checkpoint()
     if last is None:
         return {}
-    with last.as_directory() as folder:
+    with local_copy(last, config.output) as folder:
         return load_checkpoint(engine, optimizer, config, world_size, folder)
 
 

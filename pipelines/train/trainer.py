@@ -37,7 +37,7 @@ from pipelines.train.preemption import Preemption
 from pipelines.train.prefetch import Prefetch
 from pipelines.train.results import StepResult, StepTensors, clips_to_look_at, learning_rate, read
 from pipelines.train.state import restore_checkpoint, save_checkpoint
-from pipelines.train.uploads import Uploads
+from pipelines.train.uploads import Uploads, local_copy
 
 LOG_EVERY = 20  # steps whose metrics go to MLflow in one request
 
@@ -161,7 +161,7 @@ class Trainer:
             if is_due or self.preemption.is_new(done):
                 self.save(done)
             if samples and self.rank == 0 and not last:
-                with self.uploads.last().as_directory() as folder:
+                with local_copy(self.uploads.last(), self.output) as folder:
                     self.show_samples(folder, done)
         return self.finish() if self.rank == 0 else {}
 
@@ -311,7 +311,7 @@ class Trainer:
 
     def finish(self) -> dict[str, Any]:
         """Export the model or the LoRA of the last checkpoint; returns the summary."""
-        with self.uploads.last().as_directory() as folder:
+        with local_copy(self.uploads.last(), self.output) as folder:
             fingerprint = export(self.config, folder, self.motion, self.tracking.run_id, self.output)
             self.show_samples(folder, self.config.max_steps)
         return {
