@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
@@ -171,6 +172,23 @@ def test_a_run_from_videos_keeps_its_columns(train_config: TrainConfig, tmp_path
         ValueError, match=r"--stream.caption-column: .* stream.caption_column 'words', this job has None"
     ):
         train.resolve(plain)
+
+
+def test_a_run_from_videos_keeps_its_list(train_config: TrainConfig, tmp_path: Path) -> None:
+    """A checkpoint's cursor is a place in a permutation of the list."""
+    listed = tmp_path / "list.csv"
+    config = train_config.model_copy(update={"dataset": str(listed), "output": str(tmp_path / "run")})
+    listed.write_text("path,caption\na.mp4,x\nb.mp4,y\n")
+    first = data.write_list(config, config.output)
+    for other in ("path,caption\na.mp4,x\nb.mp4,y\nc.mp4,z\n", "path,caption\nb.mp4,y\na.mp4,x\n"):
+        listed.write_text(other)
+        with pytest.raises(ValueError, match=r"list.csv lists other videos than when this run began; restore the list"):
+            data.write_list(config, config.output)
+    listed.write_text("path,caption\na.mp4,x\nb.mp4,y\n")
+    np.testing.assert_equal(data.write_list(config, config.output), first)
+    (tmp_path / "run" / "videos.json").unlink()  # of an earlier version
+    data.write_list(config, config.output)
+    assert (tmp_path / "run" / "videos.json").exists()
 
 
 def test_a_falling_rate_keeps_its_steps_when_a_run_is_made_longer(train_config: TrainConfig, tmp_path: Path) -> None:
