@@ -186,6 +186,15 @@ def directory(config: TrainConfig) -> Path:
     return models.resolve(config.source_model)
 
 
+def changed_model(config: TrainConfig, recorded: str) -> str | None:
+    """Compare this node's model with the fingerprint of when the job began; returns a message if it is another."""
+    try:
+        models.check_unchanged(config.source_model, directory(config), recorded)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def prediction_type(config: TrainConfig) -> str:
     """Prediction type of the U-Net: "epsilon", "v_prediction" or "sample"."""
     if config.prediction_type != "auto":

@@ -275,7 +275,8 @@ def fit(job: Job, log: tracking.Log) -> dict[str, Any]:
         train_loop,
         train_loop_config={
             "config": config.model_dump(),
-            "output": output,
+            "dataset": job.dataset,
+            "components": job.identity["components"],
             "reporter": reporter,
             "source": source,
             "tracking": (log.uri, log.run_id),
