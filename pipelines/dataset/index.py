@@ -96,7 +96,8 @@ def update(dataset: str, description: Mapping[str, Any]) -> None:
 def write(index: Index, place: str, description: Mapping[str, Any], note: str = "") -> str:
     """Write an index below the folder `place`, in place of an older one; returns its URI.
 
-    Raises ValueError when it has not as many clips as the description (dataset.json) counts. note: begins that message.
+    The older one's arrays stay, for workers of a training that began with them; those before it are deleted. Raises
+    ValueError when it has not as many clips as the description (dataset.json) counts. note: begins that message.
     """
     clips, counted, words = len(index.clip_id), description["counts"]["clips"], _words(index.clip_id)
     twice = int((words[1:] == words[:-1]).all(axis=1).sum())
@@ -115,9 +116,10 @@ def write(index: Index, place: str, description: Mapping[str, Any], note: str = 
         np.save(buffer, array)
         storage.put(storage.join(place, name, f"{field}.npy"), buffer.getbuffer())
     found = {"folder": name, "clips": clips, "files": len(index.file), "dataset": description["fingerprint"]}
+    before = storage.read_json(storage.join(place, POINTER)) or found
     storage.put_json(storage.join(place, POINTER), found)
     for uri in storage.list_files(place, (".npy",)):
-        if f"/{name}/" not in uri:
+        if f"/{name}/" not in uri and f"/{before['folder']}/" not in uri:
             storage.remove(uri)
     return storage.join(place, name)
 

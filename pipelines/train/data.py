@@ -5,14 +5,18 @@ Importing this module loads neither torch nor DeepSpeed.
 
 import hashlib
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
 
 from cinemo import checkpoint
 from pipelines import sources
 from pipelines.core import models, storage
 from pipelines.core.progress import to_stderr
-from pipelines.dataset import index, manifest, reader
+from pipelines.dataset import index, manifest, reader, records
 from pipelines.dataset.balance import BalancedClips
 from pipelines.dataset.order import ALWAYS_DRAWN, DRAWN_UP_TO
 from pipelines.prepare import flow
@@ -108,32 +112,57 @@ def start(config: TrainConfig, output: str, description: dict[str, Any] | None =
 
     For a dataset, a PreparedDataset, whose index is made below the output if the dataset has none; for videos, an actor
     that makes clips (stream.py). Raises ValueError when the dataset's files are not those that it was finished with.
-    description: for videos, from `describe` when the job began.
+    description: from `describe` when the job began.
     """
+    made_with = description or describe(config)
     if not is_stream(config.dataset):
-        found = index.find(config.dataset, describe(config), storage.join(output, "index"), to_stderr)
+        found = index.find(config.dataset, made_with, storage.join(output, "index"), to_stderr)
         clips = reader.ClipReader(config.dataset, config.validation_share, found)
         if left_out := clips.left_out(config.total_batch):
             to_stderr(
                 f"warning: {left_out} of {len(clips)} clips are not trained on, because their shapes have fewer clips "
                 f"than --total-batch {config.total_batch}; lower it, or prepare with fewer --sizes"
             )
-        weights = reader.read_description(config.dataset)["bucket_weights"] if config.balance_buckets else None
+        weights = made_with["bucket_weights"] if config.balance_buckets else None
         return PreparedDataset(found, drawn_up_to(output), weights)
     import ray
 
     from pipelines.train.stream import Stream
 
-    stream = config.stream
-    videos = sources.iter_videos(config.dataset, stream.uri_column, stream.caption_column)
-    files, hashes = manifest.write(videos, storage.join(output, "videos"))
+    files, hashes = write_list(config, output)
     held_out = reader.is_held_out(hashes, config.validation_share)
     # The actor outlives the workers. When its node is lost, Ray starts it anew, and a worker calls `begin` again.
     actor = ray.remote(num_cpus=0, max_restarts=-1)(Stream)
     hashes_of = (hashes[~held_out], hashes[held_out])
     settings = extract_config(config).model_copy(update={"encoders": divide_cpus(config)[1]})
-    made_with = description or describe(config)
     return actor.remote(settings, made_with, files, hashes_of, config.validation_clips, config.total_batch, config.seed)
+
+
+def write_list(config: TrainConfig, output: str) -> tuple[dict[str, int], np.ndarray]:
+    """Store the list of videos below the output; returns what manifest.write does.
+
+    Raises ValueError when the run began with another list: its checkpoints name places in a permutation of that list.
+    """
+    digest = hashlib.sha256()
+
+    def hashed(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        for table in tables:
+            digest.update(json.dumps(records.names_of(table).to_pylist()).encode())
+            yield table
+
+    stream = config.stream
+    videos = sources.iter_videos(config.dataset, stream.uri_column, stream.caption_column)
+    written = manifest.write(hashed(videos), storage.join(output, "videos"))
+    place, found = storage.join(output, "videos.json"), {"sha256": digest.hexdigest()}
+    begun = storage.read_json(place)
+    if begun is None:
+        storage.put_json(place, found)
+    elif begun != found:
+        raise ValueError(
+            f"--dataset {config.dataset} lists other videos than when this run began; restore the list, or give "
+            "another --output"
+        )
+    return written
 
 
 def drawn_up_to(output: str) -> int:
@@ -155,6 +184,15 @@ def open_clips(config: TrainConfig, source: Any) -> reader.Clips:
 def directory(config: TrainConfig) -> Path:
     """Directory, on this node, of the model that the run starts from (source_model). Raises ValueError."""
     return models.resolve(config.source_model)
+
+
+def changed_model(config: TrainConfig, recorded: str) -> str | None:
+    """Compare this node's model with the fingerprint of when the job began; returns a message if it is another."""
+    try:
+        models.check_unchanged(config.source_model, directory(config), recorded)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def prediction_type(config: TrainConfig) -> str:

@@ -55,9 +55,9 @@ def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Any]:
 
 
 def read_file(path: str) -> dict[str, Any]:
-    """Read a user's DeepSpeed JSON. Raises ValueError when it is not a JSON object."""
+    """Read a user's DeepSpeed JSON, or take the text that check_deepspeed read. Raises ValueError."""
     try:
-        settings = json.loads(Path(path).read_text())
+        settings = json.loads(path if path.startswith("{") else Path(path).read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"--deepspeed {path} cannot be read: {error}") from error
     if not isinstance(settings, dict):
@@ -76,10 +76,14 @@ def merge(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def check_deepspeed(config: TrainConfig) -> None:
-    """Refuse a --deepspeed file that contradicts flags of this job. Raises one ValueError that names all of them."""
+def check_deepspeed(config: TrainConfig) -> TrainConfig:
+    """Refuse a --deepspeed file that contradicts flags of this job. Raises one ValueError that names all of them.
+
+    Returns the config with the file's text in place of its path, because workers run in other directories, perhaps on
+    other machines.
+    """
     if config.deepspeed is None:
-        return
+        return config
     given = read_file(config.deepspeed)
     # The flag and the only accepted value of each name, besides "auto"; None: only "auto", as the job computes it.
     flags: dict[str, tuple[str, Any]] = {
@@ -95,6 +99,9 @@ def check_deepspeed(config: TrainConfig) -> None:
         "torch_autocast.enabled": ("--precision", config.arithmetic == "bf16" and config.zero_stage == 0),
         "optimizer": ("--learning-rate", None),
         "scheduler": ("--warmup-steps", None),
+        # state.py reads shards in the order of the model's weights, and the optimizer's state as it is in memory.
+        "zero_optimization.round_robin_gradients": ("this job", False),
+        "zero_optimization.elastic_checkpoint": ("this job", False),
     }
     conflicts = []
     for name, (flag, value) in flags.items():
@@ -105,3 +112,4 @@ def check_deepspeed(config: TrainConfig) -> None:
             conflicts.append(f"{name} ({flag} sets it{'' if value is None else f' to {value}'})")
     if conflicts:
         raise ValueError(f"--deepspeed {config.deepspeed}: remove {', '.join(conflicts)}")
+    return config.model_copy(update={"deepspeed": json.dumps(given)})

@@ -121,22 +121,24 @@ def trained_unet(config: TrainConfig, saved: str | Path) -> CinemoUNet:
     return unet
 
 
-def export(config: TrainConfig, saved: str | Path, motion: dict[str, str], run_id: str | None, output: str) -> str:
+def export(
+    config: TrainConfig, dataset: dict[str, Any], saved: str | Path, motion: dict[str, str], run_id: str | None
+) -> str:
     """Write OUTPUT/model or OUTPUT/lora from a checkpoint's folder; returns the fingerprint of what was written.
 
-    motion: direction of the motion ids, for a model's card. run_id: in MLflow.
+    dataset: its description when the job began. motion: direction of the motion ids, for a model's card. run_id: in
+    MLflow.
     """
     if config.product == "lora":
-        return export_lora(config, saved, run_id, output)
-    return export_model(config, saved, motion, run_id, output)
+        return export_lora(config, dataset, saved, run_id)
+    return export_model(config, dataset, saved, motion, run_id)
 
 
 def export_model(
-    config: TrainConfig, saved: str | Path, motion: dict[str, str], run_id: str | None, output: str
+    config: TrainConfig, dataset: dict[str, Any], saved: str | Path, motion: dict[str, str], run_id: str | None
 ) -> str:
     """Write OUTPUT/model from a checkpoint's folder; returns the model's fingerprint."""
-    source, unet = data.directory(config), trained_unet(config, saved)
-    dataset = data.describe(config)
+    source, unet, output = data.directory(config), trained_unet(config, saved), config.output
     shapes = reader.shapes_of(dataset)
     card = checkpoint.ModelCard(
         motion=motion,
@@ -153,10 +155,9 @@ def export_model(
         return models.publish(model, storage.join(output, "model"))
 
 
-def export_lora(config: TrainConfig, saved: str | Path, run_id: str | None, output: str) -> str:
+def export_lora(config: TrainConfig, dataset: dict[str, Any], saved: str | Path, run_id: str | None) -> str:
     """Write OUTPUT/lora from a checkpoint's folder; returns the fingerprint of the adapters' file."""
-    source, unet = data.directory(config), trained_unet(config, saved)
-    dataset = data.describe(config)
+    source, unet, output = data.directory(config), trained_unet(config, saved), config.output
     shapes = reader.shapes_of(dataset)
     assert config.lora_rank is not None
     card = lora.AdapterCard(

@@ -106,8 +106,7 @@ class Job:
 
 def resolve(config: TrainConfig) -> Job:
     """Check everything that can be checked before a cluster starts. Raises ValueError with the flag and the remedy."""
-    config = with_precision(with_absolute_paths(config))
-    check_deepspeed(config)
+    config = check_deepspeed(with_precision(with_absolute_paths(config)))
     data.check(config)
     description = data.describe(config)
     check_dataset(config, description)
@@ -276,7 +275,8 @@ def fit(job: Job, log: tracking.Log) -> dict[str, Any]:
         train_loop,
         train_loop_config={
             "config": config.model_dump(),
-            "output": output,
+            "dataset": job.dataset,
+            "components": job.identity["components"],
             "reporter": reporter,
             "source": source,
             "tracking": (log.uri, log.run_id),

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed
 
+from cinemo.memory import peak_rss
 from pipelines.train.config import TrainConfig
 
 
@@ -51,14 +52,22 @@ def clips_to_look_at(step: StepTensors) -> list[str]:
 
     Every worker has to call it, after `read`. Clips are not read again: a stream has dropped those of earlier steps.
     """
-    return gather_ids(non_finite_clips(step)) or gather_ids([name for names, _ in step.clip_losses for name in names])
+    every = [name for names, _ in step.clip_losses for name in names]
+    return gather(non_finite_clips(step)) or gather(every)
 
 
-def gather_ids(own: list[str]) -> list[str]:
-    """Collect the ids of all workers, sorted; every worker has to call it."""
+def gather(own: list[str]) -> list[str]:
+    """Collect texts of all workers, such as ids, sorted; every worker has to call it."""
     found: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather_object(found, own)
-    return sorted(clip_id for ids in found for clip_id in ids)
+    return sorted(text for texts in found for text in texts)
+
+
+def memory_mib(device: torch.device) -> float:
+    """Largest memory of this worker so far: the GPU's, or the process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return peak_rss() / 2**20
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:

@@ -25,7 +25,7 @@ import torch.distributed
 from pipelines.train.config import TrainConfig
 from pipelines.train.deepspeed_config import read_file
 from pipelines.train.engine import AdamWithAverage
-from pipelines.train.uploads import Uploads, not_written
+from pipelines.train.uploads import Uploads, local_copy, not_written
 
 # name of a weight -> "fp32" or a name in its optimizer state -> consecutive fragments of the flat tensor, on the CPU
 Fragments = dict[str, dict[str, list[torch.Tensor]]]
@@ -69,7 +69,7 @@ def restore_checkpoint(engine: Any, optimizer: AdamWithAverage, config: TrainCon
     last = ray.train.get_checkpoint()
     if last is None:
         return {}
-    with last.as_directory() as folder:
+    with local_copy(last, config.output) as folder:
         return load_checkpoint(engine, optimizer, config, world_size, folder)
 
 
@@ -83,6 +83,7 @@ def load_checkpoint(
             engine.load_checkpoint(folder, tag=state["layout"], load_module_strict=config.lora_rank is None)
     else:
         load_fragments(engine, optimizer, *read_fragments(folder))
+        restore_loss_scale(engine, folder)
     return state
 
 
@@ -188,6 +189,17 @@ def _member(kind: Any, name: str) -> Any:
 
 
 _WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # read by torch.load; DeepSpeed passes weights_only=False
+
+
+def restore_loss_scale(engine: Any, folder: str | Path) -> None:
+    """Continue with the loss scale of a checkpoint of another layout, if the engine computes in fp16."""
+    own = getattr(engine.optimizer, "loss_scaler", None)
+    if not getattr(own, "dynamic", False):
+        return
+    saved = _load_optimizer(Path(folder) / read_state(folder)["layout"], 0)["loss_scaler"]
+    if saved.dynamic:
+        for name in ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis"):
+            setattr(own, name, getattr(saved, name))
 
 
 def trained_weights(unet: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:

@@ -18,9 +18,9 @@ import torch
 import torch.distributed
 
 from cinemo import checkpoint
-from cinemo.memory import peak_rss
 from cinemo.motion import UNIFORM_MOTION
 from cinemo.residual import training_loss
+from cinemo.unet import pack
 from pipelines.core import tracking
 from pipelines.core.precision import allow_tf32
 from pipelines.core.progress import Progress
@@ -34,9 +34,9 @@ from pipelines.train.export import SHOWN, export, show_samples
 from pipelines.train.losses import read_losses, read_rows, write_rows
 from pipelines.train.preemption import Preemption
 from pipelines.train.prefetch import Prefetch
-from pipelines.train.results import StepResult, StepTensors, clips_to_look_at, learning_rate, read
+from pipelines.train.results import StepResult, StepTensors, clips_to_look_at, gather, learning_rate, memory_mib, read
 from pipelines.train.state import restore_checkpoint, save_checkpoint
-from pipelines.train.uploads import Uploads
+from pipelines.train.uploads import Uploads, local_copy
 
 LOG_EVERY = 20  # steps whose metrics go to MLflow in one request
 
@@ -48,11 +48,11 @@ class StopTraining(RuntimeError):  # noqa: N818
 def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
     """Train on one worker; Ray Train calls this function on each. Returns rank 0's summary, {} on the others.
 
-    settings: config (TrainConfig as a dict), output (absolute), reporter (actor that shows progress), source (of the
+    settings: config (TrainConfig as a dict, with absolute paths), dataset (its description) and components (fingerprint
+    of source_model's directory), both of when the job began, reporter (actor that shows progress), source (of the
     clips: what data.start returned), tracking (MLflow's address and the id of the run).
     """
-    config = TrainConfig(**settings["config"])
-    trainer = Trainer(config, settings["output"], settings["reporter"], settings["source"], settings["tracking"])
+    trainer = Trainer(settings)
     try:
         return trainer.run()
     except StopTraining as error:
@@ -75,13 +75,14 @@ class Trainer:
     progress: Progress
     preemption: Preemption
 
-    def __init__(
-        self, config: TrainConfig, output: str, reporter: Any, source_of_clips: Any, run: tuple[str | None, str | None]
-    ) -> None:
-        """Load the model and start its engine. The arguments are the settings of train_loop."""
-        self.config, self.output, self.reporter = config, output, reporter
-        self.rank: int = ray.train.get_context().get_world_rank()
-        self.world_size: int = ray.train.get_context().get_world_size()
+    def __init__(self, settings: dict[str, Any]) -> None:
+        """Load the model and start its engine. settings: of train_loop."""
+        self.config = config = TrainConfig(**settings["config"])
+        self.output, self.reporter = config.output, settings["reporter"]
+        self.dataset, self.components = settings["dataset"], settings["components"]
+        context = ray.train.get_context()
+        self.rank, self.local_rank = context.get_world_rank(), context.get_local_rank()
+        self.world_size: int = context.get_world_size()
         self.device: torch.device = ray.train.torch.get_device()
         if self.device.type == "cuda":
             allow_tf32(config.arithmetic != "fp32")
@@ -92,27 +93,28 @@ class Trainer:
         self.num_train_timesteps: int = self.schedule.config.num_train_timesteps
         self.alphas_cumprod: torch.Tensor = self.schedule.alphas_cumprod.to(self.device)
         self.text_features = text_features(source, self.device)
-        self.clips: Clips = data.open_clips(config, source_of_clips)
+        self.clips: Clips = data.open_clips(config, settings["source"])
         self.gradient_accumulation_steps, self.micro_batch_size = gradient_accumulation(
             config.total_batch, config.micro_batch, self.world_size
         )
         self.engine, self.optimizer = start_engine(config, data.load_unet(config), self.world_size)
         self.unet = cast_inputs(self.engine)
-        self.tracking = tracking.join(*run) if self.rank == 0 else tracking.Log()
+        self.tracking = tracking.join(*settings["tracking"]) if self.rank == 0 else tracking.Log()
         # Steps whose numbers are still on the device. Reading them costs nothing on a CPU, so none wait there.
         self.unread: list[StepTensors] = []
         self.read_every = config.log_every if self.device.type == "cuda" else 1
         self.pending_metrics: list[tuple[int, dict[str, float]]] = []
         ahead = config.prefetch * self.gradient_accumulation_steps if self.clips.can_be_read_ahead else 0
         self.batches = Prefetch(self.plan(), self.clips.__getitem__, self.draw, ahead)  # of this worker
-        self.uploads = Uploads(output)
+        self.uploads = Uploads(self.output)
 
     def setup(self) -> None:
         """Load the last checkpoint, go to the clip that comes next, and choose the clips to validate on.
 
-        Raises StopTraining when the checkpoint is of a later step than the last one to take.
+        Raises StopTraining when the checkpoint is of a later step than the last one to take, and as `check_model` does.
         """
         config = self.config
+        self.check_model()
         state = restore_checkpoint(self.engine, self.optimizer, config, self.world_size)
         self.first_step, self.bad_steps = state.get("steps", 0), state.get("bad_steps", [])
         if self.first_step > config.max_steps:
@@ -160,9 +162,16 @@ class Trainer:
             if is_due or self.preemption.is_new(done):
                 self.save(done)
             if samples and self.rank == 0 and not last:
-                with self.uploads.last().as_directory() as folder:
+                with local_copy(self.uploads.last(), self.output) as folder:
                     self.show_samples(folder, done)
+        self.check_model()  # again: its files are copied, and its fingerprint goes into a card
         return self.finish() if self.rank == 0 else {}
+
+    def check_model(self) -> None:
+        """Check each node's model against that of when the job began; every worker calls it. Raises StopTraining."""
+        changed = data.changed_model(self.config, self.components) if self.local_rank == 0 else None
+        if found := gather([changed] if changed else []):
+            raise StopTraining(found[0])
 
     def step(self, step: int) -> StepTensors:
         """Take one optimizer step with this worker's share of a batch; steps count from 0."""
@@ -245,6 +254,7 @@ class Trainer:
         """Compute the validation losses after so many steps; every worker calls it."""
         batch = self.config.micro_batch
         self.engine.eval()
+        pack.forget(self.engine.module)  # DeepSpeed writes weights through `.data`, which changes no version
         draw = functools.partial(
             validation.draw, embed=self.text_features, motion=self.motion,
             num_train_timesteps=self.num_train_timesteps, trigger_words=self.config.trigger_words,
@@ -309,18 +319,11 @@ class Trainer:
 
     def finish(self) -> dict[str, Any]:
         """Export the model or the LoRA of the last checkpoint; returns the summary."""
-        with self.uploads.last().as_directory() as folder:
-            fingerprint = export(self.config, folder, self.motion, self.tracking.run_id, self.output)
+        with local_copy(self.uploads.last(), self.output) as folder:
+            fingerprint = export(self.config, self.dataset, folder, self.motion, self.tracking.run_id)
             self.show_samples(folder, self.config.max_steps)
         return {
             f"{self.config.product}_fingerprint": fingerprint,
             "validation_loss": self.validation_rows[-1].get(validation.TOTAL) if self.validation_rows else None,
             "bad_steps": self.bad_steps,
         }
-
-
-def memory_mib(device: torch.device) -> float:
-    """Largest memory of this worker so far: the GPU's, or the process's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return peak_rss() / 2**20

@@ -9,7 +9,8 @@ import hashlib
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,13 @@ class Uploads:
         """Wait until the last checkpoint of all workers is uploaded; returns it."""
         reported = ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
         return reported[-1].checkpoint
+
+
+@contextmanager
+def local_copy(checkpoint: ray.train.Checkpoint, output: str) -> Iterator[str]:
+    """Folder of a checkpoint on this node, downloaded if the output is remote; retried while the storage fails."""
+    with ExitStack() as stack:
+        yield retried(output, lambda: stack.enter_context(checkpoint.as_directory()))
 
 
 def not_written(steps: int, error: Exception) -> OSError:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray.train
 
 from cinemo import checkpoint as model_directory
 from cinemo.synthetic import write_clips
@@ -20,6 +21,7 @@ from pipelines.prepare import job as prepare
 from pipelines.prepare.config import PrepareConfig, SamplingConfig
 from pipelines.sources import images, media
 from pipelines.train.losses import read_losses
+from pipelines.train.uploads import local_copy
 from ray_jobs import common
 from tests.pipelines.animate.conftest import QUICK, animate_plain, write_catalog, write_photo
 from tests.pipelines.conftest import SMALL, rows
@@ -138,6 +140,16 @@ def test_an_output_is_written_and_read_when_the_storage_fails_for_a_while(outage
     outage.fail("slow", 40)
     assert storage.list_files("s3://videos/out", (".json",)) == ["s3://videos/out/a.json"]
     assert storage.read("s3://videos/out/a.json") == b"{}"
+
+
+def test_a_checkpoint_is_read_when_the_storage_fails_for_a_while(bucket: Any, outage: Outage) -> None:
+    bucket.pipe({"videos/run/state.json": b"{}", "videos/run/a/shard.pt": bytes(100)})
+    saved = ray.train.Checkpoint("videos/run", storage.filesystem("s3://videos/run")[0])
+    outage.fail("slow", 40, "shard")  # pyarrow itself tries some thirty times
+    with local_copy(saved, "s3://videos/run") as folder:
+        assert Path(folder, "state.json").read_bytes() == b"{}"
+        assert Path(folder, "a", "shard.pt").read_bytes() == bytes(100)
+    assert outage.met == 40
 
 
 def test_after_the_patience_a_job_says_so_and_its_rerun_finishes(

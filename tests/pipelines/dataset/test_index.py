@@ -96,6 +96,21 @@ def test_an_index_that_is_older_than_a_file_is_made_again_and_a_missing_part_is_
         find(dataset)
 
 
+def test_an_index_that_a_training_reads_outlives_the_next_one(dataset: str) -> None:
+    """A worker that is started anew maps its arrays again."""
+    places = []
+    for rows_in_a_group in (None, 1, 2):
+        for path in Path(dataset, "data").iterdir():
+            if rows_in_a_group is not None:
+                reader.pq.write_table(reader.pq.read_table(path), path, row_group_size=rows_in_a_group)
+        index.update(dataset, reader.read_description(dataset))
+        places.append(find(dataset))
+    assert len(set(places)) == 3
+    for kept in places[1:]:
+        index.load(kept)
+    assert {path.parent for path in Path(dataset, "index").rglob("*.npy")} == set(map(Path, places[1:]))
+
+
 def test_a_truncated_file_is_named_with_the_remedy(dataset: str) -> None:
     clips = reader.ClipReader(dataset, 0.0, find(dataset))
     for path in Path(dataset, "data").iterdir():

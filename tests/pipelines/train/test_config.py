@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
@@ -15,6 +16,7 @@ from pipelines.train import data
 from pipelines.train import job as train
 from pipelines.train.config import TrainConfig
 from pipelines.train.deepspeed_config import check_deepspeed, deepspeed_config, gradient_accumulation
+from pipelines.train.state import layout
 from tests.pipelines.conftest import SMALL, rows
 from tests.pipelines.train.plain import small_config
 from tests.pipelines.train.validation_reference import held_out_rows, share_of
@@ -172,6 +174,23 @@ def test_a_run_from_videos_keeps_its_columns(train_config: TrainConfig, tmp_path
         train.resolve(plain)
 
 
+def test_a_run_from_videos_keeps_its_list(train_config: TrainConfig, tmp_path: Path) -> None:
+    """A checkpoint's cursor is a place in a permutation of the list."""
+    listed = tmp_path / "list.csv"
+    config = train_config.model_copy(update={"dataset": str(listed), "output": str(tmp_path / "run")})
+    listed.write_text("path,caption\na.mp4,x\nb.mp4,y\n")
+    first = data.write_list(config, config.output)
+    for other in ("path,caption\na.mp4,x\nb.mp4,y\nc.mp4,z\n", "path,caption\nb.mp4,y\na.mp4,x\n"):
+        listed.write_text(other)
+        with pytest.raises(ValueError, match=r"list.csv lists other videos than when this run began; restore the list"):
+            data.write_list(config, config.output)
+    listed.write_text("path,caption\na.mp4,x\nb.mp4,y\n")
+    np.testing.assert_equal(data.write_list(config, config.output), first)
+    (tmp_path / "run" / "videos.json").unlink()  # of an earlier version
+    data.write_list(config, config.output)
+    assert (tmp_path / "run" / "videos.json").exists()
+
+
 def test_a_falling_rate_keeps_its_steps_when_a_run_is_made_longer(train_config: TrainConfig, tmp_path: Path) -> None:
     config = train_config.model_copy(update={"output": str(tmp_path), "lr_schedule": "cosine"})
     (tmp_path / "settings.json").write_text(json.dumps(train.resolve(config).identity))
@@ -201,6 +220,31 @@ def test_a_deepspeed_file_is_merged_and_all_its_conflicts_are_named_at_once(tmp_
         assert part in message
     with pytest.raises(ValueError, match=r"--deepspeed nowhere.json cannot be read"):
         check_deepspeed(TrainConfig(dataset="a", output="b", deepspeed="nowhere.json"))
+
+
+@pytest.mark.parametrize("name", ["round_robin_gradients", "elastic_checkpoint"])
+def test_deepspeed_settings_that_would_garble_checkpoints_are_refused(tmp_path: Path, name: str) -> None:
+    config = TrainConfig(dataset="a", output="b", deepspeed=str(tmp_path / "own.json"))
+    (tmp_path / "own.json").write_text(json.dumps({"zero_optimization": {name: True}}))
+    with pytest.raises(ValueError, match=rf"own.json: remove zero_optimization.{name} \(this job sets it to False\)"):
+        check_deepspeed(config)
+    (tmp_path / "own.json").write_text(json.dumps({"zero_optimization": {name: False}}))
+    check_deepspeed(config)
+
+
+def test_workers_need_no_deepspeed_file(
+    train_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They run in other directories, perhaps on other machines. Checkpoints of earlier versions keep their layout."""
+    (tmp_path / "own.json").write_text('{"zero_optimization": {"overlap_comm": false}}')
+    config = train_config.model_copy(update={"output": str(tmp_path / "run"), "deepspeed": "own.json"})
+    monkeypatch.chdir(tmp_path)
+    before, resolved = layout(config, 2), train.resolve(config).config
+    monkeypatch.chdir("/")
+    (tmp_path / "own.json").unlink()
+    assert deepspeed_config(resolved, world_size=2)["zero_optimization"] == {"stage": 2, "overlap_comm": False}
+    assert layout(resolved, 2) == before
+    assert train.resolve(resolved).config == resolved
 
 
 @pytest.mark.parametrize("world", range(1, 9))

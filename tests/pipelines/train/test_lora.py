@@ -11,6 +11,7 @@ import torch
 
 from cinemo import checkpoint, lineage, lora
 from pipelines.core import models, tracking
+from pipelines.dataset import reader
 from pipelines.train import data, export, state
 from pipelines.train import job as train
 from pipelines.train.batch import caption_features, with_trigger_words
@@ -46,7 +47,8 @@ def exported(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> Path:
     """OUTPUT/lora of a run whose checkpoint has ones in every adapter."""
     weights = {name: {"fp32": [torch.ones(w.numel())]} for name, w in state.trained_weights(data.load_unet(config))}
     monkeypatch.setattr(export, "read_fragments", lambda saved: (weights, 0))
-    assert export.export(config, "unused", {}, "run-1", config.output) == lora.fingerprint(
+    description = reader.read_description(config.dataset)
+    assert export.export(config, description, "unused", {}, "run-1") == lora.fingerprint(
         lora.find(Path(config.output) / "lora")
     )
     return Path(config.output) / "lora"
@@ -71,10 +73,13 @@ def test_a_lora_names_its_base_its_words_and_its_data_and_fits_the_base_alone(
     assert (run.name, dataset.name, start.name, start.kind) == ("run-1", config.dataset, "builtin:tiny", "model")
     assert (start.relation, start.note) == ("started from", None)
 
-    several = config.model_copy(update={"dataset": several_shapes, "output": str(tmp_path / "several")})
-    export.export(several, "unused", {}, "run-1", several.output)
-    card = lora.read(tmp_path / "several" / "lora").card
+    # The card describes the dataset as it was when the job began; it may be prepared again meanwhile, or moved.
+    begun = reader.read_description(several_shapes)
+    several = config.model_copy(update={"dataset": str(tmp_path / "moved"), "output": str(tmp_path / "b")})
+    export.export(several, begun, "unused", {}, "run-1")
+    card = lora.read(tmp_path / "b" / "lora").card
     assert (card.sizes, card.lengths) == ([(64, 96), (96, 64)], [4, 3])
+    assert card.lineage["dataset_fingerprint"] == begun["fingerprint"]
 
 
 def test_the_registry_takes_a_lora_and_gives_it_back(exported: Path, tmp_path: Path, tracking_uri: str) -> None:

@@ -1,11 +1,15 @@
 """Checkpoints hold tensors: what else a pickle could do is refused, in our reading and in DeepSpeed's."""
 
+import functools
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from pipelines.train import state
+from pipelines.train.config import TrainConfig
 
 
 class Evil:
@@ -62,3 +66,32 @@ def test_an_attribute_is_read_only_where_it_is_a_member_of_deepspeeds_enumeratio
         torch.save(Attribute(owner, name), tmp_path / "x.pt")
         with pytest.raises(Exception, match=r"Weights only load failed|__class__"):
             state._load(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_run_in_fp16_keeps_its_loss_scale_in_another_layout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
+) -> None:
+    """Without it, the first steps after each change of layout would overflow, and be left out."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+
+    scaler = functools.partial(DynamicLossScaler, 2.0**16, 1000, 1.0, 2, False, dtype=torch.half)
+    saved, engine = scaler(), SimpleNamespace(optimizer=SimpleNamespace())
+    saved.cur_scale, saved.cur_iter, saved.last_overflow_iter, saved.cur_hysteresis = 512.0, 70, 60, 2
+    (tmp_path / "old").mkdir()
+    (tmp_path / "state.json").write_text(json.dumps({"layout": "old", "zero_stage": stage, "world_size": 1}))
+    torch.save(
+        {"optimizer_state_dict": {"loss_scaler": saved}},
+        tmp_path / "old" / "zero_pp_rank_0_mp_rank_00_optim_states.pt",
+    )
+    monkeypatch.setattr(state, "read_fragments", lambda folder: ({}, 0))  # which needs weights
+    monkeypatch.setattr(state, "load_fragments", lambda *_: None)
+    config, optimizer = TrainConfig(dataset="a", output="b"), torch.optim.Adam([torch.zeros(1)])
+    engine.optimizer.loss_scaler = scaler()
+    state.load_checkpoint(engine, optimizer, config, 2, str(tmp_path))
+    assert vars(engine.optimizer.loss_scaler) == vars(saved)
+    engine.optimizer.loss_scaler = LossScaler(1.0)  # in float32 and bfloat16
+    state.load_checkpoint(engine, optimizer, config, 2, str(tmp_path))
+    assert engine.optimizer.loss_scaler.cur_scale == 1.0
+    del engine.optimizer.loss_scaler  # at stage 0
+    state.load_checkpoint(engine, optimizer, config, 2, str(tmp_path))
