@@ -27,17 +27,22 @@ Names = dict[str, str]  # names of a folder's files, by the name with its ending
 Listed = TypeVar("Listed")
 
 
-def walk(folder: str) -> Iterator[tuple[str, str, Names]]:
+def walk(folder: str, tally: Tally) -> Iterator[tuple[str, str, Names]]:
     """Yield (folder, name, all names in that folder) of every file below an absolute folder, sorted by full name.
 
-    Each folder comes before its files, with an empty name.
+    Each folder comes before its files, with an empty name. A subfolder that may not be listed is left out, with a note
+    in the tally.
     """
     found = places.entries(folder)
     names = {_lower(name): name for name in sorted(name for name, is_folder in found if not is_folder)}
     yield folder, "", names
     for name, is_folder in found:
         if is_folder:
-            yield from walk(storage.join(folder, name))
+            below = storage.join(folder, name)
+            try:
+                yield from walk(below, tally)
+            except PermissionError:
+                tally.note(f"{below} cannot be listed (permission denied), and is left out")
         else:
             yield folder, name, names
 
@@ -47,9 +52,9 @@ def _lower(name: str) -> str:
     return stem + dot + ending.lower()
 
 
-def files(folder: str, suffix: str) -> Iterator[str]:
+def files(folder: str, suffix: str, tally: Tally) -> Iterator[str]:
     """The uris of all files below a folder with a suffix, in order."""
-    return (storage.join(place, name) for place, name, _ in walk(folder) if name.lower().endswith(suffix))
+    return (storage.join(place, name) for place, name, _ in walk(folder, tally) if name.lower().endswith(suffix))
 
 
 def kind(folder: str) -> str:
@@ -60,7 +65,7 @@ def kind(folder: str) -> str:
     if places.is_file(storage.join(folder, CAPTIONS)):
         return VIDEOS
     seen = set()
-    for place, name, names in walk(folder):
+    for place, name, names in walk(folder, Tally()):
         if wanted(place, name, VIDEO_SUFFIXES):
             return VIDEOS
         seen |= {suffix for suffix in (".tar", ".parquet") if name.lower().endswith(suffix)}
@@ -78,7 +83,7 @@ def rows(folder: str, uri_column: str | None, caption_column: str | None, tally:
     listed = storage.join(folder, CAPTIONS)
     if places.is_file(listed):
         yield from video_lists.rows(listed, *asked, tally)
-    elif any(asked) and not any(metadata(names) for _, name, names in itertools.islice(walk(folder), 1)):
+    elif any(asked) and not any(metadata(names) for _, name, names in itertools.islice(walk(folder, tally), 1)):
         raise ValueError(f"it is a folder without {CAPTIONS}, and has no columns; leave out the names of columns")
 
     def lists(place: str, names: Names) -> Iterator[Row]:
@@ -117,7 +122,7 @@ def captioned_files(
     lists: yields the entries of the lists in a folder, which come before its files. Other files are counted.
     """
     batch: list[tuple[str, str, str]] = []
-    for place, name, names in walk(folder):
+    for place, name, names in walk(folder, tally):
         if not name:
             yield from lists(place, names)
         elif wanted(place, name, suffixes):

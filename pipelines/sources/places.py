@@ -28,6 +28,9 @@ _LISTED = {
     *("zip", "tar", "simplecache", "filecache", "blockcache"),
 }
 
+# Folders of thumbnails, deleted files and archives' metadata, in lower case: of Synology, QNAP, Windows, Linux, macOS.
+_SYSTEM_FOLDERS = ("@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__macosx")
+
 
 def check_listed(uri: str, source: str) -> None:
     """Refuse an address in a list that a stranger may have written. source: uri of the list's folder.
@@ -175,7 +178,10 @@ def is_folder(uri: str) -> bool:
 
 @patient
 def entries(folder: str) -> list[tuple[str, bool]]:
-    """List (name, whether it is a folder) of a folder's entries without hidden ones, sorted by full name."""
+    """List (name, whether it is a folder) of a folder's entries, sorted by full name.
+
+    Hidden entries and folders of the system (_SYSTEM_FOLDERS) are left out.
+    """
     if storage.is_local(folder):
         with os.scandir(folder) as found:
             names = [(entry.name, entry.is_dir()) for entry in found if not _loops(folder, entry)]
@@ -186,7 +192,11 @@ def entries(folder: str) -> list[tuple[str, bool]]:
         at = path.rstrip("/")
         inside = [(info["name"].rstrip("/"), info["type"] == "directory") for info in listed]
         names = [(name.rpartition("/")[2], is_folder) for name, is_folder in inside if name != at]
-    shown = [entry for entry in names if not entry[0].startswith(".")]
+    shown = [
+        (name, is_folder)
+        for name, is_folder in names
+        if not name.startswith(".") and not (is_folder and name.lower() in _SYSTEM_FOLDERS)
+    ]
     return sorted(shown, key=lambda entry: entry[0] + "/" * entry[1])
 
 
