@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines import sources
@@ -72,3 +74,61 @@ def test_an_escaped_quote_in_a_field_that_never_closes_costs_its_own_line() -> N
         (3, ["b.mp4", "next"]),
         (4, ["c.mp4", "last"]),
     ]
+
+
+PAIRS = "[['0:00:00.000','0:00:01.000'],['0:00:01.000','0:01:02.500']]"
+
+
+@pytest.mark.parametrize("column", ["timestamp", "Segments"])
+@pytest.mark.parametrize(
+    ("pairs", "captions", "expected"),
+    [
+        (PAIRS, "['a cat', 'a dog']", [("t=0,1", "a cat"), ("t=1,62.5", "a dog")]),  # Panda-70M
+        ("['0:00:02.000', '0:00:03.000']", "a cat", [("t=2,3", "a cat")]),  # Koala-36M
+        ([[0, 1.5], [2, None]], ["a cat", "a dog"], [("t=0,1.5", "a cat"), ("t=2", "a dog")]),  # ActivityNet
+        ("[[0.  1.5]\n [1.5 2. ]]", "both", [("t=0,1.5", "both"), ("t=1.5,2", "both")]),  # numpy
+        ([[0, 1]], ["a cat", "a feline"], [("t=0,1", "a cat")]),  # captions of one segment to choose from
+        ("2024-05-01 10:00", "a cat", [(None, "a cat")]),  # a date
+        (1714557600, "a cat", [(None, "a cat")]),
+        ([], "a cat", [(None, "a cat")]),
+    ],
+)
+def test_pairs_of_start_and_end_are_segments_with_a_caption_each(
+    tmp_path: Path, column: str, pairs: Any, captions: Any, expected: list[tuple[str | None, str]]
+) -> None:
+    record = {"path": "a.mp4", column: pairs, "caption": captions}
+    rows, tally = read(tmp_path / "list.jsonl", json.dumps(record))
+    assert [(row.get("segment"), row["caption"]) for row in rows] == expected
+    assert [(Path(row["uri"]).name, row["fault"]) for row in rows] == [("a.mp4", None)] * len(expected)
+    assert tally.notes == []
+
+
+def test_pairs_that_are_wrong_are_faults_and_cost_no_others(tmp_path: Path) -> None:
+    lines = [
+        "path,caption,timestamp",
+        "a.mp4,\"['a', 'b', 'c']\",\"[[0, 1], [1, 2]]\"",
+        "b.mp4,x,\"[[0,1],[3,2],['soon',9]]\"",
+    ]
+    rows, tally = read(tmp_path / "list.csv", "\n".join(lines))
+    assert [(Path(row["uri"]).name, row["segment"], row["fault"]) for row in rows] == [
+        ("list.csv#line-2", None, "list.csv line 2: timestamp has 2 segments, and caption 3 captions; "
+         "write one caption for each segment, or one for all"),
+        ("b.mp4", "t=0,1", None),
+        ("list.csv#line-3-segment-2", None, "list.csv line 3: the segment ends at 2, not after its start at 3"),
+        ("list.csv#line-3-segment-3", None, "list.csv line 3: 'soon' is no start or end of a segment; "
+         "write seconds or HH:MM:SS.mmm"),
+    ]  # fmt: skip
+    rows, tally = read(tmp_path / "list.jsonl", '{"path": "a.mp4", "caption": "x", "segments": [{"id": 1}]}')
+    assert [row["caption"] for row in rows] == ["x"]
+    assert tally.notes == ["the lists in the column segments are no pairs of start and end; whole videos are taken"]
+
+
+def test_pairs_in_parquet_are_read_and_dates_are_not(tmp_path: Path, listed: Listed) -> None:
+    nanoseconds = pa.array([1], pa.timestamp("ns"))  # which cannot be read without pandas
+    pairs = pa.array([[["0:00:01", "0:00:02"]]])
+    for name, column in (("dates", nanoseconds), ("pairs", pairs)):
+        pq.write_table(
+            pa.table({"path": ["a.mp4"], "caption": ["x"], "timestamp": column}), tmp_path / f"{name}.parquet"
+        )
+    assert [row.get("segment") for row in listed(tmp_path / "dates.parquet")] == [None]
+    assert [row.get("segment") for row in listed(tmp_path / "pairs.parquet")] == ["t=1,2"]
