@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from cinemo.image import IMAGE_SUFFIXES
 from pipelines.core import storage
 from pipelines.core.patience import limited
-from pipelines.sources import cells, columns, folder, images, late, places, tables, video_lists, webdataset
+from pipelines.sources import cells, columns, folder, images, late, places, tables, webdataset
 from pipelines.sources.rows import Tally, is_utf8, named, or_fault
 
 # Settings that a row may have, and the names of their columns: fields of animate's request.Settings and, as `video`,
@@ -230,7 +230,7 @@ def _file(value: Any, base: str, at: str, column: str) -> str:
     text = value.strip()
     if "\0" in text or not is_utf8(text):
         raise ValueError(f"{at}: {column} is no name of a file")
-    return video_lists.file_of(text, base, f"{at}: {column}")
+    return places.file_of(text, base, f"{at}: {column}")
 
 
 def _is_empty(value: Any) -> bool:

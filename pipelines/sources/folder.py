@@ -6,6 +6,7 @@ Only the names in one folder and its parents are held in memory, so that million
 
 import contextlib
 import itertools
+import unicodedata
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TypeVar
@@ -23,7 +24,9 @@ TEXTS = (".txt", ".caption", ".json")  # endings of captions, in order of preced
 _PROMPTS = ("prompts.txt", "prompt.txt", "captions.txt")  # one line for each line of videos.txt
 _BATCH = 256  # captions requested at a time: object stores answer many requests as fast as one
 
-Names = dict[str, str]  # names of a folder's files, by the name with its ending in lower case
+# Names of a folder's files, by the name with its ending in lower case; also in Unicode's form NFC, because a video and
+# its caption may have come from different systems.
+Names = dict[str, str]
 Listed = TypeVar("Listed")
 
 
@@ -35,6 +38,7 @@ def walk(folder: str, tally: Tally) -> Iterator[tuple[str, str, Names]]:
     """
     found = places.entries(folder)
     names = {_lower(name): name for name in sorted(name for name, is_folder in found if not is_folder)}
+    names = {_composed(key): name for key, name in names.items()} | names
     yield folder, "", names
     for name, is_folder in found:
         if is_folder:
@@ -50,6 +54,10 @@ def walk(folder: str, tally: Tally) -> Iterator[tuple[str, str, Names]]:
 def _lower(name: str) -> str:
     stem, dot, ending = name.rpartition(".")
     return stem + dot + ending.lower()
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def files(folder: str, suffix: str, tally: Tally) -> Iterator[str]:
@@ -171,7 +179,7 @@ def _pairs(place: str, videos: str, prompts: str, tally: Tally) -> Iterator[Row]
             yield Row(f"{uris[0]}#line-{number}", "", f"{where} names no video", listed=True)
             continue
         try:
-            yield row(video_lists.file_of(name, place, where), prompt, f"{prompts} line {number}", tally, listed=True)
+            yield row(places.file_of(name, place, where), prompt, f"{prompts} line {number}", tally, listed=True)
         except ValueError as error:
             yield Row(f"{uris[0]}#line-{number}", "", str(error), listed=True)
 
@@ -192,7 +200,7 @@ def _lines(uri: str) -> Iterator[str]:
 def _beside(name: str, names: Names) -> str:
     """The name of the file with the caption of a video or an image; "" when there is none."""
     stem = name.rpartition(".")[0]
-    beginnings = (stem, name, _lower(name))
+    beginnings = dict.fromkeys([stem, name, _lower(name), *map(_composed, (stem, name, _lower(name)))])
     return next((names[one + ending] for one in beginnings for ending in TEXTS if one + ending in names), "")
 
 

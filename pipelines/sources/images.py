@@ -51,7 +51,7 @@ def stamp(uri: str) -> str:
 def read(uri: str) -> bytes:
     """Read the bytes of an image's file. Raises ImageError: missing, unreadable, too_large; StorageError."""
     try:
-        data = retried(uri, cells.read if cells.table_of(uri) else _read_file, uri)
+        data = retried(uri, _read_cell if cells.table_of(uri) else _read_file, uri)
     except StorageError:
         raise
     except FileNotFoundError as error:
@@ -77,6 +77,11 @@ def _stamp_or_nothing(uri: str) -> str:
         raise
     except Exception:  # each driver has its own exceptions; reading will report the fault
         return ""
+
+
+def _read_cell(uri: str) -> bytes:
+    found = cells.find(uri)
+    return found if isinstance(found, bytes) else _read_file(found)
 
 
 def _read_file(uri: str) -> bytes:

@@ -4,19 +4,17 @@ Paths are relative to the list; a row may stand for a segment of a video. A brok
 names file and line. Only a list that cannot be read at all, or lacks the column for the video, raises ValueError.
 """
 
-import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from pipelines.core import storage
 from pipelines.sources import cells, columns, late, places, segments, tables
-from pipelines.sources.rows import Row, Tally, is_utf8, row, several
+from pipelines.sources.rows import Row, Tally, row, several
 
 _USUAL = (  # names of the columns that are read
     columns.VIDEO, columns.CAPTION, (("page_dir", "videoid"),), (columns.PAIRS,),
     *(groups for kinds in columns.SEGMENTS.values() for groups in kinds),
 )  # fmt: skip
-WINDOWS = re.compile(r"[A-Za-z]:\\|\\\\")  # start of an absolute Windows path
 
 
 class Columns(NamedTuple):
@@ -150,24 +148,7 @@ def _video(record: dict[str, Any], folder: str, where: str, chosen: Columns) -> 
     if chosen.webvid and name.startswith(("http://", "https://")):
         number = record.get("videoid") or storage.base_name(name).rpartition(".")[0]
         name = f"{record.get('page_dir') or '.'}/{number}.mp4"
-    return file_of(name, folder, f"{where}: {chosen.uri}")
-
-
-def file_of(name: str, folder: str, cell: str) -> str:
-    """The uri of a file that a cell names, relative to the folder of its table.
-
-    cell: its place, for messages. Raises ValueError for a value that cannot name a file.
-    """
-    if "\0" in name:
-        raise ValueError(f"{cell} holds a zero byte")
-    if WINDOWS.match(name) and is_utf8(name):
-        raise ValueError(f"{cell} is {name}, a path of a Windows machine; write it relative to the list")
-    uri = storage.resolve(folder, name)
-    try:
-        places.check_listed(uri, folder)
-    except ValueError as error:
-        raise ValueError(f"{cell} is {name}: {error}") from None
-    return uri
+    return places.file_of(name, folder, f"{where}: {chosen.uri}")
 
 
 def _parts(record: dict[str, Any], where: str, chosen: Columns, tally: Tally) -> list[tuple[Any, Any, Any]]:

@@ -1,6 +1,7 @@
 """Lists as other programs write them: numpy and pandas, Spark and MySQL, Hugging Face, the makers of Panda-70M."""
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cinemo.image import ImageError
+from cinemo.video import VideoError, probe
 from pipelines import sources
-from pipelines.sources import textfiles
+from pipelines.sources import catalogs, images, textfiles
 from tests.pipelines.sources.conftest import Listed
 
 
@@ -132,3 +135,49 @@ def test_pairs_in_parquet_are_read_and_dates_are_not(tmp_path: Path, listed: Lis
         )
     assert [row.get("segment") for row in listed(tmp_path / "dates.parquet")] == [None]
     assert [row.get("segment") for row in listed(tmp_path / "pairs.parquet")] == ["t=1,2"]
+
+
+def test_cells_of_hugging_face_without_bytes_name_files(tmp_path: Path, listed: Listed, video: Path) -> None:
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films/a.mp4").write_bytes(video.read_bytes())
+    paths = ["films/a.mp4", str(video), "films/lost.mp4", "http://10.0.0.7/a.mp4", None]
+    cells = [{"bytes": None, "path": path} for path in paths]
+    pq.write_table(pa.table({"video": cells, "text": ["x"] * 5}), tmp_path / "list.parquet")
+    told = []
+    for row in listed(tmp_path / "list.parquet"):
+        try:
+            with sources.open_video(row["uri"]) as file:
+                told.append((probe(file).num_frames, ""))
+        except VideoError as error:
+            told.append((error.reason, str(error)))
+    assert [reason for reason, _ in told] == [12, 12, "missing", "unreadable", "missing"]
+    for (_, message), words in zip(
+        told[2:], ["lost.mp4", "10.0.0.7 is a private address", "video is empty"], strict=True
+    ):
+        assert words in message
+
+
+def test_a_catalog_of_hugging_face_may_name_its_images(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"of a picture")
+    cells = [{"bytes": None, "path": "a.png"}, {"bytes": b"own", "path": "a.png"}, {"bytes": None, "path": "b.png"}]
+    pq.write_table(pa.table({"image": cells, "text": ["x"] * 3}), tmp_path / "list.parquet")
+    first, second, third = [entry.image for entry in catalogs.entries(str(tmp_path / "list.parquet"))]
+    assert (images.read(first), images.read(second)) == (b"of a picture", b"own")
+    with pytest.raises(ImageError, match=r"b\.png") as caught:
+        images.read(third)
+    assert caught.value.reason == "missing"
+
+
+@pytest.mark.parametrize(("written", "stored"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_in_another_unicode_form_are_the_same_files(
+    tmp_path: Path, listed: Listed, written: Any, stored: Any
+) -> None:
+    (tmp_path / unicodedata.normalize(stored, "Übung é.mp4")).touch()
+    (tmp_path / unicodedata.normalize(written, "Übung é.txt")).write_text("beside")
+    folder = listed(tmp_path)
+    assert [row["caption"] for row in folder] == ["beside"]
+    lines = [unicodedata.normalize(written, f"{name},listed") for name in ("Übung é.mp4", "fehlt ü.mp4")]
+    (tmp_path / "list.csv").write_text("\n".join(["path,caption", *lines]))
+    rows = listed(tmp_path / "list.csv")
+    assert rows[0]["uri"] == folder[0]["uri"]
+    assert rows[1]["uri"] == str(tmp_path / unicodedata.normalize(written, "fehlt ü.mp4"))
