@@ -33,8 +33,8 @@ def stamps(uris: Sequence[str]) -> list[str]:
 def stamp(uri: str) -> str:
     """Stamp of an image's or a video's file: its size, and its time, ETag or the like; "" if it does not exist.
 
-    A cell has the stamp of its table, a video in a shard that of the shard. Raises whatever the storage raises when
-    access is denied.
+    A cell has the stamp of its table, also if it names a file; a video in a shard that of the shard. Raises whatever
+    the storage raises when access is denied.
     """
     file = _file(uri)
     try:

@@ -8,6 +8,7 @@ import ast
 import io
 import json
 import math
+import re
 import tokenize
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from pipelines.sources import columns, textfiles
 MANY = 0.1  # share of videos without a caption above which a warning is printed
 
 MAX_CAPTION = 10_000  # characters: far more than any text encoder reads
+_SCALAR = re.compile(r"\bnp\.(str_|float\d+|int\d+)\(")  # in a list of numpy's scalars, as numpy 2 spells them
 _LONGEST_LIST = 200_000  # characters of a list in which commas may be missing: finding them takes up to two seconds
 
 
@@ -193,7 +195,7 @@ def spelled_list(text: str) -> list[Any] | None:
     """The list that a text spells, as JSON, Python or numpy does; None for another text."""
     if not text.startswith("[") or not text.rstrip().endswith("]"):
         return None
-    for read in (json.loads, lambda text: ast.literal_eval(_with_commas(text))):
+    for read in (json.loads, lambda text: ast.literal_eval(_as_python(text))):
         try:
             found = read(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError):
@@ -202,8 +204,9 @@ def spelled_list(text: str) -> list[Any] | None:
     return None
 
 
-def _with_commas(text: str) -> str:
-    """Put commas between items that white space separates, as in numpy's lists; strings that touch remain one."""
+def _as_python(text: str) -> str:
+    """Respell a list of numpy's in Python: with commas between items. Strings that touch remain one."""
+    text = _SCALAR.sub("(", text)
     if len(text) > _LONGEST_LIST:
         return text
     parts: list[str] = []

@@ -29,6 +29,7 @@ def read(path: Path, text: str) -> tuple[list[dict[str, Any]], sources.Tally]:
         ("['a cat walks' 'a dog runs']", "a cat walks", 2),  # numpy puts no comma
         ("['a cat walks'\n 'a dog runs'\n \"it's\"]", "a cat walks", 3),  # and breaks lines
         ("['it''s' 'two']", "its", 2),  # what touches is one string, as in Python
+        ("[np.str_('a cat'), np.str_(\"a dog\")]", "a cat", 2),  # numpy 2
         ("['a cat', 'a dog']", "a cat", 2),
         ("['only']", "only", 1),
         ("['a cat' walks]", "['a cat' walks]", 1),  # no list
