@@ -1,6 +1,7 @@
 """Animated pictures (WebP, PNG) as a video that FFmpeg reads: it decodes none of WebP, and cannot seek in PNG."""
 
 import io
+import itertools
 from fractions import Fraction
 from typing import Any, BinaryIO
 
@@ -10,12 +11,19 @@ from PIL import Image, ImageSequence
 
 KINDS = ("webp_pipe", "apng")  # as FFmpeg calls them
 FORMATS = ("WEBP", "PNG")  # as Pillow calls them; its other readers are not tried
+# Browsers show a frame for this long if the file says 0 to 10, which many programs write for "no delay". Milliseconds.
+NO_DELAY, USUAL_DELAY = 10, 100
 
 
 def look(source: str | BinaryIO) -> tuple[int, int, int]:
     """Read the number of frames, and their width and height in pixels, from the header. Raises Pillow's errors."""
     with Image.open(source, formats=FORMATS) as picture:
-        return getattr(picture, "n_frames", 1), *picture.size
+        return getattr(picture, "n_frames", 1) - is_first_hidden(picture), *picture.size
+
+
+def is_first_hidden(picture: Any) -> bool:
+    """Whether the first picture of a PNG is only for programs that show no animations; Pillow counts it as a frame."""
+    return bool(getattr(picture, "default_image", False))
 
 
 def to_matroska(source: str | BinaryIO) -> io.BytesIO:
@@ -27,12 +35,13 @@ def to_matroska(source: str | BinaryIO) -> io.BytesIO:
         stream.width, stream.height = picture.size
         stream.pix_fmt, stream.codec_context.time_base = "bgra", milliseconds
         clock = 0.0
-        for shown in ImageSequence.Iterator(picture):
+        for shown in itertools.islice(ImageSequence.Iterator(picture), int(is_first_hidden(picture)), None):
             rgba = av.VideoFrame.from_ndarray(np.asarray(shown.convert("RGBA")), format="rgba")
             frame = rgba.reformat(format="bgra")
             frame.pts, frame.time_base = round(clock), milliseconds
             container.mux(stream.encode(frame))
-            clock += max(1, shown.info.get("duration", 0))
+            delay = shown.info.get("duration", 0)
+            clock += delay if delay > NO_DELAY else USUAL_DELAY
         container.mux(stream.encode())
     made.seek(0)
     return made

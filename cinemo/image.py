@@ -15,6 +15,7 @@ from PIL import Image
 
 from cinemo.imagefile import IMAGE_SUFFIXES, MAX_PIXELS, MIN_SIDE, ImageError, check_header, open_picture, read_bytes
 from cinemo.imagepixels import to_rgb
+from cinemo.mistaken import HEAD, mistaken
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,6 +55,8 @@ def read_image(
         return to_rgb(source, "image")
     name = "image" if isinstance(source, bytes) else f"image {os.fspath(source)}"
     data = source if isinstance(source, bytes) else read_bytes(Path(source), name)
+    if what := mistaken(data[:HEAD], len(data)):
+        raise ImageError("no_image", f"{name} {what}; pass a JPEG, PNG or WebP file")
     return to_rgb(open_picture(data, name, max_pixels), name)
 
 

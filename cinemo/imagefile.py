@@ -35,8 +35,6 @@ FORMATS = {
 OTHERS = {
     b"8bps": "a Photoshop file",
     b"%pdf": "a PDF",
-    b"<!doctype html": "a web page",
-    b"<html": "a web page",
     b"<?xml": "an SVG drawing",
     b"<svg": "an SVG drawing",
     **dict.fromkeys((b"\xff\x0a", b"\0\0\0\x0cjxl "), "JPEG XL"),
@@ -77,8 +75,6 @@ def open_picture(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.
 
     data: the file. name: for messages. Raises ImageError: no_image, too_large, too_small, wrong_aspect.
     """
-    if not data:
-        raise ImageError("no_image", f"{name} is empty (0 bytes); pass a JPEG, PNG or WebP file")
     kind = identify(data)
     check_kind(kind, name)
     profile = None

@@ -5,6 +5,7 @@ decoder. No full-size RGB frame and no frame past the clip's end is ever made; i
 nor another frame needs are skipped too. Pixels are converted in videopixels.py, timestamps read in videotimes.py.
 """
 
+import errno
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -153,6 +154,9 @@ def read_span(
             frames = pick_frames(decode_from(video, targets, None), targets, times.ticks)
             clip = list(render_all(frames, size, video.pixel_aspect, found))
     except av.FFmpegError as error:
+        if error.errno == errno.ENOTSUP:  # the scaler's answer to matrices such as YCgCo and ICtCp
+            remedy = "has colours of a kind that this FFmpeg cannot convert; convert it, for example to BT.709"
+            raise VideoError("unsupported", f"video {name} {remedy}") from error
         raise VideoError("corrupt", f"video {name} cannot be decoded from frame {start} on ({error})") from error
     except OSError as error:  # raised by the file object: the video itself may be sound
         raise VideoError("unreadable", f"video {name} cannot be read from frame {start} on ({error})") from error

@@ -11,6 +11,7 @@ import numpy as np
 from av.stream import Discard, Disposition
 
 from cinemo import animated_images
+from cinemo.mistaken import HEAD, lacks_index, mistaken
 from cinemo.videotimes import FrameTimes, frame_times
 
 # Suffixes of the files that count as videos in a folder. WebP is not among them: most WebP files are photos, so only
@@ -167,7 +168,23 @@ def open_container(source: Source, name: str, **options: str) -> Any:
     except FileNotFoundError:
         raise VideoError("missing", f"video {name} does not exist; check the path") from None
     except (av.FFmpegError, OSError) as error:
-        raise VideoError("unreadable", f"video {name} cannot be opened ({error}); is it a video file?") from None
+        why = what_is(source) or f"cannot be opened ({error}); is it a video file?"
+        raise VideoError("unreadable", f"video {name} {why}") from None
+
+
+def what_is(source: Source) -> str | None:
+    """What a file is that FFmpeg cannot open, as a phrase; None if that is unknown or the file cannot be read."""
+    try:
+        if isinstance(source, str | os.PathLike):
+            with open(source, "rb") as file:
+                return what_is(file)
+        source.seek(0)
+        head, size = source.read(HEAD), source.seek(0, os.SEEK_END)
+    except OSError:
+        return None
+    if lacks_index(head, size):
+        return "is an MP4 without its index (moov): it was cut off, or is still being written"
+    return mistaken(head, size)
 
 
 def choose_stream(container: Any, name: str) -> Any:

@@ -15,6 +15,9 @@ from cinemo import hdr
 
 INTERLACED = "interlaced"
 TRANSFERS = {ColorTrc.SMPTE2084: hdr.PQ, ColorTrc.ARIB_STD_B67: hdr.HLG}
+# Colour matrices (ITU-T H.273) that FFmpeg's scaler refuses -> the nearest that it takes: BT.2020 with constant
+# luminance -> without; derived from the primaries -> BT.709.
+NEAREST = {10: 9, 12: 1, 13: 1}
 PRIMARIES = {ColorPrimaries.BT2020: hdr.BT2020, ColorPrimaries.SMPTE432: hdr.P3}
 
 
@@ -29,6 +32,8 @@ def render_all(
     scaler, alpha_scaler = VideoReformatter(), VideoReformatter()  # kept for a clip: setting one up takes a while
     found = set() if found is None else found
     for frame in deinterlaced(frames, found):
+        if frame.colorspace in NEAREST:
+            frame.colorspace = NEAREST[frame.colorspace]
         turns = turns_of(frame)
         shown_width = max(1, round(frame.width * aspect))
         height, width = size if size is not None else (frame.height, shown_width)

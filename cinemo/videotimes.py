@@ -49,8 +49,9 @@ def from_index(container: Any, stream: Any) -> FrameTimes | None:
     """Times from the index of MP4 or AVI, without reading a frame; None if it does not say when each is shown."""
     entries = stream.index_entries
     if container.format.name == "avi":
-        # AVI stores no times. FFmpeg guesses them, wrongly where display and decoding order differ.
-        reordered = bool(stream.codec_context.has_b_frames) or stream.codec_context.name in ("h264", "hevc")
+        if not 0 < stream.frames <= len(entries):
+            return None  # the writer was killed before it wrote the index, or the file is cut off
+        reordered = guesses_times(container, stream)
         shown = sum(1 for entry in entries if entry.size)
         if shown == 0 or (shown < len(entries) and not reordered):  # an empty entry repeats the frame before it
             return None
@@ -71,6 +72,12 @@ def from_index(container: Any, stream: Any) -> FrameTimes | None:
     return None if rate is None else evenly(stream, len(stamps), rate, stream.start_time or 0)
 
 
+def guesses_times(container: Any, stream: Any) -> bool:
+    """Whether FFmpeg guesses times wrongly: AVI stores none, and display and decoding order differ."""
+    decoder = stream.codec_context
+    return container.format.name == "avi" and (bool(decoder.has_b_frames) or decoder.name in ("h264", "hevc"))
+
+
 def packets_of(container: Any, stream: Any) -> Iterator[Any]:
     """Yield the packets of a stream from the container's position on, and an empty one at the end."""
     with contextlib.suppress(IndexError):  # PyAV raises it at the end of a file in which streams appeared on the way
@@ -79,7 +86,7 @@ def packets_of(container: Any, stream: Any) -> Iterator[Any]:
 
 def from_packets(container: Any, stream: Any) -> FrameTimes:
     """Times from the timestamps of all packets."""
-    times, begin, clock, unsure = array("q"), None, None, False
+    times, begin, clock, unsure = array("q"), None, None, guesses_times(container, stream)
     earliest = None  # first timestamp shown; what would precede the first keyframe needs frames that do not exist
     with contextlib.suppress(av.FFmpegError):  # a truncated file: keep what was read
         for packet in packets_of(container, stream):

@@ -105,6 +105,8 @@ def test_files_that_are_no_photo_are_called_what_they_are() -> None:
         b"8BPS\0\1": "is a Photoshop file",
         b"%PDF-1.7": "is a PDF",
         b"\n<!DOCTYPE html><html>": "is a web page",
+        b"": r"is empty \(0 bytes\)",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0": "is a pointer of Git LFS.*git lfs pull",
         b"<svg xmlns=": "is an SVG drawing",
         b"\xff\x0a\0": "is JPEG XL",
         b"\0\0\0\x0cjP  \r\n\x87\n": "is JPEG 2000",

@@ -32,6 +32,7 @@ LEAVES = (
     "videotimes.py",
     "provenance.py",
     "imagefile.py",
+    "mistaken.py",
 )
 
 

@@ -73,6 +73,27 @@ def test_garbage_and_a_file_without_its_index_are_unreadable(tmp_path: Path, mov
         assert name in message
 
 
+def test_what_is_mistaken_for_a_video_is_called_what_it_is(tmp_path: Path) -> None:
+    whole = encode(tmp_path / "whole.mp4", [quadrants()] * 24).read_bytes()  # moov stands at its end
+    unwritten = bytearray(whole[: whole.index(b"moov") - 4])
+    struct.pack_into(">I", unwritten, whole.index(b"mdat") - 4, 0)  # its length, which is written last
+    no_index = "is an MP4 without its index (moov): it was cut off, or is still being written"
+    cases = {
+        b"": "is empty (0 bytes)",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n": "is a pointer of Git LFS, which",
+        b"\n<!DOCTYPE HTML><title>Log in</title>" + bytes(9000): "is a web page",
+        whole[: whole.index(b"moov") - 4]: no_index,
+        whole[: whole.index(b"mdat") + 300]: no_index,
+        whole[:32]: no_index,
+        bytes(unwritten): no_index,
+    }
+    for data, words in cases.items():
+        (tmp_path / "clip.mp4").write_bytes(data)
+        assert reason(tmp_path / "clip.mp4")[0] == reason(io.BytesIO(data))[0] == "unreadable"
+        assert f"clip.mp4 {words}" in reason(tmp_path / "clip.mp4")[1]
+        assert f"BytesIO {words}" in reason(io.BytesIO(data))[1]
+
+
 @pytest.mark.parametrize("kind", ["jpg", "png", "webp", "bmp"])
 def test_a_still_image_is_no_video(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"{kind}.mp4"

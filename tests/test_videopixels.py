@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from cinemo import hdr
-from cinemo.video import load_clip, sample_clip, shown_size
+from cinemo.video import VideoError, load_clip, sample_clip, shown_size
 from tests.videos import corners, encode, quadrants
 
 CORNERS = corners(quadrants())
@@ -248,3 +248,30 @@ def test_data_beside_a_frame_that_pyav_does_not_know_hides_no_rotation(tmp_path:
             container.mux(packet)
     expected = shown_by((0, 1, -1, 0)) if orientation == 6 else CORNERS
     assert np.abs(np.subtract(corners(sample_clip(path, 0, 1, 2)[1]), expected)).max() <= 4
+
+
+def with_matrix(path: Path, matrix: int) -> Path:
+    """Four colours in H.264, tagged with a colour matrix by its number in ITU-T H.273."""
+    plain = encode(path.with_name("plain.mp4"), [quadrants()] * 4)
+    with av.open(str(plain)) as reader, av.open(str(path), "w") as writer:
+        stream = reader.streams.video[0]
+        copy = writer.add_stream_from_template(stream)
+        tag = av.bitstream.BitStreamFilterContext(f"h264_metadata=matrix_coefficients={matrix}", stream, copy)
+        for packet in reader.demux(stream):
+            for tagged in tag.filter(packet if packet.size else None):
+                tagged.stream = copy
+                writer.mux(tagged)
+    return path
+
+
+@pytest.mark.parametrize(("matrix", "nearest"), [(10, 9), (12, 1), (13, 1)])
+def test_a_matrix_that_the_scaler_lacks_is_read_as_the_nearest(tmp_path: Path, matrix: int, nearest: int) -> None:
+    found, expected = (sample_clip(with_matrix(tmp_path / f"{one}.mp4", one), 0, 1, 4) for one in (matrix, nearest))
+    assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("matrix", [8, 14])  # YCgCo, ICtCp
+def test_colours_that_cannot_be_converted_are_unsupported_and_not_corrupt(tmp_path: Path, matrix: int) -> None:
+    with pytest.raises(VideoError, match="has colours of a kind that this FFmpeg cannot convert") as caught:
+        sample_clip(with_matrix(tmp_path / "a.mp4", matrix), 0, 1, 4)
+    assert caught.value.reason == "unsupported"

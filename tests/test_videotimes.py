@@ -9,6 +9,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from cinemo.motion import motion_score
 from cinemo.video import VideoError, load_clip, probe, sample_clip
@@ -160,6 +161,34 @@ def test_every_kind_of_file_has_the_frames_that_it_shows(tmp_path: Path, name: s
     gives(path, shown(path))
     assert len(shown(path)) == 40
     assert probe(path).fps == pytest.approx(24, rel=1e-3)
+
+
+@pytest.mark.parametrize("codec", ["mjpeg", "mpeg4", "libx264"])
+@pytest.mark.parametrize("killed", [True, False], ids=["killed", "cut off"])
+def test_an_avi_without_its_index_has_all_frames_that_were_written(tmp_path: Path, codec: str, killed: bool) -> None:
+    path = encode(tmp_path / "a.avi", numbered(90), codec, "yuvj420p" if codec == "mjpeg" else "yuv420p")
+    data = path.read_bytes()
+    data = bytearray(data[: data.rindex(b"idx1")])
+    for name, at in ((b"avih", 24), (b"strh", 40)) if killed else ():
+        struct.pack_into("<I", data, data.index(name) + at, 0)  # the number of frames, which is written last
+    path.write_bytes(data)
+    gives(path, list(range(90)))
+    assert probe(path).fps == 24
+
+
+@pytest.mark.parametrize("kind", ["webp", "png"])
+@pytest.mark.parametrize(("delay", "fps"), [(0, 10), (10, 10), (11, 1000 / 11), (20, 50), (40, 25)])
+def test_animated_pictures_are_as_fast_as_in_a_browser(tmp_path: Path, kind: str, delay: int, fps: float) -> None:
+    first, *others = map(Image.fromarray, numbered(6))
+    path = tmp_path / f"a.{kind}"
+    first.save(path, save_all=True, append_images=others, duration=delay, lossless=True)
+    assert (probe(path).num_frames, probe(path).fps) == (6, pytest.approx(fps))
+
+
+def test_the_hidden_first_picture_of_an_animated_png_is_not_counted(tmp_path: Path) -> None:
+    first, *others = map(Image.fromarray, numbered(14))
+    first.save(tmp_path / "a.apng", format="png", save_all=True, append_images=others, duration=40, default_image=True)
+    gives(tmp_path / "a.apng", list(range(1, 14)))
 
 
 def test_where_the_frame_rate_varies_a_clip_has_the_video_s_frames_whenever_they_are_shown(tmp_path: Path) -> None:

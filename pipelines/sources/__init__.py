@@ -65,7 +65,7 @@ def check(source: str, uri_column: str | None = None, caption_column: str | None
     """
     with named(f"--input {source}: "):
         try:
-            kind, files = _resolve(storage.absolute(source), uri_column, caption_column)
+            kind, files = _resolve(storage.absolute(source), uri_column, caption_column, Tally())
             if kind == ".tar":  # _rows would read a whole shard
                 found = _holds_video(files)
             else:
@@ -100,7 +100,7 @@ _NO_VIDEO = f"it lists no video; videos end in {', '.join(VIDEO_SUFFIXES)}"
 def _rows(source: str, uri_column: str | None, caption_column: str | None, tally: Tally) -> Iterator[Row]:
     """Yield all rows, including repeated ones. A bad shard, or list after the first, becomes a fault."""
     uri = storage.absolute(source)
-    kind, files = _resolve(uri, uri_column, caption_column)
+    kind, files = _resolve(uri, uri_column, caption_column, tally)
     if kind == folder.VIDEOS:
         yield from folder.rows(uri, uri_column, caption_column, tally)
         return
@@ -111,7 +111,7 @@ def _rows(source: str, uri_column: str | None, caption_column: str | None, tally
         yield from or_fault(found, index == 0 and not is_tar, partial(Row, file, ""))
 
 
-def _resolve(uri: str, uri_column: str | None, caption_column: str | None) -> tuple[str, Iterator[str]]:
+def _resolve(uri: str, uri_column: str | None, caption_column: str | None, tally: Tally) -> tuple[str, Iterator[str]]:
     """Find the kind of a source ("videos", ".tar" or the suffix of a list) and its files (none for "videos")."""
     if storage.base_name(uri).lower().endswith(webdataset.COMPRESSED):
         raise ValueError(webdataset.UNPACK)
@@ -127,7 +127,7 @@ def _resolve(uri: str, uri_column: str | None, caption_column: str | None) -> tu
         kind = folder.kind(uri)
         if not kind:
             raise ValueError(_NO_VIDEO)
-        files = folder.files(uri, kind)
+        files = folder.files(uri, kind, tally)
     if kind == ".tar" and (uri_column or caption_column):
         raise ValueError("tar shards have no columns; leave out --uri-column and --caption-column")
     return kind, files

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from cinemo.image import IMAGE_SUFFIXES
 from pipelines.core import storage
 from pipelines.core.patience import limited
-from pipelines.sources import cells, columns, folder, images, late, places, tables, video_lists, webdataset
+from pipelines.sources import cells, columns, folder, images, late, places, tables, webdataset
 from pipelines.sources.rows import Tally, is_utf8, named, or_fault
 
 # Settings that a row may have, and the names of their columns: fields of animate's request.Settings and, as `video`,
@@ -62,14 +62,14 @@ def entries(
 ) -> Iterator[Entry]:
     """Yield the rows of a catalog in order, those of a folder by name; equal rows are separate entries.
 
-    tally: counts files that were skipped. Raises ValueError like `check`; OSError when storage fails.
+    tally: counts and notes what was skipped. Raises ValueError like `check`; OSError when storage fails.
     """
     asked = (image_column, prompt_column, video_column)
     with named(f"--catalog {catalog}: "):
-        uri = storage.absolute(catalog)
-        files = _files(uri)
+        uri, tally = storage.absolute(catalog), tally or Tally()
+        files = _files(uri, tally)
         if files is None:
-            yield from _folder(uri, asked, tally or Tally())
+            yield from _folder(uri, asked, tally)
             return
         for index, file in enumerate(files):
             yield from or_fault(_table(file, *asked), index == 0, partial(Entry, file, {}))
@@ -121,7 +121,7 @@ def is_below(uri: str, catalog: str) -> bool:
     return f"{storage.absolute(uri)}/".startswith(f"{storage.absolute(catalog)}/")
 
 
-def _files(uri: str) -> Iterator[str] | None:
+def _files(uri: str, tally: Tally) -> Iterator[str] | None:
     """Find the tables of a catalog; None for a folder of images. Raises ValueError if it is neither."""
     kinds = f"a folder of images, or a table ({', '.join(tables.SUFFIXES)})"
     first = next(webdataset.expand(uri))
@@ -132,11 +132,11 @@ def _files(uri: str) -> Iterator[str] | None:
             raise ValueError(f"it is neither a folder nor a file of a known kind; give {kinds}")
         raise ValueError(f"{first} does not exist; give {kinds}")
     parquet = False
-    for _, name, _ in folder.walk(uri):
+    for _, name, _ in folder.walk(uri, tally):
         if name.lower().endswith(IMAGE_SUFFIXES):
             return None
         parquet = parquet or name.lower().endswith(_PARQUET)
-    return folder.files(uri, *_PARQUET) if parquet else None
+    return folder.files(uri, *_PARQUET, tally) if parquet else None
 
 
 def _folder(uri: str, asked: tuple[str | None, str | None, str | None], tally: Tally) -> Iterator[Entry]:
@@ -230,7 +230,7 @@ def _file(value: Any, base: str, at: str, column: str) -> str:
     text = value.strip()
     if "\0" in text or not is_utf8(text):
         raise ValueError(f"{at}: {column} is no name of a file")
-    return video_lists.file_of(text, base, f"{at}: {column}")
+    return places.file_of(text, base, f"{at}: {column}")
 
 
 def _is_empty(value: Any) -> bool:

@@ -1,5 +1,7 @@
 """Images and videos stored in cells of a Parquet table: bytes, or a struct with bytes, as Hugging Face writes them.
 
+A struct without bytes may have the path of the file, relative to the table.
+
 The uri of a cell is `{table}#{column}@{row}`: the table's absolute uri, the column's name, percent-encoded, and the
 row, counted from 0.
 """
@@ -13,9 +15,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.core import storage
 from pipelines.sources import places, tables
 
-BYTES = "bytes"  # the field of a struct that holds the bytes
+BYTES, PATH = "bytes", "path"  # fields of a struct: the file, or the name of one that is stored elsewhere
 _CELL = re.compile(r"(?P<table>.+)#(?P<column>[^#@]+)@(?P<row>\d+)")
 _BATCH = 4  # cells in memory at a time
 
@@ -41,17 +44,23 @@ def holds_bytes(table: str, column: str) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def read(uri: str) -> bytes:
-    """Read the bytes in a cell. Raises FileNotFoundError when it is empty or the table does not exist."""
+def find(uri: str) -> bytes | str:
+    """The bytes in a cell, or the uri of the file that it names.
+
+    Raises FileNotFoundError when it is empty or the table does not exist; ValueError when it cannot name a file.
+    """
     match = _CELL.fullmatch(uri)
     assert match, uri
     table, name, number = match["table"], urllib.parse.unquote(match["column"]), int(match["row"])
-    value = _reader(table, name).at(number)
+    value: Any = _reader(table, name).at(number)
+    path = None
     if isinstance(value, dict):
-        value = value.get(BYTES)
-    if not value:
+        value, path = value.get(BYTES), value.get(PATH)
+    if value:
+        return bytes(value)
+    if value is not None or not isinstance(path, str) or not path.strip():
         raise FileNotFoundError(f"{table} row {number + 1}: {name} is empty")
-    return bytes(value)
+    return places.file_of(path.strip(), storage.parent(table), f"{table} row {number + 1}: {name}")
 
 
 @functools.lru_cache(maxsize=2)

@@ -52,6 +52,8 @@ SEGMENTS: dict[str, tuple[Groups, Groups, Groups]] = {
     ),
     "seconds": ((_START_S,), (_END_S,), (("duration", "length", *(f"duration_{unit}" for unit in _SECONDS)),)),
 }
+# Columns with all segments of a video: pairs of start and end in seconds.
+PAIRS = ("timestamps", "timestamp", "segments", "segment")
 
 
 def plain(name: str) -> str:

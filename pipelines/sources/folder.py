@@ -6,6 +6,7 @@ Only the names in one folder and its parents are held in memory, so that million
 
 import contextlib
 import itertools
+import unicodedata
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TypeVar
@@ -23,21 +24,29 @@ TEXTS = (".txt", ".caption", ".json")  # endings of captions, in order of preced
 _PROMPTS = ("prompts.txt", "prompt.txt", "captions.txt")  # one line for each line of videos.txt
 _BATCH = 256  # captions requested at a time: object stores answer many requests as fast as one
 
-Names = dict[str, str]  # names of a folder's files, by the name with its ending in lower case
+# Names of a folder's files, by the name with its ending in lower case; also in Unicode's form NFC, because a video and
+# its caption may have come from different systems.
+Names = dict[str, str]
 Listed = TypeVar("Listed")
 
 
-def walk(folder: str) -> Iterator[tuple[str, str, Names]]:
+def walk(folder: str, tally: Tally) -> Iterator[tuple[str, str, Names]]:
     """Yield (folder, name, all names in that folder) of every file below an absolute folder, sorted by full name.
 
-    Each folder comes before its files, with an empty name.
+    Each folder comes before its files, with an empty name. A subfolder that may not be listed is left out, with a note
+    in the tally.
     """
     found = places.entries(folder)
     names = {_lower(name): name for name in sorted(name for name, is_folder in found if not is_folder)}
+    names = {_composed(key): name for key, name in names.items()} | names
     yield folder, "", names
     for name, is_folder in found:
         if is_folder:
-            yield from walk(storage.join(folder, name))
+            below = storage.join(folder, name)
+            try:
+                yield from walk(below, tally)
+            except PermissionError:
+                tally.note(f"{below} cannot be listed (permission denied), and is left out")
         else:
             yield folder, name, names
 
@@ -47,9 +56,13 @@ def _lower(name: str) -> str:
     return stem + dot + ending.lower()
 
 
-def files(folder: str, suffix: str) -> Iterator[str]:
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def files(folder: str, suffix: str, tally: Tally) -> Iterator[str]:
     """The uris of all files below a folder with a suffix, in order."""
-    return (storage.join(place, name) for place, name, _ in walk(folder) if name.lower().endswith(suffix))
+    return (storage.join(place, name) for place, name, _ in walk(folder, tally) if name.lower().endswith(suffix))
 
 
 def kind(folder: str) -> str:
@@ -60,7 +73,7 @@ def kind(folder: str) -> str:
     if places.is_file(storage.join(folder, CAPTIONS)):
         return VIDEOS
     seen = set()
-    for place, name, names in walk(folder):
+    for place, name, names in walk(folder, Tally()):
         if wanted(place, name, VIDEO_SUFFIXES):
             return VIDEOS
         seen |= {suffix for suffix in (".tar", ".parquet") if name.lower().endswith(suffix)}
@@ -78,7 +91,7 @@ def rows(folder: str, uri_column: str | None, caption_column: str | None, tally:
     listed = storage.join(folder, CAPTIONS)
     if places.is_file(listed):
         yield from video_lists.rows(listed, *asked, tally)
-    elif any(asked) and not any(metadata(names) for _, name, names in itertools.islice(walk(folder), 1)):
+    elif any(asked) and not any(metadata(names) for _, name, names in itertools.islice(walk(folder, tally), 1)):
         raise ValueError(f"it is a folder without {CAPTIONS}, and has no columns; leave out the names of columns")
 
     def lists(place: str, names: Names) -> Iterator[Row]:
@@ -117,7 +130,7 @@ def captioned_files(
     lists: yields the entries of the lists in a folder, which come before its files. Other files are counted.
     """
     batch: list[tuple[str, str, str]] = []
-    for place, name, names in walk(folder):
+    for place, name, names in walk(folder, tally):
         if not name:
             yield from lists(place, names)
         elif wanted(place, name, suffixes):
@@ -166,7 +179,7 @@ def _pairs(place: str, videos: str, prompts: str, tally: Tally) -> Iterator[Row]
             yield Row(f"{uris[0]}#line-{number}", "", f"{where} names no video", listed=True)
             continue
         try:
-            yield row(video_lists.file_of(name, place, where), prompt, f"{prompts} line {number}", tally, listed=True)
+            yield row(places.file_of(name, place, where), prompt, f"{prompts} line {number}", tally, listed=True)
         except ValueError as error:
             yield Row(f"{uris[0]}#line-{number}", "", str(error), listed=True)
 
@@ -187,7 +200,7 @@ def _lines(uri: str) -> Iterator[str]:
 def _beside(name: str, names: Names) -> str:
     """The name of the file with the caption of a video or an image; "" when there is none."""
     stem = name.rpartition(".")[0]
-    beginnings = (stem, name, _lower(name))
+    beginnings = dict.fromkeys([stem, name, _lower(name), *map(_composed, (stem, name, _lower(name)))])
     return next((names[one + ending] for one in beginnings for ending in TEXTS if one + ending in names), "")
 
 

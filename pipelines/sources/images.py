@@ -33,8 +33,8 @@ def stamps(uris: Sequence[str]) -> list[str]:
 def stamp(uri: str) -> str:
     """Stamp of an image's or a video's file: its size, and its time, ETag or the like; "" if it does not exist.
 
-    A cell has the stamp of its table, a video in a shard that of the shard. Raises whatever the storage raises when
-    access is denied.
+    A cell has the stamp of its table, also if it names a file; a video in a shard that of the shard. Raises whatever
+    the storage raises when access is denied.
     """
     file = _file(uri)
     try:
@@ -51,7 +51,7 @@ def stamp(uri: str) -> str:
 def read(uri: str) -> bytes:
     """Read the bytes of an image's file. Raises ImageError: missing, unreadable, too_large; StorageError."""
     try:
-        data = retried(uri, cells.read if cells.table_of(uri) else _read_file, uri)
+        data = retried(uri, _read_cell if cells.table_of(uri) else _read_file, uri)
     except StorageError:
         raise
     except FileNotFoundError as error:
@@ -77,6 +77,11 @@ def _stamp_or_nothing(uri: str) -> str:
         raise
     except Exception:  # each driver has its own exceptions; reading will report the fault
         return ""
+
+
+def _read_cell(uri: str) -> bytes:
+    found = cells.find(uri)
+    return found if isinstance(found, bytes) else _read_file(found)
 
 
 def _read_file(uri: str) -> bytes:

@@ -101,10 +101,10 @@ def _open_window(uri: str, span: tuple[str, int, int] | None) -> _Window:
     if span is not None:
         shard, offset, size = span
         return _Window(uri, places.open_binary(shard, BLOCK, _CACHE), offset, size)
-    if cells.table_of(uri):
-        data = cells.read(uri)
-        return _Window(uri, io.BytesIO(data), 0, len(data))
-    file = places.open_binary(uri, BLOCK, _CACHE)
+    found = cells.find(uri) if cells.table_of(uri) else uri
+    if isinstance(found, bytes):
+        return _Window(uri, io.BytesIO(found), 0, len(found))
+    file = places.open_binary(found, BLOCK, _CACHE)
     try:
         size = file.seek(0, os.SEEK_END)
     except (OSError, ValueError):  # fsspec's stream from a server without range requests

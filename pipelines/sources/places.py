@@ -9,7 +9,9 @@ import errno
 import functools
 import ipaddress
 import os
+import re
 import socket
+import unicodedata
 import urllib.parse
 from typing import Any, BinaryIO, cast
 
@@ -17,6 +19,7 @@ import fsspec.core
 
 from pipelines.core import storage
 from pipelines.core.patience import REFUSED, patient, retried
+from pipelines.sources.rows import is_utf8
 
 STREAM_BLOCK = 4 << 20  # bytes per request, for files that are read from start to end
 # IPv6 addresses that stand for an IPv4 address, in their last 32 bits: mapped, compatible, translated, NAT64.
@@ -27,6 +30,32 @@ _LISTED = {
     *("file", "http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf"),
     *("zip", "tar", "simplecache", "filecache", "blockcache"),
 }
+
+# Folders of thumbnails, deleted files and archives' metadata, in lower case: of Synology, QNAP, Windows, Linux, macOS.
+_SYSTEM_FOLDERS = ("@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__macosx")
+
+_WINDOWS = re.compile(r"[A-Za-z]:\\|\\\\")  # start of an absolute Windows path
+
+
+def file_of(name: str, folder: str, cell: str) -> str:
+    """The uri of a file that a cell names, relative to the folder of its table.
+
+    A local file may also have the name in another Unicode form: NFD in archives from a Mac, NFC elsewhere.
+    cell: its place, for messages. Raises ValueError for a value that cannot name a file.
+    """
+    if "\0" in name:
+        raise ValueError(f"{cell} holds a zero byte")
+    if _WINDOWS.match(name) and is_utf8(name):
+        raise ValueError(f"{cell} is {name}, a path of a Windows machine; write it relative to the list")
+    uri = storage.resolve(folder, name)
+    try:
+        check_listed(uri, folder)
+    except ValueError as error:
+        raise ValueError(f"{cell} is {name}: {error}") from None
+    if name.isascii() or not storage.is_local(uri) or os.path.exists(uri):
+        return uri
+    other_forms = (storage.resolve(folder, unicodedata.normalize(form, name)) for form in ("NFC", "NFD"))
+    return next(filter(os.path.exists, other_forms), uri)
 
 
 def check_listed(uri: str, source: str) -> None:
@@ -175,7 +204,10 @@ def is_folder(uri: str) -> bool:
 
 @patient
 def entries(folder: str) -> list[tuple[str, bool]]:
-    """List (name, whether it is a folder) of a folder's entries without hidden ones, sorted by full name."""
+    """List (name, whether it is a folder) of a folder's entries, sorted by full name.
+
+    Hidden entries and folders of the system (_SYSTEM_FOLDERS) are left out.
+    """
     if storage.is_local(folder):
         with os.scandir(folder) as found:
             names = [(entry.name, entry.is_dir()) for entry in found if not _loops(folder, entry)]
@@ -186,7 +218,11 @@ def entries(folder: str) -> list[tuple[str, bool]]:
         at = path.rstrip("/")
         inside = [(info["name"].rstrip("/"), info["type"] == "directory") for info in listed]
         names = [(name.rpartition("/")[2], is_folder) for name, is_folder in inside if name != at]
-    shown = [entry for entry in names if not entry[0].startswith(".")]
+    shown = [
+        (name, is_folder)
+        for name, is_folder in names
+        if not name.startswith(".") and not (is_folder and name.lower() in _SYSTEM_FOLDERS)
+    ]
     return sorted(shown, key=lambda entry: entry[0] + "/" * entry[1])
 
 

@@ -5,7 +5,11 @@ empty tally to the readers of its source, and prints it.
 """
 
 import ast
+import io
 import json
+import math
+import re
+import tokenize
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +22,8 @@ from pipelines.sources import columns, textfiles
 MANY = 0.1  # share of videos without a caption above which a warning is printed
 
 MAX_CAPTION = 10_000  # characters: far more than any text encoder reads
+_SCALAR = re.compile(r"\bnp\.(str_|float\d+|int\d+)\(")  # in a list of numpy's scalars, as numpy 2 spells them
+_LONGEST_LIST = 200_000  # characters of a list in which commas may be missing: finding them takes up to two seconds
 
 
 class Row(NamedTuple):
@@ -124,10 +130,12 @@ def row(uri: str, caption: Any, where: str, tally: Tally, segment: str | None = 
     if not is_utf8(uri):
         fault = f"{where}: the name of the video is not UTF-8; rename it, or save the list as UTF-8"
         return Row(_escaped(uri), "", _escaped(fault), segment, listed)
-    several = _several(caption)
-    if several is not None:
-        tally.alternatives += len(several) > 1
-        caption = next((one for one in several if one is not None and one != ""), None)
+    captions = several(caption)
+    if captions is not None:
+        tally.alternatives += len(captions) > 1
+        caption = next((one for one in captions if one is not None and one != ""), None)
+    if isinstance(caption, float) and math.isnan(caption):  # what pandas writes for a missing one
+        caption = None
     wrong: str | None = None
     if caption is None:
         caption = ""
@@ -175,17 +183,43 @@ def _caption_in(value: Any) -> Any:
     return next((names[name] for name in map(columns.plain, usual) if names.get(name) is not None), None)
 
 
-def _several(caption: Any) -> list[Any] | None:
+def several(caption: Any) -> list[Any] | None:
     """The captions in a list, or in text that spells one, as tables without lists do; None for a single caption."""
-    if isinstance(caption, str) and caption.startswith("[") and caption.rstrip().endswith("]"):
-        for read in (json.loads, ast.literal_eval):
-            try:
-                found = read(caption)
-            except (ValueError, SyntaxError, RecursionError, MemoryError):
-                continue
-            return found if isinstance(found, list) and all(isinstance(one, str) for one in found) else None
-        return None
+    if isinstance(caption, str):
+        found = spelled_list(caption)
+        return found if found is not None and all(isinstance(one, str) for one in found) else None
     return caption if isinstance(caption, list) else None
+
+
+def spelled_list(text: str) -> list[Any] | None:
+    """The list that a text spells, as JSON, Python or numpy does; None for another text."""
+    if not text.startswith("[") or not text.rstrip().endswith("]"):
+        return None
+    for read in (json.loads, lambda text: ast.literal_eval(_as_python(text))):
+        try:
+            found = read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError):
+            continue
+        return found if isinstance(found, list) else None
+    return None
+
+
+def _as_python(text: str) -> str:
+    """Respell a list of numpy's in Python: with commas between items. Strings that touch remain one."""
+    text = _SCALAR.sub("(", text)
+    if len(text) > _LONGEST_LIST:
+        return text
+    parts: list[str] = []
+    ended: tuple[int, int] | None = None  # where an item has ended, after which no comma came
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.NL:
+            continue
+        is_value = token.type in (tokenize.STRING, tokenize.NUMBER)
+        if ended is not None and ended != token.start and (is_value or token.string == "["):
+            parts.append(",")
+        parts.append(token.string)
+        ended = token.end if is_value or token.string == "]" else None
+    return "".join(parts)
 
 
 def _escaped(text: str) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.sources.rows import spelled_list
+
 _CLOCK = re.compile(r"(?:(\d+):)?([0-5]?\d):([0-5]?\d(?:[.,]\d*)?)")
 _NUMBER = re.compile(r"(\d+(?:[.,]\d*)?|[.,]\d+)( ?s)?")
 _TEXT = re.compile(r"(?P<unit>t|frames)=(?P<start>[\d.]+)(?:,(?P<end>[\d.]+))?")
@@ -31,6 +33,19 @@ def segment(start: Any, end: Any, unit: str, is_length: bool = False) -> str | N
         raise ValueError(f"the segment ends at {end}, not after its start at {0 if start is None else start}")
     shown = _shown(first) if last is None else f"{_shown(first)},{_shown(last)}"
     return f"frames={shown}" if unit == "frames" else f"t={shown}"
+
+
+def pairs(cell: Any) -> list[Any] | None:
+    """The pairs of start and end in a list, or in text that spells one; a single pair counts as a list of one.
+
+    Empty for a list of something else; None for an empty list and for a cell without a list, such as a date.
+    """
+    found = spelled_list(cell.strip()) if isinstance(cell, str) else cell
+    if not isinstance(found, list) or not found:
+        return None
+    if not any(isinstance(one, (list, tuple, dict)) for one in found):
+        found = [found]
+    return found if all(isinstance(one, (list, tuple)) and len(one) == 2 for one in found) else []
 
 
 def _number(cell: Any, unit: str) -> float | None:

@@ -66,6 +66,15 @@ def schema(uri: str) -> pa.Schema:
         return table.schema_arrow
 
 
+def may_list(uri: str, column: str) -> bool:
+    """Whether cells of a Parquet column may hold lists of numbers or texts, or texts that spell them."""
+    kind = schema(uri).field(column).type
+    while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        kind = kind.value_type
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return bool(is_text or pa.types.is_floating(kind) or pa.types.is_integer(kind))
+
+
 def is_damage(place: str) -> bool:
     """Whether the record at this place is the message about a damaged file."""
     return place.startswith("after ")

@@ -1,8 +1,9 @@
 """Read text tables: CSV as programs and people write it, and JSON, one object per line or an array of objects.
 
 Texts are UTF-8 or UTF-16, with or without a byte order mark, or UTF-32 with one. CSV's delimiter (comma, semicolon, tab
-or |) is inferred from the header, or given by a line `sep=;` before it. Blank lines are skipped. A quote that never
-closes spoils its own line, not those after it.
+or |) is inferred from the header, or given by a line `sep=;` before it; spaces after it are skipped. Blank lines are
+skipped. A quote in a quoted field is doubled, or escaped by a backslash, as Spark and MySQL write it. A quote that
+never closes spoils its own line, not those after it.
 """
 
 import codecs
@@ -12,11 +13,12 @@ import itertools
 import json
 import re
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 _TRIED = 50  # lines compared when the header alone does not decide
+_ESCAPED = re.compile(r'(?<!\\)((?:\\\\)*)\\"')  # a quote after an odd number of backslashes
 _SAID = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 
 
@@ -82,7 +84,7 @@ class Table:
     def _records(self) -> Iterator[tuple[int, list[str], str | None]]:
         """Yield (first line, fields, fault) of every record."""
         lines = self._lines
-        reader = csv.reader(lines, delimiter=self.delimiter)
+        reader = _reader(lines, self.delimiter)
         while True:
             lines.begin()
             try:
@@ -92,10 +94,24 @@ class Table:
             except csv.Error as error:
                 fields, fault = [], str(error)
             begun = lines.number - len(lines.taken) + 1
-            if not _is_closed(lines.taken, self.delimiter):
+            if any('\\"' in line for line in lines.taken) and _strict_error(lines.taken, self.delimiter):
+                fields, fault = self._again_with_escapes()
+            elif not _is_closed(lines.taken, self.delimiter):
                 fields, fault = [], "a quote that opens here never closes, or closes amid text"
                 lines.give_back(len(lines.taken) - 1)
             yield begun, fields, fault
+
+    def _again_with_escapes(self) -> tuple[list[str], str | None]:
+        """Read the last record again, with backslashes before quotes: its fields, or a fault that costs one line."""
+        lines = self._lines
+        lines.give_back(len(lines.taken))
+        lines.begin()
+        doubled = (_ESCAPED.sub(r'\1""', line) for line in lines)
+        try:
+            return next(_reader(doubled, self.delimiter, strict=True)), None
+        except csv.Error:
+            lines.give_back(len(lines.taken) - 1)
+            return [], "a quote is escaped by a backslash, and not closed"
 
     def _find_delimiter(self) -> str:
         """Find the delimiter. Skips blank lines and a line with `sep=`, and gives back the header."""
@@ -115,23 +131,32 @@ class Table:
         return max(possible, key=lambda one: counts[one].count(counts[one][0]))
 
 
+def _reader(lines: Iterable[str], delimiter: str, strict: bool = False) -> Iterator[list[str]]:
+    return csv.reader(lines, delimiter=delimiter, skipinitialspace=delimiter != " ", strict=strict)
+
+
 def _fields(line: str, delimiter: str) -> list[str]:
     try:
-        return next(csv.reader([line], delimiter=delimiter), [])
+        return next(_reader([line], delimiter), [])
     except csv.Error:
         return []
 
 
 def _is_closed(lines: Sequence[str], delimiter: str) -> bool:
     """Whether the quotes of a record are valid; for a single line, only whether they are closed."""
-    raw = "".join(lines)
-    if len(lines) < 2 and raw.count('"') % 2 == 0:
+    if len(lines) < 2 and sum(line.count('"') for line in lines) % 2 == 0:
         return True
+    error = _strict_error(lines, delimiter)
+    return error is None or (len(lines) < 2 and "unexpected end" not in error)
+
+
+def _strict_error(lines: Sequence[str], delimiter: str) -> str | None:
+    """What is wrong with the quotes of a record; None when they are valid."""
     try:
-        list(csv.reader(io.StringIO(raw, newline=""), delimiter=delimiter, strict=True))
+        list(_reader(io.StringIO("".join(lines), newline=""), delimiter, strict=True))
     except csv.Error as error:
-        return len(lines) < 2 and "unexpected end" not in str(error)
-    return True
+        return str(error)
+    return None
 
 
 _MARKS = {

@@ -4,19 +4,17 @@ Paths are relative to the list; a row may stand for a segment of a video. A brok
 names file and line. Only a list that cannot be read at all, or lacks the column for the video, raises ValueError.
 """
 
-import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from pipelines.core import storage
 from pipelines.sources import cells, columns, late, places, segments, tables
-from pipelines.sources.rows import Row, Tally, is_utf8, row
+from pipelines.sources.rows import Row, Tally, row, several
 
 _USUAL = (  # names of the columns that are read
-    columns.VIDEO, columns.CAPTION, (("page_dir", "videoid"),),
+    columns.VIDEO, columns.CAPTION, (("page_dir", "videoid"),), (columns.PAIRS,),
     *(groups for kinds in columns.SEGMENTS.values() for groups in kinds),
 )  # fmt: skip
-WINDOWS = re.compile(r"[A-Za-z]:\\|\\\\")  # start of an absolute Windows path
 
 
 class Columns(NamedTuple):
@@ -24,7 +22,8 @@ class Columns(NamedTuple):
 
     webvid: a contentUrl on the web stands for the downloaded file page_dir/videoid.mp4. embedded: cells hold videos.
     start, end: both columns or both None, in this unit. is_length: end holds the length of a segment. lone: if only
-    one of the two has a column, that column and the name of the other, `start` or `end`.
+    one of the two has a column, that column and the name of the other, `start` or `end`. pairs: the column with all
+    segments of a video, where there are none of these.
     """
 
     uri: str
@@ -36,10 +35,11 @@ class Columns(NamedTuple):
     unit: str = "seconds"
     is_length: bool = False
     lone: tuple[str, str] | None = None
+    pairs: str | None = None
 
     def names(self) -> list[str]:
         """The columns whose values are needed, each once. Embedded videos are not read."""
-        wanted = [None if self.embedded else self.uri, self.caption, self.start, self.end]
+        wanted = [None if self.embedded else self.uri, self.caption, self.start, self.end, self.pairs]
         extra = ["page_dir", "videoid"] if self.webvid else []
         return list(dict.fromkeys([name for name in wanted if name is not None] + extra))
 
@@ -64,13 +64,18 @@ def rows(uri: str, uri_column: str | None, caption_column: str | None, tally: Ta
         try:
             chosen = _chosen(chooser, record, where)
             named = cells.uri_of(uri, chosen.uri, number) if chosen.embedded else _video(record, folder, where, chosen)
-            segment = _segment(record, where, chosen)
+            parts = _parts(record, where, chosen, tally)
         except ValueError as error:
             yield Row(here, "", str(error), listed=True)
             continue
-        caption = record.get(chosen.caption) if chosen.caption else None
         lone, has_captions = lone or chosen.lone, has_captions or chosen.caption is not None
-        yield row(named, caption, where, tally, segment, listed=True)
+        for count, (start, end, caption) in enumerate(parts, 1):
+            try:
+                segment = segments.segment(start, end, chosen.unit, chosen.is_length)
+            except ValueError as error:
+                yield Row(here if len(parts) == 1 else f"{here}-segment-{count}", "", f"{where}: {error}", listed=True)
+            else:
+                yield row(named, caption, where, tally, segment, listed=True)
     # Noted at the end, because columns may begin late, and once for a list, however often their spelling changes.
     if lone:
         tally.note(f"{name} has the column {lone[0]} and none for the {lone[1]} of a segment; whole videos are taken")
@@ -103,12 +108,13 @@ def choose(uri: str, found: list[str], uri_column: str | None, caption_column: s
         caption = columns.pick(found if caption_column else rest, caption_column, usual, "the caption",
                                "--caption-column")  # fmt: skip
         times = _segment_columns(rest)
+        pairs = None if times[0] or times[-1] else _pairs_column(uri, [column for column in rest if column != caption])
     except ValueError as error:
         raise ValueError(f"{name} {error}") from None
     embedded = cells.holds_bytes(uri, video)
     # A user who names contentUrl explicitly means the address.
     downloaded = webvid and uri_column is None and {"page_dir", "videoid"} <= set(found)
-    return Columns(video, caption, downloaded, embedded, *times)
+    return Columns(video, caption, downloaded, embedded, *times, pairs)
 
 
 def _segment_columns(found: list[str]) -> tuple[str | None, str | None, str, bool, tuple[str, str] | None]:
@@ -125,6 +131,12 @@ def _segment_columns(found: list[str]) -> tuple[str | None, str | None, str, boo
     return None, None, "seconds", False, lone
 
 
+def _pairs_column(uri: str, found: list[str]) -> str | None:
+    """Find the column with all segments of a video. A `timestamp` may be a date, which in Parquet has its own type."""
+    column = next((column for name in columns.PAIRS for column in found if columns.plain(column) == name), None)
+    return column if column is not None and (tables.kind(uri) != ".parquet" or tables.may_list(uri, column)) else None
+
+
 def _video(record: dict[str, Any], folder: str, where: str, chosen: Columns) -> str:
     """The uri of the video that a row names. Raises ValueError."""
     name = record.get(chosen.uri)
@@ -136,31 +148,28 @@ def _video(record: dict[str, Any], folder: str, where: str, chosen: Columns) -> 
     if chosen.webvid and name.startswith(("http://", "https://")):
         number = record.get("videoid") or storage.base_name(name).rpartition(".")[0]
         name = f"{record.get('page_dir') or '.'}/{number}.mp4"
-    return file_of(name, folder, f"{where}: {chosen.uri}")
+    return places.file_of(name, folder, f"{where}: {chosen.uri}")
 
 
-def file_of(name: str, folder: str, cell: str) -> str:
-    """The uri of a file that a cell names, relative to the folder of its table.
+def _parts(record: dict[str, Any], where: str, chosen: Columns, tally: Tally) -> list[tuple[Any, Any, Any]]:
+    """The start, end and caption of each segment that a row stands for; start and end are None for the whole video.
 
-    cell: its place, for messages. Raises ValueError for a value that cannot name a file.
+    Raises ValueError when segments and captions are not equally many.
     """
-    if "\0" in name:
-        raise ValueError(f"{cell} holds a zero byte")
-    if WINDOWS.match(name) and is_utf8(name):
-        raise ValueError(f"{cell} is {name}, a path of a Windows machine; write it relative to the list")
-    uri = storage.resolve(folder, name)
-    try:
-        places.check_listed(uri, folder)
-    except ValueError as error:
-        raise ValueError(f"{cell} is {name}: {error}") from None
-    return uri
-
-
-def _segment(record: dict[str, Any], where: str, chosen: Columns) -> str | None:
-    """The segment that a row stands for; None for the whole video. Raises ValueError."""
-    if chosen.start is None or chosen.end is None:
-        return None
-    try:
-        return segments.segment(record.get(chosen.start), record.get(chosen.end), chosen.unit, chosen.is_length)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+    caption = record.get(chosen.caption) if chosen.caption else None
+    if chosen.start is not None and chosen.end is not None:
+        return [(record.get(chosen.start), record.get(chosen.end), caption)]
+    pairs = segments.pairs(record.get(chosen.pairs)) if chosen.pairs else None
+    if not pairs:
+        if pairs is not None:
+            tally.note(f"the lists in the column {chosen.pairs} are no pairs of start and end; whole videos are taken")
+        return [(None, None, caption)]
+    captions = several(caption)
+    if captions is None or len(pairs) == 1:
+        captions = [caption] * len(pairs)
+    if len(captions) != len(pairs):
+        raise ValueError(
+            f"{where}: {chosen.pairs} has {len(pairs)} segments, and {chosen.caption} {len(captions)} captions; "
+            "write one caption for each segment, or one for all"
+        )
+    return [(start, end, caption) for (start, end), caption in zip(pairs, captions, strict=True)]

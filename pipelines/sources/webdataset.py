@@ -5,6 +5,8 @@ percent-encoded, and the position of its bytes. So a clip is read with one seek,
 it. Memory grows with the number of members of the largest shard.
 """
 
+import contextlib
+import os
 import posixpath
 import re
 import tarfile
@@ -12,6 +14,7 @@ import urllib.parse
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, cast
 
+from cinemo.mistaken import HEAD, mistaken
 from cinemo.video import VIDEO_SUFFIXES
 from pipelines.core import storage
 from pipelines.sources import columns, places, textfiles
@@ -143,8 +146,12 @@ def _open_tar(shard: str, file: BinaryIO) -> tarfile.TarFile:
     try:
         return tarfile.open(fileobj=cast(BinaryIO, _Bounded(file)), mode="r:")
     except tarfile.TarError as error:
-        name = storage.base_name(shard)
-        raise ValueError(f"{name} is no tar file, or a compressed one ({error}); {UNPACK}") from error
+        what = None
+        with contextlib.suppress(ValueError):  # a stream from a web server without ranges cannot seek
+            file.seek(0)
+            what = mistaken(file.read(HEAD), file.seek(0, os.SEEK_END))
+        what = what or f"is no tar file, or a compressed one ({error}); {UNPACK}"
+        raise ValueError(f"{storage.base_name(shard)} {what}") from error
 
 
 class _Bounded:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from cinemo.video import write_video
 from pipelines import sources
 from tests.pipelines.sources.conftest import Listed
 from tests.pipelines.sources.test_video_lists import write
+from tests.test_videofile import not_root
 
 
 def captions(rows: list[dict[str, str]]) -> dict[str, str]:
@@ -188,3 +190,38 @@ def test_files_of_unknown_kinds_are_counted_by_their_ending(tmp_path: Path) -> N
     assert list(tally.lines_of_files()) == [
         "         4  files of unknown kinds left out: .xyz 2, (no ending) 1, .jpg 1"
     ]
+
+
+def test_thumbnails_and_deleted_files_of_a_system_are_no_videos(tmp_path: Path, listed: Listed) -> None:
+    system = ("@eaDir", "in/@EADIR", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found", "__MACOSX")
+    for folder in system:
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "thumbnail.mp4").touch()
+    (tmp_path / "in/recycle").mkdir()
+    for name in ("a.mp4", "in/recycle/b.mp4", "lost+found.mp4"):
+        (tmp_path / name).touch()
+    assert list(captions(listed(tmp_path))) == ["a.mp4", "b.mp4", "lost+found.mp4"]
+
+
+@pytest.mark.parametrize("kind", ["mp4", "parquet"])
+def test_a_subfolder_that_may_not_be_listed_is_left_out_and_noted(kind: str) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "of others/within").mkdir(parents=True)
+        for file in ("a", "of others/b", "of others/within/c", "z"):
+            path = folder / f"{file}.{kind}"
+            path.touch() if kind == "mp4" else write(path, [{"path": f"{path.stem}.mp4"}])
+        folder.chmod(0o755)
+        (folder / "of others/within").chmod(0)
+        try:
+            with not_root():
+                sources.check(name)
+                found, tally = notes_of(folder)
+            assert found == {"a.mp4": "", "b.mp4": "", "z.mp4": ""}
+            assert f"{name}/of others/within cannot be listed (permission denied), and is left out" in tally.notes
+            folder.chmod(0)
+            with not_root(), pytest.raises(ValueError, match="it cannot be read: PermissionError"):
+                sources.check(name)
+        finally:
+            folder.chmod(0o755)
+            (folder / "of others/within").chmod(0o755)

@@ -14,7 +14,7 @@ import pytest
 
 from cinemo.video import VideoError, probe, sample_clip
 from pipelines import sources
-from pipelines.sources import media, places, video_lists
+from pipelines.sources import media, places
 from tests.pipelines.sources.conftest import Listed
 
 
@@ -175,7 +175,7 @@ def test_addresses_that_are_private_in_other_spellings(host: str) -> None:
 
 
 def test_a_list_on_a_private_host_may_name_files_there() -> None:
-    assert video_lists.file_of("a.mp4", "http://10.0.0.7/lists", "x") == "http://10.0.0.7/lists/a.mp4"
-    assert video_lists.file_of("http://10.0.0.7/a.mp4", "http://10.0.0.7/lists", "x") == "http://10.0.0.7/a.mp4"
+    assert places.file_of("a.mp4", "http://10.0.0.7/lists", "x") == "http://10.0.0.7/lists/a.mp4"
+    assert places.file_of("http://10.0.0.7/a.mp4", "http://10.0.0.7/lists", "x") == "http://10.0.0.7/a.mp4"
     with pytest.raises(ValueError, match=r"^x is http://10\.0\.0\.8/a\.mp4: 10\.0\.0\.8 is a private address"):
-        video_lists.file_of("http://10.0.0.8/a.mp4", "http://10.0.0.7/lists", "x")
+        places.file_of("http://10.0.0.8/a.mp4", "http://10.0.0.7/lists", "x")

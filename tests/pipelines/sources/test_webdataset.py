@@ -119,6 +119,15 @@ def test_a_compressed_shard_is_refused_with_the_remedy(tmp_path: Path, name: str
         sources.check(str(tmp_path / name))
 
 
+@pytest.mark.parametrize(
+    ("data", "words"), [(b"", "is empty"), (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS")]
+)
+def test_a_shard_that_is_no_tar_is_called_what_it_is(tmp_path: Path, data: bytes, words: str) -> None:
+    (tmp_path / "s.tar").write_bytes(data)
+    with pytest.raises(ValueError, match=f"^--input .*: s.tar {words}"):
+        sources.check(str(tmp_path / "s.tar"))
+
+
 def test_shards_without_videos_and_columns_of_shards_are_refused(tmp_path: Path) -> None:
     shard = str(write_shard(tmp_path / "s.tar", {"0.jpg": b"x"}))
     with pytest.raises(ValueError, match="lists no video"):
