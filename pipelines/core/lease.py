@@ -2,9 +2,10 @@
 
 OUT/.writer.json names the process, its machine, and a count of renewals. A second job that finds it checks whether that
 process is alive: on the same machine by asking the system, on another by waiting PATIENCE_S for the count to change. So
-another job can follow a killed one at once on the same machine and soon on others, and no clocks are compared. Object
-storage has no exclusive create: of two jobs that begin at the same moment the later write wins, and the other one stops
-at its next check. `Lease.confirm` must precede whatever deletes files or finishes the output.
+another job can follow a killed one at once on the same machine and soon on others. No clocks of two machines are
+compared, and an outage of the storage does not count as a death. Object storage has no exclusive create: of two jobs
+that begin at the same moment the later write wins, and the other one stops at its next check. `Lease.confirm` must
+precede whatever deletes files or finishes the output.
 """
 
 import contextlib
@@ -25,6 +26,7 @@ from pipelines.core.patience import limited
 
 NAME = ".writer.json"
 RENEW_S, PATIENCE_S = 10.0, 45.0
+SLOW_S = 5.0  # a read that takes longer has waited for a storage that was away
 
 
 class Lease:
@@ -92,21 +94,29 @@ def hold(output: str) -> Iterator[Lease]:
 
 
 def is_held(place: str, holder: dict[str, Any]) -> bool:
-    """Whether the job that wrote this lease is alive. On another machine, waits up to PATIENCE_S for a renewal."""
+    """Whether the job that wrote this lease is alive. Where the system cannot tell, waits PATIENCE_S for a renewal."""
     if holder["machine"] == machine():
         try:
-            return abs(psutil.Process(holder["process"]).create_time() - holder["started"]) < 1.0
+            process = psutil.Process(holder["process"])
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return False
+            if abs(process.create_time() - holder["started"]) < 1.0:
+                return True
         except psutil.NoSuchProcess:
             return False
+        # Another process may have got the id; or the clock was set, by which the system tells when a process began.
     print(f"waiting up to {PATIENCE_S:.0f} s to see whether a job on {holder['host']} still writes", file=sys.stderr)
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         time.sleep(1.0)
+        began = time.monotonic()
         now = storage.read_json(place)
         if now is None:
             return False
         if now != holder:
             return True
+        if time.monotonic() - began > SLOW_S:  # the holder could not renew while the storage was away
+            deadline = time.monotonic() + PATIENCE_S
     return False
 
 

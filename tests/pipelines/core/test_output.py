@@ -6,7 +6,9 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -91,6 +93,39 @@ def test_one_job_at_a_time_writes_an_output(tmp_path: Path) -> None:
         pass
 
 
+def test_a_killed_job_that_its_parent_never_waits_for_holds_nothing(tmp_path: Path) -> None:
+    other = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        other.kill()
+        os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)  # it stays a zombie
+        assert psutil.Process(other.pid).status() == psutil.STATUS_ZOMBIE
+        with lease.hold(str(tmp_path)):
+            pass
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_a_job_that_runs_holds_its_output_after_the_clock_was_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system tells when a process began by the clock; a process may also have got the id of one that died."""
+    monkeypatch.setattr(lease, "PATIENCE_S", 2.5)
+    output = str(tmp_path)
+    record = lease.Lease(output).record
+    before = {**record, "started": record["started"] - 3600.0, "token": "theirs"}
+    place = storage.join(output, lease.NAME)
+    storage.put_json(place, before)
+    renewal = threading.Timer(1.2, storage.put_json, (place, {**before, "renewals": 1}))
+    renewal.start()
+    with pytest.raises(RuntimeError, match="is being written by another job"):
+        lease.Lease(output).take()
+    renewal.join()
+    lease.Lease(output).take()  # no renewals: the id is another process's now
+
+
 def test_a_job_on_another_machine_holds_an_output_while_it_renews(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +146,28 @@ def test_a_job_on_another_machine_holds_an_output_while_it_renews(
     storage.remove(place)
     with pytest.raises(RuntimeError, match="was deleted or emptied"):
         held.confirm()
+
+
+def test_a_wait_for_a_storage_does_not_count_as_silence_of_the_other_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "PATIENCE_S", 2.5)
+    monkeypatch.setattr(lease, "SLOW_S", 2.0)
+    output, read, slow = str(tmp_path), storage.read_json, [0.0, 3.0]
+    there = {**lease.Lease(output).record, "machine": "elsewhere", "token": "theirs"}
+    place = storage.join(output, lease.NAME)
+    storage.put_json(place, there)
+
+    def read_slowly(uri: str) -> Any:
+        """The second time, the storage is away for longer than the patience."""
+        time.sleep(slow.pop(0) if slow else 0.0)
+        return read(uri)
+
+    monkeypatch.setattr(storage, "read_json", read_slowly)
+    renewal = threading.Timer(5.2, storage.put_json, (place, {**there, "renewals": 1}))
+    renewal.start()
+    with pytest.raises(RuntimeError, match="is being written by another job"):
+        lease.Lease(output).take()
 
 
 def test_a_lease_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
