@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,11 @@ def test_a_reject_keeps_its_row_and_says_why() -> None:
 
 
 HOLDER = """
-import sys, time
+import signal, sys, time
 from pipelines.core import lease
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # as shells start what runs in the background
+signal.signal(signal.SIGTERM, signal.default_int_handler)  # as ray_jobs/common.py does
+lease.RENEW_S = 0.2
 with lease.hold(sys.argv[1]):
     print("held", flush=True)
     time.sleep(600)
@@ -179,3 +183,60 @@ def test_a_lease_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         while storage.read_json(place)["renewals"] < first + 3:
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+def test_a_job_that_lost_its_lease_stops_within_a_renewal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, theirs = storage.join(str(tmp_path), lease.NAME), lease.Lease(str(tmp_path)).record
+    monkeypatch.setattr(lease, "RENEW_S", 0.2)
+
+    def work() -> None:
+        with lease.hold(str(tmp_path)):
+            storage.put_json(place, theirs)
+            time.sleep(30)
+
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match="is being written by another job"):
+        work()
+    assert time.monotonic() - began < 20
+    assert storage.read_json(place) == theirs
+    storage.remove(place)
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        storage.put_json(place, theirs)
+        _, said = other.communicate(timeout=60)
+    finally:
+        other.kill()
+        other.wait()
+    assert other.returncode == 1
+    assert f"is being written by another job, process {os.getpid()} on" in said.splitlines()[-1]
+
+
+def begin_at_once(output: str, jobs: int) -> int:
+    """Let jobs take the lease of an output at the same moment; returns how many got it."""
+    together = threading.Barrier(jobs)
+
+    def begin(_: int) -> bool:
+        own = lease.Lease(output)
+        together.wait()
+        try:
+            own.take()
+        except RuntimeError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(jobs) as pool:
+        return sum(pool.map(begin, range(jobs)))
+
+
+def test_of_jobs_that_begin_at_once_one_gets_the_output(tmp_path: Path, bucket: Any) -> None:
+    dead = {**lease.Lease(str(tmp_path)).record, "process": 2**30}
+    for number in range(20):
+        output = str(tmp_path / str(number))
+        if number % 2:
+            storage.put_json(storage.join(output, lease.NAME), dead)
+        assert begin_at_once(output, 4) == 1
+    assert begin_at_once("s3://videos/out", 2) == 1
