@@ -21,7 +21,7 @@ from cinemo import checkpoint
 from cinemo.memory import peak_rss
 from cinemo.motion import UNIFORM_MOTION
 from cinemo.residual import training_loss
-from pipelines.core import tracking
+from pipelines.core import lease, tracking
 from pipelines.core.precision import allow_tf32
 from pipelines.core.progress import Progress
 from pipelines.dataset.reader import Clip, Clips, micro_batches
@@ -49,13 +49,13 @@ def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
     """Train on one worker; Ray Train calls this function on each. Returns rank 0's summary, {} on the others.
 
     settings: config (TrainConfig as a dict), output (absolute), reporter (actor that shows progress), source (of the
-    clips: what data.start returned), tracking (MLflow's address and the id of the run).
+    clips: what data.start returned), tracking (MLflow's address and the id of the run), token (of the output's lease).
     """
     config = TrainConfig(**settings["config"])
-    trainer = Trainer(config, settings["output"], settings["reporter"], settings["source"], settings["tracking"])
+    trainer = Trainer(config, settings)
     try:
         return trainer.run()
-    except StopTraining as error:
+    except (StopTraining, lease.LeaseError) as error:
         # Ray Train retries whatever a worker raises (FailureConfig), so the driver gets the message and raises it.
         return {"stopped": str(error)}
     finally:
@@ -75,11 +75,11 @@ class Trainer:
     progress: Progress
     preemption: Preemption
 
-    def __init__(
-        self, config: TrainConfig, output: str, reporter: Any, source_of_clips: Any, run: tuple[str | None, str | None]
-    ) -> None:
-        """Load the model and start its engine. The arguments are the settings of train_loop."""
-        self.config, self.output, self.reporter = config, output, reporter
+    def __init__(self, config: TrainConfig, settings: dict[str, Any]) -> None:
+        """Load the model and start its engine. settings: of train_loop."""
+        self.config, self.reporter = config, settings["reporter"]
+        self.output: str = settings["output"]
+        self.token: str = settings["token"]
         self.rank: int = ray.train.get_context().get_world_rank()
         self.world_size: int = ray.train.get_context().get_world_size()
         self.device: torch.device = ray.train.torch.get_device()
@@ -92,20 +92,20 @@ class Trainer:
         self.num_train_timesteps: int = self.schedule.config.num_train_timesteps
         self.alphas_cumprod: torch.Tensor = self.schedule.alphas_cumprod.to(self.device)
         self.text_features = text_features(source, self.device)
-        self.clips: Clips = data.open_clips(config, source_of_clips)
+        self.clips: Clips = data.open_clips(config, settings["source"])
         self.gradient_accumulation_steps, self.micro_batch_size = gradient_accumulation(
             config.total_batch, config.micro_batch, self.world_size
         )
         self.engine, self.optimizer = start_engine(config, data.load_unet(config), self.world_size)
         self.unet = cast_inputs(self.engine)
-        self.tracking = tracking.join(*run) if self.rank == 0 else tracking.Log()
+        self.tracking = tracking.join(*settings["tracking"]) if self.rank == 0 else tracking.Log()
         # Steps whose numbers are still on the device. Reading them costs nothing on a CPU, so none wait there.
         self.unread: list[StepTensors] = []
         self.read_every = config.log_every if self.device.type == "cuda" else 1
         self.pending_metrics: list[tuple[int, dict[str, float]]] = []
         ahead = config.prefetch * self.gradient_accumulation_steps if self.clips.can_be_read_ahead else 0
         self.batches = Prefetch(self.plan(), self.clips.__getitem__, self.draw, ahead)  # of this worker
-        self.uploads = Uploads(output)
+        self.uploads = Uploads(self.output)
 
     def setup(self) -> None:
         """Load the last checkpoint, go to the clip that comes next, and choose the clips to validate on.
@@ -140,7 +140,8 @@ class Trainer:
     def run(self) -> dict[str, Any]:
         """Train to the last step and export the model. Returns rank 0's summary, {} on the others.
 
-        Raises StopTraining after more than max_bad_steps steps without a finite loss and gradient, and as `setup` does.
+        Raises StopTraining after more than max_bad_steps steps without a finite loss and gradient, and as `setup` and
+        `finish` do.
         """
         config = self.config
         self.setup()
@@ -308,7 +309,8 @@ class Trainer:
             self.log(problem)
 
     def finish(self) -> dict[str, Any]:
-        """Export the model or the LoRA of the last checkpoint; returns the summary."""
+        """Export the model or the LoRA of the last checkpoint; returns the summary. Raises LeaseError."""
+        lease.confirm(self.output, self.token)  # else it would replace the other job's
         with self.uploads.last().as_directory() as folder:
             fingerprint = export(self.config, folder, self.motion, self.tracking.run_id, self.output)
             self.show_samples(folder, self.config.max_steps)
