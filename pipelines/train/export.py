@@ -127,8 +127,12 @@ def export(config: TrainConfig, saved: str | Path, motion: dict[str, str], run_i
     motion: direction of the motion ids, for a model's card. run_id: in MLflow.
     """
     if config.product == "lora":
-        return export_lora(config, saved, run_id, output)
-    return export_model(config, saved, motion, run_id, output)
+        fingerprint = export_lora(config, saved, run_id, output)
+    else:
+        fingerprint = export_model(config, saved, motion, run_id, output)
+    if storage.is_local(output):  # else a loss of power could leave a run that is finished, with empty weights
+        storage.sync_folder(storage.join(output, config.product))
+    return fingerprint
 
 
 def export_model(
