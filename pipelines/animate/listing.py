@@ -74,8 +74,11 @@ def settle(output: str, plan: Plan) -> None:
     Videos are not deleted. A part in which nothing changes is not rewritten.
     """
     seen = np.empty(0, np.uint64)
+    rewritten: set[str] = set()  # named by their content, so one may be there since a kill, and come later in the list
     for folder, schema in FOLDERS.items():
         for uri in storage.list_files(storage.join(output, folder), (".parquet",)):
+            if uri in rewritten:
+                continue
             part = storage.read_tables(uri, [uri], schema)
             keys = hashing.hash64(part["key"].to_pylist())
             first = np.zeros(len(keys), bool)
@@ -87,7 +90,8 @@ def settle(output: str, plan: Plan) -> None:
             if wanted.all() and part["row"].combine_chunks().equals(numbers):
                 continue
             if wanted.any():
-                _write(part.filter(pa.array(wanted)).set_column(0, schema.field("row"), numbers), output, folder)
+                kept = part.filter(pa.array(wanted)).set_column(0, schema.field("row"), numbers)
+                rewritten.add(_write(kept, output, folder))
             storage.remove(uri)
 
 
@@ -143,6 +147,6 @@ def results(output: str, columns: Sequence[str], below: int) -> Iterator[dict[st
         yield from part.filter(pc.less(part["row"], below)).to_pylist()
 
 
-def _write(part: pa.Table, output: str, folder: str) -> None:
-    """Write one file, named by its content, so that equal rows give the same file."""
-    write_part(part.sort_by("row"), storage.join(output, folder))
+def _write(part: pa.Table, output: str, folder: str) -> str:
+    """Write one file, named by its content, so that equal rows give the same file; returns its URI."""
+    return write_part(part.sort_by("row"), storage.join(output, folder))

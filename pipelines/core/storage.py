@@ -204,6 +204,15 @@ def sync(path: str) -> None:
         os.close(descriptor)
 
 
+def sync_folder(folder: str) -> None:
+    """Wait until a local folder, all that is below it, and its name are on the disk."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            sync(os.path.join(parent, name))
+        sync(parent)
+    sync(os.path.dirname(folder))
+
+
 @patient
 def read(uri: str) -> bytes | None:
     """Read the bytes of a file; None when there is no such file."""

@@ -127,8 +127,7 @@ def run(job: Job) -> dict[str, Any]:
         summary = summarize(job, made, tally.counts(), sums, took, log.run_id)
         log_results(log, made, summary["clips_per_second"], took)
         if sums or not storage.exists(out.place("summary.json")):  # a finished job changes no file
-            run = clips.in_sandbox(config.clip_timeout)
-            for name, picture in pictures(written, run).items():
+            for name, picture in pictures(written, clips.in_sandbox(config.clip_timeout)).items():
                 out.show(name, picture, log)
             out.finish(summary)
     for line in (*count_lines(made["counts"]), *shape_lines(made), *tally.lines()):
@@ -155,7 +154,7 @@ def finish_clips(
     written = keep_once(out, held, parts.survey(out.uri))
     if lost := len(wanted) - int(hashing.is_among(wanted, written.videos).sum()):
         raise RuntimeError(f"{lost} videos left no row in {out.uri}; is it the same place on every node?")
-    merge_files(out.uri)
+    merge_files(out.uri, held)
     return written, sums
 
 
@@ -219,7 +218,7 @@ def work(job: Job, slices: pa.Table, written: parts.Survey, videos: int) -> Coun
     return sums
 
 
-def merge_files(output: str, target: int = parts.MERGED_BYTES) -> None:
+def merge_files(output: str, held: lease.Lease, target: int = parts.MERGED_BYTES) -> None:
     """Merge small files of clips into ones of about `target` bytes, on all CPUs; a dataset below that stays as it is.
 
     A kill leaves the rows of a few files twice; the same command drops them and goes on.
@@ -240,6 +239,7 @@ def merge_files(output: str, target: int = parts.MERGED_BYTES) -> None:
             while running and (group is None or len(running) >= most):
                 [done], running = ray.wait(running)
                 merged = ray.get(done)
+                held.confirm()  # a job that took the lease may have dropped the merged file
                 list(pool.map(storage.remove, merged))
                 progress.add(len(merged))
 

@@ -44,8 +44,15 @@ def pairs(cell: Any) -> list[Any] | None:
     if not isinstance(found, list) or not found:
         return None
     if not any(isinstance(one, (list, tuple, dict)) for one in found):
-        found = [found]
+        found = [found] if any(_is_time(one) for one in found) else [()]  # labels are no times
     return found if all(isinstance(one, (list, tuple)) and len(one) == 2 for one in found) else []
+
+
+def _is_time(cell: Any) -> bool:
+    try:
+        return _number(cell, "seconds") is not None
+    except ValueError:
+        return False
 
 
 def _number(cell: Any, unit: str) -> float | None:

@@ -130,8 +130,12 @@ def export(
     MLflow.
     """
     if config.product == "lora":
-        return export_lora(config, dataset, saved, run_id)
-    return export_model(config, dataset, saved, motion, run_id)
+        fingerprint = export_lora(config, dataset, saved, run_id)
+    else:
+        fingerprint = export_model(config, dataset, saved, motion, run_id)
+    if storage.is_local(config.output):  # else a loss of power could leave a run that is finished, with empty weights
+        storage.sync_folder(storage.join(config.output, config.product))
+    return fingerprint
 
 
 def export_model(

@@ -215,13 +215,11 @@ def run(job: Job) -> dict[str, Any]:
         if config.has_model:
             log.came_from("train", tracking.FINGERPRINT, models.fingerprint(data.directory(config)))
         storage.put_json(storage.join(output, "settings.json"), job.identity)
-        result = read_result(config) or fit(job, log)
+        result = read_result(config) or fit(job, log, held)
         held.confirm()
         storage.put_json(storage.join(output, "result.json"), {"steps": config.max_steps, **result})
         losses = read_losses(output)
-        picture = plots.curve(losses, smooth(losses), "step", "loss")
-        storage.put(storage.join(output, "loss.png"), picture)
-        log.picture("loss.png", picture)
+        Output(output).show("loss.png", plots.curve(losses, smooth(losses), "step", "loss"), log)
         product = {
             config.product: storage.join(output, config.product),
             f"{config.product}_fingerprint": result[f"{config.product}_fingerprint"],
@@ -255,7 +253,7 @@ def read_result(config: TrainConfig) -> dict[str, Any] | None:
     return result if exported and result is not None and result["steps"] == config.max_steps else None
 
 
-def fit(job: Job, log: tracking.Log) -> dict[str, Any]:
+def fit(job: Job, log: tracking.Log, held: lease.Lease) -> dict[str, Any]:
     """Run the workers to the last step; returns rank 0's summary.
 
     Raises StopTraining after too many bad steps, or when more than max_steps are taken already, and Ray Train's error
@@ -280,6 +278,7 @@ def fit(job: Job, log: tracking.Log) -> dict[str, Any]:
             "reporter": reporter,
             "source": source,
             "tracking": (log.uri, log.run_id),
+            "token": held.record["token"],
         },
         torch_config=TorchConfig(backend="nccl" if config.gpu else "gloo"),
         scaling_config=ScalingConfig(

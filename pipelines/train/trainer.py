@@ -21,7 +21,7 @@ from cinemo import checkpoint
 from cinemo.motion import UNIFORM_MOTION
 from cinemo.residual import training_loss
 from cinemo.unet import pack
-from pipelines.core import tracking
+from pipelines.core import lease, tracking
 from pipelines.core.precision import allow_tf32
 from pipelines.core.progress import Progress
 from pipelines.dataset.reader import Clip, Clips, micro_batches
@@ -50,12 +50,12 @@ def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
 
     settings: config (TrainConfig as a dict, with absolute paths), dataset (its description) and components (fingerprint
     of source_model's directory), both of when the job began, reporter (actor that shows progress), source (of the
-    clips: what data.start returned), tracking (MLflow's address and the id of the run).
+    clips: what data.start returned), tracking (MLflow's address and the id of the run), token (of the output's lease).
     """
     trainer = Trainer(settings)
     try:
         return trainer.run()
-    except StopTraining as error:
+    except (StopTraining, lease.LeaseError) as error:
         # Ray Train retries whatever a worker raises (FailureConfig), so the driver gets the message and raises it.
         return {"stopped": str(error)}
     finally:
@@ -78,7 +78,7 @@ class Trainer:
     def __init__(self, settings: dict[str, Any]) -> None:
         """Load the model and start its engine. settings: of train_loop."""
         self.config = config = TrainConfig(**settings["config"])
-        self.output, self.reporter = config.output, settings["reporter"]
+        self.output, self.reporter, self.token = config.output, settings["reporter"], settings["token"]
         self.dataset, self.components = settings["dataset"], settings["components"]
         context = ray.train.get_context()
         self.rank, self.local_rank = context.get_world_rank(), context.get_local_rank()
@@ -142,7 +142,7 @@ class Trainer:
     def run(self) -> dict[str, Any]:
         """Train to the last step and export the model. Returns rank 0's summary, {} on the others.
 
-        Raises StopTraining after more than max_bad_steps steps without a finite loss and gradient, and as `setup` does.
+        Raises LeaseError, and StopTraining after more than max_bad_steps steps without finite loss and gradient.
         """
         config = self.config
         self.setup()
@@ -318,7 +318,8 @@ class Trainer:
             self.log(problem)
 
     def finish(self) -> dict[str, Any]:
-        """Export the model or the LoRA of the last checkpoint; returns the summary."""
+        """Export the model or the LoRA of the last checkpoint; returns the summary. Raises LeaseError."""
+        lease.confirm(self.output, self.token)  # else it would replace the other job's
         with local_copy(self.uploads.last(), self.output) as folder:
             fingerprint = export(self.config, self.dataset, folder, self.motion, self.tracking.run_id)
             self.show_samples(folder, self.config.max_steps)

@@ -89,6 +89,17 @@ def test_a_row_that_was_listed_twice_is_listed_once_and_a_video_outdoes_a_reject
     assert listing.survey(str(tmp_path)).lists(plan)
 
 
+@pytest.mark.parametrize("catalog", [{"key0": 0, "key1": 2}, {"key0": 7, "key1": 8}, {"key1": 0}])
+def test_a_part_that_a_kill_left_beside_its_replacement_costs_no_row(tmp_path: Path, catalog: dict[str, int]) -> None:
+    write(tmp_path, [state(0), state(1)])
+    (part,) = (tmp_path / "results").iterdir()
+    before = part.read_bytes()
+    listing.settle(str(tmp_path), plan_of(catalog))
+    part.write_bytes(before)
+    listing.settle(str(tmp_path), plan_of(catalog))
+    assert listing.survey(str(tmp_path)).lists(plan_of(catalog))
+
+
 def test_twins_are_listed_with_the_video_of_the_first_or_rejected_for_its_reason(tmp_path: Path) -> None:
     twin = {**state(1, "same"), "twin": True}
     other = {**state(3, "bad"), "twin": True}

@@ -31,6 +31,19 @@ def test_data_is_on_the_disk_before_its_name_is(tmp_path: Path, monkeypatch: pyt
     assert synced == [b"all of it"]
 
 
+def test_a_folder_is_on_the_disk_with_all_below_it_and_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model" / "unet").mkdir(parents=True)
+    (tmp_path / "model" / "unet" / "weights").write_bytes(b"1")
+    (tmp_path / "model" / "card").write_bytes(b"2")
+    synced: list[str] = []
+    monkeypatch.setattr(storage, "sync", synced.append)
+    storage.sync_folder(str(tmp_path / "model"))
+    assert {Path(path) for path in synced} == {tmp_path, *(tmp_path.rglob("*"))}
+    assert synced[-1] == str(tmp_path)
+
+
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "b").write_bytes(b"")

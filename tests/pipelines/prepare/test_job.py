@@ -14,6 +14,7 @@ from cinemo import checkpoint as model_directory
 from cinemo.latents import encode_frames, encode_prompts, to_pixels
 from cinemo.motion import SCORE_DEFINITION, motion_bucket
 from cinemo.video import sample_clip
+from pipelines.core import lease, storage
 from pipelines.dataset import index, parts, reader
 from pipelines.prepare import job as prepare
 from pipelines.prepare.config import PrepareConfig
@@ -98,7 +99,8 @@ def test_merged_files_have_the_clips_in_the_same_order_for_training(
     before = reader.ClipReader(prepare_config.output)
     size = max(path.stat().st_size for path in Path(output, "data").iterdir())
     count = len(list(Path(output, "data").iterdir()))
-    prepare.merge_files(output, 3 * size)
+    with lease.hold(output) as held:
+        prepare.merge_files(output, held, 3 * size)
     index.update(output, reader.read_description(output))
     assert 0 < len(list(Path(output, "data").iterdir())) < count
     after = reader.ClipReader(output, 0.0, index.find(output, reader.read_description(output), "unused", pytest.fail))
@@ -106,6 +108,20 @@ def test_merged_files_have_the_clips_in_the_same_order_for_training(
     for position in range(len(before)):
         assert before[position].clip_id == after[position].clip_id
         np.testing.assert_array_equal(before[position].latents, after[position].latents)
+
+
+def test_a_job_that_lost_its_lease_while_files_were_merged_removes_none(
+    prepare_config: PrepareConfig, summary: dict[str, Any], tmp_path: Path
+) -> None:
+    output = str(tmp_path / "merged")
+    shutil.copytree(prepare_config.output, output)
+    before = every_file(f"{output}/data")
+    size = max(path.stat().st_size for path in Path(output, "data").iterdir())
+    with lease.hold(output) as held:
+        storage.put_json(held.place, {**held.record, "token": "theirs"})
+        with pytest.raises(lease.LeaseError, match="is being written by another job"):
+            prepare.merge_files(output, held, 3 * size)
+    assert before.items() <= every_file(f"{output}/data").items()
 
 
 @pytest.fixture(scope="module")

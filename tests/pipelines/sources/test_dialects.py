@@ -122,8 +122,12 @@ def test_pairs_that_are_wrong_are_faults_and_cost_no_others(tmp_path: Path) -> N
         ("list.csv#line-3-segment-3", None, "list.csv line 3: 'soon' is no start or end of a segment; "
          "write seconds or HH:MM:SS.mmm"),
     ]  # fmt: skip
-    rows, tally = read(tmp_path / "list.jsonl", '{"path": "a.mp4", "caption": "x", "segments": [{"id": 1}]}')
-    assert [row["caption"] for row in rows] == ["x"]
+
+
+@pytest.mark.parametrize("cell", [[{"id": 1}], ["indoor", "dog"]])
+def test_lists_of_something_else_than_times_are_noted(tmp_path: Path, cell: Any) -> None:
+    rows, tally = read(tmp_path / "list.jsonl", json.dumps({"path": "a.mp4", "caption": "x", "segments": cell}))
+    assert [(row["caption"], row["fault"]) for row in rows] == [("x", None)]
     assert tally.notes == ["the lists in the column segments are no pairs of start and end; whole videos are taken"]
 
 

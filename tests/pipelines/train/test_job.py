@@ -18,6 +18,7 @@ from PIL import Image
 
 from cinemo import CinemoPipeline, lineage
 from cinemo import checkpoint as model_directory
+from pipelines.core import lease, storage
 from pipelines.dataset import reader
 from pipelines.prepare.config import PrepareConfig
 from pipelines.train import job as train
@@ -311,3 +312,17 @@ def test_the_tiny_preset_halves_its_loss_in_a_hundred_steps_and_says_that_no_cli
     assert capfd.readouterr().err.count("no clip fell into --validation-share 1e-06: there is no validation loss") == 1
     assert not (tmp_path / "run" / "validation.csv").exists()
     assert (tmp_path / "run" / "samples" / "step_000100.png").exists()
+
+
+def test_a_training_whose_output_was_taken_over_exports_nothing(
+    prepared: str, ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "RENEW_S", 600.0)  # the driver is suspended, and its workers are not
+    changes = {"output": str(tmp_path / "run"), "max_steps": 2, "num_workers": 1}
+    place = tmp_path / "run" / lease.NAME
+    theirs = {**lease.Lease(changes["output"]).record, "token": "theirs"}
+    taker = faults.when(place.exists, lambda: storage.put_json(str(place), theirs))
+    with pytest.raises(RuntimeError, match="is being written by another job"):
+        train.run(train.resolve(small_config(prepared, tmp_path).model_copy(update=changes)))
+    taker.join()
+    assert not (tmp_path / "run" / "model").exists()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cinemo import checkpoint, lineage, lora
-from pipelines.core import models, tracking
+from pipelines.core import models, storage, tracking
 from pipelines.dataset import reader
 from pipelines.train import data, export, state
 from pipelines.train import job as train
@@ -80,6 +80,15 @@ def test_a_lora_names_its_base_its_words_and_its_data_and_fits_the_base_alone(
     card = lora.read(tmp_path / "b" / "lora").card
     assert (card.sizes, card.lengths) == ([(64, 96), (96, 64)], [4, 3])
     assert card.lineage["dataset_fingerprint"] == begun["fingerprint"]
+
+
+def test_an_export_is_on_the_disk_before_its_run_is_marked_as_finished(
+    config: TrainConfig, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(storage, "sync", synced.append)
+    export.export(config, reader.read_description(config.dataset), "unused", {}, "run-1")
+    assert {str(path) for path in (exported.parent, exported, *exported.iterdir())} <= set(synced)
 
 
 def test_the_registry_takes_a_lora_and_gives_it_back(exported: Path, tmp_path: Path, tracking_uri: str) -> None:
