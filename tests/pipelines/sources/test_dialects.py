@@ -113,7 +113,7 @@ def test_pairs_that_are_wrong_are_faults_and_cost_no_others(tmp_path: Path) -> N
         "a.mp4,\"['a', 'b', 'c']\",\"[[0, 1], [1, 2]]\"",
         "b.mp4,x,\"[[0,1],[3,2],['soon',9]]\"",
     ]
-    rows, tally = read(tmp_path / "list.csv", "\n".join(lines))
+    rows, _ = read(tmp_path / "list.csv", "\n".join(lines))
     assert [(Path(row["uri"]).name, row["segment"], row["fault"]) for row in rows] == [
         ("list.csv#line-2", None, "list.csv line 2: timestamp has 2 segments, and caption 3 captions; "
          "write one caption for each segment, or one for all"),
