@@ -46,9 +46,10 @@ def mount(app: FastAPI, service: Service) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     fonts = ("ui-sans-serif", "system-ui", "sans-serif")
     theme = gr.themes.Base(primary_hue="teal", font=fonts, font_mono=("ui-monospace", "monospace"))
+    blocks = Page(service).blocks
     gr.mount_gradio_app(
         app,
-        Page(service).blocks,
+        blocks,
         PATH,
         theme=theme,
         footer_links=[],
@@ -58,6 +59,7 @@ def mount(app: FastAPI, service: Service) -> None:
         max_file_size=service.settings.limits.max_bytes,
         allowed_paths=[service.videos, str(service.copies)],
     )
+    blocks.has_launched = True  # gradio checks the paths that clients send only for apps that it launched itself
 
 
 class Page:

@@ -1,0 +1,70 @@
+"""Requests to the page as a hostile client sends them: it reads no files; and a photo as a browser sends it."""
+
+import inspect
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio.processing_utils
+import httpx
+import pytest
+
+from pipelines.serving.settings import ServeSettings
+from tests.pipelines.serving.in_process import Stub, application, listening, png
+
+
+class PageClient:
+    """Calls the page's functions as its JavaScript does."""
+
+    def __init__(self, http: httpx.Client) -> None:
+        self.http = http
+        config = http.get("/config").json()
+        self.functions = config["dependencies"]
+        self.components = {part["id"]: part for part in config["components"]}
+
+    def inputs(self, function: dict[str, Any]) -> list[str]:
+        """Types of the components whose values a function gets."""
+        return [self.components[number]["type"] for number in function["inputs"]]
+
+    def call(self, first: str, value: Any) -> str:
+        """Events of a call of the function whose first input has this type, with this value for it."""
+        function = next(found for found in self.functions if self.inputs(found)[:1] == [first])
+        usual = [self.components[number]["props"].get("value") for number in function["inputs"][1:]]
+        call = {"session_hash": uuid.uuid4().hex, "fn_index": function["id"], "data": [value, *usual]}
+        assert self.http.post("/gradio_api/queue/join", json=call).status_code == 200
+        return self.http.get("/gradio_api/queue/data", params={"session_hash": call["session_hash"]}).text
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageClient]:
+    """A client of the page of a whole application, on a port of this process."""
+    settings = ServeSettings(output=str(tmp_path_factory.mktemp("serve")))
+    app = application(settings, Stub(settings), with_page=True)
+    with listening(app) as address, httpx.Client(base_url=f"{address}/ui", timeout=60) as http:
+        yield PageClient(http)
+
+
+def file_data(**fields: Any) -> dict[str, Any]:
+    """A file as gradio's client sends it."""
+    return {"meta": {"_type": "gradio.FileData"}, **fields}
+
+
+def test_no_file_of_the_service_is_read(page: PageClient, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text(uuid.uuid4().hex)
+    for component in ("dropdown", "image"):  # a file for any component was copied to where it could be downloaded
+        events = page.call(component, file_data(path=str(secret)))
+        assert "was not uploaded by a user" in events
+    copies = Path(gradio.utils.get_upload_folder()).rglob(secret.name)
+    assert secret.read_text() not in [copy.read_text() for copy in copies]
+    assert "has_launched" in inspect.getsource(gradio.processing_utils._check_allowed)
+
+
+def test_an_uploaded_photo_and_an_example_are_taken(page: PageClient) -> None:
+    answer = page.http.post("/gradio_api/upload", files={"files": ("photo.png", png(), "image/png")})
+    [path] = answer.json()
+    events = page.call("image", file_data(path=path, orig_name="photo.png"))
+    assert "Waiting for a free replica" in events
+    assert page.http.get(f"/gradio_api/file={path}").content == png()
+    assert "rocket.jpg" in page.call("dataset", 2)
