@@ -1,5 +1,6 @@
-"""Requests to the page as a hostile client sends them: it reads no files; and a photo as a browser sends it."""
+"""Requests to the page as hostile clients send them: no files, no URLs; and a photo as a browser sends it."""
 
+import base64
 import inspect
 import uuid
 from collections.abc import Iterator
@@ -9,9 +10,11 @@ from typing import Any
 import gradio.processing_utils
 import httpx
 import pytest
+import safehttpx
 
 from pipelines.serving.settings import ServeSettings
 from tests.pipelines.serving.in_process import Stub, application, listening, png
+from tests.pipelines.serving.receiver import Receiver
 
 
 class PageClient:
@@ -68,3 +71,32 @@ def test_an_uploaded_photo_and_an_example_are_taken(page: PageClient) -> None:
     assert "Waiting for a free replica" in events
     assert page.http.get(f"/gradio_api/file={path}").content == png()
     assert "rocket.jpg" in page.call("dataset", 2)
+
+
+def test_no_url_is_fetched_and_no_image_decoded_in_this_process(
+    page: PageClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def public(_: str) -> str:  # as if the name of the server were that of a public address
+        return "127.0.0.1"
+
+    monkeypatch.setattr(safehttpx, "async_validate_url", public)
+    server = Receiver()
+    server.start()
+    url = f"http://photos.example.com:{server.port}/{uuid.uuid4().hex}.png"  # gradio keeps what it has fetched
+    for path in (f"file={url}", f"file/{url}", f"file={url.replace(':', '%3A').replace('/', '%2F')}", f"proxy={url}"):
+        assert page.http.get(f"/gradio_api/{path}").status_code == 403, path
+    for component in ("dropdown", "image"):
+        assert "choose a file" in page.call(component, file_data(path=url))
+    data = f"data:image/png;base64,{base64.b64encode(png()).decode()}"
+    assert "choose a file" in page.call("image", file_data(path=None, url=data))
+    server.stop()
+    assert server.received == []
+
+
+def test_forms_of_the_page_are_utf_8_and_no_program_runs_on_them(page: PageClient) -> None:
+    for charset, status in (("punycode", 415), ("utf-7", 415), ("UTF-8", 200)):
+        headers = {"content-type": f"multipart/form-data; boundary=x; charset={charset}"}
+        answer = page.http.post("/gradio_api/upload", content=b"--x--", headers=headers)
+        assert answer.status_code == status, answer.text
+    video = {"video": ("a.mp4", b"a", "video/mp4")}  # gradio's recorder runs ffmpeg, without limits
+    assert page.http.post("/gradio_api/process_recording", files=video).status_code == 403
