@@ -123,6 +123,11 @@ def test_width_and_height_n_and_extra_params_are_understood(client: TestClient, 
         ({"extra_params": "[" * 100_000}, "extra_params"),
         ({"extra_params": {"prompt": "b"}}, "prompt"),
         ({"motion_buckets": 3}, "motion_buckets"),  # nearly a field: hardly meant to be ignored
+        ({"width": 1, "height": 1, "size": "\ud800"}, "size"),  # half of a surrogate pair is no UTF-8
+        ({"width": "\ud800", "height": 1, "size": "1x1"}, "size"),
+        ({"prompt": "a \ud800"}, "prompt"),
+        ({"model": "\ud800"}, "model"),
+        ({"extra_params": {"negative_prompt": "\ud800"}}, "negative_prompt"),
     ):
         refused = from_json(client, **fields)
         assert (refused.status_code, refused.json()["error"]["param"]) == (422, param)
