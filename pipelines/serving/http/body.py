@@ -12,6 +12,7 @@ from fastapi import Request
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 
 from pipelines.serving.http import pace
 from pipelines.serving.http.errors import ApiError
@@ -41,11 +42,21 @@ async def read_bytes(request: Request, most: int, name: str) -> bytes:
     """Read the whole body. Raises ApiError: 413 as soon as more than `most` bytes have arrived, 408 (see `pace`)."""
     check_length(request, most, name)
     body = bytearray()
-    async for part in pace.received(request.stream()):
+    async for part in parts_of(request):
         body += part
         if len(body) > most:
             raise too_large(most, name)
     return bytes(body)
+
+
+async def parts_of(request: Request) -> AsyncIterator[bytes]:
+    """Yield the parts of a body. Raises ApiError (408) when the client takes too long over one (see `pace`)."""
+    try:
+        async for part in request.stream():
+            yield part
+    except ClientDisconnect:  # or the client has gone, and reads no answer
+        message = f"the body arrives too slowly: less than {pace.PART:,} bytes in {pace.PART_S:g} s; send it again"
+        raise ApiError(408, message) from None
 
 
 def check_length(request: Request, most: int, name: str = "input_reference") -> None:
@@ -100,7 +111,7 @@ async def read_form(request: Request, most: int, name: str) -> AsyncIterator[dic
 
     async def bounded() -> AsyncIterator[bytes]:
         read = 0
-        async for part in pace.received(request.stream()):
+        async for part in parts_of(request):
             read += len(part)
             if read > most:
                 raise too_large(most, name)
