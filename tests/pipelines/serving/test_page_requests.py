@@ -2,6 +2,7 @@
 
 import base64
 import inspect
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import httpx
 import pytest
 import safehttpx
 
+from pipelines.serving.service import Service
 from pipelines.serving.settings import ServeSettings
 from tests.pipelines.serving.in_process import Stub, application, listening, png
 from tests.pipelines.serving.receiver import Receiver
@@ -20,8 +22,8 @@ from tests.pipelines.serving.receiver import Receiver
 class PageClient:
     """Calls the page's functions as its JavaScript does."""
 
-    def __init__(self, http: httpx.Client) -> None:
-        self.http = http
+    def __init__(self, http: httpx.Client, service: Service) -> None:
+        self.http, self.service = http, service
         config = http.get("/config").json()
         self.functions = config["dependencies"]
         self.components = {part["id"]: part for part in config["components"]}
@@ -45,7 +47,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageClient]:
     settings = ServeSettings(output=str(tmp_path_factory.mktemp("serve")))
     app = application(settings, Stub(settings), with_page=True)
     with listening(app) as address, httpx.Client(base_url=f"{address}/ui", timeout=60) as http:
-        yield PageClient(http)
+        yield PageClient(http, app.state.service)
 
 
 def file_data(**fields: Any) -> dict[str, Any]:
@@ -71,6 +73,23 @@ def test_an_uploaded_photo_and_an_example_are_taken(page: PageClient) -> None:
     assert "Waiting for a free replica" in events
     assert page.http.get(f"/gradio_api/file={path}").content == png()
     assert "rocket.jpg" in page.call("dataset", 2)
+
+
+def test_results_and_the_photo_are_shown(page: PageClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", gradio.utils.get_upload_folder())
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # gradio shows everything in it
+    picture = Path(page.service.videos, "result.png")
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    picture.write_bytes(png())
+
+    async def file(*_: Any) -> Path:
+        return picture
+
+    monkeypatch.setattr(page.service, "file", file)
+    [path] = page.http.post("/gradio_api/upload", files={"files": ("photo.png", png(), "image/png")}).json()
+    events = page.call("image", file_data(path=path, orig_name="photo.png"))
+    assert ("measured" in events, '"success":true' in events, '"success":false' in events) == (True, True, False)
+    assert "result.png" in events
 
 
 def test_no_url_is_fetched_and_no_image_decoded_in_this_process(
