@@ -15,13 +15,15 @@ VideoFormat = Literal["mp4", "webm", "gif", "webp"]  # of the catalog's videos a
 FPS = 8.0  # default
 
 
-def _no_nul(text: Any) -> Any:
+def _storable(text: Any) -> Any:
     if isinstance(text, str) and "\0" in text:
         raise ValueError("should not contain the character NUL")
+    if isinstance(text, str) and text.encode(errors="ignore").decode() != text:  # no database or response takes it
+        raise ValueError("should not contain half of a surrogate pair")
     return text
 
 
-Text = Annotated[str, BeforeValidator(_no_nul)]
+Text = Annotated[str, BeforeValidator(_storable)]
 
 
 def _listed(value: Any) -> Any:

@@ -65,13 +65,14 @@ def create_app(service: Service, metrics: Metrics, ready: Any) -> FastAPI:
     )
     app.state.service, app.state.metrics, app.state.ready = service, metrics, ready
     errors.install(app)
+    app.add_middleware(pace.OpenLimit, owner=service.owner)
     app.middleware("http")(guard.observe_and_guard)
     for router in (videos, models, routes.files, routes.batches, operations):
         app.include_router(router)
     if origins := service.settings.allow_origins:
         allowed: dict[str, Any] = {"allow_origins": origins, "allow_methods": ["*"], "allow_headers": ["*"]}
         app.add_middleware(CORSMiddleware, **allowed, expose_headers=["X-Video-Id", "X-Warnings", "Retry-After"])
-    app.add_middleware(pace.SendLimit)
+    app.add_middleware(pace.TransferLimit)
     return app
 
 

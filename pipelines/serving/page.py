@@ -10,10 +10,11 @@ import io
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import gradio as gr
 from fastapi import FastAPI
+from gradio import image_utils, processing_utils
 from PIL import Image
 from pydantic import ValidationError
 
@@ -44,11 +45,16 @@ def mount(app: FastAPI, service: Service) -> None:
     """Add the page to an application, below PATH."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("GRADIO_RUN_HISTORY", "False")  # its routes fetch URLs, and send runs to other sites
+    # A client may send a URL for a file. Gradio would fetch it, or decode a data: URL here, without a limit.
+    processing_utils.async_ssrf_protected_download = refuse_url
+    image_utils.decode_base64_to_file = refuse_url
     fonts = ("ui-sans-serif", "system-ui", "sans-serif")
     theme = gr.themes.Base(primary_hue="teal", font=fonts, font_mono=("ui-monospace", "monospace"))
+    blocks = Page(service).blocks
     gr.mount_gradio_app(
         app,
-        Page(service).blocks,
+        blocks,
         PATH,
         theme=theme,
         footer_links=[],
@@ -58,6 +64,12 @@ def mount(app: FastAPI, service: Service) -> None:
         max_file_size=service.settings.limits.max_bytes,
         allowed_paths=[service.videos, str(service.copies)],
     )
+    blocks.has_launched = True  # gradio checks the paths that clients send only for apps that it launched itself
+
+
+def refuse_url(*_: Any, **__: Any) -> NoReturn:
+    """Refuse a URL in place of a file, in place of gradio's functions that read it."""
+    raise gr.Error("choose a file", print_exception=False)
 
 
 class Page:

@@ -9,8 +9,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import Request
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 
 from pipelines.serving.http import pace
 from pipelines.serving.http.errors import ApiError
@@ -18,6 +20,7 @@ from pipelines.serving.http.errors import ApiError
 MAX_FILES = 8
 MAX_FIELDS = 64
 MAX_TEXT = 1 << 16  # bytes of a text field in a form with a large file
+CHARSETS = (b"utf-8", b"utf8", b"us-ascii")
 
 
 async def read(request: Request, most: int, name: str = "input_reference") -> dict[str, Any]:
@@ -39,11 +42,21 @@ async def read_bytes(request: Request, most: int, name: str) -> bytes:
     """Read the whole body. Raises ApiError: 413 as soon as more than `most` bytes have arrived, 408 (see `pace`)."""
     check_length(request, most, name)
     body = bytearray()
-    async for part in pace.received(request.stream()):
+    async for part in parts_of(request):
         body += part
         if len(body) > most:
             raise too_large(most, name)
     return bytes(body)
+
+
+async def parts_of(request: Request) -> AsyncIterator[bytes]:
+    """Yield the parts of a body. Raises ApiError (408) when the client takes too long over one (see `pace`)."""
+    try:
+        async for part in request.stream():
+            yield part
+    except ClientDisconnect:  # or the client has gone, and reads no answer
+        message = f"the body arrives too slowly: less than {pace.PART:,} bytes in {pace.PART_S:g} s; send it again"
+        raise ApiError(408, message) from None
 
 
 def check_length(request: Request, most: int, name: str = "input_reference") -> None:
@@ -51,6 +64,13 @@ def check_length(request: Request, most: int, name: str = "input_reference") -> 
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and int(length) > most:
         raise too_large(most, name)
+
+
+def check_charset(headers: Headers) -> None:
+    """Raise ApiError (415) for a form in another charset than UTF-8: some of Python's decoders take hours for 20 MB."""
+    charset = parse_options_header(headers.get("content-type"))[1].get(b"charset", b"utf-8")
+    if charset.lower() not in CHARSETS:
+        raise ApiError(415, "content-type: send a form in UTF-8")
 
 
 def too_large(most: int, name: str) -> ApiError:
@@ -91,7 +111,7 @@ async def read_form(request: Request, most: int, name: str) -> AsyncIterator[dic
 
     async def bounded() -> AsyncIterator[bytes]:
         read = 0
-        async for part in pace.received(request.stream()):
+        async for part in parts_of(request):
             read += len(part)
             if read > most:
                 raise too_large(most, name)
@@ -103,10 +123,11 @@ async def read_form(request: Request, most: int, name: str) -> AsyncIterator[dic
 
 @contextlib.asynccontextmanager
 async def form_of(headers: Headers, parts: AsyncIterator[bytes], most_text: int) -> AsyncIterator[dict[str, Any]]:
-    """Parse a multipart form and yield its fields: texts as str, files as UploadFile. Raises ApiError (400, 422).
+    """Parse a multipart form and yield its fields: texts as str, files as UploadFile. Raises ApiError (400, 415, 422).
 
     parts: of the body. most_text: most bytes of a text. The files are closed at the end of the block.
     """
+    check_charset(headers)
     try:
         limits = {"max_files": MAX_FILES, "max_fields": MAX_FIELDS, "max_part_size": most_text}
         form = await MultiPartParser(headers, parts, **limits).parse()  # type: ignore[arg-type]

@@ -83,7 +83,8 @@ def join_size(fields: dict[str, Any]) -> None:
         raise ApiError(422, f"{missing} is required where {next(iter(sides))} is given; or give size", missing)
     size = f"{sides['width']}x{sides['height']}"
     if fields.setdefault("size", size) != size:
-        raise ApiError(422, f"size {fields['size']} differs from width and height, {size}; give one of the two", "size")
+        given, other = shown(str(fields["size"])), shown(size)
+        raise ApiError(422, f"size {given} differs from width and height, {other}; give one of the two", "size")
 
 
 def is_image(name: str) -> bool:

@@ -1,27 +1,37 @@
-"""Time limits for reading and sending bodies, so that a client that stalls loses its place among the transfers."""
+"""Limits of clients that stall: the time for each part of a body, and the requests that a key has open at a time."""
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import Callable
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pipelines.serving.http import errors
+from pipelines.serving.http.api_keys import EVERYONE
 from pipelines.serving.http.errors import ApiError
 
 logger = logging.getLogger("ray.serve")
 
 PART = 1 << 20  # bytes; no file is sent in larger parts
 PART_S = 60.0  # most seconds that a client may take over PART bytes: 17 KB a second
+MOST_OPEN = 900  # requests that an ingress answers at a time; Serve sends it 1000, so that it still answers /health
+MOST_OPEN_PER_KEY = 100
+UNLIMITED = ("/health", "/metrics")
 
 
-class SendLimit:
-    """Middleware: end a response when its client takes longer than PART_S seconds to receive one part of it."""
+class TransferLimit:
+    """Middleware: end a request whose client takes longer than PART_S seconds to send or to receive one part."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request. A response that is cut off has fewer bytes than its Content-Length."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
         is_late = False
 
         async def limited(message: Message) -> None:
@@ -34,27 +44,67 @@ class SendLimit:
                 raise
 
         try:
-            await self.app(scope, receive, limited)
+            await self.app(scope, limit_receive(receive), limited)
         except TimeoutError:
             if not is_late:
                 raise
             logger.warning("a response was cut off: its client did not receive a part of it in %g s", PART_S)
 
 
-async def received(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield the parts of a body. Raises ApiError (408) when PART bytes, or the rest, take longer than PART_S."""
-    clock, size = asyncio.get_running_loop().time, 0
+def limit_receive(receive: Receive) -> Receive:
+    """Say that a client has gone when PART bytes of its body, or the rest, take longer than PART_S."""
+    clock, size, is_whole = asyncio.get_running_loop().time, 0, False
     until = clock() + PART_S
-    while True:
+
+    async def limited() -> Message:
+        nonlocal size, until, is_whole
+        if is_whole:  # what comes now is that the client disconnects
+            return await receive()
         try:
             async with asyncio.timeout_at(until):
-                part = await anext(parts)
-        except StopAsyncIteration:
-            return
+                message = await receive()
         except TimeoutError:
-            message = f"the body arrives too slowly: less than {PART:,} bytes in {PART_S:g} s; send it again"
-            raise ApiError(408, message) from None
-        yield part
-        size += len(part)
+            return {"type": "http.disconnect"}
+        is_whole, size = not message.get("more_body", False), size + len(message.get("body", b""))
         if size >= PART:
             until, size = clock() + PART_S, 0
+        return message
+
+    return limited
+
+
+class OpenLimit:
+    """Middleware: refuse a request while its key has MOST_OPEN_PER_KEY others open, such as event streams.
+
+    Without keys, or of all keys together, MOST_OPEN may be open.
+    """
+
+    def __init__(self, app: ASGIApp, owner: Callable[[str | None], str]) -> None:
+        """owner: returns the owner of an Authorization header. Raises ApiError for an unknown key."""
+        self.app, self.owner = app, owner
+        self.open: Counter[str] = Counter()  # by owner
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, and count it until its response has ended."""
+        if (owner := self.counted(scope)) is None:
+            await self.app(scope, receive, send)
+            return
+        if self.open.total() >= MOST_OPEN or (owner != EVERYONE and self.open[owner] >= MOST_OPEN_PER_KEY):
+            message = "too many requests of this key are open; close some, or send it again later"
+            error = ApiError(429, message, code="rate_limit_exceeded", headers={"Retry-After": "5"})
+            await errors.answer(error)(scope, receive, send)
+            return
+        self.open[owner] += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.open[owner] -= 1
+
+    def counted(self, scope: Scope) -> str | None:
+        """Owner of a request that counts; None for health, metrics, and unknown keys, which their route refuses."""
+        if scope["type"] != "http" or scope["path"].removeprefix(scope.get("root_path", "")).startswith(UNLIMITED):
+            return None
+        try:
+            return self.owner(Headers(scope=scope).get("authorization"))
+        except ApiError:
+            return None

@@ -123,6 +123,11 @@ def test_width_and_height_n_and_extra_params_are_understood(client: TestClient, 
         ({"extra_params": "[" * 100_000}, "extra_params"),
         ({"extra_params": {"prompt": "b"}}, "prompt"),
         ({"motion_buckets": 3}, "motion_buckets"),  # nearly a field: hardly meant to be ignored
+        ({"width": 1, "height": 1, "size": "\ud800"}, "size"),  # half of a surrogate pair is no UTF-8
+        ({"width": "\ud800", "height": 1, "size": "1x1"}, "size"),
+        ({"prompt": "a \ud800"}, "prompt"),
+        ({"model": "\ud800"}, "model"),
+        ({"extra_params": {"negative_prompt": "\ud800"}}, "negative_prompt"),
     ):
         refused = from_json(client, **fields)
         assert (refused.status_code, refused.json()["error"]["param"]) == (422, param)
@@ -163,6 +168,25 @@ def test_a_page_of_an_allowed_origin_may_call(client: TestClient, open_to_all: T
     other = open_to_all.options("/v1/videos", headers=asked | {"Origin": "http://elsewhere"})
     assert "access-control-allow-origin" not in other.headers
     assert "access-control-allow-origin" not in client.get("/v1/models", headers=asked).headers
+
+
+def test_pages_of_other_sites_may_not_call(client: TestClient, open_to_all: TestClient, idle: None) -> None:
+    elsewhere = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Origin": "http://elsewhere"}
+    refused = send(client, headers=elsewhere)  # a form needs no preflight
+    assert (refused.status_code, "allow_origins" in refused.json()["error"]["message"]) == (403, True)
+    assert client.get("/v1/videos").json()["data"] == []
+    image = {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "no-cors", "Referer": "http://localhost:3000/a"}
+    link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    insecure = {"Origin": "http://elsewhere"}  # to http://, browsers send no Sec-Fetch-Site
+    allowed = {"Origin": "http://localhost:3000"}
+    for service, headers, status in (
+        (client, elsewhere, 403), (client, image, 403), (client, link, 200), (client, insecure, 403),
+        (client, elsewhere | {"Sec-Fetch-Site": "same-origin"}, 200), (client, {"Origin": "http://testserver"}, 200),
+        (open_to_all, elsewhere, 403), (open_to_all, image, 200), (open_to_all, allowed, 200),
+        (open_to_all, elsewhere | allowed, 200), (open_to_all, insecure, 403),
+    ):  # fmt: skip
+        assert service.get("/v1/videos", headers=headers).status_code == status, headers
+    assert client.post("/v1/videos", headers=link).status_code == 403  # a form that navigates
 
 
 def test_a_model_is_found_by_its_name_and_by_an_alias(client: TestClient, open_to_all: TestClient, idle: None) -> None:

@@ -1,5 +1,6 @@
-"""A client that neither reads nor sends loses its place among the transfers, and other clients' files get through."""
+"""Clients that neither read nor send, or hold many requests open, lose their place, and others are answered."""
 
+import contextlib
 import io
 import socket
 import time
@@ -11,8 +12,9 @@ import pytest
 
 from pipelines.serving.batch import files
 from pipelines.serving.http import pace
+from pipelines.serving.http.api_keys import digest
 from pipelines.serving.settings import ServeSettings
-from tests.pipelines.serving.in_process import Stub, application, listening
+from tests.pipelines.serving.in_process import Stub, application, listening, send
 
 SIZE = 24 << 20  # more than the buffers of two sockets hold
 
@@ -60,3 +62,47 @@ def test_a_client_that_takes_or_sends_nothing_loses_its_place(tmp_path: Path, mo
         while service.files.transfers:  # the last download has all its bytes a moment before its file is closed
             assert time.monotonic() < deadline + 30
             time.sleep(0.01)
+
+
+def test_an_upload_to_the_page_that_stalls_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "PART_S", 2.0)
+    settings = ServeSettings(output=str(tmp_path))
+    form = "Content-Type: multipart/form-data; boundary=b\nContent-Length: 1000"
+    with (
+        listening(application(settings, Stub(settings), with_page=True)) as address,
+        connect(address, f"POST /ui/gradio_api/upload HTTP/1.1\nHost: a\n{form}\n\n--b\n") as client,
+    ):
+        client.settimeout(30)
+        assert client.recv(1 << 16).startswith(b"HTTP/1.1 500")  # gradio's answer when a client has gone
+
+
+def test_a_key_holds_100_requests_open_and_others_are_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = tmp_path / "keys.yaml"
+    keys.write_text("".join(f"- {{name: {name}, sha256: {digest(name)}}}\n" for name in ("anna", "ben")))
+    settings = ServeSettings(output=str(tmp_path / "out"), keys_file=str(keys), page=False)
+    app = application(settings, Stub(settings))
+    monkeypatch.setattr(app.state.service.dispatcher, "submit", lambda job: None)  # the video stays queued
+    anna, ben = ({"Authorization": f"Bearer {name}"} for name in ("anna", "ben"))
+    with (
+        listening(app) as address,
+        httpx.Client(base_url=address, timeout=30, limits=httpx.Limits(max_connections=200)) as client,
+        contextlib.ExitStack() as streams,
+    ):
+        events = f"/v1/videos/{send(client, headers=anna).json()['id']}/events"  # type: ignore[arg-type]
+        opened = [
+            streams.enter_context(client.stream("GET", events, headers=anna)) for _ in range(pace.MOST_OPEN_PER_KEY)
+        ]
+        assert {answer.status_code for answer in opened} == {200}
+        refused = client.get("/v1/videos", headers=anna)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+        assert refused.headers["Retry-After"] == "5"
+        others = [("/v1/videos", ben, 200), ("/health/live", {}, 200), ("/metrics", anna, 200), ("/v1/videos", {}, 401)]
+        for path, headers, status in others:
+            assert client.get(path, headers=headers).status_code == status
+        opened[0].close()
+        deadline = time.monotonic() + 30
+        while client.get("/v1/videos", headers=anna).status_code == 429:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        monkeypatch.setattr(pace, "MOST_OPEN", 99)
+        assert client.get("/v1/videos", headers=ben).status_code == 429
