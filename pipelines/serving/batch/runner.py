@@ -111,10 +111,12 @@ class Run:
 
     async def _work(self) -> None:
         try:
-            limits = self.runner.settings.limits
+            limits, is_cancelled = self.runner.settings.limits, self.batch.status == "cancelling"
+            if is_cancelled:  # before the file is read, because the storage may be away
+                await asyncio.to_thread(self._load)
+                await asyncio.to_thread(self._fail_open)
             self.spans, problems = await asyncio.to_thread(read_spans, self.uri, limits.max_lines, limits.max_bytes)
-            is_cancelled = self.batch.status == "cancelling"
-            waits = not is_cancelled and time.time() < self.batch.expires_at
+            waits = time.time() < self.batch.expires_at
             if waits and problems and problems[0]["code"] == "file_not_found" and await self._is_file_known():
                 raise FileNotFoundError(f"{self.uri}: the storage is away")
             if problems:
@@ -185,10 +187,13 @@ class Run:
             self.completed, self.failed = self.completed + ok, self.failed + (not ok)
             del self.open[job_id]
 
-    def _cancel(self) -> None:
+    def _fail_open(self) -> None:
         for job_id in self.open:
             message, ttl_s = "the batch was cancelled", self.runner.settings.ttl_s
             self.runner.store.fail(job_id, None, "cancelled", message, ttl_s)
+
+    def _cancel(self) -> None:
+        self._fail_open()
         self._collect()
         self._write("cancelled")
 
