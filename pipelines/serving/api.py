@@ -5,6 +5,7 @@ The work of the routes is in service.py.
 
 import asyncio
 import contextlib
+import hashlib
 import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal, get_args
@@ -101,24 +102,51 @@ Operation = Literal["animate", "edit", "extend"]
 
 
 async def queue(
-    request: Request, service: Service, owner: str, key: str | None, operation: Operation = "animate", **more: Any
+    request: Request,
+    service: Service,
+    owner: str,
+    key: str | None,
+    operation: Operation = "animate",
+    remixed: str | None = None,
 ) -> schema.Video:
-    """Read a request for a video and queue it. more: fields beside those of the body. Raises ApiError."""
-    job, warnings = await submit(request, service, owner, key, operation, **more)
+    """Read a request for a video and queue it. remixed: id of the video in the path. Raises ApiError."""
+    job, warnings = await submit(request, service, owner, key, operation, remixed)
     return schema.to_video(job).model_copy(update={"warnings": warnings})
 
 
 async def submit(
-    request: Request, service: Service, owner: str, key: str | None, operation: Operation = "animate", **more: Any
+    request: Request,
+    service: Service,
+    owner: str,
+    key: str | None,
+    operation: Operation = "animate",
+    remixed: str | None = None,
 ) -> tuple[Job, list[str]]:
-    """Read a request for a video and store it: (the job, warnings). Raises ApiError."""
-    given = await body.read(request, service.settings.limits.max_bytes) | more
+    """Read a request for a video and store it: (the job, warnings). Raises ApiError.
+
+    The job of an earlier request with this key is returned without warnings, if the same was sent.
+    """
+    given, digest = await body.read(request, service.settings.limits.max_bytes), None
+    if remixed is not None:
+        given[dialect.VIDEO] = {"id": remixed}
+    if key is not None:
+        digest = await asyncio.to_thread(digest_of, operation, given)
+        if (first := await service.find_sent(owner, key, digest)) is not None:
+            return first, []
+    if remixed is not None:
+        await service.find(remixed, owner)
     if operation != "animate" and not (given.get(dialect.VIDEO) or given.get("video[id]")):
         raise ApiError(422, f"{dialect.VIDEO} is required: a video file, or the id of a video", dialect.VIDEO)
     fields, image, warnings = dialect.translate(await service.links.replace(given), service.settings.strict)
     request_id = request.headers.get("x-request-id", "")[:MAX_REQUEST_ID] or None
-    job = await service.submit(fields, image, owner, key, operation == "extend", request_id)
+    job = await service.submit(fields, image, owner, key, operation == "extend", request_id, digest)
     return job, warnings
+
+
+def digest_of(operation: Operation, given: dict[str, Any]) -> str:
+    """SHA-256 of a request as it was sent, with its files."""
+    sent = json.dumps([operation, given], sort_keys=True, default=lambda file: hashlib.sha256(file).hexdigest())
+    return hashlib.sha256(sent.encode()).hexdigest()
 
 
 @videos.post("/edits", responses=ERRORS, openapi_extra=schema.request_body(dialect.VIDEO, dialect.IMAGE))
@@ -142,8 +170,7 @@ async def remix(
     video_id: str, request: Request, service: Shared, owner: Sender, idempotency_key: IdempotencyKey = None
 ) -> schema.Video:
     """Make a completed video again for another prompt, with its motion; or for another image, if one is sent."""
-    await service.find(video_id, owner)
-    return await queue(request, service, owner, idempotency_key, "edit", video={"id": video_id})
+    return await queue(request, service, owner, idempotency_key, "edit", video_id)
 
 
 @videos.post(

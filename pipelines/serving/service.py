@@ -100,11 +100,12 @@ class Service:
         idempotency_key: str | None = None,
         extends: bool = False,
         request_id: str | None = None,
+        sent_digest: str | None = None,
     ) -> Job:
         """Check a request, store it as a job, and queue it. Raises ApiError and pydantic's ValidationError.
 
         fields: of schema.VideoRequest, and videos (dialect.translate). extends: continue the video, instead of editing
-        it. request_id: of the HTTP request.
+        it. request_id: of the HTTP request. sent_digest: as of `find_sent`.
         """
         has_loras = "lora" in fields
         fields, source = await self._source(dict(fields), image, owner, extends)
@@ -127,7 +128,7 @@ class Service:
         digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode() + source.digest()).hexdigest()
         job = Job(
             id=new_id(now), owner=owner, model=served.name, request=request, lease_owner=self.dispatcher.name,
-            created_at=now, idempotency_key=idempotency_key, request_digest=digest,
+            created_at=now, idempotency_key=idempotency_key, request_digest=digest, sent_digest=sent_digest,
             webhook=webhook,
         )  # fmt: skip
         limits = self.settings.limits
@@ -146,6 +147,14 @@ class Service:
             logger.info("queued", extra={"job": job.id, "key": owner})  # Serve adds the request's id
             self.dispatcher.submit(job)
         return job
+
+    async def find_sent(self, owner: str, idempotency_key: str, sent_digest: str) -> Job | None:
+        """Find the job of an earlier request with this key, if the same was sent; None if there is none.
+
+        A repeat needs no more: its source may be deleted, its URL gone, its model no longer served, a default changed.
+        """
+        job = await asyncio.to_thread(self.store.find_by_idempotency_key, owner, idempotency_key)
+        return job if job is not None and job.sent_digest == sent_digest else None
 
     async def submit_line(self, fields: Mapping[str, Any], owner: str, idempotency_key: str) -> Job:
         """Submit the body of a batch's line. Raises like submit.

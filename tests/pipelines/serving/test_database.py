@@ -23,7 +23,7 @@ def test_a_database_of_the_version_before_is_brought_up_to_date_and_keeps_its_jo
         connection.exec_driver_sql(f"ALTER TABLE cinemo_jobs_2 ADD COLUMN image {blob}")
         connection.exec_driver_sql("UPDATE cinemo_jobs_2 SET image = (SELECT image FROM cinemo_images_1)")
         connection.exec_driver_sql("DROP TABLE cinemo_images_1")
-        for name in ("replica", "alone", "deaths", "lone_deaths", "webhook"):
+        for name in ("replica", "alone", "deaths", "lone_deaths", "webhook", "sent_digest"):
             connection.exec_driver_sql(f"ALTER TABLE cinemo_jobs_2 DROP COLUMN {name}")
         for name in ("cinemo_jobs_2_by_status", "cinemo_jobs_2_by_expiry", "cinemo_gone_1_by_time"):
             connection.exec_driver_sql(f"DROP INDEX {name}")
