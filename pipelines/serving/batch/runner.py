@@ -31,6 +31,8 @@ WINDOW = 100  # most open jobs of a batch; fewer if the owner's batches together
 MAX_STEP_S = 3600.0  # seconds; a read or write that takes longer counts as hanging, and loses its batch
 MOST_PROBLEMS = 10  # most problems that are reported of an invalid file
 AGAIN = (429, 503)  # status codes after which a line is sent again later
+AWAY = ("image_away", "decoder_away")  # codes after which, as after status 500, it is sent again for PATIENCE_S
+PATIENCE_S = 300.0  # seconds without a line that was taken
 
 Send = Callable[[Mapping[str, Any], str, str], Awaitable[Job]]  # (fields, owner, idempotency key) -> its job
 
@@ -87,7 +89,8 @@ class Run:
         self.uri = place_of(runner.settings, batch.input_file_id)
         self.spans: list[tuple[int, int]] = []  # of the lines in the file: offset, bytes
         self.open: dict[str, Line] = {}  # by job
-        self.unsent: list[int] = []  # numbers of lines, the last first
+        self.unsent: list[int] = []  # numbers of lines, the next one last
+        self.away_since: float | None = None  # time of the first refusal of AWAY since a line was taken
         self.completed = self.failed = 0
         self.renewed = time.monotonic()  # time of the last renewal by the work itself, between two reads or writes
 
@@ -163,15 +166,25 @@ class Run:
             try:
                 job = await self.runner.send(line["body"], self.owner, f"{self.batch.id} {number}")
                 self.open[job.id] = sent = Line(number, job.id, None, 0)
-                room -= 1
+                room, self.away_since = room - 1, None
             except Exception as error:
                 refusal = errors.from_exception(error)
                 if refusal.status in AGAIN:
+                    return
+                if self._may_be_back(refusal):
+                    self.unsent.insert(0, self.unsent.pop())  # the others first
                     return
                 sent = Line(number, None, outcome(self.batch, number, line["custom_id"], refusal), 0)
                 self.failed += 1
             self.unsent.pop()
             await asyncio.to_thread(self.runner.batches.record, self.batch.id, sent)
+
+    def _may_be_back(self, refusal: ApiError) -> bool:
+        """Whether what a line was refused for may end within PATIENCE_S: a host or a decoder that is away."""
+        if refusal.status != 500 and refusal.code not in AWAY:
+            return False
+        self.away_since = self.away_since or time.monotonic()
+        return time.monotonic() < self.away_since + PATIENCE_S
 
     def _collect(self) -> None:
         """Record the jobs that have ended."""
