@@ -11,6 +11,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from pipelines.serving.videos import inputs, results
 logger = logging.getLogger("ray.serve")
 
 COPY_KEPT_S = 60.0  # a response that is being sent keeps its file open, so may take longer
+THREADS = 32  # for calls of the database, which wait; Ray would give an ingress without CPUs five
 MAX_ID = 128  # characters
 FOLLOW_S, GET_S = 0.2, 0.02  # least seconds between two queries: for event streams and the page, for other requests
 
@@ -78,6 +80,7 @@ class Service:
 
     def start(self) -> None:
         """Start to watch jobs, and to work on batches, and to deliver webhooks, in the running event loop."""
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "ingress"))
         self.dispatcher.start()
         works = (self.outbox.run, self.keys.run, self.runner.run)
         self.background = [asyncio.create_task(run()) for run in works]
@@ -87,6 +90,7 @@ class Service:
         self.dispatcher.stop()
         for task in self.background:
             task.cancel()
+        self.files.threads.shutdown(wait=False, cancel_futures=True)
 
     def owner(self, authorization: str | None) -> str:
         """The owner whose jobs a request with this header may see. Raises ApiError (401) for an unknown key."""

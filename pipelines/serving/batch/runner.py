@@ -11,11 +11,12 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pipelines.serving import schema
 from pipelines.serving.batch.batches import Batch, Batches, Counts, Line
-from pipelines.serving.batch.files import Files, place_of
+from pipelines.serving.batch.files import THREADS, Files, in_thread, place_of
 from pipelines.serving.http import errors
 from pipelines.serving.http.errors import ApiError
 from pipelines.serving.jobs.job import Job
@@ -47,6 +48,7 @@ class Runner:
         """name: of this process. max_open: limit of an owner's open jobs."""
         self.settings, self.store, self.files, self.batches = settings, store, files, batches
         self.name, self.send, self.max_open = name, send, max_open
+        self.threads = ThreadPoolExecutor(THREADS, "batches")
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self.owners: Counter[str] = Counter()  # their batches on which this process works
 
@@ -68,6 +70,7 @@ class Runner:
         finally:
             for task in self.tasks.values():
                 task.cancel()
+            self.threads.shutdown(wait=False, cancel_futures=True)
 
     def _begin(self, batch: Batch, owner: str) -> None:
         if batch.id not in self.tasks:
@@ -118,7 +121,9 @@ class Run:
             if is_cancelled:  # before the file is read, because the storage may be away
                 await asyncio.to_thread(self._load)
                 await asyncio.to_thread(self._fail_open)
-            self.spans, problems = await asyncio.to_thread(read_spans, self.uri, limits.max_lines, limits.max_bytes)
+            self.spans, problems = await in_thread(
+                self.runner.threads, read_spans, self.uri, limits.max_lines, limits.max_bytes
+            )
             waits = time.time() < self.batch.expires_at
             if waits and problems and problems[0]["code"] == "file_not_found" and await self._is_file_known():
                 raise FileNotFoundError(f"{self.uri}: the storage is away")
@@ -132,10 +137,10 @@ class Run:
                 await asyncio.sleep(POLL_S)
                 await asyncio.to_thread(self._collect)
                 if not self.unsent and not self.open:
-                    await asyncio.to_thread(self._write, "completed")
+                    await in_thread(self.runner.threads, self._write, "completed")
                     return
             if status == "cancelling":
-                await asyncio.to_thread(self._cancel)
+                await in_thread(self.runner.threads, self._cancel)
         except Exception:  # of the database or the storage: when the lease has expired, it goes on
             logger.exception("a batch waits", extra={"batch": self.batch.id})
 
@@ -262,14 +267,13 @@ def read_spans(uri: str, most: int, longest: int) -> tuple[list[tuple[int, int]]
     spans, problems, names, offset = list[tuple[int, int]](), list[dict[str, Any]](), set[str](), 0
     try:
         with places.open_binary(uri) as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
+            for number, line in enumerate(iter(lambda: file.readline(longest + 1), b""), 1):
+                if (is_long := len(line) > longest) or line.strip():
                     spans.append((offset, len(line)))
-                    is_long = len(line) > longest
                     if problem := f"the line has more than {longest:,} bytes" if is_long else problem_of(line, names):
                         problems.append({"code": "invalid_request", "line": number, "message": problem, "param": None})
                 offset += len(line)
-                if len(problems) == MOST_PROBLEMS or len(spans) > most:
+                if is_long or len(problems) == MOST_PROBLEMS or len(spans) > most:
                     break
     except FileNotFoundError:
         problems.append({"code": "file_not_found", "line": None, "message": "the file was deleted", "param": None})
