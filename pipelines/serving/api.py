@@ -5,7 +5,6 @@ The work of the routes is in service.py.
 
 import asyncio
 import contextlib
-import hashlib
 import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal, get_args
@@ -25,7 +24,7 @@ from pipelines.serving.http.errors import ApiError
 from pipelines.serving.metrics import Metrics, queue_text
 from pipelines.serving.schema import ERRORS
 from pipelines.serving.served_models import Served
-from pipelines.serving.service import Service
+from pipelines.serving.service import Service, digest_of
 from pipelines.serving.store import Job
 from pipelines.serving.videos import results
 
@@ -126,27 +125,22 @@ async def submit(
 
     The job of an earlier request with this key is returned without warnings, if the same was sent.
     """
-    given, digest = await body.read(request, service.settings.limits.max_bytes), None
-    if remixed is not None:
-        given[dialect.VIDEO] = {"id": remixed}
-    if key is not None:
-        digest = await asyncio.to_thread(digest_of, operation, given)
-        if (first := await service.find_sent(owner, key, digest)) is not None:
-            return first, []
-    if remixed is not None:
-        await service.find(remixed, owner)
-    if operation != "animate" and not (given.get(dialect.VIDEO) or given.get("video[id]")):
-        raise ApiError(422, f"{dialect.VIDEO} is required: a video file, or the id of a video", dialect.VIDEO)
-    fields, image, warnings = dialect.translate(await service.links.replace(given), service.settings.strict)
-    request_id = request.headers.get("x-request-id", "")[:MAX_REQUEST_ID] or None
-    job = await service.submit(fields, image, owner, key, operation == "extend", request_id, digest)
-    return job, warnings
-
-
-def digest_of(operation: Operation, given: dict[str, Any]) -> str:
-    """SHA-256 of a request as it was sent, with its files."""
-    sent = json.dumps([operation, given], sort_keys=True, default=lambda file: hashlib.sha256(file).hexdigest())
-    return hashlib.sha256(sent.encode()).hexdigest()
+    async with service.slots.hold(owner):
+        given, digest = await body.read(request, service.settings.limits.max_bytes), None
+        if remixed is not None:
+            given[dialect.VIDEO] = {"id": remixed}
+        if key is not None:
+            digest = await asyncio.to_thread(digest_of, operation, given)
+            if (first := await service.find_sent(owner, key, digest)) is not None:
+                return first, []
+        if remixed is not None:
+            await service.find(remixed, owner)
+        if operation != "animate" and not (given.get(dialect.VIDEO) or given.get("video[id]")):
+            raise ApiError(422, f"{dialect.VIDEO} is required: a video file, or the id of a video", dialect.VIDEO)
+        fields, image, warnings = dialect.translate(await service.links.replace(given), service.settings.strict)
+        request_id = request.headers.get("x-request-id", "")[:MAX_REQUEST_ID] or None
+        job = await service.submit(fields, image, owner, key, operation == "extend", request_id, digest)
+        return job, warnings
 
 
 @videos.post("/edits", responses=ERRORS, openapi_extra=schema.request_body(dialect.VIDEO, dialect.IMAGE))

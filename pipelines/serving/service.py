@@ -26,6 +26,7 @@ from pipelines.serving.dispatch import Dispatcher
 from pipelines.serving.http import api_keys, dialect, request_files, uploads
 from pipelines.serving.http.errors import ApiError
 from pipelines.serving.http.links import Links
+from pipelines.serving.http.slots import Slots
 from pipelines.serving.jobs.ids import new_id
 from pipelines.serving.polling import SharedQuery
 from pipelines.serving.served_models import Served
@@ -37,6 +38,7 @@ logger = logging.getLogger("ray.serve")
 
 COPY_KEPT_S = 60.0  # a response that is being sent keeps its file open, so may take longer
 THREADS = 32  # for calls of the database, which wait; Ray would give an ingress without CPUs five
+AT_ONCE, AT_ONCE_OF_OWNER = 64, 16  # requests for videos that are read and checked at a time, each with its files
 MAX_ID = 128  # characters
 FOLLOW_S, GET_S = 0.2, 0.02  # least seconds between two queries: for event streams and the page, for other requests
 
@@ -69,6 +71,7 @@ class Service:
         self.followed, self.requested = SharedQuery(store, FOLLOW_S), SharedQuery(store, GET_S)
         secret = webhook_secret or webhooks.secret_from_environment(settings)
         self.outbox = webhooks.Outbox(settings, store.database, secret)
+        self.slots = Slots(AT_ONCE, AT_ONCE_OF_OWNER)
         self.files, self.batches = Files(settings, store.database), Batches(settings, store.database)
         self.runner = Runner(
             settings, store, self.files, self.batches, dispatcher.name, self.submit_line, self.keys.max_open
@@ -259,3 +262,9 @@ def copy(uri: str, path: Path) -> None:
         raise ApiError(503, "the storage does not respond; try again", headers={"Retry-After": "5"}) from None
     if data is not None:
         storage.put(str(path), data)
+
+
+def digest_of(operation: str, given: dict[str, Any]) -> str:
+    """SHA-256 of a request as it was sent, with its files."""
+    sent = json.dumps([operation, given], sort_keys=True, default=lambda file: hashlib.sha256(file).hexdigest())
+    return hashlib.sha256(sent.encode()).hexdigest()
