@@ -24,7 +24,7 @@ from pipelines.serving.http.errors import ApiError
 from pipelines.serving.metrics import Metrics, queue_text
 from pipelines.serving.schema import ERRORS
 from pipelines.serving.served_models import Served
-from pipelines.serving.service import Service
+from pipelines.serving.service import Service, digest_of
 from pipelines.serving.store import Job
 from pipelines.serving.videos import results
 
@@ -102,24 +102,46 @@ Operation = Literal["animate", "edit", "extend"]
 
 
 async def queue(
-    request: Request, service: Service, owner: str, key: str | None, operation: Operation = "animate", **more: Any
+    request: Request,
+    service: Service,
+    owner: str,
+    key: str | None,
+    operation: Operation = "animate",
+    remixed: str | None = None,
 ) -> schema.Video:
-    """Read a request for a video and queue it. more: fields beside those of the body. Raises ApiError."""
-    job, warnings = await submit(request, service, owner, key, operation, **more)
+    """Read a request for a video and queue it. remixed: id of the video in the path. Raises ApiError."""
+    job, warnings = await submit(request, service, owner, key, operation, remixed)
     return schema.to_video(job).model_copy(update={"warnings": warnings})
 
 
 async def submit(
-    request: Request, service: Service, owner: str, key: str | None, operation: Operation = "animate", **more: Any
+    request: Request,
+    service: Service,
+    owner: str,
+    key: str | None,
+    operation: Operation = "animate",
+    remixed: str | None = None,
 ) -> tuple[Job, list[str]]:
-    """Read a request for a video and store it: (the job, warnings). Raises ApiError."""
-    given = await body.read(request, service.settings.limits.max_bytes) | more
-    if operation != "animate" and not (given.get(dialect.VIDEO) or given.get("video[id]")):
-        raise ApiError(422, f"{dialect.VIDEO} is required: a video file, or the id of a video", dialect.VIDEO)
-    fields, image, warnings = dialect.translate(await service.links.replace(given), service.settings.strict)
-    request_id = request.headers.get("x-request-id", "")[:MAX_REQUEST_ID] or None
-    job = await service.submit(fields, image, owner, key, operation == "extend", request_id)
-    return job, warnings
+    """Read a request for a video and store it: (the job, warnings). Raises ApiError.
+
+    The job of an earlier request with this key is returned without warnings, if the same was sent.
+    """
+    async with service.slots.hold(owner):
+        given, digest = await body.read(request, service.settings.limits.max_bytes), None
+        if remixed is not None:
+            given[dialect.VIDEO] = {"id": remixed}
+        if key is not None:
+            digest = await asyncio.to_thread(digest_of, operation, given)
+            if (first := await service.find_sent(owner, key, digest)) is not None:
+                return first, []
+        if remixed is not None:
+            await service.find(remixed, owner)
+        if operation != "animate" and not (given.get(dialect.VIDEO) or given.get("video[id]")):
+            raise ApiError(422, f"{dialect.VIDEO} is required: a video file, or the id of a video", dialect.VIDEO)
+        fields, image, warnings = dialect.translate(await service.links.replace(given), service.settings.strict)
+        request_id = request.headers.get("x-request-id", "")[:MAX_REQUEST_ID] or None
+        job = await service.submit(fields, image, owner, key, operation == "extend", request_id, digest)
+        return job, warnings
 
 
 @videos.post("/edits", responses=ERRORS, openapi_extra=schema.request_body(dialect.VIDEO, dialect.IMAGE))
@@ -143,8 +165,7 @@ async def remix(
     video_id: str, request: Request, service: Shared, owner: Sender, idempotency_key: IdempotencyKey = None
 ) -> schema.Video:
     """Make a completed video again for another prompt, with its motion; or for another image, if one is sent."""
-    await service.find(video_id, owner)
-    return await queue(request, service, owner, idempotency_key, "edit", video={"id": video_id})
+    return await queue(request, service, owner, idempotency_key, "edit", video_id)
 
 
 @videos.post(

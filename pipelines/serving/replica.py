@@ -86,6 +86,7 @@ class Animator:
         self.thread = ThreadPoolExecutor(1, "animate")  # one batch at a time, outside the event loop
         self.running: set[str] = set()
         self.storage_works = self.device_lost = False
+        self.last_bytes = 0  # of the files that were last written, or should have been
         self.last_sign_of_life = began = time.monotonic()
         threading.Thread(target=self._keep_leases, daemon=True).start()
         self.animate_once()
@@ -160,7 +161,7 @@ class Animator:
         again: list[str] = []  # jobs to be tried alone
         try:
             if not self.storage_works:  # claim and animate nothing that could not be stored
-                self._patiently(results.check_writable, self.videos)
+                self._patiently(results.check_writable, self.videos, self.last_bytes)
             lease, alone = self.settings.lease_s, len(job_ids) == 1
             claims = (self.store.claim(job_id, self.replica, lease, alone) for job_id in job_ids)
             claimed.extend((job, image) for job, image in filter(None, claims) if self._may_begin(job))
@@ -259,6 +260,7 @@ class Animator:
 
         The files are kept in memory while the storage is unavailable. Raises StorageAwayError after PATIENCE_S.
         """
+        self.last_bytes = video.nbytes  # the encoder's file in the temporary folder is smaller
         facts, files = self._patiently(
             results.encode,
             video,
@@ -275,6 +277,7 @@ class Animator:
                 "timings": timings,
             },
         )
+        self.last_bytes = sum(map(len, files.values()))
         self._patiently(results.write, self.videos, job.id, job.attempt, files)
         result = {name: facts[name] for name in ("motion_score", "motion_bucket", "model_fingerprint", "timings")}
         if not self.store.complete(job.id, job.attempt, result, self.settings.ttl_s):

@@ -11,6 +11,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from pipelines.serving.dispatch import Dispatcher
 from pipelines.serving.http import api_keys, dialect, request_files, uploads
 from pipelines.serving.http.errors import ApiError
 from pipelines.serving.http.links import Links
+from pipelines.serving.http.slots import Slots
 from pipelines.serving.jobs.ids import new_id
 from pipelines.serving.polling import SharedQuery
 from pipelines.serving.served_models import Served
@@ -35,6 +37,8 @@ from pipelines.serving.videos import inputs, results
 logger = logging.getLogger("ray.serve")
 
 COPY_KEPT_S = 60.0  # a response that is being sent keeps its file open, so may take longer
+THREADS = 32  # for calls of the database, which wait; Ray would give an ingress without CPUs five
+AT_ONCE, AT_ONCE_OF_OWNER = 64, 16  # requests for videos that are read and checked at a time, each with its files
 MAX_ID = 128  # characters
 FOLLOW_S, GET_S = 0.2, 0.02  # least seconds between two queries: for event streams and the page, for other requests
 
@@ -67,6 +71,7 @@ class Service:
         self.followed, self.requested = SharedQuery(store, FOLLOW_S), SharedQuery(store, GET_S)
         secret = webhook_secret or webhooks.secret_from_environment(settings)
         self.outbox = webhooks.Outbox(settings, store.database, secret)
+        self.slots = Slots(AT_ONCE, AT_ONCE_OF_OWNER)
         self.files, self.batches = Files(settings, store.database), Batches(settings, store.database)
         self.runner = Runner(
             settings, store, self.files, self.batches, dispatcher.name, self.submit_line, self.keys.max_open
@@ -78,6 +83,7 @@ class Service:
 
     def start(self) -> None:
         """Start to watch jobs, and to work on batches, and to deliver webhooks, in the running event loop."""
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "ingress"))
         self.dispatcher.start()
         works = (self.outbox.run, self.keys.run, self.runner.run)
         self.background = [asyncio.create_task(run()) for run in works]
@@ -87,6 +93,7 @@ class Service:
         self.dispatcher.stop()
         for task in self.background:
             task.cancel()
+        self.files.threads.shutdown(wait=False, cancel_futures=True)
 
     def owner(self, authorization: str | None) -> str:
         """The owner whose jobs a request with this header may see. Raises ApiError (401) for an unknown key."""
@@ -100,11 +107,12 @@ class Service:
         idempotency_key: str | None = None,
         extends: bool = False,
         request_id: str | None = None,
+        sent_digest: str | None = None,
     ) -> Job:
         """Check a request, store it as a job, and queue it. Raises ApiError and pydantic's ValidationError.
 
         fields: of schema.VideoRequest, and videos (dialect.translate). extends: continue the video, instead of editing
-        it. request_id: of the HTTP request.
+        it. request_id: of the HTTP request. sent_digest: as of `find_sent`.
         """
         has_loras = "lora" in fields
         fields, source = await self._source(dict(fields), image, owner, extends)
@@ -127,7 +135,7 @@ class Service:
         digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode() + source.digest()).hexdigest()
         job = Job(
             id=new_id(now), owner=owner, model=served.name, request=request, lease_owner=self.dispatcher.name,
-            created_at=now, idempotency_key=idempotency_key, request_digest=digest,
+            created_at=now, idempotency_key=idempotency_key, request_digest=digest, sent_digest=sent_digest,
             webhook=webhook,
         )  # fmt: skip
         limits = self.settings.limits
@@ -146,6 +154,14 @@ class Service:
             logger.info("queued", extra={"job": job.id, "key": owner})  # Serve adds the request's id
             self.dispatcher.submit(job)
         return job
+
+    async def find_sent(self, owner: str, idempotency_key: str, sent_digest: str) -> Job | None:
+        """Find the job of an earlier request with this key, if the same was sent; None if there is none.
+
+        A repeat needs no more: its source may be deleted, its URL gone, its model no longer served, a default changed.
+        """
+        job = await asyncio.to_thread(self.store.find_by_idempotency_key, owner, idempotency_key)
+        return job if job is not None and job.sent_digest == sent_digest else None
 
     async def submit_line(self, fields: Mapping[str, Any], owner: str, idempotency_key: str) -> Job:
         """Submit the body of a batch's line. Raises like submit.
@@ -246,3 +262,9 @@ def copy(uri: str, path: Path) -> None:
         raise ApiError(503, "the storage does not respond; try again", headers={"Retry-After": "5"}) from None
     if data is not None:
         storage.put(str(path), data)
+
+
+def digest_of(operation: str, given: dict[str, Any]) -> str:
+    """SHA-256 of a request as it was sent, with its files."""
+    sent = json.dumps([operation, given], sort_keys=True, default=lambda file: hashlib.sha256(file).hexdigest())
+    return hashlib.sha256(sent.encode()).hexdigest()

@@ -268,7 +268,8 @@ class Store:
         lost = ingresses.delete().where(ingresses.c.lease_until < self.database.now - KEPT_TOMBSTONES_S)
         self.database.patiently(lambda: self.database.change(lost))
         expired = sa.select(jobs.c.id).where(jobs.c.expires_at < self.database.now, jobs.c.status.not_in(OPEN))
-        expired = expired.where(jobs.c.id.not_in(sa.select(lines.c.job).where(lines.c.ok == 1)))
+        unrecorded = sa.and_(lines.c.job.is_not(None), lines.c.outcome.is_(None))
+        expired = expired.where(jobs.c.id.not_in(sa.select(lines.c.job).where(sa.or_(lines.c.ok == 1, unrecorded))))
         return self._delete_with_tombstone(jobs.c.id.in_(locked(expired, MAX_ROWS)))
 
     def _delete_with_tombstone(self, which: Any) -> list[Job]:

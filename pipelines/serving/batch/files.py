@@ -1,12 +1,14 @@
 """Files: requests of batches, as clients upload them, and their results; in the output, with a row each."""
 
+import asyncio
 import io
 import re
 import threading
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import sqlalchemy as sa
 from pydantic import BaseModel
@@ -23,9 +25,13 @@ FILES_OF_OWNER = 10  # a key may store this many times limits.max_file_bytes
 MOST_FILES = 10_000  # of a key, however small
 MAX_ROWS = 100  # files that are deleted at a time
 PART = 1 << 20  # bytes that are read, and held, at a time
+THREADS = 4  # that store and open files; as many read and write those of batches
 AT_ONCE, AT_ONCE_OF_OWNER = 32, 4  # uploads and downloads at a time, of a process and of one owner
 TEMPORARY_KEPT_S = 86_400.0  # seconds after which temporary files are deleted; no write takes so long
 USED = sa.select(batches.c.input_file_id).where(batches.c.ended_at.is_(None))  # inputs of batches that still run
+
+
+T = TypeVar("T")
 
 
 class FileObject(BaseModel):
@@ -69,11 +75,17 @@ def away() -> ApiError:
     return ApiError(503, "the storage does not respond; try again", headers={"Retry-After": "5"})
 
 
+async def in_thread(threads: ThreadPoolExecutor, function: Callable[..., T], *arguments: Any) -> T:
+    """Call what may take long in one of these threads, so that those of asyncio.to_thread are left for short calls."""
+    return await asyncio.get_running_loop().run_in_executor(threads, function, *arguments)
+
+
 class Files:
     """The files of a database and an output. Methods may be called from any thread."""
 
     def __init__(self, settings: ServeSettings, database: Database) -> None:
         self.settings, self.database = settings, database
+        self.threads = ThreadPoolExecutor(THREADS, "files")
         self.transfers: Counter[str] = Counter()  # uploads and downloads that run, by owner
         self.lock = threading.RLock()  # re-entrant: the garbage collector may close a download while this thread has it
 

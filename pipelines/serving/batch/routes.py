@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from pipelines.animate.request import Text
 from pipelines.serving import schema
 from pipelines.serving.batch.batches import Batch
-from pipelines.serving.batch.files import DeletedFile, FileObject, FilePage
+from pipelines.serving.batch.files import DeletedFile, FileObject, FilePage, in_thread
 from pipelines.serving.http import body
 from pipelines.serving.http.dependencies import Owner, Sender, Shared
 from pipelines.serving.http.errors import ApiError
@@ -100,7 +100,7 @@ async def upload(request: Request, service: Shared, owner: Owner) -> FileObject:
                 raise ApiError(422, 'purpose: only "batch" is taken', "purpose")
             file_id, name = f"file_{uuid.uuid4().hex}", (data.filename or "")[:255]
             name = name.replace("\0", "").encode(errors="replace").decode()  # as databases can store it
-            return await asyncio.to_thread(service.files.add, file_id, owner, name, "batch", data.file)
+            return await in_thread(service.files.threads, service.files.add, file_id, owner, name, "batch", data.file)
 
 
 @files.get("", responses=schema.ERRORS)
@@ -129,7 +129,7 @@ async def retrieve_file(file_id: str, service: Shared, owner: Owner) -> FileObje
 @files.get("/{file_id}/content", responses=schema.ERRORS, response_class=Response)
 async def content(file_id: str, service: Shared, owner: Owner) -> StreamingResponse:
     """Download a file."""
-    size, parts = await asyncio.to_thread(service.files.open, file_id, owner)
+    size, parts = await in_thread(service.files.threads, service.files.open, file_id, owner)
     return Download(parts, size)
 
 

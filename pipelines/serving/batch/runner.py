@@ -11,11 +11,12 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pipelines.serving import schema
 from pipelines.serving.batch.batches import Batch, Batches, Counts, Line
-from pipelines.serving.batch.files import Files, place_of
+from pipelines.serving.batch.files import THREADS, Files, in_thread, place_of
 from pipelines.serving.http import errors
 from pipelines.serving.http.errors import ApiError
 from pipelines.serving.jobs.job import Job
@@ -31,6 +32,8 @@ WINDOW = 100  # most open jobs of a batch; fewer if the owner's batches together
 MAX_STEP_S = 3600.0  # seconds; a read or write that takes longer counts as hanging, and loses its batch
 MOST_PROBLEMS = 10  # most problems that are reported of an invalid file
 AGAIN = (429, 503)  # status codes after which a line is sent again later
+AWAY = ("image_away", "decoder_away")  # codes after which, as after status 500, it is sent again for PATIENCE_S
+PATIENCE_S = 300.0  # seconds without a line that was taken
 
 Send = Callable[[Mapping[str, Any], str, str], Awaitable[Job]]  # (fields, owner, idempotency key) -> its job
 
@@ -45,6 +48,7 @@ class Runner:
         """name: of this process. max_open: limit of an owner's open jobs."""
         self.settings, self.store, self.files, self.batches = settings, store, files, batches
         self.name, self.send, self.max_open = name, send, max_open
+        self.threads = ThreadPoolExecutor(THREADS, "batches")
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self.owners: Counter[str] = Counter()  # their batches on which this process works
 
@@ -66,6 +70,7 @@ class Runner:
         finally:
             for task in self.tasks.values():
                 task.cancel()
+            self.threads.shutdown(wait=False, cancel_futures=True)
 
     def _begin(self, batch: Batch, owner: str) -> None:
         if batch.id not in self.tasks:
@@ -87,7 +92,8 @@ class Run:
         self.uri = place_of(runner.settings, batch.input_file_id)
         self.spans: list[tuple[int, int]] = []  # of the lines in the file: offset, bytes
         self.open: dict[str, Line] = {}  # by job
-        self.unsent: list[int] = []  # numbers of lines, the last first
+        self.unsent: list[int] = []  # numbers of lines, the next one last
+        self.away_since: float | None = None  # time of the first refusal of AWAY since a line was taken
         self.completed = self.failed = 0
         self.renewed = time.monotonic()  # time of the last renewal by the work itself, between two reads or writes
 
@@ -111,10 +117,14 @@ class Run:
 
     async def _work(self) -> None:
         try:
-            limits = self.runner.settings.limits
-            self.spans, problems = await asyncio.to_thread(read_spans, self.uri, limits.max_lines, limits.max_bytes)
-            is_cancelled = self.batch.status == "cancelling"
-            waits = not is_cancelled and time.time() < self.batch.expires_at
+            limits, is_cancelled = self.runner.settings.limits, self.batch.status == "cancelling"
+            if is_cancelled:  # before the file is read, because the storage may be away
+                await asyncio.to_thread(self._load)
+                await asyncio.to_thread(self._fail_open)
+            self.spans, problems = await in_thread(
+                self.runner.threads, read_spans, self.uri, limits.max_lines, limits.max_bytes
+            )
+            waits = time.time() < self.batch.expires_at
             if waits and problems and problems[0]["code"] == "file_not_found" and await self._is_file_known():
                 raise FileNotFoundError(f"{self.uri}: the storage is away")
             if problems:
@@ -127,10 +137,10 @@ class Run:
                 await asyncio.sleep(POLL_S)
                 await asyncio.to_thread(self._collect)
                 if not self.unsent and not self.open:
-                    await asyncio.to_thread(self._write, "completed")
+                    await in_thread(self.runner.threads, self._write, "completed")
                     return
             if status == "cancelling":
-                await asyncio.to_thread(self._cancel)
+                await in_thread(self.runner.threads, self._cancel)
         except Exception:  # of the database or the storage: when the lease has expired, it goes on
             logger.exception("a batch waits", extra={"batch": self.batch.id})
 
@@ -161,15 +171,25 @@ class Run:
             try:
                 job = await self.runner.send(line["body"], self.owner, f"{self.batch.id} {number}")
                 self.open[job.id] = sent = Line(number, job.id, None, 0)
-                room -= 1
+                room, self.away_since = room - 1, None
             except Exception as error:
                 refusal = errors.from_exception(error)
                 if refusal.status in AGAIN:
+                    return
+                if self._may_be_back(refusal):
+                    self.unsent.insert(0, self.unsent.pop())  # the others first
                     return
                 sent = Line(number, None, outcome(self.batch, number, line["custom_id"], refusal), 0)
                 self.failed += 1
             self.unsent.pop()
             await asyncio.to_thread(self.runner.batches.record, self.batch.id, sent)
+
+    def _may_be_back(self, refusal: ApiError) -> bool:
+        """Whether what a line was refused for may end within PATIENCE_S: a host or a decoder that is away."""
+        if refusal.status != 500 and refusal.code not in AWAY:
+            return False
+        self.away_since = self.away_since or time.monotonic()
+        return time.monotonic() < self.away_since + PATIENCE_S
 
     def _collect(self) -> None:
         """Record the jobs that have ended."""
@@ -185,10 +205,13 @@ class Run:
             self.completed, self.failed = self.completed + ok, self.failed + (not ok)
             del self.open[job_id]
 
-    def _cancel(self) -> None:
+    def _fail_open(self) -> None:
         for job_id in self.open:
             message, ttl_s = "the batch was cancelled", self.runner.settings.ttl_s
             self.runner.store.fail(job_id, None, "cancelled", message, ttl_s)
+
+    def _cancel(self) -> None:
+        self._fail_open()
         self._collect()
         self._write("cancelled")
 
@@ -244,14 +267,13 @@ def read_spans(uri: str, most: int, longest: int) -> tuple[list[tuple[int, int]]
     spans, problems, names, offset = list[tuple[int, int]](), list[dict[str, Any]](), set[str](), 0
     try:
         with places.open_binary(uri) as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
+            for number, line in enumerate(iter(lambda: file.readline(longest + 1), b""), 1):
+                if (is_long := len(line) > longest) or line.strip():
                     spans.append((offset, len(line)))
-                    is_long = len(line) > longest
                     if problem := f"the line has more than {longest:,} bytes" if is_long else problem_of(line, names):
                         problems.append({"code": "invalid_request", "line": number, "message": problem, "param": None})
                 offset += len(line)
-                if len(problems) == MOST_PROBLEMS or len(spans) > most:
+                if is_long or len(problems) == MOST_PROBLEMS or len(spans) > most:
                     break
     except FileNotFoundError:
         problems.append({"code": "file_not_found", "line": None, "message": "the file was deleted", "param": None})

@@ -14,6 +14,10 @@ MOST_REDIRECTS = 3
 REDIRECTS = (301, 302, 303, 307, 308)
 
 
+class AwayError(Exception):
+    """The host gives no image now, but may later."""
+
+
 class Links:
     """Fetches images. Use it from one event loop."""
 
@@ -35,7 +39,11 @@ class Links:
         return {**fields, **{name: await self.fetch(url) for name, url in urls.items()}}
 
     async def fetch(self, url: str) -> bytes:
-        """Fetch an image. Every redirect must lead to an allowed place, too. Raises ApiError (422)."""
+        """Fetch an image. Every redirect must lead to an allowed place, too.
+
+        Raises ApiError (422), whose code is image_away if the same URL may work later.
+        """
+        code = "invalid_image"
         try:
             async with self.slots, asyncio.timeout(self.images.timeout_s):
                 for _ in range(1 + MOST_REDIRECTS):
@@ -45,15 +53,22 @@ class Links:
                     url = urllib.parse.urljoin(url, answer)
             problem = f"more than {MOST_REDIRECTS} redirects"
         except TimeoutError:
-            problem = f"no image within {self.images.timeout_s:g} s"
+            problem, code = f"no image within {self.images.timeout_s:g} s", "image_away"
+        except AwayError as error:
+            problem, code = str(error), "image_away"
         except ValueError as error:
             problem = str(error)
         except Exception as error:  # aiohttp raises many types, whose messages may tell of the inner network
-            problem = f"the host {REFUSED}" if REFUSED in str(error) else "the host does not answer"
-        raise ApiError(422, f"{dialect.IMAGE}: the URL cannot be used: {problem}", dialect.IMAGE, "invalid_image")
+            is_refused = REFUSED in str(error)
+            problem = f"the host {REFUSED}" if is_refused else "the host does not answer"
+            code = "invalid_image" if is_refused else "image_away"
+        raise ApiError(422, f"{dialect.IMAGE}: the URL cannot be used: {problem}", dialect.IMAGE, code)
 
     async def _get(self, url: str) -> bytes | str:
-        """The bytes behind a URL, or where it redirects to. Raises ValueError with a sentence, and aiohttp's errors."""
+        """The bytes behind a URL, or where it redirects to.
+
+        Raises ValueError or AwayError with a sentence, and aiohttp's errors.
+        """
         host, most = check_allowed(url, self.settings), self.settings.limits.max_bytes
         async with (
             outbound.session(host, self.settings.private_hosts, self.images.timeout_s) as session,
@@ -61,6 +76,8 @@ class Links:
         ):
             if answer.status in REDIRECTS:
                 return answer.headers.get("location", "")
+            if answer.status == 429 or answer.status >= 500:
+                raise AwayError(f"the host answered {answer.status}")
             if answer.status != 200:
                 raise ValueError(f"the host answered {answer.status}")
             data = bytearray()

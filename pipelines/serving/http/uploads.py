@@ -17,7 +17,7 @@ import numpy as np
 from cinemo.image import check_aspect, read_image
 from cinemo.motion import motion_bucket, motion_score
 from cinemo.video import VideoError, load_clip, probe, shown_size
-from pipelines.core.isolation import DeadChildError, Sandbox
+from pipelines.core.isolation import ATTEMPTS, DeadChildError, Sandbox
 from pipelines.serving.http import dialect
 from pipelines.serving.http.errors import ApiError
 
@@ -33,7 +33,8 @@ _TYPES = {"image": "JPEG, PNG or WebP", "video": "MP4 with H.264"}
 class UploadReader:
     """A few child processes that decode uploads. Use it from one event loop.
 
-    Every method raises ApiError (422), naming the field, for a file that cannot be read within limits.
+    Every method raises ApiError (422), naming the field, for a file that cannot be read within limits. The code is
+    decoder_away if its process died each time: of the file, or because the machine has no memory.
     """
 
     def __init__(self, max_pixels: int) -> None:
@@ -73,13 +74,21 @@ class UploadReader:
         kind = "image" if field == dialect.IMAGE else "video"
         memory = _BYTES_A_PIXEL * self.max_pixels + _REST if kind == "image" else _VIDEO_MEMORY
         sandbox = self._own.__dict__.setdefault(kind, Sandbox(memory=memory))
-        try:
-            return sandbox.call(function, *arguments, timeout=TIMEOUT_S)
-        except ValueError as error:
-            message = str(error)
-        except (MemoryError, TimeoutError, DeadChildError) as error:
-            message = f"{kind} cannot be decoded ({error or 'it takes too much memory'}); save it as {_TYPES[kind]}"
-        raise ApiError(422, f"{field}: {message}", field, f"invalid_{kind}")
+        code = f"invalid_{kind}"
+        for _ in range(ATTEMPTS):
+            try:
+                return sandbox.call(function, *arguments, timeout=TIMEOUT_S)
+            except ValueError as error:
+                raise ApiError(422, f"{field}: {error}", field, code) from None
+            except (MemoryError, TimeoutError) as error:
+                why = str(error) or "it takes too much memory"
+                break
+            except DeadChildError as error:
+                why = str(error)
+        else:
+            code = "decoder_away"
+        message = f"{kind} cannot be decoded ({why}); save it as {_TYPES[kind]}"
+        raise ApiError(422, f"{field}: {message}", field, code)
 
 
 @functools.cache

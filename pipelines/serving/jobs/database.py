@@ -19,6 +19,7 @@ HANGING_S = 5.0  # a database that does not respond for this long counts as unav
 # not within a statement, unlike clock_timestamp(), with which no index could be searched.
 POSTGRES_NOW = "extract(epoch from statement_timestamp())::float8"
 SQLITE_NOW = "((julianday('now') - 2440587.5) * 86400.0)"
+READ_ONLY = "25006"  # SQLSTATE of a write in a transaction that only reads
 Result = TypeVar("Result")
 UNAVAILABLE = (DBAPIError, TimeoutError)  # the second: all connections are busy
 
@@ -38,12 +39,16 @@ class Database:
         self.now: sa.ColumnElement[float] = sa.literal_column(SQLITE_NOW if self.is_sqlite else POSTGRES_NOW, sa.Float)
         # No pool_pre_ping, because it has no time limit: a broken connection is replaced at its first error.
         of_server: dict[str, Any] = {"pool_size": CONNECTIONS, "max_overflow": 0, "pool_timeout": HANGING_S}
-        of_server |= {"connect_args": {"client_encoding": "utf8", "connect_timeout": 5}}
+        # read-write: of several hosts, or behind a name that a failover moves, never a standby.
+        arguments = {"client_encoding": "utf8", "connect_timeout": 5, "target_session_attrs": "read-write"}
+        of_server |= {"connect_args": arguments}
         # Errors are logged, so parameters, users' prompts and images, are hidden.
         self.engine = sa.create_engine(url, hide_parameters=True, **({} if self.is_sqlite else of_server))
         if self.is_sqlite:
             sa.event.listen(self.engine, "connect", _set_up_sqlite)
             sa.event.listen(self.engine, "begin", _begin_sqlite)
+        else:
+            sa.event.listen(self.engine, "handle_error", _leave_standby)
 
     def patiently(self, act: Callable[[], Result]) -> Result:
         """Call `act`, retrying while the database is unavailable or locked; returns its result."""
@@ -116,6 +121,12 @@ def locked(ids: sa.Select[tuple[str]], most: int) -> sa.Select[Any]:
     # As a common table expression: PostgreSQL might evaluate a subquery with a limit more than once.
     some = ids.limit(most).with_for_update(skip_locked=True, of=ids.selected_columns[0].table).cte("some", nesting=True)
     return sa.select(some.c.id)
+
+
+def _leave_standby(context: sa.engine.ExceptionContext) -> None:
+    """Replace all connections after a write to a server that only reads: a failover made it a standby."""
+    if getattr(context.original_exception, "sqlstate", None) == READ_ONLY:
+        context.is_disconnect = True
 
 
 def _set_up_sqlite(connection: Any, _: Any) -> None:

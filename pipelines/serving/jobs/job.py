@@ -32,6 +32,7 @@ class Job:
     result: dict[str, Any] | None = None
     idempotency_key: str | None = None
     request_digest: str | None = None
+    sent_digest: str | None = None
     replica: str | None = None
     alone: int = 0  # 1 if the attempt is the only job of its batch
     deaths: int = 0  # attempts that ended because a process or a device died

@@ -28,7 +28,8 @@ jobs = sa.Table(
     sa.Column("error", sa.Text),  # JSON: code, message
     sa.Column("result", sa.Text),  # JSON: measured motion, fingerprint, timings
     sa.Column("idempotency_key", sa.String(255)),
-    sa.Column("request_digest", sa.String(64)),
+    sa.Column("request_digest", sa.String(64)),  # of the checked request and its files
+    sa.Column("sent_digest", sa.String(64)),  # of the request as it was sent; null: without an idempotency key
     sa.Column("replica", sa.String(64)),  # the one whose attempt is running; null: none
     sa.Column("alone", sa.Integer, nullable=False, server_default="0"),  # whether that attempt is a batch of one
     sa.Column("deaths", sa.Integer, nullable=False, server_default="0"),  # attempts whose process or device died

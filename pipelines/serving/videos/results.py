@@ -4,7 +4,9 @@ Every attempt has its own file names, so that concurrent attempts never mix; the
 """
 
 import logging
+import os
 import re
+import tempfile
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -29,6 +31,7 @@ MEDIA = {
     ".webp": "image/webp",
     ".jpg": "image/jpeg",
 }
+LEAST_PROBE = 1 << 20  # bytes; even a full disk takes files without content
 NAME = re.compile(rf"(?P<id>video_\w+)-(?P<attempt>\d+)({'|'.join(map(re.escape, ENDINGS.values()))})")
 
 
@@ -66,11 +69,18 @@ def write(output: str, job_id: str, attempt: int, files: dict[str, bytes]) -> No
         storage.sync(storage.absolute(output))
 
 
-def check_writable(output: str) -> None:
-    """Check that the output can be written, with a file that is deleted again. Raises OSError."""
+def check_writable(output: str, size: int) -> None:
+    """Check that output and temporary folder have room, by files that are deleted again. Raises OSError.
+
+    size: bytes of each file, if more than LEAST_PROBE.
+    """
+    data = os.urandom(max(LEAST_PROBE, size))  # zeros may take no room
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.flush()
     # Named like a temporary file, so that storage.remove_temporary_files deletes it if this process dies now.
     probe = storage.join(output, f".probe.{uuid.uuid4().hex[:8]}")
-    storage.put(probe, b"")
+    storage.put(probe, data)
     storage.remove(probe)
 
 

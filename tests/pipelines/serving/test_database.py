@@ -23,7 +23,7 @@ def test_a_database_of_the_version_before_is_brought_up_to_date_and_keeps_its_jo
         connection.exec_driver_sql(f"ALTER TABLE cinemo_jobs_2 ADD COLUMN image {blob}")
         connection.exec_driver_sql("UPDATE cinemo_jobs_2 SET image = (SELECT image FROM cinemo_images_1)")
         connection.exec_driver_sql("DROP TABLE cinemo_images_1")
-        for name in ("replica", "alone", "deaths", "lone_deaths", "webhook"):
+        for name in ("replica", "alone", "deaths", "lone_deaths", "webhook", "sent_digest"):
             connection.exec_driver_sql(f"ALTER TABLE cinemo_jobs_2 DROP COLUMN {name}")
         for name in ("cinemo_jobs_2_by_status", "cinemo_jobs_2_by_expiry", "cinemo_gone_1_by_time"):
             connection.exec_driver_sql(f"DROP INDEX {name}")
@@ -91,6 +91,29 @@ def test_a_database_that_hangs_is_taken_to_be_away_until_it_answers(
     finally:
         back.join()
         signal_all(signal.SIGCONT)
+
+
+def test_connections_to_a_server_that_only_reads_are_replaced(postgres: Any) -> None:
+    """After a failover they stayed open to the standby, and every write failed until the service was restarted."""
+    url = postgres.new_database().replace("postgresql:", "postgresql+psycopg:")
+    store, name = Store(url, patience=30), sa.make_url(url).database
+    with store.database.engine.begin() as connection:  # a server that becomes a standby keeps its connections
+        connection.exec_driver_sql("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
+    keep(store, job(1))
+
+    def set_read_only(value: str) -> None:
+        engine = sa.create_engine(postgres.url("postgres").replace("postgresql:", "postgresql+psycopg:"))
+        with engine.begin() as connection:
+            connection.exec_driver_sql(f"ALTER DATABASE {name} SET default_transaction_read_only = {value}")
+        engine.dispose()
+
+    set_read_only("on")
+    store.database.engine.dispose()
+    over = threading.Timer(2, set_read_only, ("off",))
+    over.start()
+    assert store.get("video_0001") is not None  # opened a connection, if it was given one to a server that only reads
+    keep(store, job(2))
+    over.join()
 
 
 def test_leases_go_by_the_clock_of_the_database(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

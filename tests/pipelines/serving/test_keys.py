@@ -1,18 +1,22 @@
 """Keys in a file: changed while the service runs, with names, and quotas of open jobs and of a minute's requests."""
 
+import asyncio
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 import yaml
 from fastapi.testclient import TestClient
 from pydantic import ValidationError
 
-from pipelines.serving.http import api_keys
+from pipelines.serving import service as services
+from pipelines.serving.http import api_keys, body
 from pipelines.serving.http.api_keys import Keys, digest, from_environment, from_file
 from pipelines.serving.settings import Limits, ServeSettings
-from tests.pipelines.serving.in_process import Stub, application, send, serve
+from tests.pipelines.serving.in_process import FAST, Stub, application, png, send, serve
 
 
 def write(path: Path, *entries: dict[str, object]) -> None:
@@ -132,3 +136,46 @@ def test_a_file_that_cannot_be_used_is_refused_at_the_start(tmp_path: Path, monk
     assert from_environment(ServeSettings(require_keys=True, keys_file=str(path))) == []
     with pytest.raises(ValidationError):
         ServeSettings(keys_file=3)  # type: ignore[arg-type]
+
+
+def test_a_key_has_some_of_its_requests_worked_on_at_a_time_and_other_keys_do_not_wait_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five hundred bodies of 20 MB were held in memory while they waited for the decoders."""
+    monkeypatch.setenv("CINEMO_API_KEYS", "first,second")
+    monkeypatch.setattr(services, "AT_ONCE", 3)
+    monkeypatch.setattr(services, "AT_ONCE_OF_OWNER", 2)
+    settings, reads, read = ServeSettings(output=str(tmp_path), page=False), list[bool](), body.read
+
+    async def watched(*arguments: Any) -> Any:
+        reads.append(True)
+        return await read(*arguments)
+
+    monkeypatch.setattr(body, "read", watched)
+
+    async def send_all() -> list[int]:
+        app, go_on = application(settings, Stub(settings)), asyncio.Event()
+        submit = app.state.service.submit
+
+        async def slowly(*arguments: Any) -> Any:
+            await go_on.wait()
+            return await submit(*arguments)
+
+        app.state.service.submit = slowly
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
+
+            async def post(key: str) -> int:
+                files = {"input_reference": ("a.png", png(), "image/png")}
+                sent = {"data": {"prompt": "a cat", **FAST}, "files": files, "headers": bearer(key)}
+                return (await client.post("/v1/videos", **sent)).status_code
+
+            requests = [asyncio.create_task(post("first")) for _ in range(6)]
+            await asyncio.sleep(0.5)
+            assert len(reads) == 2
+            requests += [asyncio.create_task(post("second")) for _ in range(2)]
+            await asyncio.sleep(0.5)
+            assert len(reads) == 3
+            go_on.set()
+            return await asyncio.gather(*requests)
+
+    assert asyncio.run(send_all()) == [200] * 8

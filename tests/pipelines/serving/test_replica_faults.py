@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import shutil
 import tempfile
 import time
@@ -15,6 +16,7 @@ from sqlalchemy.exc import OperationalError
 
 from cinemo import CinemoPipeline
 from pipelines.animate.request import shape_of
+from pipelines.core import storage
 from pipelines.serving import replica
 from pipelines.serving.replica import Animator
 from pipelines.serving.videos import results
@@ -113,6 +115,21 @@ def temporary_folder_away(animator: Animator) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def disk_full(animator: Animator) -> Iterator[None]:
+    """Let files be created, but not hold a byte."""
+    put = storage.put
+
+    def refuse(uri: str, data: bytes) -> None:
+        if data:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        put(uri, data)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "put", refuse)
+        yield
+
+
 @pytest.mark.parametrize("away", [storage_away, temporary_folder_away])
 def test_frames_wait_for_a_storage_or_a_temporary_folder_that_is_away(
     animator: Animator, monkeypatch: pytest.MonkeyPatch, away: Callable[..., Any]
@@ -131,14 +148,16 @@ def test_frames_wait_for_a_storage_or_a_temporary_folder_that_is_away(
     assert results.attempts(animator.videos) >= {(job.id, 1)}  # one attempt: no frame was made twice
 
 
+@pytest.mark.parametrize("away", [storage_away, temporary_folder_away, disk_full])
 def test_a_job_whose_storage_stays_away_is_given_back_and_nothing_is_animated_until_it_is_there(
-    animator: Animator, monkeypatch: pytest.MonkeyPatch
+    animator: Animator, monkeypatch: pytest.MonkeyPatch, away: Callable[..., Any]
 ) -> None:
-    """Every job was animated, given up after five minutes, and animated again, ten times; then it failed for good."""
-    job, later = keep(animator, "no_storage"), keep(animator, "later")
+    """Every job was animated, given up after five minutes, and animated again, for ever or until it failed."""
+    job, later = keep(animator, f"no_{away.__name__}"), keep(animator, f"later_{away.__name__}")
+    animator.storage_works = True  # as after a video before
     with monkeypatch.context() as patch:
         patch.setattr(replica, "PATIENCE_S", 0.5)
-        with storage_away(animator):
+        with away(animator):
             with pytest.raises(replica.StorageAwayError):
                 animate(animator, job)
             for _ in range(2):

@@ -21,6 +21,7 @@ from cinemo.video import load_clip, probe
 from pipelines.animate import videos
 from pipelines.core import isolation, storage
 from pipelines.serving.http import uploads
+from pipelines.serving.jobs import tables
 from pipelines.serving.replica import Animator
 from pipelines.serving.settings import ServeSettings
 from pipelines.serving.videos import results
@@ -217,6 +218,28 @@ def test_what_cannot_be_edited_or_extended_is_refused_with_the_fields_name(
     for path in ("/video_0/remix", "/edits"):
         gone = client.post(f"/v1/videos{path}", json={"prompt": "", "video": {"id": "video_0"}})
         assert (gone.status_code, gone.json()["error"]["code"]) == (404, "video_not_found")
+
+
+def test_a_repeated_remix_gives_the_first_video_though_its_source_is_deleted(client: TestClient, idle: None) -> None:
+    source = wait(client, send(client).json()["id"])["id"]
+    store = client.app.state.service.store  # type: ignore[attr-defined]
+
+    def remix(prompt: str) -> Any:
+        key = {"Idempotency-Key": "remix 1"}
+        return client.post(f"/v1/videos/{source}/remix", json={"prompt": prompt, **FAST}, headers=key)
+
+    first = remix("a dog").json()["id"]
+    sent_digest = store.get(first).sent_digest
+    store.database.change(tables.jobs.update().values(sent_digest=None))  # as earlier versions stored it
+    assert remix("a dog").json()["id"] == first
+    assert remix("a bird").status_code == 409
+    store.database.change(tables.jobs.update().where(tables.jobs.c.id == first).values(sent_digest=sent_digest))
+    assert client.delete(f"/v1/videos/{source}").status_code == 200
+    assert remix("a dog").json()["id"] == first
+    gone = remix("a bird")
+    assert (gone.status_code, gone.json()["error"]["code"]) == (404, "video_gone")
+    never = client.post("/v1/videos/AAAA/remix", json={"prompt": ""})
+    assert (never.status_code, never.json()["error"]["code"]) == (404, "video_not_found")
 
 
 def test_a_video_that_is_not_completed_is_not_remixed(client: TestClient, animator: Animator, idle: None) -> None:

@@ -237,6 +237,23 @@ def test_deleted_and_expired_jobs_are_gone_and_known_to_have_been(store: Store) 
     assert store.counts() == {"queued": 1}
 
 
+def test_the_video_of_a_batch_is_kept_until_the_batch_has_ended(store: Store) -> None:
+    """Its line counted as one without a video until the batch's process, which may be away, had recorded its end."""
+    keep(store, job(1), job(2), job(3))
+    for number in (1, 2, 3):
+        store.claim(f"video_{number:04d}", "r", 60, alone=True)
+        store.complete(f"video_{number:04d}", 1, {}, ttl_s=-1)
+    with store.database.transaction() as connection:
+        lines = {"batch": "batch_1", "number": 0, "job": "video_0001", "outcome": None, "ok": 0}
+        recorded = {**lines, "number": 1, "job": "video_0002", "outcome": "{}", "ok": 1}
+        refused = {**lines, "number": 2, "job": None, "outcome": "{}"}
+        connection.execute(tables.lines.insert(), [lines, recorded, refused])
+    assert [one.id for one in store.delete_expired()] == ["video_0003"]
+    with store.database.transaction() as connection:
+        connection.execute(tables.lines.delete())
+    assert {one.id for one in store.delete_expired()} == {"video_0001", "video_0002"}
+
+
 def test_one_query_serves_all_who_ask_before_it_begins(database_url: str) -> None:
     store, statements = Store(database_url), list[str]()
     keep(store, job(1))
