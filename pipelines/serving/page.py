@@ -186,10 +186,11 @@ class Page:
         try:
             owner = self.owner(request)
             self.service.keys.count(owner)
-            data = await asyncio.to_thread(Path(photo).read_bytes) if photo else b""
-            if not data:
-                raise ApiError(422, "choose a photo first", dialect.IMAGE)
-            job: Job | None = await self.service.submit(fields, data, owner)
+            async with self.service.slots.hold(owner):
+                data = await asyncio.to_thread(Path(photo).read_bytes) if photo else b""
+                if not data:
+                    raise ApiError(422, "choose a photo first", dialect.IMAGE)
+                job: Job | None = await self.service.submit(fields, data, owner)
         except (ApiError, ValidationError) as error:
             yield {self.status: f"**{errors.from_exception(error).message}**"}
             return

@@ -52,14 +52,18 @@ class TransferLimit:
 
 
 def limit_receive(receive: Receive) -> Receive:
-    """Say that a client has gone when PART bytes of its body, or the rest, take longer than PART_S."""
+    """Say that a client has gone when PART bytes of its body, or the rest, take longer than PART_S.
+
+    Time counts from the first reading: a request may have to wait for its turn, its body unread.
+    """
     clock, size, is_whole = asyncio.get_running_loop().time, 0, False
-    until = clock() + PART_S
+    until: float | None = None
 
     async def limited() -> Message:
         nonlocal size, until, is_whole
         if is_whole:  # what comes now is that the client disconnects
             return await receive()
+        until = until or clock() + PART_S
         try:
             async with asyncio.timeout_at(until):
                 message = await receive()

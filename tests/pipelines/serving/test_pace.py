@@ -1,5 +1,6 @@
 """Clients that neither read nor send, or hold many requests open, lose their place, and others are answered."""
 
+import asyncio
 import contextlib
 import io
 import socket
@@ -9,6 +10,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from starlette.types import Message
 
 from pipelines.serving.batch import files
 from pipelines.serving.http import pace
@@ -106,3 +108,18 @@ def test_a_key_holds_100_requests_open_and_others_are_answered(tmp_path: Path, m
             time.sleep(0.05)
         monkeypatch.setattr(pace, "MOST_OPEN", 99)
         assert client.get("/v1/videos", headers=ben).status_code == 429
+
+
+def test_a_body_that_waits_for_its_turn_does_not_count_as_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "PART_S", 0.5)
+
+    async def receive() -> Message:
+        await asyncio.sleep(0.01)
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    async def after_its_turn() -> Message:
+        limited = pace.limit_receive(receive)
+        await asyncio.sleep(0.6)
+        return await limited()
+
+    assert asyncio.run(after_its_turn())["type"] == "http.request"
