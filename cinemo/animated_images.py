@@ -11,7 +11,7 @@ from PIL import Image, ImageSequence
 
 KINDS = ("webp_pipe", "apng")  # as FFmpeg calls them
 FORMATS = ("WEBP", "PNG")  # as Pillow calls them; its other readers are not tried
-# Browsers show a frame for this long if the file says 0 to 10, which many programs write for "no delay". Milliseconds.
+# Milliseconds. Browsers show a frame for USUAL_DELAY if its delay is 0 to NO_DELAY, as many programs write it.
 NO_DELAY, USUAL_DELAY = 10, 100
 
 

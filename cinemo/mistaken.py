@@ -1,4 +1,4 @@
-"""Say what a file is that is mistaken for a video, a photo or an archive, from its first bytes and its size."""
+"""Recognise what is often mistaken for a video, a photo or an archive, by its first bytes and its size."""
 
 HEAD = 1024  # first bytes that are enough
 _WEB_PAGE = (b"<!doctype html", b"<html")
@@ -28,7 +28,7 @@ def lacks_index(head: bytes, size: int) -> bool:
         if length == 1:  # the length needs 64 bits, which follow
             length = int.from_bytes(head[at + 8 : at + 16], "big")
         if kind in (b"mdat", b"moov"):
-            return length == 0 or at + length + (kind == b"mdat") > size  # after the pictures something must follow
+            return length == 0 or at + length + (kind == b"mdat") > size  # moov must follow mdat
         if length < 8:
             return False
         at += length

@@ -173,7 +173,7 @@ def open_container(source: Source, name: str, **options: str) -> Any:
 
 
 def what_is(source: Source) -> str | None:
-    """What a file is that FFmpeg cannot open, as a phrase; None if that is unknown or the file cannot be read."""
+    """Name a file that FFmpeg cannot open, as in "is a web page"; None if it is unknown or cannot be read."""
     try:
         if isinstance(source, str | os.PathLike):
             with open(source, "rb") as file:

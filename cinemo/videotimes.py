@@ -73,7 +73,7 @@ def from_index(container: Any, stream: Any) -> FrameTimes | None:
 
 
 def guesses_times(container: Any, stream: Any) -> bool:
-    """Whether FFmpeg guesses times wrongly: AVI stores none, and display and decoding order differ."""
+    """Whether FFmpeg may guess times wrongly: AVI stores none, and display and decoding order may differ."""
     decoder = stream.codec_context
     return container.format.name == "avi" and (bool(decoder.has_b_frames) or decoder.name in ("h264", "hevc"))
 

@@ -74,7 +74,7 @@ def settle(output: str, plan: Plan) -> None:
     Videos are not deleted. A part in which nothing changes is not rewritten.
     """
     seen = np.empty(0, np.uint64)
-    rewritten: set[str] = set()  # named by their content, so one may be there since a kill, and come later in the list
+    rewritten: set[str] = set()  # names come from content: a kill may have left the same file, listed later
     for folder, schema in FOLDERS.items():
         for uri in storage.list_files(storage.join(output, folder), (".parquet",)):
             if uri in rewritten:

@@ -28,7 +28,7 @@ from pipelines.core.patience import limited
 
 NAME = ".writer.json"
 RENEW_S, PATIENCE_S = 10.0, 45.0
-SETTLE_S = 2.0  # after which two jobs that wrote the lease at the same moment see whose it is
+SETTLE_S = 2.0  # seconds after which two jobs that wrote the lease at the same moment see the same holder
 SLOW_S = 5.0  # a read that takes longer has waited for a storage that was away
 
 
@@ -153,7 +153,7 @@ def _lock(folder: int) -> bool:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
-        except BlockingIOError:  # by another job for milliseconds; by anything else, it is not waited for longer
+        except BlockingIOError:  # another job holds it for milliseconds; 5 s are enough
             time.sleep(0.1)
         except OSError:  # NFS
             return False
@@ -171,7 +171,7 @@ def is_held(place: str, holder: dict[str, Any]) -> bool:
                 return True
         except psutil.NoSuchProcess:
             return False
-        # Another process may have got the id; or the clock was set, by which the system tells when a process began.
+        # The id may be another process's now; or the clock was set, from which the system computes the start time.
     print(f"waiting up to {PATIENCE_S:.0f} s to see whether a job on {holder['host']} still writes", file=sys.stderr)
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:

@@ -96,7 +96,7 @@ def update(dataset: str, description: Mapping[str, Any]) -> None:
 def write(index: Index, place: str, description: Mapping[str, Any], note: str = "") -> str:
     """Write an index below the folder `place`, in place of an older one; returns its URI.
 
-    The older one's arrays stay, for workers of a training that began with them; those before it are deleted. Raises
+    The arrays of the index that it replaces stay, for training workers that map them; older ones are deleted. Raises
     ValueError when it has not as many clips as the description (dataset.json) counts. note: begins that message.
     """
     clips, counted, words = len(index.clip_id), description["counts"]["clips"], _words(index.clip_id)

@@ -126,7 +126,8 @@ async def submit(
 
     The job of an earlier request with this key is returned without warnings, if the same was sent.
     """
-    async with service.slots.hold(owner):
+    slots = service.slots if operation == "animate" else service.video_slots  # videos are decoded one at a time
+    async with slots.hold(owner):
         given, digest = await body.read(request, service.settings.limits.max_bytes), None
         if remixed is not None:
             given[dialect.VIDEO] = {"id": remixed}

@@ -68,7 +68,7 @@ def mount(app: FastAPI, service: Service) -> None:
 
 
 def refuse_url(*_: Any, **__: Any) -> NoReturn:
-    """Refuse a URL in place of a file, in place of gradio's functions that read it."""
+    """Refuse a URL sent as a file; replaces the functions with which gradio would fetch or decode it."""
     raise gr.Error("choose a file", print_exception=False)
 
 

@@ -71,7 +71,7 @@ class Service:
         self.followed, self.requested = SharedQuery(store, FOLLOW_S), SharedQuery(store, GET_S)
         secret = webhook_secret or webhooks.secret_from_environment(settings)
         self.outbox = webhooks.Outbox(settings, store.database, secret)
-        self.slots = Slots(AT_ONCE, AT_ONCE_OF_OWNER)
+        self.slots, self.video_slots = Slots(AT_ONCE, AT_ONCE_OF_OWNER), Slots(AT_ONCE // 4, AT_ONCE_OF_OWNER // 4)
         self.files, self.batches = Files(settings, store.database), Batches(settings, store.database)
         self.runner = Runner(
             settings, store, self.files, self.batches, dispatcher.name, self.submit_line, self.keys.max_open
@@ -158,7 +158,7 @@ class Service:
     async def find_sent(self, owner: str, idempotency_key: str, sent_digest: str) -> Job | None:
         """Find the job of an earlier request with this key, if the same was sent; None if there is none.
 
-        A repeat needs no more: its source may be deleted, its URL gone, its model no longer served, a default changed.
+        So a repeat works though its source is deleted, its URL gone, its model no longer served, or a default changed.
         """
         job = await asyncio.to_thread(self.store.find_by_idempotency_key, owner, idempotency_key)
         return job if job is not None and job.sent_digest == sent_digest else None

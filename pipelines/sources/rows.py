@@ -198,14 +198,14 @@ def spelled_list(text: str) -> list[Any] | None:
     for read in (json.loads, lambda text: ast.literal_eval(_as_python(text))):
         try:
             found = read(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError):
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError):
             continue
         return found if isinstance(found, list) else None
     return None
 
 
 def _as_python(text: str) -> str:
-    """Respell a list of numpy's in Python: with commas between items. Strings that touch remain one."""
+    """Turn a list as numpy prints it into Python, with commas between items. Strings without a gap remain one."""
     text = _SCALAR.sub("(", text)
     if len(text) > _LONGEST_LIST:
         return text

@@ -187,7 +187,7 @@ def directory(config: TrainConfig) -> Path:
 
 
 def changed_model(config: TrainConfig, recorded: str) -> str | None:
-    """Compare this node's model with the fingerprint of when the job began; returns a message if it is another."""
+    """Compare this node's model with the fingerprint recorded when the job began; returns a message if they differ."""
     try:
         models.check_unchanged(config.source_model, directory(config), recorded)
     except ValueError as error:

@@ -254,7 +254,7 @@ class Trainer:
         """Compute the validation losses after so many steps; every worker calls it."""
         batch = self.config.micro_batch
         self.engine.eval()
-        pack.forget(self.engine.module)  # DeepSpeed writes weights through `.data`, which changes no version
+        pack.forget(self.engine.module)  # DeepSpeed writes weights through `.data`, unseen by the cache
         draw = functools.partial(
             validation.draw, embed=self.text_features, motion=self.motion,
             num_train_timesteps=self.num_train_timesteps, trigger_words=self.config.trigger_words,

@@ -76,7 +76,7 @@ def away() -> ApiError:
 
 
 async def in_thread(threads: ThreadPoolExecutor, function: Callable[..., T], *arguments: Any) -> T:
-    """Call what may take long in one of these threads, so that those of asyncio.to_thread are left for short calls."""
+    """Call a slow function in one of these threads; those of asyncio.to_thread are for short calls."""
     return await asyncio.get_running_loop().run_in_executor(threads, function, *arguments)
 
 

@@ -5,6 +5,7 @@ Everything that it knows is in the database: when this process dies, another one
 
 import asyncio
 import hashlib
+import io
 import json
 import logging
 import tempfile
@@ -32,8 +33,8 @@ WINDOW = 100  # most open jobs of a batch; fewer if the owner's batches together
 MAX_STEP_S = 3600.0  # seconds; a read or write that takes longer counts as hanging, and loses its batch
 MOST_PROBLEMS = 10  # most problems that are reported of an invalid file
 AGAIN = (429, 503)  # status codes after which a line is sent again later
-AWAY = ("image_away", "decoder_away")  # codes after which, as after status 500, it is sent again for PATIENCE_S
-PATIENCE_S = 300.0  # seconds without a line that was taken
+AWAY = ("image_away", "decoder_away")  # codes after which, as after status 500, a line is sent again
+PATIENCE_S = 300.0  # seconds of such refusals without an accepted line, after which they are final
 
 Send = Callable[[Mapping[str, Any], str, str], Awaitable[Job]]  # (fields, owner, idempotency key) -> its job
 
@@ -185,7 +186,7 @@ class Run:
             await asyncio.to_thread(self.runner.batches.record, self.batch.id, sent)
 
     def _may_be_back(self, refusal: ApiError) -> bool:
-        """Whether what a line was refused for may end within PATIENCE_S: a host or a decoder that is away."""
+        """Whether a line is to be sent again: a host or a decoder is away, or a 500, for less than PATIENCE_S."""
         if refusal.status != 500 and refusal.code not in AWAY:
             return False
         self.away_since = self.away_since or time.monotonic()
@@ -266,8 +267,8 @@ def read_spans(uri: str, most: int, longest: int) -> tuple[list[tuple[int, int]]
     """
     spans, problems, names, offset = list[tuple[int, int]](), list[dict[str, Any]](), set[str](), 0
     try:
-        with places.open_binary(uri) as file:
-            for number, line in enumerate(iter(lambda: file.readline(longest + 1), b""), 1):
+        with places.open_binary(uri) as file, io.BufferedReader(file) as buffered:  # fsspec's readline takes no size
+            for number, line in enumerate(iter(lambda: buffered.readline(longest + 1), b""), 1):
                 if (is_long := len(line) > longest) or line.strip():
                     spans.append((offset, len(line)))
                     if problem := f"the line has more than {longest:,} bytes" if is_long else problem_of(line, names):

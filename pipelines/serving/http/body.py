@@ -20,7 +20,7 @@ from pipelines.serving.http.errors import ApiError
 MAX_FILES = 8
 MAX_FIELDS = 64
 MAX_TEXT = 1 << 16  # bytes of a text field in a form with a large file
-CHARSETS = (b"utf-8", b"utf8", b"us-ascii")
+CHARSETS = (b"utf-8", b"utf8", b"us-ascii", b"ascii", b"iso-8859-1", b"latin-1", b"latin1")  # quick to decode
 
 
 async def read(request: Request, most: int, name: str = "input_reference") -> dict[str, Any]:
@@ -67,7 +67,7 @@ def check_length(request: Request, most: int, name: str = "input_reference") -> 
 
 
 def check_charset(headers: Headers) -> None:
-    """Raise ApiError (415) for a form in another charset than UTF-8: some of Python's decoders take hours for 20 MB."""
+    """Raise ApiError (415) for a form that is neither UTF-8 nor Latin-1: some decoders of Python take hours for 20 MB."""
     charset = parse_options_header(headers.get("content-type"))[1].get(b"charset", b"utf-8")
     if charset.lower() not in CHARSETS:
         raise ApiError(415, "content-type: send a form in UTF-8")

@@ -55,21 +55,30 @@ def refused(request: Request, to_page: bool) -> Response | None:
 def check_site(request: Request) -> None:
     """Raise ApiError (403) for a request from a page of another site, unless it is a link or in `allow_origins`.
 
-    Browsers send forms and load images without a preflight, so any website could use a service without keys. They say
-    so in Sec-Fetch-Site, or, to http:// addresses other than localhost, in Origin alone.
+    Browsers send forms and load images without a preflight, so any website could use a service without keys. They
+    report the page's site in Sec-Fetch-Site, or, to http:// addresses other than localhost, only in Origin.
     """
     headers, allowed = request.headers, request.app.state.service.settings.allow_origins
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
-    if site is None and (origin is None or urlsplit(origin).netloc == headers.get("host")):
+    forwarded = headers.get("x-forwarded-host", "").partition(",")[0].strip()  # forms of other sites cannot send it
+    if site is None and (origin is None or origin_of(origin).partition("://")[2] in (headers.get("host"), forwarded)):
         return  # no browser, or a page of this service
     is_link = request.method in ("GET", "HEAD") and headers.get("sec-fetch-mode") == "navigate"
     if site in ("same-origin", "none") or is_link or request.method == "OPTIONS":
         return
     if origin is None:  # an image or a video in a page
-        page = urlsplit(headers.get("referer", ""))
-        origin = f"{page.scheme}://{page.netloc}"
+        origin = origin_of(headers.get("referer", ""))
     if "*" not in allowed and origin not in allowed:
         raise ApiError(403, "pages of this origin may not call; see allow_origins")
+
+
+def origin_of(url: str) -> str:
+    """Origin of a URL, such as https://host:8000; "null", as browsers write it, where there is none."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # such as http://[
+        return "null"
+    return f"{parts.scheme}://{parts.netloc}" if parts.netloc else "null"
 
 
 def check_page(request: Request) -> None:

@@ -16,7 +16,7 @@ logger = logging.getLogger("ray.serve")
 
 PART = 1 << 20  # bytes; no file is sent in larger parts
 PART_S = 60.0  # most seconds that a client may take over PART bytes: 17 KB a second
-MOST_OPEN = 900  # requests that an ingress answers at a time; Serve sends it 1000, so that it still answers /health
+MOST_OPEN = 900  # open requests of an ingress; Serve sends it up to 1000, which leaves room for /health
 MOST_OPEN_PER_KEY = 100
 UNLIMITED = ("/health", "/metrics")
 
@@ -52,9 +52,9 @@ class TransferLimit:
 
 
 def limit_receive(receive: Receive) -> Receive:
-    """Say that a client has gone when PART bytes of its body, or the rest, take longer than PART_S.
+    """Report to the application that the client has gone when PART bytes of its body, or the rest, take over PART_S.
 
-    Time counts from the first reading: a request may have to wait for its turn, its body unread.
+    Time counts from the first read: a request may have to wait for its turn, its body unread.
     """
     clock, size, is_whole = asyncio.get_running_loop().time, 0, False
     until: float | None = None
@@ -80,7 +80,7 @@ def limit_receive(receive: Receive) -> Receive:
 class OpenLimit:
     """Middleware: refuse a request while its key has MOST_OPEN_PER_KEY others open, such as event streams.
 
-    Without keys, or of all keys together, MOST_OPEN may be open.
+    At most MOST_OPEN are open in all; without keys, that is the only limit.
     """
 
     def __init__(self, app: ASGIApp, owner: Callable[[str | None], str]) -> None:

@@ -9,7 +9,7 @@ from pipelines.serving.http.api_keys import EVERYONE
 
 
 class Slots:
-    """Slots for requests, of which an owner has some. Use it from one event loop."""
+    """Slots for requests, with a limit for each owner. Use it from one event loop."""
 
     def __init__(self, most: int, most_of_owner: int) -> None:
         """most_of_owner: where keys are set; without keys, everyone may use all."""

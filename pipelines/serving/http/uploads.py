@@ -34,7 +34,7 @@ class UploadReader:
     """A few child processes that decode uploads. Use it from one event loop.
 
     Every method raises ApiError (422), naming the field, for a file that cannot be read within limits. The code is
-    decoder_away if its process died each time: of the file, or because the machine has no memory.
+    decoder_away if the child process died at every attempt: because of the file, or because memory ran out.
     """
 
     def __init__(self, max_pixels: int) -> None:

@@ -31,6 +31,7 @@ MEDIA = {
     ".webp": "image/webp",
     ".jpg": "image/jpeg",
 }
+MOST_PROBE = 16 << 20  # bytes; frames, whose number is not bounded, take far more than their encoded file
 LEAST_PROBE = 1 << 20  # bytes; even a full disk takes files without content
 NAME = re.compile(rf"(?P<id>video_\w+)-(?P<attempt>\d+)({'|'.join(map(re.escape, ENDINGS.values()))})")
 
@@ -70,11 +71,11 @@ def write(output: str, job_id: str, attempt: int, files: dict[str, bytes]) -> No
 
 
 def check_writable(output: str, size: int) -> None:
-    """Check that output and temporary folder have room, by files that are deleted again. Raises OSError.
+    """Check that the output and the temporary folder have room, by writing and deleting a file. Raises OSError.
 
-    size: bytes of each file, if more than LEAST_PROBE.
+    size: bytes of each file, from LEAST_PROBE to MOST_PROBE.
     """
-    data = os.urandom(max(LEAST_PROBE, size))  # zeros may take no room
+    data = os.urandom(min(max(LEAST_PROBE, size), MOST_PROBE))  # zeros may take no room
     with tempfile.TemporaryFile() as file:
         file.write(data)
         file.flush()

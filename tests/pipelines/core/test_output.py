@@ -1,6 +1,7 @@
 """An output: one writer, settings that do not mix, parts named by their rows, a last file while nothing is left."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -188,6 +189,7 @@ def test_a_lease_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_job_that_lost_its_lease_stops_within_a_renewal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place, theirs = storage.join(str(tmp_path), lease.NAME), lease.Lease(str(tmp_path)).record
     monkeypatch.setattr(lease, "RENEW_S", 0.2)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as ray_jobs/common.py does
 
     def work() -> None:
         with lease.hold(str(tmp_path)):
@@ -195,8 +197,11 @@ def test_a_job_that_lost_its_lease_stops_within_a_renewal(tmp_path: Path, monkey
             time.sleep(30)
 
     began = time.monotonic()
-    with pytest.raises(RuntimeError, match="is being written by another job"):
-        work()
+    try:
+        with pytest.raises(RuntimeError, match="is being written by another job"):
+            work()
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert time.monotonic() - began < 20
     assert storage.read_json(place) == theirs
     storage.remove(place)

@@ -8,7 +8,7 @@ from pipelines.serving.http.uploads import size_of
 
 
 def size_or_death(deaths: str, *arguments: Any) -> Any:
-    """Kill this process, as a machine without memory does, while there is the file `deaths`, which gets a byte each."""
+    """Kill this process, as a machine without memory does, while the file `deaths` exists; append a byte to it."""
     if os.path.exists(deaths):
         with open(deaths, "a") as file:
             file.write("x")

@@ -95,6 +95,11 @@ def test_requests_are_answered_while_many_batches_read_their_files(
         over.set()
 
 
+def test_requests_in_a_bucket_are_read(bucket: Any) -> None:
+    bucket.pipe("videos/requests.jsonl", jsonl(line("one"), line("two")))
+    assert len(read_spans("s3://videos/requests.jsonl", 10, 100_000)[0]) == 2
+
+
 def test_a_line_that_is_too_long_is_refused_without_reading_it(tmp_path: Path) -> None:
     file = tmp_path / "requests.jsonl"
     file.write_bytes(jsonl(line("one")) + b"x" * (32 << 20))
