@@ -267,7 +267,8 @@ def read_spans(uri: str, most: int, longest: int) -> tuple[list[tuple[int, int]]
     """
     spans, problems, names, offset = list[tuple[int, int]](), list[dict[str, Any]](), set[str](), 0
     try:
-        with places.open_binary(uri) as file, io.BufferedReader(file) as buffered:  # fsspec's readline takes no size
+        # Buffered, because fsspec's readline takes no size.
+        with places.open_binary(uri) as file, io.BufferedReader(file) as buffered:  # type: ignore[type-var]
             for number, line in enumerate(iter(lambda: buffered.readline(longest + 1), b""), 1):
                 if (is_long := len(line) > longest) or line.strip():
                     spans.append((offset, len(line)))

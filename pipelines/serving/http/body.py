@@ -67,7 +67,7 @@ def check_length(request: Request, most: int, name: str = "input_reference") -> 
 
 
 def check_charset(headers: Headers) -> None:
-    """Raise ApiError (415) for a form that is neither UTF-8 nor Latin-1: some decoders of Python take hours for 20 MB."""
+    """Raise ApiError (415) for a form neither in UTF-8 nor in Latin-1: some decoders of Python take hours for 20 MB."""
     charset = parse_options_header(headers.get("content-type"))[1].get(b"charset", b"utf-8")
     if charset.lower() not in CHARSETS:
         raise ApiError(415, "content-type: send a form in UTF-8")
