@@ -95,22 +95,14 @@ async def create(
     request: Request, service: Shared, owner: Sender, idempotency_key: IdempotencyKey = None
 ) -> schema.Video:
     """Queue an animation of an image. Returns at once; poll the video, or read its events, until it is completed."""
-    return await queue(request, service, owner, idempotency_key)
+    return queued(*await submit(request, service, owner, idempotency_key))
 
 
 Operation = Literal["animate", "edit", "extend"]
 
 
-async def queue(
-    request: Request,
-    service: Service,
-    owner: str,
-    key: str | None,
-    operation: Operation = "animate",
-    remixed: str | None = None,
-) -> schema.Video:
-    """Read a request for a video and queue it. remixed: id of the video in the path. Raises ApiError."""
-    job, warnings = await submit(request, service, owner, key, operation, remixed)
+def queued(job: Job, warnings: list[str]) -> schema.Video:
+    """The response to a request for a video that was stored."""
     return schema.to_video(job).model_copy(update={"warnings": warnings})
 
 
@@ -124,9 +116,10 @@ async def submit(
 ) -> tuple[Job, list[str]]:
     """Read a request for a video and store it: (the job, warnings). Raises ApiError.
 
-    The job of an earlier request with this key is returned without warnings, if the same was sent.
+    remixed: id of the video in the path. The job of an earlier request with this key is returned without warnings, if
+    the same was sent.
     """
-    slots = service.slots if operation == "animate" else service.video_slots  # videos are decoded one at a time
+    slots = service.slots if operation == "animate" else service.video_slots
     async with slots.hold(owner):
         given, digest = await body.read(request, service.settings.limits.max_bytes), None
         if remixed is not None:
@@ -150,7 +143,7 @@ async def edit(
     request: Request, service: Shared, owner: Sender, idempotency_key: IdempotencyKey = None
 ) -> schema.Video:
     """Give a video's motion to an image, its first frame after editing, or to another prompt."""
-    return await queue(request, service, owner, idempotency_key, "edit")
+    return queued(*await submit(request, service, owner, idempotency_key, "edit"))
 
 
 @videos.post("/extensions", responses=ERRORS, openapi_extra=schema.request_body(dialect.VIDEO))
@@ -158,7 +151,7 @@ async def extend(
     request: Request, service: Shared, owner: Sender, idempotency_key: IdempotencyKey = None
 ) -> schema.Video:
     """Continue a video from its last frame, by `seconds` or by one clip; the result has the whole."""
-    return await queue(request, service, owner, idempotency_key, "extend")
+    return queued(*await submit(request, service, owner, idempotency_key, "extend"))
 
 
 @videos.post("/{video_id}/remix", responses=ERRORS, openapi_extra=schema.request_body(None, dialect.IMAGE))
@@ -166,7 +159,7 @@ async def remix(
     video_id: str, request: Request, service: Shared, owner: Sender, idempotency_key: IdempotencyKey = None
 ) -> schema.Video:
     """Make a completed video again for another prompt, with its motion; or for another image, if one is sent."""
-    return await queue(request, service, owner, idempotency_key, "edit", video_id)
+    return queued(*await submit(request, service, owner, idempotency_key, "edit", video_id))
 
 
 @videos.post(

@@ -39,6 +39,7 @@ logger = logging.getLogger("ray.serve")
 COPY_KEPT_S = 60.0  # a response that is being sent keeps its file open, so may take longer
 THREADS = 32  # for calls of the database, which wait; Ray would give an ingress without CPUs five
 AT_ONCE, AT_ONCE_OF_OWNER = 64, 16  # requests for videos that are read and checked at a time, each with its files
+VIDEOS_AT_ONCE = (16, 4)  # the same of edits and extensions, whose videos are decoded one at a time
 MAX_ID = 128  # characters
 FOLLOW_S, GET_S = 0.2, 0.02  # least seconds between two queries: for event streams and the page, for other requests
 
@@ -71,7 +72,7 @@ class Service:
         self.followed, self.requested = SharedQuery(store, FOLLOW_S), SharedQuery(store, GET_S)
         secret = webhook_secret or webhooks.secret_from_environment(settings)
         self.outbox = webhooks.Outbox(settings, store.database, secret)
-        self.slots, self.video_slots = Slots(AT_ONCE, AT_ONCE_OF_OWNER), Slots(AT_ONCE // 4, AT_ONCE_OF_OWNER // 4)
+        self.slots, self.video_slots = Slots(AT_ONCE, AT_ONCE_OF_OWNER), Slots(*VIDEOS_AT_ONCE)
         self.files, self.batches = Files(settings, store.database), Batches(settings, store.database)
         self.runner = Runner(
             settings, store, self.files, self.batches, dispatcher.name, self.submit_line, self.keys.max_open

@@ -151,7 +151,7 @@ def _is_closed(lines: Sequence[str], delimiter: str) -> bool:
 
 
 def _strict_error(lines: Sequence[str], delimiter: str) -> str | None:
-    """What is wrong with the quotes of a record; None when they are valid."""
+    """Describe the invalid quotes of a record; None when they are valid."""
     try:
         list(_reader(io.StringIO("".join(lines), newline=""), delimiter, strict=True))
     except csv.Error as error:

@@ -274,7 +274,7 @@ def fit(job: Job, log: tracking.Log, held: lease.Lease) -> dict[str, Any]:
         train_loop_config={
             "config": config.model_dump(),
             "dataset": job.dataset,
-            "components": job.identity["components"],
+            "model_fingerprint": job.identity["components"],
             "reporter": reporter,
             "source": source,
             "tracking": (log.uri, log.run_id),

@@ -48,8 +48,8 @@ class StopTraining(RuntimeError):  # noqa: N818
 def train_loop(settings: dict[str, Any]) -> dict[str, Any]:
     """Train on one worker; Ray Train calls this function on each. Returns rank 0's summary, {} on the others.
 
-    settings: config (TrainConfig as a dict, with absolute paths), dataset (its description) and components (fingerprint
-    of source_model's directory), both of when the job began, reporter (actor that shows progress), source (of the
+    settings: config (TrainConfig as a dict, with absolute paths), dataset (its description) and model_fingerprint
+    (of source_model's directory), both of when the job began, reporter (actor that shows progress), source (of the
     clips: what data.start returned), tracking (MLflow's address and the id of the run), token (of the output's lease).
     """
     trainer = Trainer(settings)
@@ -79,7 +79,7 @@ class Trainer:
         """Load the model and start its engine. settings: of train_loop."""
         self.config = config = TrainConfig(**settings["config"])
         self.output, self.reporter, self.token = config.output, settings["reporter"], settings["token"]
-        self.dataset, self.components = settings["dataset"], settings["components"]
+        self.dataset, self.model_fingerprint = settings["dataset"], settings["model_fingerprint"]
         context = ray.train.get_context()
         self.rank, self.local_rank = context.get_world_rank(), context.get_local_rank()
         self.world_size: int = context.get_world_size()
@@ -169,7 +169,7 @@ class Trainer:
 
     def check_model(self) -> None:
         """Check each node's model against that of when the job began; every worker calls it. Raises StopTraining."""
-        changed = data.changed_model(self.config, self.components) if self.local_rank == 0 else None
+        changed = data.changed_model(self.config, self.model_fingerprint) if self.local_rank == 0 else None
         if found := gather([changed] if changed else []):
             raise StopTraining(found[0])
 

@@ -121,7 +121,7 @@ class Run:
             limits, is_cancelled = self.runner.settings.limits, self.batch.status == "cancelling"
             if is_cancelled:  # before the file is read, because the storage may be away
                 await asyncio.to_thread(self._load)
-                await asyncio.to_thread(self._fail_open)
+                await asyncio.to_thread(self._fail_open_jobs)
             self.spans, problems = await in_thread(
                 self.runner.threads, read_spans, self.uri, limits.max_lines, limits.max_bytes
             )
@@ -206,13 +206,13 @@ class Run:
             self.completed, self.failed = self.completed + ok, self.failed + (not ok)
             del self.open[job_id]
 
-    def _fail_open(self) -> None:
+    def _fail_open_jobs(self) -> None:
         for job_id in self.open:
             message, ttl_s = "the batch was cancelled", self.runner.settings.ttl_s
             self.runner.store.fail(job_id, None, "cancelled", message, ttl_s)
 
     def _cancel(self) -> None:
-        self._fail_open()
+        self._fail_open_jobs()
         self._collect()
         self._write("cancelled")
 

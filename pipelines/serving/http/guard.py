@@ -61,7 +61,8 @@ def check_site(request: Request) -> None:
     headers, allowed = request.headers, request.app.state.service.settings.allow_origins
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
     forwarded = headers.get("x-forwarded-host", "").partition(",")[0].strip()  # forms of other sites cannot send it
-    if site is None and (origin is None or origin_of(origin).partition("://")[2] in (headers.get("host"), forwarded)):
+    own = [f"{scheme}://{host}" for scheme in ("http", "https") for host in (headers.get("host"), forwarded) if host]
+    if site is None and (origin is None or origin in own):
         return  # no browser, or a page of this service
     is_link = request.method in ("GET", "HEAD") and headers.get("sec-fetch-mode") == "navigate"
     if site in ("same-origin", "none") or is_link or request.method == "OPTIONS":
@@ -69,7 +70,7 @@ def check_site(request: Request) -> None:
     if origin is None:  # an image or a video in a page
         origin = origin_of(headers.get("referer", ""))
     if "*" not in allowed and origin not in allowed:
-        raise ApiError(403, "pages of this origin may not call; see allow_origins")
+        raise ApiError(403, "web pages of this origin may not call this service; see allow_origins")
 
 
 def origin_of(url: str) -> str:

@@ -94,7 +94,7 @@ class OpenLimit:
             await self.app(scope, receive, send)
             return
         if self.open.total() >= MOST_OPEN or (owner != EVERYONE and self.open[owner] >= MOST_OPEN_PER_KEY):
-            message = "too many requests of this key are open; close some, or send it again later"
+            message = "too many requests are open; close some, or send it again later"
             error = ApiError(429, message, code="rate_limit_exceeded", headers={"Retry-After": "5"})
             await errors.answer(error)(scope, receive, send)
             return

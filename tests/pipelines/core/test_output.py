@@ -113,6 +113,17 @@ def test_a_killed_job_that_its_parent_never_waits_for_holds_nothing(tmp_path: Pa
         other.wait()
 
 
+def refuse_while_renewed(output: str, holder: dict[str, Any]) -> None:
+    """Let another job hold an output and renew its lease once, and see that this one is refused."""
+    place = storage.join(output, lease.NAME)
+    storage.put_json(place, holder)
+    renewal = threading.Timer(1.2, storage.put_json, (place, {**holder, "renewals": 1}))
+    renewal.start()
+    with pytest.raises(RuntimeError, match="is being written by another job"):
+        lease.Lease(output).take()
+    renewal.join()
+
+
 def test_a_job_that_runs_holds_its_output_after_the_clock_was_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,13 +132,7 @@ def test_a_job_that_runs_holds_its_output_after_the_clock_was_set(
     output = str(tmp_path)
     record = lease.Lease(output).record
     before = {**record, "started": record["started"] - 3600.0, "token": "theirs"}
-    place = storage.join(output, lease.NAME)
-    storage.put_json(place, before)
-    renewal = threading.Timer(1.2, storage.put_json, (place, {**before, "renewals": 1}))
-    renewal.start()
-    with pytest.raises(RuntimeError, match="is being written by another job"):
-        lease.Lease(output).take()
-    renewal.join()
+    refuse_while_renewed(output, before)
     lease.Lease(output).take()  # no renewals: the id is another process's now
 
 
@@ -138,11 +143,7 @@ def test_a_job_on_another_machine_holds_an_output_while_it_renews(
     output = str(tmp_path)
     there = {**lease.Lease(output).record, "machine": "elsewhere", "token": "theirs"}
     place = storage.join(output, lease.NAME)
-    storage.put_json(place, there)
-    renewal = threading.Timer(1.2, storage.put_json, (place, {**there, "renewals": 1}))
-    renewal.start()
-    with pytest.raises(RuntimeError, match="is being written by another job"):
-        lease.Lease(output).take()
+    refuse_while_renewed(output, there)
     with lease.hold(output) as held:  # no more renewals: it is dead
         storage.put_json(place, there)  # or was only slow, and takes it back
         with pytest.raises(RuntimeError, match="is being written by another job"):

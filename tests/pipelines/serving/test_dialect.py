@@ -183,7 +183,9 @@ def test_pages_of_other_sites_may_not_call(client: TestClient, open_to_all: Test
         (client, elsewhere, 403), (client, image, 403), (client, link, 200), (client, insecure, 403),
         (client, elsewhere | {"Sec-Fetch-Site": "same-origin"}, 200), (client, {"Origin": "http://testserver"}, 200),
         (open_to_all, elsewhere, 403), (open_to_all, image, 200), (open_to_all, allowed, 200),
-        (open_to_all, elsewhere | allowed, 200), (open_to_all, insecure, 403),
+        (open_to_all, elsewhere | allowed, 200), (open_to_all, insecure, 403), (client, {"Origin": "http://["}, 403),
+        (client, elsewhere | {"Origin": "null", "Referer": "http://["}, 403),
+        (client, {"Origin": "http://public", "X-Forwarded-Host": "public, inner"}, 200),  # a proxy that changes Host
     ):  # fmt: skip
         assert service.get("/v1/videos", headers=headers).status_code == status, headers
     assert client.post("/v1/videos", headers=link).status_code == 403  # a form that navigates

@@ -172,9 +172,11 @@ def test_a_key_has_some_of_its_requests_worked_on_at_a_time_and_other_keys_do_no
             requests = [asyncio.create_task(post("first")) for _ in range(6)]
             await asyncio.sleep(0.5)
             assert len(reads) == 2
+            edit = await client.post("/v1/videos/edits", json={"prompt": "a cat"}, headers=bearer("first"))
+            assert edit.status_code == 422  # at once: edits have slots of their own
             requests += [asyncio.create_task(post("second")) for _ in range(2)]
             await asyncio.sleep(0.5)
-            assert len(reads) == 3
+            assert len(reads) == 4
             go_on.set()
             return await asyncio.gather(*requests)
 

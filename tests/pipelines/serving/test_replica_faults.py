@@ -182,3 +182,12 @@ def test_a_model_that_is_replaced_while_it_is_loaded_does_not_serve(
     monkeypatch.setattr(CinemoPipeline, "from_pretrained", overtaken)
     with pytest.raises(ValueError, match="was replaced while it was loaded"):
         make_animator(str(model), {}, tmp_path / "out")
+
+
+def test_a_probe_of_the_storage_is_small_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, put = list[int](), storage.put
+    monkeypatch.setattr(storage, "put", lambda uri, data: (sizes.append(len(data)), put(uri, data)))
+    for size in (0, 2 << 20, 1 << 40):
+        results.check_writable(str(tmp_path), size)
+    assert sizes == [results.LEAST_PROBE, 2 << 20, results.MOST_PROBE]
+    assert not list(tmp_path.iterdir())

@@ -34,6 +34,7 @@ def read(path: Path, text: str) -> tuple[list[dict[str, Any]], sources.Tally]:
         ("['only']", "only", 1),
         ("['a cat' walks]", "['a cat' walks]", 1),  # no list
         ("[1 2]", "[1 2]", 1),
+        ("[{{}}]", "[{{}}]", 1),  # a template
     ],
 )
 def test_captions_without_commas_between_them_are_several(tmp_path: Path, spelled: str, first: str, count: int) -> None:

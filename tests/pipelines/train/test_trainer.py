@@ -45,7 +45,7 @@ def test_a_model_that_is_replaced_while_a_job_trains_ends_the_run(
     base = Path(shutil.copytree(checkpoint.resolve("builtin:tiny"), tmp_path / "base"))
     monkeypatch.setattr(trainer, "gather", lambda own: own)
     made = worker(init=str(base), max_steps=5)
-    made.components, made.local_rank, made.rank = models.fingerprint(base), 0, 0
+    made.model_fingerprint, made.local_rank, made.rank = models.fingerprint(base), 0, 0
     made.first_step, made.held_out, made.validation_rows = 5, [], []
     monkeypatch.setattr(made, "finish", lambda: pytest.fail("a card was written"))
     monkeypatch.setattr(trainer, "restore_checkpoint", lambda *_: pytest.fail("a checkpoint was loaded"))
