@@ -169,10 +169,11 @@ def make_each_fault(
 
     In any order, each while jobs wait or run. When the webhooks' receiver stops, it does so until the end.
     """
-    over = threading.Event()  # never set: its wait is a pause
+    over, began = threading.Event(), time.monotonic()  # the event is never set: its wait is a pause
     for name in moments.sample(FAULTS, len(FAULTS)):
         over.wait(moments.uniform(0.5, 4))
         until(lambda: num_open(store) > 1)
+        print(f"{name} at {time.monotonic() - began:.0f} s")
         if name == "database":
             postgres.kill()
             over.wait(moments.uniform(0, 2))
@@ -207,6 +208,7 @@ def test_eighty_jobs_outlive_kills_and_a_database_and_a_storage_that_are_away_an
 ) -> None:
     before, made, videos = store.counts(), Counter[str](), Path(settings.output, "videos")
     assert set(before) <= {"completed"}
+    videos.mkdir(exist_ok=True)  # the first fault may come before the first video
     numbers, ids = itertools.count(), dict[int, str]()
 
     def send_many(killer: "Future[None]") -> None:
