@@ -90,7 +90,7 @@ def test_an_image_is_fetched_from_allowed_places_and_from_nowhere_else(
         assert "2 images are given" in both.json()["error"]["message"]
 
 
-def test_a_slow_server_is_waited_for_no_longer_than_its_time(tmp_path: Path, server: Receiver) -> None:
+def test_a_server_that_does_not_answer_is_given_up_after_the_time_limit(tmp_path: Path, server: Receiver) -> None:
     over = threading.Event()
 
     def answer(path: str) -> tuple[int, dict[str, str], bytes]:
